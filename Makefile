@@ -1,0 +1,21 @@
+# make demo: install into .venv and run the main job. make test: install and run all checks.
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/installed
+	$(BIN)/python tools/eval.py expect=results/demo/table.csv
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ovss-bench needs Python 3.11 or later; name one with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "Installing into .venv (several GB with PyTorch, a few minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[test]'
+	@touch $@
+
+.PHONY: demo test

@@ -1,0 +1,44 @@
+"""ovss-bench: training-free open-vocabulary semantic segmentation, every method behind one interface.
+
+import ovss_bench as ob
+clip = ob.load_clip("demo")
+vocabulary = ob.Vocabulary.from_names([["sky", "wall"], ["cat"], ["dog"]], background=True)
+prediction = ob.segment(ob.build_segmentor("sclip", clip=clip, vocabulary=vocabulary), image)
+"""
+
+from . import segmentors as _segmentors  # noqa: F401  (registers the methods)
+from .datasets.base import load_dataset
+from .encoders.clip import DenseCLIP, load_clip
+from .errors import OvssError
+from .inference.engine import Prediction, segment
+from .recipe import compose_recipe, segmentor_names
+from .registry import DATASETS, SEGMENTORS, load_plugin
+from .results.run import EvalResult, Runtime, evaluate
+from .segmentors.attention import attend
+from .segmentors.base import LastBlockSegmentor, Scene, Segmentor, WindowBatch
+from .segmentors.build import build_segmentor
+from .vocabulary import Vocabulary
+
+__all__ = [
+    "DATASETS",
+    "SEGMENTORS",
+    "DenseCLIP",
+    "EvalResult",
+    "LastBlockSegmentor",
+    "OvssError",
+    "Prediction",
+    "Runtime",
+    "Scene",
+    "Segmentor",
+    "Vocabulary",
+    "WindowBatch",
+    "attend",
+    "build_segmentor",
+    "compose_recipe",
+    "evaluate",
+    "load_clip",
+    "load_dataset",
+    "load_plugin",
+    "segment",
+    "segmentor_names",
+]

@@ -1,0 +1,3 @@
+"""Importing a module here registers its loaders."""
+
+from . import base, demo  # noqa: F401

@@ -1,0 +1,265 @@
+"""DenseCLIP: an open_clip ViT opened up, and `load_clip`, which makes one from a tag, a file or a state dict. No method is
+in here.
+
+Shapes: B windows, T tokens (class token first), N = h*w patches, D width, K heads, d = D/K, E joint width, Q queries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import OvssError, unknown
+from ..files import WEIGHTS, config_names, digest, load_config
+from .checkpoints import adapt_state_dict, openai_architecture, read_weights
+from .position import resample_position
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class BlockView:
+    """The parts of one transformer block, for methods to put together in their own way. `grid` is (h, w) of the patches."""
+
+    def __init__(self, block: ResidualAttentionBlock, activation: str, eps: float, grid: tuple[int, int]) -> None:
+        self._block, self._activation, self._eps, self.grid = block, ACTIVATIONS[activation], eps, grid
+
+    def ln_1(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self._block.ln_1, self._eps)
+
+    def ln_2(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self._block.ln_2, self._eps)
+
+    def qkv(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) -> queries, keys and values (B, K, T, d)."""
+        attention = self._block.attn
+        joint = F.linear(y, attention.in_proj_weight, attention.in_proj_bias)
+        return joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def project(self, o: Tensor) -> Tensor:
+        """Concatenates the heads (B, K, T, d) and applies the output projection: (B, T, D)."""
+        return self._block.attn.out_proj(o.transpose(1, 2).flatten(2))
+
+    def mlp(self, y: Tensor) -> Tensor:
+        return self._block.mlp.c_proj(self._activation(self._block.mlp.c_fc(y)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The block as CLIP has it: (B, T, D) -> (B, T, D)."""
+        q, k, v = self.qkv(self.ln_1(x))
+        x = x + self.project(F.scaled_dot_product_attention(q, k, v))
+        return x + self.mlp(self.ln_2(x))
+
+
+@dataclass
+class Trunk:
+    """What the trunk computed: `tokens` (B, T, D) that enter the last block, `grid` (h, w), and the kept inputs of blocks."""
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    states: dict[int, Tensor]
+
+
+class DenseCLIP:
+    """The image tower of a CLIP ViT in parts, and its text tower. Runs without gradients in the precision of its weights."""
+
+    def __init__(self, model: nn.Module, tokenizer: Callable, name: str, activation: str, layer_norm_eps: float = 1e-5) -> None:
+        visual = model.visual
+        blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
+        plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+        if not plain or any(type(b) is not ResidualAttentionBlock or not isinstance(b.ls_1, nn.Identity) for b in blocks):
+            raise OvssError(
+                f"clip '{name}' is not a plain CLIP ViT with a class token; only open_clip's ViT "
+                "models of that kind can be opened up."
+            )
+        self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
+        self.activation, self.layer_norm_eps = activation, layer_norm_eps
+        self.patch_size: int = visual.patch_size[0]
+        self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
+        self.depth = len(blocks)
+        self.weights_digest = state_digest(model.state_dict())
+
+    def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
+        """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code)."""
+        other = copy.copy(self)
+        other.activation = activation or self.activation
+        other.layer_norm_eps = layer_norm_eps or self.layer_norm_eps
+        return other
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.visual.conv1.weight.device
+
+    @property
+    def precision(self) -> str:
+        dtype = self.model.visual.conv1.weight.dtype
+        return next(name for name, value in PRECISIONS.items() if value == dtype)
+
+    def block(self, index: int, grid: tuple[int, int]) -> BlockView:
+        return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
+
+    @torch.inference_mode()
+    def trunk(self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset") -> Trunk:
+        """All blocks but the last on (B, 3, H, W) normalised pixels; sides beyond a multiple of the patch are dropped.
+
+        `keep` names blocks (0 to depth-1) of which the input is kept in `states`; `position` is a rule of `position.py`.
+        """
+        visual = self.model.visual
+        x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
+        grid = (x.shape[2], x.shape[3])
+        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = x + resample_position(visual.positional_embedding, grid, self.stored_grid, position).to(x.dtype)
+        if not isinstance(visual.ln_pre, nn.Identity):
+            x = layer_norm(x, visual.ln_pre, self.layer_norm_eps)
+        states = {}
+        for i in range(self.depth):
+            if i in keep:
+                states[i] = x
+            if i < self.depth - 1:
+                x = self.block(i, grid)(x)
+        return Trunk(x, grid, states)
+
+    def project(self, x: Tensor) -> Tensor:
+        """`ln_post` and the projection to the joint space for all tokens: (B, T, D) -> (B, T, E), not normalised."""
+        return layer_norm(x, self.model.visual.ln_post, self.layer_norm_eps) @ self.model.visual.proj
+
+    def head(self, x: Tensor) -> Tensor:
+        """`project` with unit rows, float32."""
+        return F.normalize(self.project(x).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: list[str], batch: int = 256) -> Tensor:
+        """Unit text embeddings (len(prompts), E), float32."""
+        chunks = [self.tokenizer(prompts[i : i + batch]).to(self.device) for i in range(0, len(prompts), batch)]
+        return torch.cat([F.normalize(self.model.encode_text(tokens).float(), dim=-1) for tokens in chunks])
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float) -> Tensor:
+    """LayerNorm in float32, whatever the precision of x, as the official fp16 codes have it."""
+    return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), eps).to(x.dtype)
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors: the same for the same weights in any file format."""
+    parts: list[str | bytes] = []
+    for name, tensor in sorted(state.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", tensor.reshape(-1).view(torch.uint8).numpy().data]
+    return digest(*parts)
+
+
+def load_clip(
+    name: str | Path | None = None,
+    *,
+    pretrained: str | Path | None = None,
+    state_dict: dict[str, Tensor] | None = None,
+    activation: str | None = None,
+    layer_norm_eps: float = 1e-5,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+) -> DenseCLIP:
+    """A CLIP ViT, ready to be opened up.
+
+    `name`: an entry of configs/clip (`demo`, `vit_b16`, ...), an open_clip architecture (`ViT-B-16`), or a file of which the
+    architecture can be told from its tensors (OpenAI's TorchScript archives and state dicts) or is written in its metadata.
+    `pretrained`: open_clip's tag or a local file for that architecture. `state_dict`: a state dict in OpenAI's naming.
+    `activation`: `quick_gelu` or `gelu`; by default what the weights were trained with (a state dict or file without that
+    knowledge counts as OpenAI's: QuickGELU). Weights are kept in the values that they come in, then cast to `precision`.
+
+    Raises OvssError: unknown name or tag, missing file, tensors that don't fit, an architecture without a class token.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if activation not in (None, *ACTIVATIONS):
+        raise unknown("activation", activation, ACTIVATIONS)
+    entry, architecture = {}, None
+    label = str(name) if name is not None else "state_dict"
+    if state_dict is None:
+        if name in config_names("clip"):
+            entry = load_config("clip", name)
+            architecture, pretrained = entry.get("architecture"), pretrained or entry["pretrained"]
+        elif name is not None and Path(name).is_file():
+            pretrained, label = name, Path(name).stem
+        elif name in open_clip.list_models():
+            architecture = name
+            entries = {entry: load_config("clip", entry) for entry in config_names("clip")}
+            same = [e for e, c in entries.items() if (c.get("architecture"), c["pretrained"]) == (name, pretrained)]
+            label, entry = (same[0], entries[same[0]]) if same else (label, entry)
+        else:
+            raise unknown("clip", name, [*config_names("clip"), *open_clip.list_models()])
+        if pretrained is None:
+            raise OvssError(f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(name))}) or a file.")
+        path, tag_activation = _locate(architecture, str(pretrained))
+        state_dict, metadata = read_weights(path)
+        architecture = architecture or metadata.get("architecture")
+        # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
+        activation = activation or entry.get("activation") or tag_activation or metadata.get("activation")
+    activation = activation or ("quick_gelu" if architecture is None else None)
+    config = _model_config(architecture, state_dict)
+    activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
+    config["quick_gelu"] = activation == "quick_gelu"
+    dtype = PRECISIONS[precision]
+    model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    model = model_class(**config, cast_dtype=None if dtype == torch.float32 else dtype)
+    try:
+        model.load_state_dict(adapt_state_dict(state_dict, model), strict=True)
+    except RuntimeError as error:
+        raise OvssError(f"the weights of clip '{label}' do not fit its architecture: {str(error)[:600]}") from error
+    tokenizer = _tokenizer(architecture, config)
+    clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
+    if dtype != torch.float32:
+        open_clip.model.convert_weights_to_lp(model, dtype)
+    model.to(device)
+    return clip
+
+
+def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]) -> dict:
+    if isinstance(architecture, dict):
+        return dict(architecture)
+    if architecture is None:
+        return openai_architecture(state_dict)
+    config = dict(open_clip.get_model_config(architecture) or {})
+    if not config:
+        raise unknown("open_clip architecture", architecture, open_clip.list_models())
+    return config
+
+
+def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
+    if isinstance(architecture, str):
+        return open_clip.get_tokenizer(architecture)
+    return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+
+
+def _tags(architecture: str) -> list[str]:
+    return open_clip.list_pretrained_tags_by_model(architecture)
+
+
+def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None]:
+    """The file of the weights, and the activation that open_clip's table notes for a tag."""
+    for path in (Path(pretrained).expanduser(), WEIGHTS / pretrained):
+        if path.is_file():
+            return path, None
+    if architecture is None or pretrained not in _tags(architecture):
+        if Path(pretrained).suffix:
+            raise OvssError(f"weights {pretrained} do not exist. Give the path of a file (safetensors, .pt or .bin).")
+        raise unknown(f"weights tag for {architecture}", pretrained, _tags(architecture) if architecture else [])
+    config = open_clip.get_pretrained_cfg(architecture, pretrained)
+    try:
+        path = Path(open_clip.download_pretrained(config))
+    except Exception as error:
+        source = config.get("url") or f"https://huggingface.co/{str(config.get('hf_hub', '')).rstrip('/')}"
+        raise OvssError(
+            f"the weights {architecture}/{pretrained} are not on this machine and could not be downloaded from {source} "
+            f"({type(error).__name__}). Download the file by hand and give its path: weights=/path/to/file."
+        ) from error
+    return path, "quick_gelu" if config.get("quick_gelu") else "gelu"

@@ -1,0 +1,18 @@
+"""The one exception that users see: what is wrong, where, and what to do. The tools print it without a traceback, status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class OvssError(Exception):
+    """A mistake in the input (names, files, values) or a run that cannot go on; the message is complete by itself."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> OvssError:
+    """The error for a name that does not exist, with the three closest that do."""
+    known = sorted(str(k) for k in known)
+    close = get_close_matches(str(name), known, n=3, cutoff=0.3)
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+    return OvssError(f"unknown {kind} '{name}'. {hint}")

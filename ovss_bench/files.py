@@ -1,0 +1,81 @@
+"""Where things are on disk: packaged configurations and weights, the cache; and how files are written (atomically)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .errors import OvssError, unknown
+
+PACKAGE = Path(__file__).resolve().parent
+WEIGHTS = PACKAGE / "weights"
+# A wheel carries the configurations inside the package; a checkout has them beside it.
+CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
+
+
+@cache
+def load_config(group: str, name: str) -> dict[str, Any]:
+    """configs/<group>/<name>.yaml as a plain dictionary."""
+    folder = CONFIGS / group
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown(group, name, config_names(group))
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def config_names(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def cache_dir() -> Path:
+    """`OVSS_CACHE`, else `ovss_bench` in the user's cache folder. Everything in it can be made again."""
+    chosen = os.environ.get("OVSS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ovss_bench"
+
+
+def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a temporary file beside `path` and renames it, so that readers see the old file or the whole new
+    one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OvssError(
+            f"cannot write {path}: {error.strerror or error}. Free some space, change its "
+            "permissions, or choose another folder "
+            "(results: output=DIR, cache: the environment variable OVSS_CACHE)."
+        ) from error
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 (hex) of the parts, each preceded by its length, so that no two lists of parts share a digest."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.hexdigest()
+
+
+@cache
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current

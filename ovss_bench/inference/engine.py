@@ -1,0 +1,244 @@
+"""The only loop: images -> windows -> batches of one shape -> patch logits of all segmentors -> label maps.
+
+Windows of the full size are queued across images and run in batches of a fixed size, the tail padded with zeros, so a window's
+result does not depend on its neighbours in the batch. Windows of other shapes (images smaller than a window, whole images) run
+in batches of their own image, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OvssError
+from ..image import normalize, resize
+from ..recipe import Recipe
+from ..segmentors.base import Scene, Segmentor, WindowBatch
+from .compose import compose
+from .refine import pamr
+from .scores import class_scores, decide, drop_small_classes, label
+from .windows import SlidingWindow
+
+# About as many tokens as keep two cores, or a GPU, busy; more only costs memory.
+TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 65536}
+
+
+@dataclass
+class Prediction:
+    """`label_map` (H, W) int64 in the vocabulary's order; `scores` (C, H, W) float32 that the decision was taken on, if
+    asked for."""
+
+    label_map: Tensor
+    scores: Tensor | None = None
+
+
+@dataclass
+class _Image:
+    key: Any
+    scene: Scene
+    windows: SlidingWindow
+    size: tuple[int, int]
+    missing: int
+    grids: list[list[Tensor | None]] = field(default_factory=list)  # [segmentor][window] -> (Q, h, w)
+
+
+def predict(
+    segmentors: Sequence[Segmentor],
+    images: Iterable[tuple[Any, Any]],
+    *,
+    batch: int | None = None,
+    workers: int = 1,
+    keep_scores: bool = False,
+    output_size: tuple[int, int] | None = None,
+) -> Iterator[tuple[Any, list[Prediction]]]:
+    """Yields (key, one prediction per segmentor) for each (key, image) in the order given.
+
+    An image is an array (H, W, 3) uint8 RGB or a function that returns one, called in one of `workers` reader threads; if it
+    raises OvssError, that error is raised when its turn comes, after all earlier images. All segmentors must share
+    `recipe.trunk_key` and the CLIP; the trunk then runs once for all. `batch`: windows per forward pass.
+    """
+    recipe, clip = segmentors[0].recipe, segmentors[0].clip
+    needs = frozenset().union(*(segmentor.needs for segmentor in segmentors))
+
+    def run(items: list[tuple[_Image, int, Tensor]], size: int) -> None:
+        pixels = torch.stack([window for _, _, window in items])
+        pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, size - len(items))).to(clip.device)
+        pending = list(dict.fromkeys(id(image) for image, _, _ in items))
+        scenes = list({id(image): image.scene for image, _, _ in items}.values())
+        padding = [(0, 0)] * (size - len(items))
+        windows = WindowBatch(
+            pixels,
+            origins=torch.tensor([image.windows.origins[cell] for image, cell, _ in items] + padding),
+            sizes=torch.tensor([image.scene.resized.shape[:2] for image, _, _ in items] + padding),
+            images=torch.tensor([pending.index(id(image)) for image, _, _ in items] + [0] * len(padding)),
+            scenes=scenes,
+            trunk=clip.trunk(pixels, needs, recipe.position),
+        )
+        for number, segmentor in enumerate(segmentors):
+            logits = segmentor.patch_logits(windows)
+            for row, (image, cell, _) in enumerate(items):
+                if not torch.isfinite(logits[row]).all():
+                    raise OvssError(
+                        f"{type(segmentor).__name__} gives non-finite scores (NaN or infinity) in image {image.key}, window at "
+                        f"(y, x) = {image.windows.origins[cell]}. Check the weights and the precision ({clip.precision})."
+                    )
+                image.grids[number][cell] = logits[row]
+        for image, _, _ in items:
+            image.missing -= 1
+
+    waiting: deque[_Image] = deque()
+    queue: list[tuple[_Image, int, Tensor]] = []
+    for key, image in _read_ahead(images, recipe, workers):
+        if isinstance(image, OvssError):
+            _flush(queue, run, batch)
+            yield from _finished(waiting, segmentors, keep_scores)
+            raise image
+        windows = SlidingWindow.of(*image.resized.shape[:2], recipe.window, recipe.stride, clip.patch_size, recipe.pad)
+        count = len(windows.origins)
+        entry = _Image(
+            key, image, windows, output_size or image.original.shape[:2], count, [[None] * count for _ in segmentors]
+        )
+        waiting.append(entry)
+        items = [(entry, cell, window) for cell, window in enumerate(windows.cut(image.pixels))]
+        size = batch or batch_size(windows, clip.device.type)
+        if recipe.window != "whole" and (windows.rows.size, windows.columns.size) == (recipe.window, recipe.window):
+            queue += items
+            while len(queue) >= size:
+                run(queue[:size], size)
+                del queue[:size]
+        else:
+            for start in range(0, count, size):
+                run(items[start : start + size], min(size, count))
+        yield from _finished(waiting, segmentors, keep_scores)
+    _flush(queue, run, batch)
+    yield from _finished(waiting, segmentors, keep_scores)
+
+
+def segment(
+    segmentor: Segmentor,
+    image: np.ndarray,
+    *,
+    resize: str | None = None,
+    short_side: int | None = None,
+    output_size: tuple[int, int] | None = None,
+    window: int | str | None = None,
+    stride: int | None = None,
+    logit_scale: float | None = None,
+    threshold: float | None = None,
+) -> Prediction:
+    """The label map and class scores of one image (H, W, 3) uint8 RGB.
+
+    What is not given comes from the segmentor's recipe; a given `short_side` implies `resize="keep_ratio"`. `window="whole"`
+    runs the resized image in one pass. `output_size` (height, width) defaults to the image's own.
+    """
+    if short_side is not None and resize is None and segmentor.recipe.resize == "none":
+        resize = "keep_ratio"
+    if threshold and segmentor.vocabulary.background is None:
+        raise threshold_without_background(threshold, "the vocabulary")
+    changed = segmentor.recipe.override(
+        resize=resize, short_side=short_side, window=window, stride=stride, logit_scale=logit_scale, threshold=threshold
+    )
+    own = type(segmentor)(segmentor.clip, segmentor.vocabulary, changed)
+    check_image(image)
+    ((_, (prediction,)),) = predict([own], [("the image", image)], keep_scores=True, output_size=output_size)
+    return prediction
+
+
+def check_image(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise OvssError(f"expected an RGB image (height, width, 3) of type uint8, not {image.shape} of type {image.dtype}.")
+
+
+def threshold_without_background(threshold: float, where: str) -> OvssError:
+    return OvssError(
+        f"threshold={threshold}, but {where} has no background class to give the uncertain pixels to. "
+        "Use threshold=0, or class names "
+        "with a background class (voc21, context60, coco_object; background=True in the Python interface)."
+    )
+
+
+def batch_size(windows: SlidingWindow, device: str) -> int:
+    tokens = windows.rows.cells * windows.columns.cells + 1
+    return max(1, TOKENS_PER_BATCH.get(device, TOKENS_PER_BATCH["cpu"]) // tokens)
+
+
+def make_scene(image: np.ndarray, recipe: Recipe) -> Scene:
+    resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side)
+    return Scene(image, resized, normalize(resized, recipe.normalize))
+
+
+def _read_ahead(images: Iterable[tuple[Any, Any]], recipe: Recipe, workers: int) -> Iterator[tuple[Any, Scene | OvssError]]:
+    """Scenes in the order given, read by threads a little ahead of the encoder (cv2 and torch let go of Python's lock)."""
+
+    def read(image: Any) -> Scene | OvssError:
+        try:
+            return make_scene(image() if callable(image) else image, recipe)
+        except OvssError as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque = deque()
+        for key, image in images:
+            ahead.append((key, pool.submit(read, image)))
+            if len(ahead) > 2 * workers:
+                key, future = ahead.popleft()
+                yield key, future.result()
+        while ahead:
+            key, future = ahead.popleft()
+            yield key, future.result()
+
+
+def _flush(queue: list, run: Any, batch: int | None) -> None:
+    while queue:
+        first = queue[0][0]
+        size = batch or batch_size(first.windows, str(first.scene.pixels.device.type))
+        run(queue[:size], size)
+        del queue[:size]
+
+
+def _finished(
+    waiting: deque[_Image], segmentors: Sequence[Segmentor], keep_scores: bool
+) -> Iterator[tuple[Any, list[Prediction]]]:
+    while waiting and not waiting[0].missing:
+        image = waiting.popleft()
+        yield (
+            image.key,
+            [
+                _decide(segmentor, image, torch.stack(grids), keep_scores)
+                for segmentor, grids in zip(segmentors, image.grids, strict=True)
+            ],
+        )
+
+
+@torch.inference_mode()
+def _decide(segmentor: Segmentor, image: _Image, grids: Tensor, keep_scores: bool) -> Prediction:
+    recipe, vocabulary = segmentor.recipe, segmentor.vocabulary
+    labels = torch.empty(image.size, dtype=torch.int64, device=grids.device)
+    blocks = compose(grids, image.windows, image.size)
+    if recipe.pamr_steps or type(segmentor).refine is not Segmentor.refine:
+        cosines = torch.cat([block for _, block in blocks], 1)
+        if recipe.pamr_steps:
+            guide = F.interpolate(image.scene.pixels[None].to(grids.device), image.size, mode="bilinear")[0]
+            cosines = pamr(guide, cosines, recipe.pamr_steps, recipe.pamr_dilations)
+        cosines = segmentor.refine(cosines, image.scene)
+        blocks = iter([(slice(0, image.size[0]), cosines)])
+    if not keep_scores and not recipe.area_threshold:
+        for rows, block in blocks:
+            labels[rows] = label(block, vocabulary, recipe.logit_scale, recipe.threshold)
+        return Prediction(labels)
+    scores = torch.empty(len(vocabulary.classes), *image.size, device=grids.device)
+    for rows, block in blocks:
+        scores[:, rows] = class_scores(block, vocabulary, recipe.logit_scale)
+        labels[rows] = label(block, vocabulary, recipe.logit_scale, recipe.threshold)
+    if recipe.area_threshold:
+        scores = drop_small_classes(scores, vocabulary.background, recipe.area_threshold)
+        labels = decide(scores, vocabulary.background, recipe.threshold)
+    return Prediction(labels, segmentor.final_scores(scores) if keep_scores else None)

@@ -1,0 +1,52 @@
+"""From cosines to decisions: logit scale, softmax over queries, maximum over synonyms, thresholds (clip.md section 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..vocabulary import Vocabulary
+
+
+def class_scores(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float) -> Tensor:
+    """(Q, ...) cosines -> (C, ...) scores: softmax over all queries, then for each class the maximum over its queries."""
+    probabilities = (logit_scale * cosines).softmax(0)
+    first = {c: q for q, c in reversed(list(enumerate(vocabulary.group)))}
+    scores = probabilities[[first[c] for c in range(len(vocabulary.classes))]]
+    for q, c in enumerate(vocabulary.group):
+        if c >= 0 and q != first[c]:
+            torch.maximum(scores[c], probabilities[q], out=scores[c])
+    return scores
+
+
+def label(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float, threshold: float) -> Tensor:
+    """(Q, ...) cosines -> (...) int64 classes, without class scores: the best class is that of the best query.
+
+    Where the softmax probability of that query, exp(max - logsumexp), is below `threshold`, the label is the background.
+    """
+    group = vocabulary.group_tensor.to(cosines.device)
+    kept = cosines if -1 not in vocabulary.group else cosines[group >= 0]
+    best, query = kept.max(0)
+    labels = group[group >= 0][query]
+    if threshold > 0:
+        normaliser = (logit_scale * (cosines - best)).exp().sum(0)
+        labels[1 / normaliser < threshold] = vocabulary.background
+    return labels
+
+
+def decide(scores: Tensor, background: int | None, threshold: float) -> Tensor:
+    """(C, ...) scores -> (...) int64: the best class, the background where its score is below `threshold`."""
+    best, labels = scores.max(0)
+    if threshold > 0:
+        labels[best < threshold] = background
+    return labels
+
+
+def drop_small_classes(scores: Tensor, background: int, area_threshold: float) -> Tensor:
+    """SCLIP's area threshold (sclip.md section 5): foreground classes that win at most this share of the pixels won by any
+    foreground class get score 0. `scores` (C, H, W)."""
+    won = torch.bincount(scores.argmax(0).flatten(), minlength=len(scores))
+    won[background] = 0
+    small = won <= area_threshold * won.sum()
+    small[background] = False
+    return scores * ~small[:, None, None]

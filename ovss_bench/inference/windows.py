@@ -1,0 +1,70 @@
+"""Sliding windows: pure geometry, after mmseg's rule (clip.md section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one side of the resized image: `starts` in pixels, `size` of each, and how a window is padded.
+
+    The network sees `padded` pixels: `before` zeros, the window, zeros; they give `cells` patches, of which the last may
+    leave a remainder that the patch embedding drops.
+    """
+
+    length: int
+    starts: tuple[int, ...]
+    size: int
+    before: int
+    padded: int
+    cells: int
+
+
+def axis(length: int, window: int | None, stride: int | None, patch: int, pad: str) -> Axis:
+    """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
+
+    `pad`: `none`, `center` (zeros on both sides to a multiple of the patch, the odd one after: ClearCLIP) or `corner` (zeros
+    after: MaskCLIP). A side below one patch is always padded to it.
+    """
+    size = length if window is None else min(window, length)
+    count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1
+    starts = tuple(max(min(i * stride + size, length) - size, 0) if count > 1 else 0 for i in range(count))
+    missing = -size % patch if pad != "none" or size < patch else 0
+    before = missing // 2 if pad == "center" else 0
+    return Axis(length, starts, size, before, size + missing, (size + missing) // patch)
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """All windows of one resized image, row by row."""
+
+    rows: Axis
+    columns: Axis
+
+    @classmethod
+    def of(cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str) -> SlidingWindow:
+        crop = None if window == "whole" else window
+        return cls(axis(height, crop, stride, patch, pad), axis(width, crop, stride, patch, pad))
+
+    @property
+    def origins(self) -> list[tuple[int, int]]:
+        """(y, x) of each padded window in the resized image, possibly negative."""
+        return [(y - self.rows.before, x - self.columns.before) for y in self.rows.starts for x in self.columns.starts]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of what the network sees."""
+        return self.rows.padded, self.columns.padded
+
+    def cut(self, pixels: Tensor) -> list[Tensor]:
+        """The windows of (3, H, W), each (3, *shape), zero where padded."""
+        rows, columns = self.rows, self.columns
+        after = columns.padded - columns.size - columns.before, rows.padded - rows.size - rows.before
+        windows = [pixels[:, y : y + rows.size, x : x + columns.size] for y in rows.starts for x in columns.starts]
+        if self.shape == (rows.size, columns.size):
+            return windows
+        return [F.pad(window, (columns.before, after[0], rows.before, after[1])) for window in windows]

@@ -1,0 +1,179 @@
+"""The recipe of a run: every number that moves mIoU, merged from the configuration files and the command line, each with its
+origin.
+
+Order, the later wins: configs/recipe.yaml, configs/segmentor/<name>.yaml, both files' `per_clip`, both files' `per_dataset`,
+the protocol, the command line. Hydra cannot do this merge: it would fold the members of a list of segmentors into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_type_hints
+
+from .errors import OvssError, unknown
+from .files import config_names, load_config
+
+CHOICES = {
+    "resize": ("keep_ratio", "square", "none"),
+    "pad": ("none", "center", "corner"),
+    "normalize": ("clip", "imagenet"),
+    "position": ("offset", "size", "antialias"),
+    "precision": ("fp32", "fp16", "bf16"),
+    "activation": ("gelu", "quick_gelu", None),
+}
+_NOT_VALUES = ("segmentor", "hyperparameters", "origins")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """See configs/recipe.yaml for what each value means. `hyperparameters` are those of the `segmentor` that it is for;
+    `origins`
+    name where each value of both comes from."""
+
+    segmentor: str
+    resize: str
+    short_side: int
+    long_side: int
+    window: int | str
+    stride: int
+    pad: str
+    normalize: str
+    position: str
+    activation: str | None
+    layer_norm_eps: float
+    precision: str
+    names: str | None
+    templates: str
+    logit_scale: float
+    threshold: float
+    area_threshold: float
+    pamr_steps: int
+    pamr_dilations: tuple[int, ...]
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(Recipe)
+        for name, value in self.values(hyperparameters=False).items():
+            if name in CHOICES:
+                if value not in CHOICES[name]:
+                    raise unknown(f"value of {name}", value, map(str, CHOICES[name]))
+            elif name == "window":
+                if value != "whole" and not _positive(value):
+                    raise self._wrong(name, value, "a positive number of pixels, or whole")
+            elif name == "pamr_dilations":
+                if not value or not all(map(_positive, value)):
+                    raise self._wrong(name, value, "a list of positive numbers of pixels")
+            elif hints[name] is int and name != "pamr_steps":
+                if not _positive(value):
+                    raise self._wrong(name, value, "a positive whole number")
+            elif hints[name] in (int, float):
+                whole = hints[name] is int
+                if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= 0:
+                    raise self._wrong(name, value, f"a {'whole ' if whole else ''}number, 0 or more")
+            elif value is not None and not isinstance(value, str):
+                raise self._wrong(name, value, "a name")
+        if self.window != "whole" and self.stride > self.window:
+            raise self._wrong("stride", self.stride, f"at most the window, {self.window}, or pixels between windows stay empty")
+
+    def _wrong(self, name: str, value: Any, expected: str) -> OvssError:
+        return OvssError(f"recipe value {name}={value!r} (from {self.origins.get(name, 'the caller')}): expected {expected}.")
+
+    def values(self, hyperparameters: bool = True) -> dict[str, Any]:
+        """Names and values, the recipe's first, then the segmentor's."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_VALUES}
+        return own | (self.hyperparameters if hyperparameters else {})
+
+    @property
+    def trunk_key(self) -> tuple:
+        """What two segmentors must agree on to share one pass of the trunk."""
+        sides = {"keep_ratio": (self.short_side, self.long_side), "square": (self.short_side,), "none": ()}[self.resize]
+        windows = (self.window,) if self.window == "whole" else (self.window, self.stride)
+        encoder = (self.pad, self.normalize, self.position, self.activation, self.layer_norm_eps, self.precision)
+        return self.resize, *sides, *windows, *encoder
+
+    def override(self, **values: Any) -> Recipe:
+        """A copy with some recipe values replaced; None leaves a value alone."""
+        given = {name: value for name, value in values.items() if value is not None}
+        return replace(self, **given, origins=self.origins | dict.fromkeys(given, "argument"))
+
+
+RECIPE_VALUES = tuple(f.name for f in fields(Recipe) if f.name not in _NOT_VALUES)
+
+
+def compose_recipe(
+    segmentor: str,
+    *,
+    clip: str | None = None,
+    dataset: str | None = None,
+    protocol: str = "paper",
+    overrides: Mapping[str, Any] | None = None,
+    origin: str = "command line",
+) -> Recipe:
+    """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one).
+
+    `overrides` may hold recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and bad values.
+    """
+    config, segmentor_class = segmentor_config(segmentor)
+    hyperparameters = segmentor_class.hyperparameters()
+    values, origins = {}, {}
+    for name, value in hyperparameters.items():
+        values[name], origins[name] = value, f"default of {segmentor_class.__name__}"
+    if protocol not in config_names("protocol"):
+        raise unknown("protocol", protocol, config_names("protocol"))
+    base = ("recipe.yaml", load_config(".", "recipe"))
+    own = (f"segmentor/{segmentor}.yaml", config)
+    rules = (f"protocol/{protocol}.yaml", load_config("protocol", protocol))
+    for section, key in (("recipe", None), ("per_clip", clip), ("per_dataset", dataset)):
+        for file, content in (base, own):
+            _merge(values, origins, content, file, section, key)
+    for section, key in (("recipe", None), ("per_clip", clip), ("per_dataset", dataset)):
+        _merge(values, origins, rules[1], rules[0], section, key)
+    for name, value in (overrides or {}).items():
+        values[name], origins[name] = value, origin
+    for name in values:
+        if name not in RECIPE_VALUES and name not in hyperparameters:
+            raise unknown(
+                f"recipe value or hyperparameter of {segmentor} (from {origins[name]})",
+                name,
+                [*RECIPE_VALUES, *hyperparameters],
+            )
+    for name in hyperparameters:
+        segmentor_class.check_hyperparameter(name, values[name])
+    values["pamr_dilations"] = tuple(values["pamr_dilations"])
+    own_values = {name: values.pop(name) for name in hyperparameters}
+    return Recipe(segmentor=segmentor, **values, hyperparameters=own_values, origins=origins)
+
+
+def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
+    """The configuration of a segmentor and its class. A registered method needs no file; a variant's file names its
+    `method`."""
+    from .registry import SEGMENTORS
+
+    if name in config_names("segmentor"):
+        config = load_config("segmentor", name)
+        return config, SEGMENTORS.get(config.get("method", name))
+    if name not in SEGMENTORS.module_dict:
+        raise unknown("segmentor", name, segmentor_names())
+    return {}, SEGMENTORS.get(name)
+
+
+def segmentor_names() -> list[str]:
+    """Everything that `segmentor=` takes: the configurations and the registered methods."""
+    from .registry import SEGMENTORS
+
+    return sorted({*config_names("segmentor"), *SEGMENTORS.module_dict})
+
+
+def _merge(values: dict, origins: dict, content: Mapping, file: str, section: str, key: str | None) -> None:
+    part = content.get(section) or {}
+    if section != "recipe":
+        part = part.get(key) or {}
+    for name, value in part.items():
+        values[name] = value
+        origins[name] = f"configs/{file} {section}" + (f".{key}" if key else "")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,66 @@
+"""A progress bar with images per second and time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SECONDS_PER_LINE = 10
+
+
+class Progress:
+    """`say` prints a line, `start` begins counting images."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+    def start(self, title: str, images: int) -> _Task:
+        return _Task(self, title, images)
+
+
+class _Task:
+    def __init__(self, progress: Progress, title: str, images: int) -> None:
+        self.progress, self.title, self.images = progress, title, images
+        self.done, self.began, self.told = 0, time.monotonic(), time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty() and not progress.quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Bar(*columns, console=progress.console)
+            self.bar.start()
+            self.task = self.bar.add_task(title, total=images, speed="")
+        else:
+            progress.say(f"{title}: {images} images")
+
+    @property
+    def _speed(self) -> float:
+        return self.done / max(time.monotonic() - self.began, 1e-9)
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, speed=f"{self._speed:.1f} images/s")
+        elif time.monotonic() - self.told > SECONDS_PER_LINE:
+            self.told = time.monotonic()
+            left = (self.images - self.done) / self._speed
+            self.progress.say(f"{self.title}: {self.done}/{self.images} images, {self._speed:.1f} images/s, {left:.0f} s left")
+
+    def stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+        self.progress.say(
+            f"{self.title}: {self.done} images in {time.monotonic() - self.began:.0f} s, {self._speed:.1f} images/s"
+        )

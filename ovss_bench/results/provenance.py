@@ -1,0 +1,86 @@
+"""Where a number comes from: versions, source, weights, hardware, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from ..files import CONFIGS, PACKAGE, digest
+from ..registry import PLUGINS
+
+PACKAGES = [
+    "ovss-bench",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "numpy",
+    "opencv-python",
+    "onedl-mmcv",
+    "onedl-mmengine",
+    "onedl-mmsegmentation",
+    "hydra-core",
+    "pillow",
+    "timm",
+]
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 over the package's Python files and the plug-ins: what a run's fingerprint says about the code."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return digest(
+        *(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())),
+        *sorted(PLUGINS.values()),
+    )
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    return {
+        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
+        "source_digest": source_digest(),
+        "plugins": dict(sorted(PLUGINS.items())),
+        "git": _git(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": _processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "world_size": 1,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _git() -> dict[str, str] | None:
+    """Commit and digest of the uncommitted changes of the checkout that the package is in; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(CONFIGS.parent), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changes = git("status", "--porcelain") and git("diff", "HEAD")
+        return {"commit": git("rev-parse", "HEAD").strip(), "uncommitted": digest(changes)[:16] if changes else ""}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@cache
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
+    except OSError:
+        return platform.processor()

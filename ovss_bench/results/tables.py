@@ -1,0 +1,90 @@
+"""Tables of results: markdown, CSV and for the terminal, with the same rows and columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from ..errors import OvssError
+from ..files import write_atomic
+
+METRICS = ("mIoU", "mAcc", "aAcc", "fwIoU", "mIoU_seen", "mIoU_unseen", "hIoU")
+
+
+def frame(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A row per result, metrics in percent with two decimals; a partial or overridden result is marked behind its name."""
+    rows = []
+    for result in results:
+        marks = " (partial)" if result["partial"] else ""
+        marks += "".join(f" {name}={value}" for name, value in result["overridden"].items())
+        row = {
+            "segmentor": result["segmentor"] + marks,
+            "clip": result["clip"],
+            "dataset": result["dataset"],
+            "protocol": result["protocol"],
+        }
+        rows.append(row | {name: _two(result["metrics"][name]) for name in METRICS if name in result["metrics"]})
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A GitHub table; the best mIoU of each data set is bold."""
+    best = table.groupby("dataset")["mIoU"].transform("max")
+    cells = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)).replace("nan", "–")
+    cells["mIoU"] = [f"**{cell}**" if top else cell for cell, top in zip(cells["mIoU"], table["mIoU"] == best, strict=True)]
+    lines = [
+        "| " + " | ".join(cells.columns) + " |",
+        "|" + "|".join(" --- " if c not in METRICS else " ---: " for c in cells.columns) + "|",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells.itertuples(index=False)), ""])
+
+
+def csv(table: pd.DataFrame) -> str:
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, lineterminator="\n", float_format="%.2f")
+    return buffer.getvalue()
+
+
+def terminal(table: pd.DataFrame) -> Table:
+    view = Table(box=None, pad_edge=False)
+    for column in table.columns:
+        view.add_column(column, justify="right" if column in METRICS else "left")
+    for row in table.itertuples(index=False):
+        view.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
+    return view
+
+
+def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
+    """table.md and table.csv in `folder`."""
+    table = frame(results)
+    write_atomic(folder / "table.md", lambda path: path.write_text(markdown(table)))
+    write_atomic(folder / "table.csv", lambda path: path.write_text(csv(table)))
+    return table
+
+
+def differences(table: pd.DataFrame, expected: str | Path, tolerance: float) -> list[str]:
+    """A line for each row of which the mIoU differs from that of a table.csv by more than `tolerance` points, or is missing
+    there."""
+    try:
+        other = pd.read_csv(expected)
+        keys = ["segmentor", "clip", "dataset", "protocol"]
+        known = {tuple(row): value for *row, value in other[[*keys, "mIoU"]].itertuples(index=False)}
+    except (OSError, ValueError, KeyError) as error:
+        raise OvssError(f"table {expected} cannot be compared with: {error}. Expected a table.csv of tools/eval.py.") from error
+    lines = []
+    for *key, value in table[[*keys, "mIoU"]].itertuples(index=False):
+        name = f"{key[0]} on {key[2]}"
+        if tuple(key) not in known:
+            lines.append(f"{name}: not in {expected}")
+        elif not abs(value - known[tuple(key)]) <= tolerance:
+            lines.append(f"{name}: {value:.2f} mIoU, expected {known[tuple(key)]:.2f} +- {tolerance}")
+    return lines
+
+
+def _two(value: float | None) -> float:
+    return float("nan") if value is None else round(value, 2)

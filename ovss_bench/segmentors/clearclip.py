@@ -1,0 +1,17 @@
+"""ClearCLIP (Lan et al., ECCV 2024, arXiv 2407.12442): the last block keeps nothing but its attention."""
+
+from torch import Tensor
+
+from ..registry import SEGMENTORS
+from .attention import attend
+from .base import LastBlockSegmentor
+
+
+@SEGMENTORS.register_module(name="clearclip")
+class ClearCLIP(LastBlockSegmentor):
+    """Query-query attention, no residual connection, no feed-forward network (section 3.3)."""
+
+    residual: bool = False
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        return attend(q, q, v)

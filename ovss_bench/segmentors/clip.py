@@ -1,0 +1,18 @@
+"""Vanilla CLIP (Radford et al., ICML 2021, arXiv 2103.00020), its head applied to every token: the family's baseline."""
+
+from torch import Tensor
+
+from ..registry import SEGMENTORS
+from .attention import attend
+from .base import LastBlockSegmentor
+
+
+@SEGMENTORS.register_module(name="clip")
+class CLIP(LastBlockSegmentor):
+    """The unmodified image encoder: query-key attention, residual and feed-forward network in the last block."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        return attend(q, k, v)
+
+    def final_scores(self, scores: Tensor) -> Tensor:
+        return scores / scores.sum(0, keepdim=True)  # as NACLIP's code stores them

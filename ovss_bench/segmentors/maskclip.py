@@ -1,0 +1,48 @@
+"""MaskCLIP (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071): every token of the last block keeps its own value."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..registry import SEGMENTORS
+from .base import LastBlockSegmentor, WindowBatch
+
+
+@SEGMENTORS.register_module(name="maskclip")
+class MaskCLIP(LastBlockSegmentor):
+    """Value-only last block, optionally with the paper's two refinements (section 3.3), both off in its published figures.
+
+    `prompt_denoising`: classes that nowhere in the window reach this probability are suppressed. `key_smoothing`: positions
+    below this confidence take the average of the others, weighted by the similarity of keys.
+    """
+
+    prompt_denoising: float = 0.0
+    key_smoothing: float = 0.0
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        return v
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        logits = super().patch_logits(batch)
+        if self.prompt_denoising > 0:
+            peak = (100 * logits).softmax(1).amax((2, 3), keepdim=True)
+            logits = logits.masked_fill(peak < self.prompt_denoising, -100)
+        if self.key_smoothing > 0:
+            logits = self.smoothed(logits, self.keys(batch))
+        return logits
+
+    def keys(self, batch: WindowBatch) -> Tensor:
+        """Keys of the patches after the output projection (B, N, D), as the original code takes them."""
+        trunk = self.trunk(batch)
+        block = self.clip.block(-1, trunk.grid)
+        return block.project(block.qkv(block.ln_1(trunk.tokens))[1])[:, 1:].float()
+
+    def smoothed(self, logits: Tensor, keys: Tensor) -> Tensor:
+        """Probabilities (B, Q, h, w) with uncertain positions averaged. Keys are normalised over the tokens, not the channels:
+        a slip of the original code that its numbers depend on."""
+        keys = F.normalize(keys, dim=1)
+        probabilities = (100 * logits).softmax(1).flatten(2)
+        averaged = probabilities @ keys @ keys.transpose(1, 2)
+        certain = probabilities.amax(1, keepdim=True) >= self.key_smoothing
+        return torch.where(certain, probabilities, averaged).view_as(logits)

@@ -1,0 +1,167 @@
+"""Class names with synonyms, prompt templates and the background policy -> text features, cached on disk by content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .encoders.clip import DenseCLIP
+from .errors import OvssError, unknown
+from .files import cache_dir, digest, write_atomic
+
+_SCENE_TEMPLATES = (  # MaskCLIP (maskclip.md section 3) adds these to the 80
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+_IMAGENET = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "imagenet80": _IMAGENET,
+    "maskclip85": _IMAGENET + _SCENE_TEMPLATES,
+    "notebook7": tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
+    "photo": ("a photo of a {}.",),
+    "none": ("{}",),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Queries and the classes that they stand for.
+
+    `group[q]` is the class of query q, -1 for a distractor: a query of no class, which takes part in the softmax and is then
+    dropped. `background` is the index of the background class, or None. `classes` are the names to print.
+    """
+
+    queries: tuple[str, ...]
+    group: tuple[int, ...]
+    classes: tuple[str, ...]
+    background: int | None = None
+    templates: str = "imagenet80"
+    given_features: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Sequence[str | Sequence[str]],
+        *,
+        background: bool | int | None = False,
+        templates: str = "imagenet80",
+        distractors: Sequence[str] = (),
+        classes: Sequence[str] | None = None,
+    ) -> Vocabulary:
+        """One entry per class: a name or a list of synonyms. Raises OvssError for an empty entry or a class listed twice."""
+        if templates not in TEMPLATES:
+            raise unknown("template set", templates, TEMPLATES)
+        synonyms = [[entry] if isinstance(entry, str) else list(entry) for entry in names]
+        if not synonyms:
+            raise OvssError("a vocabulary needs at least one class name.")
+        first: dict[str, int] = {}
+        for i, entry in enumerate(synonyms):
+            if not entry or any(not query.strip() for query in entry):
+                raise OvssError(
+                    f"class {i} has an empty name among {entry}. Every class needs at least one name, and every name a letter."
+                )
+            if entry[0] in first:
+                raise OvssError(
+                    f"class '{entry[0]}' is listed twice: as class {first[entry[0]]} and as class "
+                    f"{i}. Merge the two or rename one."
+                )
+            first[entry[0]] = i
+        queries = [query for entry in synonyms for query in entry] + list(distractors)
+        group = [i for i, entry in enumerate(synonyms) for _ in entry] + [-1] * len(distractors)
+        shown = tuple(classes) if classes is not None else tuple(entry[0] for entry in synonyms)
+        if len(shown) != len(synonyms):
+            raise OvssError(f"the names list {len(synonyms)} classes, the data set has {len(shown)}.")
+        return cls(tuple(queries), tuple(group), shown, _background(background, len(shown)), templates)
+
+    @classmethod
+    def from_file(cls, path: str | Path, **options) -> Vocabulary:
+        """A names file: a line per class, synonyms separated by commas. Options as in `from_names`."""
+        return cls.from_names(read_names(path), **options)
+
+    @classmethod
+    def from_features(
+        cls, features: Tensor, group: Sequence[int] | None = None, *, background: bool | int | None = False
+    ) -> Vocabulary:
+        """Text features (Q, E) given directly; rows are normalised. `group` defaults to one class per query."""
+        group = tuple(range(len(features))) if group is None else tuple(int(g) for g in group)
+        if len(group) != len(features):
+            raise OvssError(f"{len(features)} text features but {len(group)} entries in group; give one class per feature.")
+        count = max(group) + 1
+        names = tuple(f"query {q}" for q in range(len(group)))
+        classes = tuple(f"class {c}" for c in range(count))
+        return cls(names, group, classes, _background(background, count), "none", F.normalize(features.float(), dim=-1))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of queries, groups, background and templates (or of the given features)."""
+        given = b"" if self.given_features is None else self.given_features.numpy().tobytes()
+        return digest(*self.queries, repr(self.group), repr(self.background), *TEMPLATES[self.templates], given)
+
+    @cached_property
+    def group_tensor(self) -> Tensor:
+        return torch.tensor(self.group)
+
+    def features(self, clip: DenseCLIP) -> Tensor:
+        """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
+        normalised.
+
+        Computed once per weights, queries and templates, then read from the cache.
+        """
+        if self.given_features is not None:
+            return self.given_features.to(clip.device)
+        templates = TEMPLATES[self.templates]
+        context = str(getattr(clip.tokenizer, "context_length", ""))
+        key = digest("text features 1", clip.weights_digest, clip.precision, context, *templates, "|", *self.queries)
+        path = cache_dir() / "text" / f"{key}.safetensors"
+        if path.is_file():
+            return load_file(path)["features"].to(clip.device)
+        unique = list(dict.fromkeys(self.queries))
+        prompts = [template.format(query) for query in unique for template in templates]
+        features = clip.encode_text(prompts).view(len(unique), len(templates), -1).mean(1)
+        features = F.normalize(features, dim=-1)[[unique.index(query) for query in self.queries]].cpu()
+        write_atomic(path, lambda temporary: save_file({"features": features.contiguous()}, temporary))
+        return features.to(clip.device)
+
+
+def read_names(path: str | Path) -> list[list[str]]:
+    """The classes of a names file: a line per class, synonyms separated by commas, white space around them ignored."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OvssError(
+            f"names file {path} cannot be read: {error}. Expected UTF-8 text, a line per class, synonyms separated by commas."
+        ) from error
+    names = [[query.strip() for query in line.split(",")] for line in lines]
+    for number, entry in enumerate(names, 1):
+        if not all(entry):
+            raise OvssError(
+                f"names file {path}, line {number}: an empty name. Every line is one class, its synonyms separated by commas."
+            )
+    seen: dict[str, int] = {}
+    for number, (name, *_) in enumerate(names, 1):
+        if name in seen:
+            raise OvssError(f"names file {path}: class '{name}' is listed twice, in lines {seen[name]} and {number}.")
+        seen[name] = number
+    if not names:
+        raise OvssError(f"names file {path} is empty. Expected a line per class.")
+    return names
+
+
+def _background(background: bool | int | None, count: int) -> int | None:
+    if background is None or background is False:
+        return None
+    index = int(background) if background is not True else 0
+    if not 0 <= index < count:
+        raise OvssError(f"background class {index} is not among the {count} classes.")
+    return index
