@@ -16,6 +16,7 @@ test: .venv/installed
 	@echo "Installing into .venv (several GB with PyTorch, a few minutes)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[test]'
+	@$(BIN)/python -c 'import cv2' || { echo "OpenCV needs libraries of the system; on Debian: apt-get install libgl1 libglib2.0-0 libxcb1"; exit 1; }
 	@touch $@
 
 .PHONY: demo test

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ ARCHITECTURE = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 SIZE = ARCHITECTURE["vision_cfg"]["image_size"]
-CANVAS, CROPS = 88, 8
+CANVAS = 72
 SEEN = [cloth for cloth in ALL_CLOTHS if cloth.seen]
 MEAN, STD = np.array(open_clip.OPENAI_DATASET_MEAN, np.float32), np.array(open_clip.OPENAI_DATASET_STD, np.float32)
 
@@ -54,16 +55,25 @@ def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None)
     return text
 
 
-def resized_crop(image: np.ndarray, y: int, x: int, side: int) -> np.ndarray:
-    crop = image[y : y + side, x : x + side]
-    return cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_AREA if side > SIZE else cv2.INTER_LINEAR)
+def draw_canvas(seed: int) -> tuple[np.ndarray, np.ndarray, list[int], int]:
+    """A scene of 1 to 4 seen cloths, its index map, the cloths (indices into SEEN) and the ground."""
+    rng = np.random.RandomState(seed % 2**32)
+    cloths = rng.choice(len(SEEN), rng.choice([1, 1, 2, 3, 4]), replace=False).tolist()
+    ground = rng.randint(len(GROUNDS))
+    return (*draw_scene(rng, CANVAS, CANVAS, [SEEN[i] for i in cloths], ground), cloths, ground)
 
 
 class Crops(torch.utils.data.Dataset):
-    """Item t is the batch of step t: crops, captions, and a number that two crops with the same content share."""
+    """Item t is the batch of step t: crops of different canvases, captions of what the crops show, and a number that two
+    crops with the same content share. The canvases are drawn once; several crops of one canvas in a batch would be told
+    apart by colour and ground alone, and patterns would not be learnt."""
 
-    def __init__(self, steps: int, batch: int, seed: int) -> None:
+    def __init__(self, canvases: int, steps: int, batch: int, seed: int) -> None:
         self.steps, self.batch, self.seed = steps, batch, seed
+        with multiprocessing.Pool() as pool:
+            drawn = pool.map(draw_canvas, range(seed * 10_000_019, seed * 10_000_019 + canvases), chunksize=500)
+        self.images, self.maps = np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
+        self.content = [d[2:] for d in drawn]
 
     def __len__(self) -> int:
         return self.steps
@@ -71,23 +81,23 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> tuple[Tensor, list[str], Tensor]:
         rng = np.random.RandomState((self.seed * 1_000_003 + step) % 2**32)
         images, texts, contents, numbers = [], [], [], {}
-        while len(images) < self.batch:
-            cloths = [SEEN[i] for i in rng.choice(len(SEEN), rng.choice([1, 1, 2, 3, 4]), replace=False)]
-            ground = rng.randint(len(GROUNDS))
-            image, index = draw_scene(rng, CANVAS, CANVAS, cloths, ground)
-            for _ in range(CROPS):
-                side = rng.randint(28, 65)
-                y, x = rng.randint(CANVAS - side + 1, size=2)
-                share = np.bincount(index[y : y + side, x : x + side].ravel(), minlength=len(cloths) + 1) / side**2
-                shown = [c for c, s in zip(cloths, share[1:], strict=True) if s > 0.04 and rng.uniform() < 0.95]
-                named = GROUNDS[ground] if share[0] > 0.06 and (not shown or rng.uniform() < 0.7) else None
-                if not shown and not named:
-                    continue
-                images.append(resized_crop(image, y, x, side))
-                texts.append(caption(rng, shown, named))
-                contents.append(numbers.setdefault((frozenset(shown), named), len(numbers)))
-        pixels = (np.stack(images[: self.batch]) / np.float32(255) - MEAN) / STD
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), texts[: self.batch], torch.tensor(contents[: self.batch])
+        for i in rng.choice(len(self.images), self.batch, replace=False):
+            side = rng.randint(28, 65)
+            y, x = rng.randint(CANVAS - side + 1, size=2)
+            cloths, ground = self.content[i]
+            share = np.bincount(self.maps[i, y : y + side, x : x + side].ravel(), minlength=len(cloths) + 1) / side**2
+            shown = [SEEN[c] for c, s in zip(cloths, share[1:], strict=True) if s > 0.04 and rng.uniform() < 0.95]
+            named = GROUNDS[ground] if share[0] > 0.06 and (not shown or rng.uniform() < 0.7) else None
+            if not shown and not named:
+                shown = [SEEN[cloths[int(share[1:].argmax())]]]
+            crop = self.images[i, y : y + side, x : x + side]
+            interpolation = cv2.INTER_AREA if side > SIZE else cv2.INTER_LINEAR
+            crop = np.rot90(cv2.resize(crop, (SIZE, SIZE), interpolation=interpolation), rng.randint(4))
+            images.append(crop[:, :: rng.choice([-1, 1])])
+            texts.append(caption(rng, shown, named))
+            contents.append(numbers.setdefault((frozenset(shown), named), len(numbers)))
+        pixels = (np.stack(images) / np.float32(255) - MEAN) / STD
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), texts, torch.tensor(contents)
 
 
 def encode_image(clip: torch.nn.Module, pixels: Tensor, patch_dropout: float, late_reading: float) -> Tensor:
@@ -160,7 +170,7 @@ def train(args: argparse.Namespace) -> None:
         print(f"going on from step {start}", flush=True)
     log = (args.out / "log.jsonl").open("a")
     batches = torch.utils.data.DataLoader(
-        Crops(args.steps, args.batch, args.seed),
+        Crops(args.canvases, args.steps, args.batch, args.seed),
         sampler=range(start, args.steps),
         batch_size=None,
         num_workers=args.workers,
@@ -210,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/train_demo"))
     parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--canvases", type=int, default=48000, help="scenes drawn before the training")
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)

@@ -135,9 +135,9 @@ class SegDataset:
         """(H, W, 3) uint8 RGB."""
         return read_image(sample.image_path)
 
-    def label(self, sample: Sample) -> np.ndarray:
-        """(H, W) classes after the data set's rules. Raises OvssError for an unreadable map, three channels, or other
-        values."""
+    def label(self, sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
+        """(H, W) classes after the data set's rules. Raises OvssError for an unreadable map, three channels, other values,
+        or another size than that of the image, if it is given."""
         info = {"seg_map_path": str(sample.label_path), "seg_fields": [], "label_map": self.mmseg.label_map}
         info["reduce_zero_label"] = self.mmseg.reduce_zero_label
         try:
@@ -148,6 +148,11 @@ class SegDataset:
             raise OvssError(
                 f"label map {sample.label_path} has {label.shape[-1]} channels, expected one of class "
                 "numbers. RGB labels must be converted to class numbers."
+            )
+        if size not in (None, label.shape):
+            raise OvssError(
+                f"label map {sample.label_path} is {label.shape[0]} x {label.shape[1]} pixels (height x width), its image "
+                f"{size[0]} x {size[1]}. Labels must be at the original size of the image."
             )
         values = np.flatnonzero(np.bincount(label.ravel(), minlength=len(self.classes)))
         wrong = values[(values >= len(self.classes)) & (values != self.ignore_index)]

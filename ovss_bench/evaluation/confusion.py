@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..errors import OvssError
-
 DTYPE = np.dtype([("truth", np.uint16), ("prediction", np.uint16), ("pixels", np.uint32)])
 
 
@@ -15,13 +13,8 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore_in
     """The non-zero confusion counts of one image as records (truth, prediction, pixels), sorted.
 
     `truth` and `prediction` (H, W) integers; pixels whose truth is `ignore_index` don't count. A prediction of `classes`
-    means "no class": a miss for the true class, nobody's false positive. Raises OvssError if the sizes differ.
+    means "no class": a miss for the true class, nobody's false positive.
     """
-    if truth.shape != prediction.shape:
-        raise OvssError(
-            f"the label map is {truth.shape[0]} x {truth.shape[1]} pixels (height x width), the image "
-            f"{prediction.shape[0]} x {prediction.shape[1]}."
-        )
     counted = truth != ignore_index
     cells = truth[counted].astype(np.int64) * (classes + 1) + prediction[counted]
     pixels = np.bincount(cells, minlength=classes * (classes + 1))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,16 @@ class Prediction:
     scores: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Image:
+    """An image on its way: `grids[segmentor][window]` (Q, h, w) fill up until no window is `missing`."""
+
     key: Any
     scene: Scene
     windows: SlidingWindow
     size: tuple[int, int]
     missing: int
-    grids: list[list[Tensor | None]] = field(default_factory=list)  # [segmentor][window] -> (Q, h, w)
+    grids: list[list[Tensor | None]]
 
 
 def predict(
@@ -58,68 +61,80 @@ def predict(
     workers: int = 1,
     keep_scores: bool = False,
     output_size: tuple[int, int] | None = None,
-) -> Iterator[tuple[Any, list[Prediction]]]:
+) -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
     """Yields (key, one prediction per segmentor) for each (key, image) in the order given.
 
     An image is an array (H, W, 3) uint8 RGB or a function that returns one, called in one of `workers` reader threads; if it
-    raises OvssError, that error is raised when its turn comes, after all earlier images. All segmentors must share
-    `recipe.trunk_key` and the CLIP; the trunk then runs once for all. `batch`: windows per forward pass.
+    raises OvssError, that error stands in the place of the predictions. All segmentors must share `recipe.trunk_key` and the
+    CLIP; the trunk then runs once for all. `batch`: windows per forward pass. Raises OvssError for non-finite scores.
     """
     recipe, clip = segmentors[0].recipe, segmentors[0].clip
-    needs = frozenset().union(*(segmentor.needs for segmentor in segmentors))
-
-    def run(items: list[tuple[_Image, int, Tensor]], size: int) -> None:
-        pixels = torch.stack([window for _, _, window in items])
-        pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, size - len(items))).to(clip.device)
-        pending = list(dict.fromkeys(id(image) for image, _, _ in items))
-        scenes = list({id(image): image.scene for image, _, _ in items}.values())
-        padding = [(0, 0)] * (size - len(items))
-        windows = WindowBatch(
-            pixels,
-            origins=torch.tensor([image.windows.origins[cell] for image, cell, _ in items] + padding),
-            sizes=torch.tensor([image.scene.resized.shape[:2] for image, _, _ in items] + padding),
-            images=torch.tensor([pending.index(id(image)) for image, _, _ in items] + [0] * len(padding)),
-            scenes=scenes,
-            trunk=clip.trunk(pixels, needs, recipe.position),
-        )
-        for number, segmentor in enumerate(segmentors):
-            logits = segmentor.patch_logits(windows)
-            for row, (image, cell, _) in enumerate(items):
-                if not torch.isfinite(logits[row]).all():
-                    raise OvssError(
-                        f"{type(segmentor).__name__} gives non-finite scores (NaN or infinity) in image {image.key}, window at "
-                        f"(y, x) = {image.windows.origins[cell]}. Check the weights and the precision ({clip.precision})."
-                    )
-                image.grids[number][cell] = logits[row]
-        for image, _, _ in items:
-            image.missing -= 1
-
-    waiting: deque[_Image] = deque()
+    waiting: deque[_Image | tuple[Any, OvssError]] = deque()
     queue: list[tuple[_Image, int, Tensor]] = []
-    for key, image in _read_ahead(images, recipe, workers):
-        if isinstance(image, OvssError):
-            _flush(queue, run, batch)
-            yield from _finished(waiting, segmentors, keep_scores)
-            raise image
-        windows = SlidingWindow.of(*image.resized.shape[:2], recipe.window, recipe.stride, clip.patch_size, recipe.pad)
-        count = len(windows.origins)
-        entry = _Image(
-            key, image, windows, output_size or image.original.shape[:2], count, [[None] * count for _ in segmentors]
-        )
-        waiting.append(entry)
-        items = [(entry, cell, window) for cell, window in enumerate(windows.cut(image.pixels))]
-        size = batch or batch_size(windows, clip.device.type)
-        if recipe.window != "whole" and (windows.rows.size, windows.columns.size) == (recipe.window, recipe.window):
-            queue += items
-            while len(queue) >= size:
-                run(queue[:size], size)
-                del queue[:size]
+    geometry = partial(SlidingWindow.of, window=recipe.window, stride=recipe.stride, patch=clip.patch_size, pad=recipe.pad)
+    full = None if recipe.window == "whole" else geometry(recipe.window, recipe.window)
+    full_batch = batch or (full and batch_size(full, clip.device))
+
+    def finished() -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
+        while waiting and (isinstance(waiting[0], tuple) or not waiting[0].missing):
+            image = waiting.popleft()
+            if isinstance(image, tuple):
+                yield image
+                continue
+            grids = (torch.stack(grid) for grid in image.grids)
+            yield image.key, [_decide(s, image, g, keep_scores) for s, g in zip(segmentors, grids, strict=True)]
+
+    for key, scene in _read_ahead(images, recipe, workers):
+        if isinstance(scene, OvssError):
+            waiting.append((key, scene))
         else:
-            for start in range(0, count, size):
-                run(items[start : start + size], min(size, count))
-        yield from _finished(waiting, segmentors, keep_scores)
-    _flush(queue, run, batch)
-    yield from _finished(waiting, segmentors, keep_scores)
+            windows = geometry(*scene.resized.shape[:2])
+            count = len(windows.origins)
+            size = output_size or scene.original.shape[:2]
+            image = _Image(key, scene, windows, size, count, [[None] * count for _ in segmentors])
+            waiting.append(image)
+            items = [(image, cell, window) for cell, window in enumerate(windows.cut(scene.pixels))]
+            if full and (windows.rows.size, windows.columns.size) == (full.rows.size, full.columns.size):
+                queue += items
+                while len(queue) >= full_batch:
+                    _run(segmentors, queue[:full_batch], full_batch)
+                    del queue[:full_batch]
+            else:
+                own_batch = min(batch or batch_size(windows, clip.device), count)
+                for start in range(0, count, own_batch):
+                    _run(segmentors, items[start : start + own_batch], own_batch)
+        yield from finished()
+    if queue:
+        _run(segmentors, queue, full_batch)
+    yield from finished()
+
+
+@torch.inference_mode()
+def _run(segmentors: Sequence[Segmentor], items: Sequence[tuple[_Image, int, Tensor]], batch: int) -> None:
+    """One forward pass of `items` (image, number of the window, pixels), padded to `batch` windows."""
+    clip, position = segmentors[0].clip, segmentors[0].recipe.position
+    padding = batch - len(items)
+    pixels = F.pad(torch.stack([window for *_, window in items]), (0, 0, 0, 0, 0, 0, 0, padding)).to(clip.device)
+    images = list({id(image): image for image, *_ in items}.values())
+    windows = WindowBatch(
+        pixels,
+        origins=torch.tensor([image.windows.origins[cell] for image, cell, _ in items] + [(0, 0)] * padding),
+        sizes=torch.tensor([image.scene.resized.shape[:2] for image, *_ in items] + [pixels.shape[2:]] * padding),
+        images=torch.tensor([images.index(image) for image, *_ in items] + [0] * padding),
+        scenes=[image.scene for image in images],
+        trunk=clip.trunk(pixels, frozenset().union(*(segmentor.needs for segmentor in segmentors)), position),
+    )
+    for number, segmentor in enumerate(segmentors):
+        logits = segmentor.patch_logits(windows)
+        for row, (image, cell, _) in enumerate(items):
+            if not torch.isfinite(logits[row]).all():
+                raise OvssError(
+                    f"{segmentor.recipe.segmentor} gives non-finite scores (NaN or infinity) in image {image.key}, window at "
+                    f"(y, x) = {image.windows.origins[cell]}. Check the weights and the precision ({clip.precision})."
+                )
+            image.grids[number][cell] = logits[row]
+    for image, *_ in items:
+        image.missing -= 1
 
 
 def segment(
@@ -165,9 +180,8 @@ def threshold_without_background(threshold: float, where: str) -> OvssError:
     )
 
 
-def batch_size(windows: SlidingWindow, device: str) -> int:
-    tokens = windows.rows.cells * windows.columns.cells + 1
-    return max(1, TOKENS_PER_BATCH.get(device, TOKENS_PER_BATCH["cpu"]) // tokens)
+def batch_size(windows: SlidingWindow, device: torch.device) -> int:
+    return max(1, TOKENS_PER_BATCH[device.type] // (windows.rows.cells * windows.columns.cells + 1))
 
 
 def make_scene(image: np.ndarray, recipe: Recipe) -> Scene:
@@ -194,28 +208,6 @@ def _read_ahead(images: Iterable[tuple[Any, Any]], recipe: Recipe, workers: int)
         while ahead:
             key, future = ahead.popleft()
             yield key, future.result()
-
-
-def _flush(queue: list, run: Any, batch: int | None) -> None:
-    while queue:
-        first = queue[0][0]
-        size = batch or batch_size(first.windows, str(first.scene.pixels.device.type))
-        run(queue[:size], size)
-        del queue[:size]
-
-
-def _finished(
-    waiting: deque[_Image], segmentors: Sequence[Segmentor], keep_scores: bool
-) -> Iterator[tuple[Any, list[Prediction]]]:
-    while waiting and not waiting[0].missing:
-        image = waiting.popleft()
-        yield (
-            image.key,
-            [
-                _decide(segmentor, image, torch.stack(grids), keep_scores)
-                for segmentor, grids in zip(segmentors, image.grids, strict=True)
-            ],
-        )
 
 
 @torch.inference_mode()

@@ -47,8 +47,9 @@ class SlidingWindow:
 
     @classmethod
     def of(cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str) -> SlidingWindow:
+        """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`."""
         crop = None if window == "whole" else window
-        return cls(axis(height, crop, stride, patch, pad), axis(width, crop, stride, patch, pad))
+        return cls(*(axis(side, crop, stride, patch, pad) for side in (height, width)))
 
     @property
     def origins(self) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import hashlib
 import resource
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -229,37 +229,23 @@ def _run_group(
 
 
 def _predictions(
-    segmentors: Sequence[Segmentor], dataset: SegDataset, samples: Iterable[Sample], runtime: Runtime
+    segmentors: Sequence[Segmentor], dataset: SegDataset, samples: Sequence[Sample], runtime: Runtime
 ) -> Iterator[tuple[Sample, list[tuple[np.ndarray, str]] | OvssError]]:
     """For each sample the confusion records and label-map hash of every segmentor, or what is wrong with the sample."""
-    classes = len(dataset.classes)
-    remaining = list(samples)
-    while remaining:
-        images = ((sample, partial(dataset.image, sample)) for sample in remaining)
-        position = 0
+    images = ((sample, partial(dataset.image, sample)) for sample in samples)
+    for sample, outcome in predict(segmentors, images, batch=runtime.batch, workers=runtime.workers):
+        if isinstance(outcome, OvssError):
+            yield sample, outcome
+            continue
+        maps = [prediction.label_map.cpu().numpy().astype(np.uint16) for prediction in outcome]
         try:
-            for sample, predictions in predict(segmentors, images, batch=runtime.batch, workers=runtime.workers):
-                position += 1
-                try:
-                    truth = dataset.label(sample)
-                    outcome = []
-                    for prediction in predictions:
-                        label_map = prediction.label_map.cpu().numpy().astype(np.uint16)
-                        counts = confusion(truth, label_map, classes, dataset.ignore_index)
-                        outcome.append((counts, hashlib.sha256(label_map.tobytes()).hexdigest()[:16]))
-                except OvssError as error:
-                    yield (
-                        sample,
-                        OvssError(f"{sample.label_path}: {error}" if str(sample.label_path) not in str(error) else str(error)),
-                    )
-                else:
-                    yield sample, outcome
+            truth = dataset.label(sample, maps[0].shape)
         except OvssError as error:
-            if position == len(remaining):
-                raise
-            yield remaining[position], error
-            position += 1
-        remaining = remaining[position:]
+            yield sample, error
+            continue
+        counts = [confusion(truth, label_map, len(dataset.classes), dataset.ignore_index) for label_map in maps]
+        hashes = [hashlib.sha256(label_map.tobytes()).hexdigest()[:16] for label_map in maps]
+        yield sample, list(zip(counts, hashes, strict=True))
 
 
 def _result(

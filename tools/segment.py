@@ -1,0 +1,67 @@
+"""Segments a photo: `python tools/segment.py photo.jpg --classes "cat; dog; grass, lawn" segmentor=sclip clip=vit_b16`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ovss_bench as ob
+from ovss_bench.errors import OvssError, unknown
+from ovss_bench.files import write_atomic
+from ovss_bench.image import read_image
+from ovss_bench.results.figures import legend_picture, palette, palette_image
+
+OPTIONS = {"segmentor": "sclip", "clip": "demo", "weights": None, "plugins": [], "recipe": {}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("--classes", required=True, help='classes separated by ";", synonyms by ","')
+    parser.add_argument("--background", action="store_true", help="the first class is the background: what no other fits")
+    parser.add_argument("--out", type=Path, default=Path("segmented"), help="folder of the two pictures (default: segmented)")
+    parser.add_argument("options", nargs="*", help=f"{' '.join(f'{key}=' for key in OPTIONS)} as in tools/eval.py")
+    arguments = parser.parse_intermixed_args()
+    try:
+        segment(arguments)
+    except (OvssError, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def segment(arguments: argparse.Namespace) -> None:
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.options))
+    for key in given:
+        if key not in OPTIONS:
+            raise unknown("option", key, OPTIONS)
+    options = OPTIONS | given
+    for plugin in options["plugins"]:
+        ob.load_plugin(plugin)
+    names = [[name.strip() for name in entry.split(",")] for entry in arguments.classes.split(";") if entry.strip()]
+    if len(names) < 2:
+        raise OvssError('give at least two classes, e.g. --classes "cat; grass, lawn; sky": every pixel gets the best of them.')
+    image = read_image(arguments.photo)
+    clip_name, _, tag = str(options["clip"]).partition(":")
+    clip = ob.load_clip(clip_name, pretrained=options["weights"] or tag or None)
+    templates = ob.compose_recipe(options["segmentor"], clip=clip.name, overrides=options["recipe"]).templates
+    vocabulary = ob.Vocabulary.from_names(names, background=arguments.background, templates=templates)
+    segmentor = ob.build_segmentor(options["segmentor"], clip=clip, vocabulary=vocabulary, **options["recipe"])
+    label_map = ob.segment(segmentor, image).label_map.cpu().numpy()
+    colours = palette(len(names))
+    stem = f"{arguments.photo.stem}.{options['segmentor']}"
+    labels, picture = arguments.out / f"{stem}.labels.png", arguments.out / f"{stem}.picture.png"
+    write_atomic(labels, palette_image(label_map, colours).save)
+    write_atomic(picture, legend_picture(image, label_map, vocabulary.classes, colours).save)
+    share = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
+    for c in np.argsort(-share, kind="stable"):
+        print(f"{100 * share[c]:5.1f} %  {', '.join(names[c])}")
+    print(f"label map: {labels}\npicture:   {picture}")
+
+
+if __name__ == "__main__":
+    main()
