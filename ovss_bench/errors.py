@@ -11,8 +11,8 @@ class OvssError(Exception):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> OvssError:
-    """The error for a name that does not exist, with the three closest that do."""
+    """The error for a name that does not exist, with the three closest that do, or all if they are few."""
     known = sorted(str(k) for k in known)
     close = get_close_matches(str(name), known, n=3, cutoff=0.3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+    hint = f"Did you mean {' or '.join(close)}?" if close and len(known) > 6 else f"Known: {', '.join(known)}."
     return OvssError(f"unknown {kind} '{name}'. {hint}")

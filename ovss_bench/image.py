@@ -59,7 +59,7 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int) -> np.
         height, width = (max(int(side * factor + 0.5), 1) for side in image.shape[:2])
         return mmcv.imresize(image, (width, height), interpolation="bilinear", backend="cv2")
     if rule == "square":
-        return np.asarray(Image.fromarray(image).resize((short_side, short_side), Image.Resampling.BICUBIC))
+        return np.array(Image.fromarray(image).resize((short_side, short_side), Image.Resampling.BICUBIC))
     return image
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .datasets.base import SegDataset, load_dataset
-from .encoders.clip import DenseCLIP, load_clip
+from .encoders.clip import DenseCLIP, clip_label, load_clip
 from .errors import OvssError, unknown
 from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config, segmentor_names
 from .registry import load_plugin
@@ -90,22 +90,20 @@ def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, d
 def _job(
     name: str, dataset: SegDataset, options: dict[str, Any], overrides: dict[str, Any], clips: dict[str, DenseCLIP]
 ) -> Job:
-    runtime = options["runtime"]
     clip_name, _, tag = str(options["clip"]).partition(":")
-    recipe = compose_recipe(name, clip=clip_name, dataset=dataset.name, protocol=options["protocol"], overrides=overrides)
-    precision = runtime["precision"] or recipe.precision
-    if precision not in clips:
-        device = runtime["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        clips[precision] = load_clip(
-            clip_name, pretrained=options["weights"] or tag or None, precision=precision, device=device
-        )
-        clips[precision].name = clip_name
-    return make_job(name, clips[precision], dataset, options["protocol"], overrides)
+    pretrained = options["weights"] or tag or None
+    label = clip_label(clip_name, pretrained)
+    recipe = compose_recipe(name, clip=label, dataset=dataset.name, protocol=options["protocol"], overrides=overrides)
+    if recipe.precision not in clips:
+        device = options["runtime"]["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        clips[recipe.precision] = load_clip(clip_name, pretrained=pretrained, precision=recipe.precision, device=device)
+    return make_job(name, clips[recipe.precision], dataset, options["protocol"], overrides)
 
 
 def _print_recipe(console: Console, name: str, dataset: str, options: dict[str, Any], overrides: dict[str, Any]) -> None:
     """The composed recipe with the origin of each value, and what a run would read."""
-    clip = str(options["clip"]).partition(":")[0]
+    clip_name, _, tag = str(options["clip"]).partition(":")
+    clip = clip_label(clip_name, tag)
     recipe = compose_recipe(name, clip=clip, dataset=dataset, protocol=options["protocol"], overrides=overrides)
     view = Table(
         "value",

@@ -41,7 +41,7 @@ class Recipe:
     normalize: str
     position: str
     activation: str | None
-    layer_norm_eps: float
+    layer_norm_eps: float | None
     precision: str
     names: str | None
     templates: str
@@ -59,6 +59,9 @@ class Recipe:
             if name in CHOICES:
                 if value not in CHOICES[name]:
                     raise unknown(f"value of {name}", value, map(str, CHOICES[name]))
+            elif name == "layer_norm_eps":
+                if value is not None and not (isinstance(value, float) and value > 0):
+                    raise self._wrong(name, value, "a positive number, or null")
             elif name == "window":
                 if value != "whole" and not _positive(value):
                     raise self._wrong(name, value, "a positive number of pixels, or whole")

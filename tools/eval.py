@@ -1,6 +1,7 @@
 """Evaluates segmentors on data sets: `python tools/eval.py segmentor=sclip clip=vit_b16 dataset=voc21 data_root=/data`.
 
-Everything that can be set is in configs/eval.yaml; `recipe.NAME=VALUE` overrides a value of the recipes, `-m` runs a grid.
+Everything that can be set is in configs/tools/eval.yaml; `recipe.NAME=VALUE` overrides a value of the recipes, `-m` runs a
+grid.
 """
 
 import sys
@@ -18,7 +19,7 @@ from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import CONFIGS
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="eval", version_base="1.3")
+@hydra.main(config_path=str(CONFIGS / "tools"), config_name="eval", version_base="1.3")
 def evaluate(config: DictConfig) -> None:
     from ovss_bench.main import main
 
@@ -41,7 +42,7 @@ def fail(message: object) -> None:
 
 def checked(arguments: list[str]) -> list[str]:
     """The command line with recipe overrides as Hydra wants new keys (`++`), after a check of all other keys."""
-    known = OmegaConf.load(CONFIGS / "eval.yaml")
+    known = OmegaConf.load(CONFIGS / "tools" / "eval.yaml")
     keys = [key for key in known if key not in ("defaults", "hydra", "runtime")] + [f"runtime.{key}" for key in known.runtime]
     result = []
     for argument in arguments:
@@ -54,7 +55,7 @@ def checked(arguments: list[str]) -> list[str]:
         ):
             raise unknown("option", key, keys)
         result.append(f"++{argument}" if argument.startswith("recipe.") else argument)
-    return result
+    return sorted(result, key=lambda argument: not argument.startswith("-"))  # argparse wants its flags together
 
 
 if __name__ == "__main__":

@@ -183,18 +183,15 @@ def load_clip(
     if activation not in (None, *ACTIVATIONS):
         raise unknown("activation", activation, ACTIVATIONS)
     entry, architecture = {}, None
-    label = str(name) if name is not None else "state_dict"
+    label = clip_label(name, pretrained)
     if state_dict is None:
         if name in config_names("clip"):
             entry = load_config("clip", name)
             architecture, pretrained = entry.get("architecture"), pretrained or entry["pretrained"]
         elif name is not None and Path(name).is_file():
-            pretrained, label = name, Path(name).stem
+            pretrained = name
         elif name in open_clip.list_models():
             architecture = name
-            entries = {entry: load_config("clip", entry) for entry in config_names("clip")}
-            same = [e for e, c in entries.items() if (c.get("architecture"), c["pretrained"]) == (name, pretrained)]
-            label, entry = (same[0], entries[same[0]]) if same else (label, entry)
         else:
             raise unknown("clip", name, [*config_names("clip"), *open_clip.list_models()])
         if pretrained is None:
@@ -221,6 +218,18 @@ def load_clip(
         open_clip.model.convert_weights_to_lp(model, dtype)
     model.to(device)
     return clip
+
+
+def clip_label(name: str | Path | None, pretrained: str | Path | None = None) -> str:
+    """The name under which recipes and results know a CLIP: its entry in configs/clip, else the architecture or the file's
+    name."""
+    if name is None:
+        return "state_dict"
+    for entry in config_names("clip"):
+        config = load_config("clip", entry)
+        if name == entry or (name, pretrained) == (config.get("architecture"), config["pretrained"]):
+            return entry
+    return Path(name).stem if Path(name).is_file() else str(name)
 
 
 def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]) -> dict:

@@ -156,8 +156,6 @@ def segment(
     """
     if short_side is not None and resize is None and segmentor.recipe.resize == "none":
         resize = "keep_ratio"
-    if threshold and segmentor.vocabulary.background is None:
-        raise threshold_without_background(threshold, "the vocabulary")
     changed = segmentor.recipe.override(
         resize=resize, short_side=short_side, window=window, stride=stride, logit_scale=logit_scale, threshold=threshold
     )
@@ -170,14 +168,6 @@ def segment(
 def check_image(image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise OvssError(f"expected an RGB image (height, width, 3) of type uint8, not {image.shape} of type {image.dtype}.")
-
-
-def threshold_without_background(threshold: float, where: str) -> OvssError:
-    return OvssError(
-        f"threshold={threshold}, but {where} has no background class to give the uncertain pixels to. "
-        "Use threshold=0, or class names "
-        "with a background class (voc21, context60, coco_object; background=True in the Python interface)."
-    )
 
 
 def batch_size(windows: SlidingWindow, device: torch.device) -> int:

@@ -24,8 +24,8 @@ from ..errors import OvssError
 from ..evaluation.confusion import confusion, total
 from ..evaluation.metrics import areas, class_metrics, metrics
 from ..files import digest
-from ..inference.engine import predict, threshold_without_background
-from ..recipe import Recipe, compose_recipe, segmentor_config
+from ..inference.engine import predict
+from ..recipe import compose_recipe, segmentor_config
 from ..segmentors.base import Segmentor
 from .progress import Progress
 from .provenance import provenance, source_digest
@@ -77,15 +77,8 @@ def make_job(
     """Composes the recipe and builds the segmentor with the data set's vocabulary. Raises OvssError for what cannot go
     together."""
     recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides)
-    check_recipe(recipe, dataset)
     segmentor = segmentor_config(name)[1](clip, dataset.vocabulary(recipe.names, recipe.templates), recipe)
     return Job(name, segmentor, protocol, dict(overrides or {}))
-
-
-def check_recipe(recipe: Recipe, dataset: SegDataset) -> None:
-    for name in ("threshold", "area_threshold"):
-        if getattr(recipe, name) > 0 and dataset.background is None:
-            raise threshold_without_background(getattr(recipe, name), f"data set '{dataset.name}'")
 
 
 def evaluate(
@@ -118,7 +111,6 @@ def evaluate(
         protocol=protocol,
         overrides=overrides,
     )
-    check_recipe(composed, dataset)
     again = type(segmentor)(segmentor.clip, segmentor.vocabulary, composed)
     job = Job(composed.segmentor, again, protocol, overrides)
     (result,) = run_jobs([job], dataset, limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)

@@ -52,6 +52,14 @@ class Segmentor:
     def __init__(self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
         self.vocabulary, self.recipe = vocabulary, recipe
+        for name in ("threshold", "area_threshold"):
+            if getattr(recipe, name) > 0 and vocabulary.background is None:
+                origin = recipe.origins.get(name, "the caller")
+                raise OvssError(
+                    f"{name}={getattr(recipe, name)} (from {origin}), but there is no background class to give the uncertain "
+                    "pixels to. Use 0, or a data set with a background class (voc21, context60, coco_object), or "
+                    "background=True in Vocabulary."
+                )
         for name, value in recipe.hyperparameters.items():
             setattr(self, name, value)
 

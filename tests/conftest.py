@@ -1,0 +1,54 @@
+"""What all tests share: a cache folder of their own, and a tiny CLIP from a seed."""
+
+import os
+
+import pytest
+import torch
+from miniature import write_voc
+from parity.seeded import clip_state_dict, query_features
+
+import ovss_bench as ob
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """One empty cache for the whole session, also for processes that tests start: the demo scenes are drawn once."""
+    before = os.environ.get("OVSS_CACHE")
+    folder = os.environ["OVSS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield folder
+    os.environ.pop("OVSS_CACHE")
+    if before is not None:
+        os.environ["OVSS_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """A test that sets the number of threads leaves it to the next as it was."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_state_dict():
+    return clip_state_dict(11)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_state_dict):
+    """Twelve layers of width 128, patch 16, random weights in OpenAI's naming."""
+    return ob.load_clip(state_dict=tiny_state_dict)
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary():
+    """Seven queries of four classes, the first of which is the background."""
+    return ob.Vocabulary.from_features(query_features(31, 7), [0, 0, 0, 1, 2, 2, 3], background=True)
+
+
+@pytest.fixture(scope="session")
+def voc(tmp_path_factory):
+    """The data root of a miniature VOC of ten images, not to be written to."""
+    root = tmp_path_factory.mktemp("voc")
+    write_voc(root, images=10)
+    return root
