@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -31,10 +32,13 @@ def read_image(path: str | Path) -> np.ndarray:
             Image.open(io.BytesIO(data)).load()
     except OSError as error:
         raise OvssError(f"image {path} cannot be read: {error}. Copy or download it again.") from error
-    image = mmcv.imfrombytes(data, flag="color", channel_order="rgb", backend="cv2") if data else None
+    try:
+        image = mmcv.imfrombytes(data, flag="color", backend="cv2") if data else None
+    except cv2.error:
+        image = None
     if image is None:
         raise OvssError(f"image {path} is not an image that OpenCV can decode ({len(data)} bytes). Copy or download it again.")
-    return image
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def _has_end(data: bytes) -> bool:

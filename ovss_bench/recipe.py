@@ -66,7 +66,7 @@ class Recipe:
                 if value != "whole" and not _positive(value):
                     raise self._wrong(name, value, "a positive number of pixels, or whole")
             elif name == "pamr_dilations":
-                if not value or not all(map(_positive, value)):
+                if not isinstance(value, tuple) or not value or not all(map(_positive, value)):
                     raise self._wrong(name, value, "a list of positive numbers of pixels")
             elif hints[name] is int and name != "pamr_steps":
                 if not _positive(value):
@@ -144,7 +144,8 @@ def compose_recipe(
             )
     for name in hyperparameters:
         segmentor_class.check_hyperparameter(name, values[name])
-    values["pamr_dilations"] = tuple(values["pamr_dilations"])
+    if isinstance(values["pamr_dilations"], list):
+        values["pamr_dilations"] = tuple(values["pamr_dilations"])
     own_values = {name: values.pop(name) for name in hyperparameters}
     return Recipe(segmentor=segmentor, **values, hyperparameters=own_values, origins=origins)
 

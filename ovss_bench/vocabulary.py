@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -98,6 +100,8 @@ class Vocabulary:
         if len(group) != len(features):
             raise OvssError(f"{len(features)} text features but {len(group)} entries in group; give one class per feature.")
         count = max(group) + 1
+        if count < 1:
+            raise OvssError("no text feature stands for a class: all are distractors (group -1).")
         names = tuple(f"query {q}" for q in range(len(group)))
         classes = tuple(f"class {c}" for c in range(count))
         return cls(names, group, classes, _background(background, count), "none", F.normalize(features.float(), dim=-1))
@@ -109,8 +113,12 @@ class Vocabulary:
         return digest(*self.queries, repr(self.group), repr(self.background), *TEMPLATES[self.templates], given)
 
     @cached_property
-    def group_tensor(self) -> Tensor:
-        return torch.tensor(self.group)
+    def by_class(self) -> tuple[Tensor, Tensor | None]:
+        """The classes of the queries that stand for one, ascending (of equal scores the lowest class wins), and these queries
+        in that order; None where they are all, in order."""
+        order = sorted((q for q, c in enumerate(self.group) if c >= 0), key=lambda q: self.group[q])
+        classes = torch.tensor([self.group[q] for q in order])
+        return classes, None if order == list(range(len(self.group))) else torch.tensor(order)
 
     def features(self, clip: DenseCLIP) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
@@ -122,10 +130,12 @@ class Vocabulary:
             return self.given_features.to(clip.device)
         templates = TEMPLATES[self.templates]
         context = str(getattr(clip.tokenizer, "context_length", ""))
-        key = digest("text features 1", clip.weights_digest, clip.precision, context, *templates, "|", *self.queries)
+        weights = (clip.weights_digest, clip.text_activation, clip.precision)
+        key = digest("text features 1", *weights, context, *templates, "|", *self.queries)
         path = cache_dir() / "text" / f"{key}.safetensors"
         if path.is_file():
-            return load_file(path)["features"].to(clip.device)
+            with suppress(SafetensorError):  # a damaged file is made again
+                return load_file(path)["features"].to(clip.device)
         unique = list(dict.fromkeys(self.queries))
         prompts = [template.format(query) for query in unique for template in templates]
         features = clip.encode_text(prompts).view(len(unique), len(templates), -1).mean(1)

@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
-from miniature import write_voc
-from parity.seeded import clip_state_dict, query_features
 
 import ovss_bench as ob
+from miniature import write_voc
+from parity.seeded import clip_state_dict, query_features
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -86,10 +86,9 @@ class Crops(torch.utils.data.Dataset):
             y, x = rng.randint(CANVAS - side + 1, size=2)
             cloths, ground = self.content[i]
             share = np.bincount(self.maps[i, y : y + side, x : x + side].ravel(), minlength=len(cloths) + 1) / side**2
-            shown = [SEEN[c] for c, s in zip(cloths, share[1:], strict=True) if s > 0.04 and rng.uniform() < 0.95]
-            named = GROUNDS[ground] if share[0] > 0.06 and (not shown or rng.uniform() < 0.7) else None
-            if not shown and not named:
-                shown = [SEEN[cloths[int(share[1:].argmax())]]]
+            shown = [SEEN[c] for c, s in zip(cloths, share[1:], strict=True) if s > 0.04]
+            # Without the ground in every caption that shows it, its patches next to a cloth would be read as cloth.
+            named = GROUNDS[ground] if share[0] > 0.06 or not shown else None
             crop = self.images[i, y : y + side, x : x + side]
             interpolation = cv2.INTER_AREA if side > SIZE else cv2.INTER_LINEAR
             crop = np.rot90(cv2.resize(crop, (SIZE, SIZE), interpolation=interpolation), rng.randint(4))

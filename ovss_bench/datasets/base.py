@@ -31,6 +31,9 @@ class Sample:
     image_path: Path
     label_path: Path
 
+    def __str__(self) -> str:
+        return self.id
+
 
 @DATASETS.register_module(name="mmseg")
 class SegDataset:
@@ -138,10 +141,8 @@ class SegDataset:
     def label(self, sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H, W) classes after the data set's rules. Raises OvssError for an unreadable map, three channels, other values,
         or another size than that of the image, if it is given."""
-        info = {"seg_map_path": str(sample.label_path), "seg_fields": [], "label_map": self.mmseg.label_map}
-        info["reduce_zero_label"] = self.mmseg.reduce_zero_label
         try:
-            label = self._load_annotations(info)["gt_seg_map"]
+            label = np.array(Image.open(sample.label_path), dtype=np.int32)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise OvssError(f"label map {sample.label_path} cannot be read: {error}. Copy or convert it again.") from error
         if label.ndim != 2:
@@ -154,21 +155,21 @@ class SegDataset:
                 f"label map {sample.label_path} is {label.shape[0]} x {label.shape[1]} pixels (height x width), its image "
                 f"{size[0]} x {size[1]}. Labels must be at the original size of the image."
             )
-        values = np.flatnonzero(np.bincount(label.ravel(), minlength=len(self.classes)))
-        wrong = values[(values >= len(self.classes)) & (values != self.ignore_index)]
+        # mmseg's rules, but not in its 8 bits, into which larger values would silently fold.
+        if self.mmseg.reduce_zero_label:
+            label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
+        if self.mmseg.label_map:
+            raw = label.copy()
+            for old, new in self.mmseg.label_map.items():
+                label[raw == old] = new
+        wrong = label[((label < 0) | (label >= len(self.classes))) & (label != self.ignore_index)]
         if len(wrong):
             raise OvssError(
-                f"label map {sample.label_path} holds the values {wrong[:8].tolist()}, but {self.name} has classes 0 to "
-                f"{len(self.classes) - 1} and {self.ignore_index} for ignored pixels. Is it the right "
-                "data set, converted the right way?"
+                f"label map {sample.label_path} holds the values {np.unique(wrong)[:8].tolist()}, but {self.name} has classes "
+                f"0 to {len(self.classes) - 1} and {self.ignore_index} for ignored pixels. Is it the right data set, converted "
+                "the right way?"
             )
         return label
-
-    @cached_property
-    def _load_annotations(self) -> Any:
-        from mmseg.datasets.transforms import LoadAnnotations
-
-        return LoadAnnotations()
 
     @cached_property
     def fingerprint(self) -> str:

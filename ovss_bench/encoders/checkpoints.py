@@ -29,21 +29,26 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), {}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        content = content.get("state_dict", content) if isinstance(content, dict) else content
+        if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+            raise ValueError("it holds no state dict")
+        return content, {}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OvssError(
-            f"weights {path} cannot be read safely: {str(error).splitlines()[0]}. Expected safetensors, a state dict saved by "
+            f"weights {path} cannot be read safely: {reason}. Expected safetensors, a state dict saved by "
             "torch.save, or one of OpenAI's TorchScript archives."
         ) from error
-    return content.get("state_dict", content), {}
 
 
 def openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     """open_clip's configuration of a ViT in OpenAI's naming, told from the shapes; heads are width/64, as in all of theirs."""
     state_dict = _clean(state_dict)
-    if "visual.conv1.weight" not in state_dict or "visual.proj" not in state_dict:
+    telling = "visual.conv1.weight visual.proj visual.positional_embedding ln_final.weight text_projection positional_embedding"
+    missing = [name for name in [*telling.split(), "token_embedding.weight"] if name not in state_dict]
+    if missing:
         raise OvssError(
-            "these weights are not a CLIP ViT in OpenAI's naming (no visual.conv1.weight and "
-            "visual.proj); name their open_clip architecture."
+            f"these weights are not a CLIP ViT in OpenAI's naming (no {', '.join(missing)}); name their open_clip architecture."
         )
     width, _, _, patch = state_dict["visual.conv1.weight"].shape
     text_width = state_dict["ln_final.weight"].shape[0]

@@ -83,7 +83,8 @@ class DenseCLIP:
                 "models of that kind can be opened up."
             )
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
-        self.activation, self.layer_norm_eps = activation, layer_norm_eps
+        self.activation = self.text_activation = activation
+        self.layer_norm_eps = layer_norm_eps
         self.patch_size: int = visual.patch_size[0]
         self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
         self.depth = len(blocks)

@@ -59,6 +59,7 @@ def predict(
     *,
     batch: int | None = None,
     workers: int = 1,
+    pad_last: bool = True,
     keep_scores: bool = False,
     output_size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
@@ -66,7 +67,8 @@ def predict(
 
     An image is an array (H, W, 3) uint8 RGB or a function that returns one, called in one of `workers` reader threads; if it
     raises OvssError, that error stands in the place of the predictions. All segmentors must share `recipe.trunk_key` and the
-    CLIP; the trunk then runs once for all. `batch`: windows per forward pass. Raises OvssError for non-finite scores.
+    CLIP; the trunk then runs once for all. `batch`: windows per forward pass; `pad_last` fills the last one with zeros, so that
+    it gives what another position in the queue would give. Raises OvssError for non-finite scores.
     """
     recipe, clip = segmentors[0].recipe, segmentors[0].clip
     waiting: deque[_Image | tuple[Any, OvssError]] = deque()
@@ -105,7 +107,7 @@ def predict(
                     _run(segmentors, items[start : start + own_batch], own_batch)
         yield from finished()
     if queue:
-        _run(segmentors, queue, full_batch)
+        _run(segmentors, queue, full_batch if pad_last else len(queue))
     yield from finished()
 
 
@@ -161,7 +163,7 @@ def segment(
     )
     own = type(segmentor)(segmentor.clip, segmentor.vocabulary, changed)
     check_image(image)
-    ((_, (prediction,)),) = predict([own], [("the image", image)], keep_scores=True, output_size=output_size)
+    ((_, (prediction,)),) = predict([own], [("the image", image)], pad_last=False, keep_scores=True, output_size=output_size)
     return prediction
 
 

@@ -9,12 +9,12 @@ from ..vocabulary import Vocabulary
 
 
 def class_scores(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float) -> Tensor:
-    """(Q, ...) cosines -> (C, ...) scores: softmax over all queries, then for each class the maximum over its queries."""
+    """(Q, ...) cosines -> (C, ...) scores: softmax over all queries, then for each class the maximum over its queries,
+    0 without one."""
     probabilities = (logit_scale * cosines).softmax(0)
-    first = {c: q for q, c in reversed(list(enumerate(vocabulary.group)))}
-    scores = probabilities[[first[c] for c in range(len(vocabulary.classes))]]
+    scores = probabilities.new_zeros(len(vocabulary.classes), *cosines.shape[1:])
     for q, c in enumerate(vocabulary.group):
-        if c >= 0 and q != first[c]:
+        if c >= 0:
             torch.maximum(scores[c], probabilities[q], out=scores[c])
     return scores
 
@@ -24,10 +24,9 @@ def label(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float, threshold
 
     Where the softmax probability of that query, exp(max - logsumexp), is below `threshold`, the label is the background.
     """
-    group = vocabulary.group_tensor.to(cosines.device)
-    kept = cosines if -1 not in vocabulary.group else cosines[group >= 0]
-    best, query = kept.max(0)
-    labels = group[group >= 0][query]
+    group, order = vocabulary.by_class
+    best, query = (cosines if order is None else cosines[order.to(cosines.device)]).max(0)
+    labels = group.to(cosines.device)[query]
     if threshold > 0:
         normaliser = (logit_scale * (cosines - best)).exp().sum(0)
         labels[1 / normaliser < threshold] = vocabulary.background

@@ -263,7 +263,7 @@ def _result(
         "clip": segmentor.clip.name,
         "dataset": dataset.name,
         "protocol": job.protocol,
-        "metrics": {name: round(100 * value, 4) for name, value in metrics(matrix, dataset.unseen, dataset.background).items()},
+        "metrics": {name: round(100 * value, 8) for name, value in metrics(matrix, dataset.unseen, dataset.background).items()},
         "images": {"expected": expected, "evaluated": len(evaluated), "failed": dict(failed)},
         "partial": len(evaluated) != expected,
         "overridden": dict(sorted(job.overrides.items())),
@@ -271,8 +271,8 @@ def _result(
         "per_class": [
             {
                 "class": name,
-                "IoU": round(100 * float(per_class["IoU"][c]), 4),
-                "Acc": round(100 * float(per_class["Acc"][c]), 4),
+                "IoU": round(100 * float(per_class["IoU"][c]), 8),
+                "Acc": round(100 * float(per_class["Acc"][c]), 8),
                 "correct": int(correct[c]),
                 "predicted": int(predicted[c]),
                 "true": int(true[c]),

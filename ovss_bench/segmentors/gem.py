@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.clip import BlockView
+from ..errors import OvssError
 from ..registry import SEGMENTORS
 from .attention import attend
 from .base import Scene, Segmentor, WindowBatch
@@ -27,6 +28,8 @@ class GEM(Segmentor):
 
     @property
     def needs(self) -> frozenset[int]:
+        if not 2 <= self.depth <= self.clip.depth + 1:
+            raise OvssError(f"depth={self.depth}: with the {self.clip.depth} blocks of this CLIP, 2 to {self.clip.depth + 1}.")
         return frozenset(range(self.clip.depth - self.depth + 1, self.clip.depth))
 
     @torch.inference_mode()

@@ -1,0 +1,311 @@
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ovss_bench as ob
+from end_to_end.tools import ROOT, command, evaluate, evaluate_here, results
+from miniature import write_voc
+from ovss_bench.evaluation.confusion import confusion, total
+from ovss_bench.evaluation.metrics import metrics
+from ovss_bench.results.store import read_counts
+
+SIX = ["clip", "maskclip", "sclip", "clearclip", "naclip", "gem"]
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    """The main job with its defaults on a few images."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, evaluate("limit=3", cwd=folder)
+
+
+def test_the_main_job_writes_a_row_for_each_segmentor(demo_run):
+    folder, done = demo_run
+    found = results(folder / "results/runs")
+    assert sorted(found) == sorted(f"{name}/demo" for name in SIX)
+    table = (folder / "results/runs/table.csv").read_text().splitlines()
+    assert [line.split(" ")[0] for line in table[1:]] == SIX
+    assert (folder / "results/runs/table.md").read_text().count("\n") == 2 + len(SIX)
+    assert "Again: " in done.stdout
+    assert all(name in done.stdout for name in SIX)
+    for result in found.values():
+        assert result["clip"] == "demo"
+        assert result["partial"]
+        assert result["images"] == {"expected": 100, "evaluated": 3, "failed": {}}
+        assert 0 <= result["metrics"]["mIoU"] <= 100
+        assert {"mIoU_seen", "mIoU_unseen", "hIoU"} <= result["metrics"].keys()
+        assert all(value["origin"] for value in result["recipe"].values())
+
+
+def test_everything_can_be_computed_again_from_the_counts_beside_a_result(demo_run):
+    folder, _ = demo_run
+    dataset = ob.load_dataset("demo")
+    for path in (folder / "results/runs").rglob("*.npz"):
+        counts, hashes = read_counts(path)
+        (result,) = [r for r in results(path.parent).values() if path.stem.startswith(f"{r['segmentor']}-")]
+        again = metrics(total(counts.values(), 37), dataset.unseen, dataset.background)
+        assert {name: round(100 * value, 8) for name, value in again.items()} == result["metrics"]
+        assert len(hashes) == 3
+
+
+def test_a_finished_run_is_not_repeated_unless_asked(demo_run):
+    folder, _ = demo_run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    again = evaluate("limit=3", cwd=folder)
+    assert again.stderr.count("already done") == len(SIX)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
+    evaluate("limit=3", "segmentor=sclip", "rerun=true", cwd=folder)
+    assert sum(path.stat().st_mtime_ns != before[path] for path in before) == 1
+
+
+def test_the_python_interface_gives_the_numbers_of_the_tool(demo_run, tmp_path):
+    folder, _ = demo_run
+    clip, dataset = ob.load_clip("demo"), ob.load_dataset("demo")
+    segmentor = ob.build_segmentor("sclip", clip=clip, vocabulary=dataset.vocabulary("demo", "notebook7"))
+    result = ob.evaluate(segmentor, dataset, limit=3, output=tmp_path)
+    assert result.metrics == results(folder)["sclip/demo"]["metrics"]
+    assert result.data["fingerprint"] == results(folder)["sclip/demo"]["fingerprint"]
+    single = ob.segment(segmentor, dataset.image(dataset.samples[0])).label_map.numpy()
+    counts, _ = read_counts(result.path.with_suffix(".npz"))
+    again = total([confusion(dataset.label(dataset.samples[0]), single, 37)], 37)
+    assert abs(again - total([counts["scene_000"]], 37)).sum() <= 2  # another batch: a tie may fall otherwise
+
+
+def test_segmentors_with_equal_recipes_share_one_trunk_pass(monkeypatch):
+    dataset, passes = ob.load_dataset("demo"), []
+    clip, trunk = ob.load_clip("demo"), ob.DenseCLIP.trunk
+    monkeypatch.setattr(ob.DenseCLIP, "trunk", lambda *args, **options: passes.append(1) or trunk(*args, **options))
+    from ovss_bench.results.run import make_job, run_jobs
+
+    run_jobs([make_job("sclip", clip, dataset)], dataset, limit=2, quiet=True)
+    alone = len(passes)
+    passes.clear()
+    run_jobs([make_job(name, clip, dataset) for name in SIX], dataset, limit=2, quiet=True)
+    assert len(passes) == alone
+
+
+def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path):
+    done = evaluate("dry_run=true", "segmentor=naclip", "dataset=voc21", "clip=vit_b16", "recipe.sigma=3", cwd=tmp_path)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert "command line" in lines["sigma"]
+    assert "configs/segmentor/naclip.yaml per_dataset.voc21" in lines["window"]
+    assert "configs/recipe.yaml recipe" in lines["short_side"]
+    assert "would stop" in done.stdout  # there is no data
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_runs_a_grid(tmp_path):
+    evaluate("-m", "segmentor=clip,sclip", "limit=1", cwd=tmp_path)
+    assert sorted(results(tmp_path)) == ["clip/demo", "sclip/demo"]
+
+
+def test_the_unified_protocol_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate_here("segmentor=[sclip,naclip]", "limit=1", "protocol=unified")
+    recipes = [result["recipe"] for result in results(tmp_path).values()]
+    assert all(recipe["pamr_steps"]["value"] == 0 for recipe in recipes)
+    assert "protocol/unified.yaml" in recipes[0]["pamr_steps"]["origin"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["segmentor=sclipp"], ["sclipp", "sclip"]),
+        (["dataset=vocc21"], ["vocc21", "voc21"]),
+        (["clip=vitb16"], ["vitb16", "vit_b16"]),
+        (["protocol=fair"], ["fair", "unified"]),
+        (["segmntor=sclip"], ["segmntor", "segmentor"]),
+        (["recipe.treshold=0.1"], ["treshold", "threshold"]),
+        (["recipe.window=-3"], ["window", "positive"]),
+        (["recipe.threshold=abc"], ["threshold", "number"]),
+        (["ids=[scene_00]"], ["scene_00", "scene_0"]),
+        (["limit=0"], ["limit=0"]),
+        (["dataset=voc20", "recipe.threshold=0.3", "data_root=VOC"], ["threshold=0.3", "command line", "no background class"]),
+        (["dataset=voc21"], ["data_root", "OVSS_DATA", "SegmentationClass"]),
+        (["dataset=voc21", "data_root=nowhere"], ["nowhere", "JPEGImages", "ImageSets/Segmentation/val.txt"]),
+        (["clip=vit_b16", "weights=missing.pt"], ["missing.pt"]),
+        (["plugins=[missing.py]"], ["missing.py"]),
+        (["plugins=[broken.py]"], ["broken.py", "ZeroDivisionError"]),
+        (["recipe.names=animals"], ["animals", "demo"]),
+        (["expect=nothing.csv", "limit=1", "segmentor=clip"], ["nothing.csv"]),
+        (["output=broken.py/results", "limit=1"], ["broken.py", "output=DIR"]),
+        (["output=/proc/results", "limit=1"], ["/proc/results", "output=DIR"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else "",
+)
+def test_bad_input_gets_one_clear_error(arguments, words, tmp_path, monkeypatch):
+    write_voc(tmp_path / "VOC")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OVSS_DATA", raising=False)
+    with pytest.raises(ob.OvssError) as error:
+        evaluate_here(*arguments)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("arguments", [["segmentor=sclipp"], ["segmntor=sclip"], ["segmentor=[sclip"]])
+def test_the_tool_prints_one_line_and_ends_with_status_2(arguments, tmp_path):
+    done = evaluate(*arguments, cwd=tmp_path, status=2)
+    assert done.stderr.startswith("error: ")
+
+
+def test_expect_compares_with_a_table(demo_run, monkeypatch):
+    folder, _ = demo_run
+    table = folder / "results/runs/table.csv"
+    shutil.copy(table, folder / "expected.csv")
+    monkeypatch.chdir(folder)
+    assert evaluate_here("limit=3", "expect=expected.csv") == 0
+    lines = table.read_text().splitlines()
+    cells = lines[3].split(",")
+    cells[4] = f"{float(cells[4]) + 1:.2f}"
+    (folder / "other.csv").write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
+    different = evaluate("limit=3", "expect=other.csv", cwd=folder, status=1)
+    assert different.stdout.count("different:") == 1
+    assert "sclip" in different.stdout.split("different:")[1]
+
+
+def test_a_real_layout_with_weights_from_a_file(tmp_path, tiny_state_dict):
+    import torch
+
+    write_voc(tmp_path / "VOC", images=3)
+    torch.save(tiny_state_dict, tmp_path / "tiny.pt")
+    evaluate(
+        "segmentor=[sclip,clearclip]",
+        "dataset=[voc21,voc20]",
+        "clip=tiny.pt",
+        "data_root=VOC",
+        "recipe.short_side=112",
+        "recipe.window=112",
+        "recipe.stride=56",
+        cwd=tmp_path,
+    )
+    found = results(tmp_path / "results")
+    assert sorted(found) == ["clearclip/voc20", "clearclip/voc21", "sclip/voc20", "sclip/voc21"]
+    assert found["sclip/voc21"]["recipe"]["logit_scale"]["value"] == 65
+    assert found["sclip/voc21"]["images"] == {"expected": 1449, "evaluated": 3, "failed": {}}
+    assert found["sclip/voc21"]["partial"]
+    assert len(found["sclip/voc20"]["per_class"]) == 20
+
+
+def test_bad_images_are_named_and_the_others_are_kept(tmp_path, tiny_state_dict):
+    import torch
+
+    torch.save(tiny_state_dict, tmp_path / "tiny.pt")
+    write_voc(tmp_path / "VOC", images=4)
+    folder = tmp_path / "VOC/VOCdevkit/VOC2012"
+    ids = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
+    photo = folder / f"JPEGImages/{ids[1]}.jpg"
+    photo.write_bytes(photo.read_bytes()[:-400])
+    label = Image.open(folder / f"SegmentationClass/{ids[2]}.png")
+    label.resize((label.width // 2, label.height)).save(folder / f"SegmentationClass/{ids[2]}.png")
+    arguments = [
+        "segmentor=sclip",
+        "dataset=voc21",
+        "clip=tiny.pt",
+        "data_root=VOC",
+        "recipe.short_side=112",
+        "recipe.window=112",
+    ]
+    done = evaluate(*arguments, cwd=tmp_path, status=2)
+    assert f"{ids[1]}.jpg" in done.stderr
+    assert f"{ids[2]}.png" in done.stderr
+    assert "2 of 4 images" in done.stderr
+    assert results(tmp_path / "results") == {}
+    again = evaluate(*arguments, "runtime.skip_bad_images=true", cwd=tmp_path)
+    assert "2 of 4 images are done" in again.stderr
+    (result,) = results(tmp_path / "results").values()
+    assert result["images"]["evaluated"] == 2
+    assert sorted(result["images"]["failed"]) == sorted(ids[1:3])
+    assert result["partial"]
+
+
+def _undisturbed(folder: Path, limit: int) -> dict:
+    evaluate("segmentor=[sclip,gem]", f"limit={limit}", cwd=folder)
+    return {path.stem.split("-")[0]: read_counts(path) for path in sorted(folder.rglob("*.npz"))}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
+    limit, disturbed, quiet = 40, tmp_path / "disturbed", tmp_path / "quiet"
+    disturbed.mkdir()
+    quiet.mkdir()
+    arguments = ["runtime.threads=1", "segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8"]
+    process = subprocess.Popen(command("eval.py", *arguments), cwd=disturbed, stderr=subprocess.PIPE, text=True)
+    while len(list(disturbed.rglob("0*.npz"))) < 2 and process.poll() is None:  # both segmentors have written
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, errors = process.communicate()
+    assert process.returncode == (143 if how == signal.SIGTERM else -9)
+    assert "Traceback" not in errors
+    assert results(disturbed) == {}
+    again = evaluate(*arguments[1:], cwd=disturbed)
+    assert "going on" in again.stderr
+    expected = _undisturbed(quiet, limit)
+    for path in sorted(disturbed.rglob("*.npz")):
+        counts, hashes = read_counts(path)
+        known, known_hashes = expected[path.stem.split("-")[0]]
+        assert hashes == known_hashes
+        assert all(np.array_equal(counts[image], known[image]) for image in known)
+    assert not list(disturbed.rglob("*.shards"))
+
+
+def test_a_damaged_shard_is_evaluated_again(tmp_path):
+    process = subprocess.Popen(command("eval.py", "segmentor=sclip", "limit=40"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("0*.npz")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    for path in tmp_path.rglob("0*.npz"):
+        path.write_bytes(path.read_bytes()[:-30])
+    evaluate("segmentor=sclip", "limit=40", cwd=tmp_path)
+    (result,) = results(tmp_path).values()
+    assert result["images"]["evaluated"] == 40
+
+
+def test_two_runs_never_share_a_folder_at_once(tmp_path):
+    process = subprocess.Popen(command("eval.py", "segmentor=sclip"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("lock")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    done = evaluate("segmentor=sclip", cwd=tmp_path, status=2)
+    process.kill()
+    process.wait()
+    assert "another process" in done.stderr
+
+
+def test_a_full_disk_ends_in_one_error_and_keeps_what_is_done(tmp_path, demo_run):
+    """The limit on the size of a file stands in for a full disk: the write fails in the same place."""
+    limited = f"ulimit -f 2; exec {' '.join(command('eval.py', 'segmentor=sclip', 'limit=40'))}"
+    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    evaluate("segmentor=sclip", "limit=40", cwd=tmp_path)
+
+
+def test_the_project_imports_in_one_direction():
+    """registry, image, vocabulary <- encoders, datasets, evaluation <- segmentors <- inference <- results."""
+    import ast
+
+    order = ["encoders", "datasets", "evaluation", "segmentors", "inference", "results"]
+    allowed = {
+        "encoders": {"encoders"},
+        "datasets": {"datasets", "encoders"},
+        "evaluation": {"evaluation"},
+        "segmentors": {"segmentors", "encoders"},
+    }
+    allowed["inference"] = {"inference", "segmentors", "encoders", "evaluation"}
+    allowed["results"] = set(order)
+    for part in order:
+        for path in (ROOT / "ovss_bench" / part).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
+                    target = node.module.split(".")[0]
+                    assert target not in order or target in allowed[part], f"{path.name} imports {node.module}"

@@ -1,0 +1,51 @@
+"""Running the tools as a user does: in a process of their own, in a folder of their own; or, to save the start, in this one."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+
+from ovss_bench.files import CONFIGS
+from ovss_bench.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = {"OVSS_DATA": ""}
+
+
+def command(tool: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
+
+
+def run(tool: str, *arguments: object, cwd: Path, status: int = 0, **options) -> subprocess.CompletedProcess:
+    """Runs a tool and checks its exit status; whatever happens there is no traceback."""
+    environment = {key: value for key, value in os.environ.items() if key not in KEPT}
+    done = subprocess.run(
+        command(tool, *arguments), cwd=cwd, env=environment, capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return done
+
+
+def evaluate(*arguments: object, cwd: Path, status: int = 0, **options) -> subprocess.CompletedProcess:
+    return run("eval.py", "runtime.threads=1", *arguments, cwd=cwd, status=status, **options)
+
+
+def evaluate_here(*arguments: object) -> int:
+    """What tools/eval.py does after its start, with the same check and composition of its arguments, in this process."""
+    spec = importlib.util.spec_from_file_location("eval_tool", ROOT / "tools" / "eval.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    overrides = tool.checked(["runtime.threads=1", *map(str, arguments)])
+    with hydra.initialize_config_dir(str(CONFIGS / "tools"), version_base="1.3"):
+        return main(hydra.compose("eval", overrides=overrides))
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """The result files below a folder by segmentor and data set."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+    return {f"{result['segmentor']}/{result['dataset']}": result for result in found}

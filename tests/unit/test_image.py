@@ -1,0 +1,161 @@
+"""Images are read and resized as mmcv's cv2 backend does it, or refused with one clear message."""
+
+import io
+
+import mmcv
+import numpy as np
+import pytest
+from mmcv.transforms import LoadImageFromFile, Resize
+from PIL import Image
+
+import ovss_bench as ob
+from ovss_bench.image import read_image, resize
+from parity.seeded import rgb_image
+
+COLOUR = rgb_image(5, 37, 52)
+GREY = COLOUR[..., 0]
+DEEP = GREY.astype(np.uint16) * 256 + 77
+
+
+def encoded(picture, form, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def rotated(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.fromarray(COLOUR), "JPEG", exif=exif)
+
+
+def png_of(array):
+    return mmcv.image.io.cv2.imencode(".png", array)[1].tobytes()
+
+
+def tiff_of(array):
+    return mmcv.image.io.cv2.imencode(".tiff", array)[1].tobytes()
+
+
+JPEG = encoded(Image.fromarray(COLOUR), "JPEG")
+PNG = encoded(Image.fromarray(COLOUR), "PNG")
+PROGRESSIVE = encoded(Image.fromarray(COLOUR), "JPEG", progressive=True)
+# An EXIF thumbnail is a whole JPEG with an end marker of its own.
+THUMBNAIL = encoded(Image.fromarray(COLOUR[:8, :8]), "JPEG")
+APP1 = b"Exif\0\0" + THUMBNAIL
+WITH_THUMBNAIL = JPEG[:2] + b"\xff\xe1" + (len(APP1) + 2).to_bytes(2, "big") + APP1 + JPEG[2:]
+
+ODD = {
+    "jpeg": JPEG,
+    "progressive": PROGRESSIVE,
+    "thumbnail": WITH_THUMBNAIL,
+    "grey_jpeg": encoded(Image.fromarray(GREY), "JPEG"),
+    "grey_png": encoded(Image.fromarray(GREY), "PNG"),
+    "16bit_grey_png": png_of(DEEP),
+    "16bit_rgb_png": png_of(np.stack([DEEP, DEEP // 2, DEEP // 3], -1)),
+    "16bit_rgb_tiff": tiff_of(np.stack([DEEP, DEEP // 2, DEEP // 3], -1)),
+    "1bit_png": encoded(Image.fromarray(GREY).convert("1"), "PNG"),
+    "rgba_png": encoded(Image.fromarray(np.dstack([COLOUR, GREY])), "PNG"),
+    "grey_alpha_png": encoded(Image.fromarray(GREY).convert("LA"), "PNG"),
+    "palette_png": encoded(Image.fromarray(COLOUR).quantize(16), "PNG"),
+    "cmyk_jpeg": encoded(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"),
+    "bmp": encoded(Image.fromarray(COLOUR), "BMP"),
+    "webp": encoded(Image.fromarray(COLOUR), "WEBP"),
+    **{f"exif_{orientation}": rotated(orientation) for orientation in range(1, 9)},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images_are_read_as_mmcv_reads_them(name, tmp_path):
+    path = tmp_path / "image.any"
+    path.write_bytes(ODD[name])
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image, mmcv.imread(path, backend="cv2")[..., ::-1])
+    loaded = LoadImageFromFile(imdecode_backend="cv2").transform({"img_path": str(path)})["img"]
+    assert np.array_equal(image, loaded[..., ::-1])
+
+
+def test_exif_rotation_swaps_the_sides(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(rotated(6))
+    assert read_image(tmp_path / "a.jpg").shape == (52, 37, 3)
+
+
+@pytest.mark.parametrize("trailing", [b"\0", b"x" * 500, b"\xff\xda more"])
+@pytest.mark.parametrize("data", [JPEG, PNG], ids=["jpeg", "png"])
+def test_bytes_after_the_end_are_accepted(data, trailing, tmp_path):
+    (tmp_path / "whole").write_bytes(data)
+    (tmp_path / "longer").write_bytes(data + trailing)
+    assert np.array_equal(read_image(tmp_path / "longer"), read_image(tmp_path / "whole"))
+
+
+TRUNCATED = {
+    f"{name}_{cut}": data[: int(cut * len(data))]
+    for name, data in {"jpeg": JPEG, "png": PNG, "progressive": PROGRESSIVE, "thumbnail": WITH_THUMBNAIL}.items()
+    for cut in (0.01, 0.1, 0.25, 0.5, 0.75, 0.97)
+}
+BROKEN = {
+    "empty": b"",
+    "text": b"this is not an image\n" * 20,
+    "html": b"<html>404 not found</html>",
+    "thumbnail_only": WITH_THUMBNAIL[: len(APP1) + 6],
+    "markers_only": b"\xff\xd8 nothing \xff\xda between \xff\xd9",
+    "png_signature_only": PNG[:8] + b"IEND",
+    "png_damaged_inside": PNG[:2000] + bytes(255 - byte for byte in PNG[2000:2008]) + PNG[2008:],
+    "cut_before_the_end": JPEG[:-20],
+}
+
+
+@pytest.mark.parametrize("name", [*TRUNCATED, *BROKEN])
+def test_unreadable_images_are_refused_by_name(name, tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes((TRUNCATED | BROKEN)[name])
+    with pytest.raises(ob.OvssError, match=r"photo\.jpg"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("path", ["missing.jpg", "."])
+def test_a_missing_image_is_refused_by_name(path, tmp_path):
+    with pytest.raises(ob.OvssError, match=str(tmp_path / path)):
+        read_image(tmp_path / path)
+
+
+@pytest.mark.parametrize("size", [(37, 52), (52, 37), (100, 100), (333, 500), (20, 160), (160, 20), (7, 9), (401, 63)])
+@pytest.mark.parametrize("short_side", [40, 61, 336])
+def test_keep_ratio_is_mmcvs_resize(size, short_side):
+    image = rgb_image(6, *size)
+    expected = Resize(scale=(2048, short_side), keep_ratio=True).transform({"img": image[..., ::-1].copy()})["img"]
+    assert np.array_equal(resize(image, "keep_ratio", short_side, 2048), expected[..., ::-1])
+
+
+def test_keep_ratio_obeys_the_long_side():
+    image = rgb_image(6, 30, 300)
+    expected = Resize(scale=(448, 448), keep_ratio=True).transform({"img": image})["img"]
+    assert np.array_equal(resize(image, "keep_ratio", 448, 448), expected)
+    assert resize(np.zeros((1, 3000, 3), np.uint8), "keep_ratio", 336, 500).shape == (1, 500, 3)
+
+
+@pytest.mark.parametrize("options", [{"resize": "none"}, {"short_side": 48}, {"resize": "none", "window": "whole"}], ids=str)
+@pytest.mark.parametrize("size", [(50, 1), (1, 50), (1, 1), (7, 9), (15, 70), (150, 30), (30, 40), (64, 64)], ids=str)
+def test_degenerate_images_are_segmented(size, options, tiny_clip, tiny_vocabulary):
+    segmentor = ob.build_segmentor("sclip", clip=tiny_clip, vocabulary=tiny_vocabulary, window=64, stride=32)
+    prediction = ob.segment(segmentor, rgb_image(7, *size) if min(size) > 1 else np.full((*size, 3), 90, np.uint8), **options)
+    assert prediction.label_map.shape == size
+    assert prediction.scores.shape == (4, *size)
+    assert prediction.scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+    ids=lambda a: f"{a.shape}{a.dtype}",
+)
+def test_arrays_that_are_no_rgb_image_are_refused(image, tiny_clip, tiny_vocabulary):
+    segmentor = ob.build_segmentor("clip", clip=tiny_clip, vocabulary=tiny_vocabulary)
+    with pytest.raises(ob.OvssError, match="RGB image"):
+        ob.segment(segmentor, image)

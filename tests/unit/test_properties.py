@@ -1,0 +1,221 @@
+"""What holds for every registered segmentor, found by enumeration."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ovss_bench as ob
+from ovss_bench.inference.engine import predict
+from parity.seeded import clip_state_dict, rgb_image
+
+METHODS = sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.__module__.startswith("ovss_bench."))
+FILES = sorted({Path(inspect.getsourcefile(ob.SEGMENTORS.get(name))) for name in METHODS})
+SMALL = {"short_side": 80, "window": 64, "stride": 32}
+# Several windows each, one image smaller than a window, one with a side below a patch, one that is a window.
+SIZES = [(120, 150), (50, 31), (100, 260), (64, 64), (12, 90), (140, 130), (160, 120)]
+IMAGES = {f"image{number}": rgb_image(50 + number, *size) for number, size in enumerate(SIZES)}
+
+
+def build(name, clip, vocabulary, **options):
+    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(SMALL | options))
+
+
+def label_maps(segmentor, images=IMAGES, **options):
+    reads = [(key, lambda image=image: image) for key, image in images.items()]
+    return {key: prediction.label_map for key, (prediction,) in predict([segmentor], reads, **options)}
+
+
+def agreement(one, other):
+    assert one.keys() == other.keys()
+    equal = sum(int((one[key] == other[key]).sum()) for key in one)
+    return equal / sum(labels.numel() for labels in one.values())
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(params=METHODS)
+def segmentor(request, tiny_clip, tiny_vocabulary):
+    return build(request.param, tiny_clip, tiny_vocabulary)
+
+
+def test_the_methods_are_found():
+    assert {"clip", "maskclip", "sclip", "clearclip", "naclip", "gem"} <= set(METHODS)
+
+
+def test_outputs_are_finite_and_in_range(segmentor):
+    images = dict(list(IMAGES.items())[:5])
+    outcomes = list(predict([segmentor], images.items(), batch=8, keep_scores=True))
+    outcomes.append(("image1", [ob.segment(segmentor, IMAGES["image1"], window="whole")]))
+    for key, (prediction,) in outcomes:
+        assert prediction.label_map.shape == IMAGES[key].shape[:2], key
+        assert prediction.scores.shape == (4, *prediction.label_map.shape)
+        assert prediction.scores.isfinite().all()
+        assert (prediction.scores >= 0).all()
+        assert (prediction.scores <= 1).all()
+        assert torch.equal(prediction.label_map, prediction.scores.argmax(0))
+
+
+def test_patch_logits_are_finite_on_flat_and_noisy_windows(segmentor):
+    noise = torch.randn(3, 64, 48, generator=torch.Generator().manual_seed(2))
+    pixels = torch.stack([torch.zeros(3, 64, 48), noise, 50 * noise, torch.full((3, 64, 48), -1.8)])
+    logits = segmentor.patch_logits(ob.WindowBatch(pixels))
+    assert logits.shape == (4, 7, 4, 3)
+    assert logits.isfinite().all()
+    assert (logits.abs() <= 1 + 1e-5).all()
+
+
+def test_methods_differ(tiny_clip, tiny_vocabulary):
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    logits = [build(name, tiny_clip, tiny_vocabulary).patch_logits(ob.WindowBatch(pixels)) for name in METHODS]
+    for i, one in enumerate(logits):
+        assert all((one - other).abs().max() > 1e-4 for other in logits[:i]), METHODS[i]
+
+
+def test_order_and_readers_change_nothing(segmentor):
+    expected = label_maps(segmentor, batch=7)
+    assert len(expected) == len(IMAGES)
+    keys = list(IMAGES)
+    for order, workers in ((keys[::-1], 2), (keys[3:] + keys[:3], 1), (keys, 2)):
+        assert equal(label_maps(segmentor, {key: IMAGES[key] for key in order}, batch=7, workers=workers), expected)
+
+
+def test_every_batch_of_full_windows_has_the_same_shape(tiny_clip, tiny_vocabulary, monkeypatch):
+    shapes, original = [], ob.DenseCLIP.trunk
+
+    def trunk(self, pixels, *arguments):
+        shapes.append(tuple(pixels.shape))
+        return original(self, pixels, *arguments)
+
+    monkeypatch.setattr(ob.DenseCLIP, "trunk", trunk)
+    label_maps(build("clip", tiny_clip, tiny_vocabulary), {key: IMAGES[key] for key in ("image0", "image5")}, batch=7)
+    assert set(shapes) == {(7, 3, 64, 64)}
+
+
+def test_an_image_alone_gets_the_same_labels(segmentor):
+    expected = label_maps(segmentor, batch=7)
+    for key in ("image2", "image4"):
+        assert torch.equal(label_maps(segmentor, {key: IMAGES[key]}, batch=7)[key], expected[key])
+
+
+def test_the_default_batch_does_not_depend_on_the_order(tiny_clip, tiny_vocabulary):
+    segmentor = build("sclip", tiny_clip, tiny_vocabulary)
+    expected = label_maps(segmentor)
+    assert equal(label_maps(segmentor, dict(reversed(IMAGES.items())), workers=2), expected)
+
+
+def test_batches_and_threads_change_rounding_only(segmentor):
+    recipe = segmentor.recipe.override(pamr_steps=min(segmentor.recipe.pamr_steps, 2))
+    segmentor = type(segmentor)(segmentor.clip, segmentor.vocabulary, recipe)
+    torch.set_num_threads(1)
+    expected = label_maps(segmentor, batch=7, output_size=(220, 220))
+    for batch, threads in ((1, 1), (64, 2)):
+        torch.set_num_threads(threads)
+        result = label_maps(segmentor, batch=batch, output_size=(220, 220))
+        assert agreement(result, expected) >= 0.99999, (batch, threads)
+
+
+def test_a_shared_trunk_gives_what_each_gives_alone(tiny_clip, tiny_vocabulary):
+    same = {"pad": "center", "position": "offset", "pamr_steps": 0}
+    segmentors = [build(name, tiny_clip, tiny_vocabulary, **same) for name in METHODS]
+    together = [[p.label_map for p in predictions] for _, predictions in predict(segmentors, IMAGES.items(), batch=7)]
+    for number, segmentor in enumerate(segmentors):
+        alone = list(label_maps(segmentor, batch=7).values())
+        for labels, expected in zip(together, alone, strict=True):
+            assert torch.equal(labels[number], expected)
+
+
+def test_results_come_in_the_order_of_the_images(segmentor):
+    assert list(label_maps(segmentor, batch=5)) == list(IMAGES)
+
+
+@pytest.mark.parametrize("weight", ["visual.conv1.weight", "visual.transformer.resblocks.0.mlp.c_proj.bias", "visual.proj"])
+@pytest.mark.parametrize("name", METHODS)
+def test_nan_in_the_weights_names_image_and_window(name, weight, tiny_vocabulary):
+    weights = clip_state_dict(1, layers=3, vocab_size=100)
+    weights[weight].view(-1)[5] = torch.nan
+    depth = {"depth": 3} if name == "gem" else {}
+    segmentor = build(name, ob.load_clip(state_dict=weights), tiny_vocabulary, **depth)
+    with pytest.raises(ob.OvssError, match=r"non-finite.*image image4.*\(y, x\) = \(0, 0\)"):
+        label_maps(segmentor, {"image4": IMAGES["image4"]})
+
+
+def test_nan_in_one_image_names_that_image_and_window(segmentor, monkeypatch):
+    original = type(segmentor).patch_logits
+
+    def damaged(self, batch):
+        logits = original(self, batch).clone()
+        logits[-1, 0, 0, 0] = torch.nan
+        return logits
+
+    monkeypatch.setattr(type(segmentor), "patch_logits", damaged)
+    image = {"photo": IMAGES["image0"]}  # 80 x 100 pixels: windows at 0 and 16, at 0, 32 and 36
+    with pytest.raises(ob.OvssError, match=r"image photo, window at \(y, x\) = \(16, 36\)"):
+        label_maps(segmentor, image, batch=6)
+
+
+def test_nan_names_the_image_of_a_data_set(tiny_vocabulary, voc):
+    weights = clip_state_dict(1, layers=3, vocab_size=49408)
+    weights["visual.proj"][0] = torch.nan
+    clip, dataset = ob.load_clip(state_dict=weights), ob.load_dataset("voc20", voc)
+    segmentor = build("sclip", clip, dataset.vocabulary("sclip", "none"), templates="none")
+    with pytest.raises(ob.OvssError, match=r"image 2007_000033\b.*, window at \(y, x\) = \(0, 0\)"):
+        ob.evaluate(segmentor, dataset, limit=1, runtime=ob.Runtime(batch=4))
+
+
+def test_counts_do_not_depend_on_readers_or_images_before(tiny_clip, voc):
+    dataset = ob.load_dataset("voc20", voc)
+    segmentor = build("clearclip", tiny_clip, dataset.vocabulary("clearclip", "none"), templates="none", names="clearclip")
+
+    def per_class(**options):
+        return ob.evaluate(segmentor, dataset, **options).data["per_class"]
+
+    ids = [sample.id for sample in dataset.samples]
+    expected = per_class(runtime=ob.Runtime(batch=16))
+    assert sum(row["true"] for row in expected) > 0
+    assert per_class(ids=ids[::-1], runtime=ob.Runtime(batch=16, workers=1)) == expected
+    assert per_class(runtime=ob.Runtime(batch=16, workers=4)) == expected
+    halves = [per_class(ids=part, runtime=ob.Runtime(batch=16)) for part in (ids[:5], ids[5:])]
+    for count in ("correct", "predicted", "true"):
+        assert [a[count] + b[count] for a, b in zip(*halves, strict=True)] == [row[count] for row in expected]
+
+
+def test_bad_images_stand_in_the_place_of_their_predictions(tiny_clip, tiny_vocabulary):
+    def fail():
+        raise ob.OvssError("this one cannot be read")
+
+    images = [("a", IMAGES["image0"]), ("bad", fail), ("b", IMAGES["image1"])]
+    outcomes = dict(predict([build("clip", tiny_clip, tiny_vocabulary)], images, workers=2))
+    assert list(outcomes) == ["a", "bad", "b"]
+    assert str(outcomes["bad"]) == "this one cannot be read"
+    assert np.array_equal(outcomes["b"][0].label_map.shape, (50, 31))
+
+
+def test_the_methods_are_short():
+    files = [path for path in FILES if path.stem in {"clip", "maskclip", "sclip", "clearclip", "naclip", "gem"}]
+    assert len(files) == 6
+    assert sum(len(path.read_text().splitlines()) for path in files) < 300
+    assert all(len(path.read_text().splitlines()) < 200 for path in FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_methods_know_no_windows_files_data_sets_or_devices(path):
+    tree = ast.parse(path.read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {f"{'.' * node.level}{node.module or ''}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = {part for name in imported for part in name.split(".")}
+    forbidden = {"inference", "windows", "compose", "engine", "files", "datasets", "results", "evaluation", "image", "main"}
+    forbidden |= {"os", "io", "pathlib", "shutil", "tempfile", "cv2", "PIL", "mmseg", "mmcv", "mmengine", "safetensors"}
+    assert not parts & forbidden
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"open", "load", "save", "cuda", "cpu", "device", "origins", "sizes", "SlidingWindow"}

@@ -1,0 +1,226 @@
+"""Recipes: the order of the merge, origins, checks, protocols, and the sources in configs/segmentor."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import ovss_bench as ob
+from ovss_bench.errors import OvssError
+from ovss_bench.files import CONFIGS, config_names, load_config
+from ovss_bench.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
+
+SEGMENTORS = config_names("segmentor")
+CLIPS = [None, *config_names("clip")]
+DATASETS = config_names("dataset")
+
+
+def origin(value, **options):
+    recipe = compose_recipe("sclip", **options)
+    return recipe.values()[value], recipe.origins[value]
+
+
+def test_later_layers_win_and_leave_their_origin():
+    assert origin("stride") == (112, "configs/recipe.yaml recipe")
+    assert origin("stride", clip="demo") == (24, "configs/recipe.yaml per_clip.demo")
+    assert origin("names", clip="demo", dataset="demo") == ("demo", "configs/recipe.yaml per_dataset.demo")
+    assert origin("threshold", dataset="voc21") == (0.1, "configs/segmentor/sclip.yaml per_dataset.voc21")
+    assert origin("logit_scale", dataset="voc21") == (65, "configs/segmentor/sclip.yaml per_dataset.voc21")
+    assert origin("logit_scale", dataset="voc21", protocol="unified") == (40, "configs/protocol/unified.yaml recipe")
+    assert origin("stride", clip="demo", protocol="unified") == (24, "configs/protocol/unified.yaml per_clip.demo")
+    given = {"protocol": "unified", "overrides": {"logit_scale": 7}}
+    assert origin("logit_scale", dataset="voc21", **given) == (7, "command line")
+
+
+def test_hyperparameters_have_origins_too():
+    recipe = compose_recipe("naclip", overrides={"sigma": 3})
+    assert (recipe.hyperparameters["sigma"], recipe.origins["sigma"]) == (3, "command line")
+    assert recipe.origins["strategy"] == "default of NACLIP"
+    assert compose_recipe("gem").origins["depth"] == "configs/segmentor/gem.yaml recipe"
+    assert compose_recipe("gem", clip="demo").origins["depth"] == "configs/segmentor/gem.yaml per_clip.demo"
+
+
+def test_published_settings_are_reached():
+    """The table of sclip.md section 6 and of naclip, clearclip and maskclip for voc21."""
+    sclip = compose_recipe("sclip", clip="vit_b16", dataset="voc21")
+    assert (sclip.short_side, sclip.window, sclip.stride, sclip.names) == (336, 224, 112, "sclip")
+    assert (sclip.logit_scale, sclip.threshold, sclip.area_threshold, sclip.pamr_steps) == (65, 0.1, 0.1, 0)
+    naclip = compose_recipe("naclip", clip="vit_b16", dataset="voc21")
+    assert (naclip.window, naclip.threshold, naclip.pamr_steps, naclip.pamr_dilations) == ("whole", 0.1, 10, (8, 16))
+    clearclip = compose_recipe("clearclip", clip="vit_b16", dataset="voc20")
+    assert (clearclip.short_side, clearclip.window, clearclip.stride, clearclip.pad) == (448, 448, 224, "center")
+    assert (clearclip.logit_scale, clearclip.threshold, clearclip.names) == (50, 0, "clearclip")
+
+
+@pytest.mark.parametrize(
+    ("key", "close"), [("treshold", "threshold"), ("logit_scal", "logit_scale"), ("sigm", "sigma"), ("strid", "stride")]
+)
+def test_an_unknown_key_lists_close_ones(key, close):
+    with pytest.raises(OvssError, match=rf"recipe value or hyperparameter of naclip \(from command line\) '{key}'.*{close}"):
+        compose_recipe("naclip", overrides={key: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("sclp", r"segmentor 'sclp'.*sclip"), ("clearclipp", "clearclip"), ("", "segmentor")],
+)
+def test_an_unknown_segmentor_lists_close_ones(name, message, tiny_clip, tiny_vocabulary):
+    with pytest.raises(OvssError, match=message):
+        ob.build_segmentor(name, clip=tiny_clip, vocabulary=tiny_vocabulary)
+
+
+def test_an_unknown_protocol_lists_close_ones():
+    with pytest.raises(OvssError, match=r"protocol 'unifid'.*unified"):
+        compose_recipe("sclip", protocol="unifid")
+
+
+BAD = {
+    "resize": ["keepratio", 3, None],
+    "short_side": [0, -1, 336.5, "336", True, None],
+    "window": [0, -224, 12.5, "hole", None, True],
+    "stride": [0, -1, 1.5, "x", 300],
+    "pad": ["centre", None, 0],
+    "normalize": ["none", None],
+    "position": ["nearest", None],
+    "activation": ["relu", 1],
+    "precision": ["fp8", None, 32],
+    "layer_norm_eps": [-1e-5, "small", True],
+    "names": [3, ["sclip"]],
+    "templates": [80],
+    "logit_scale": [-1, "40", None, True, float("nan")],
+    "threshold": [-0.1, None, "x", float("nan")],
+    "area_threshold": [-0.1, None],
+    "pamr_steps": [-1, 1.5, None, True],
+    "pamr_dilations": [[], [0], [1.5], ["8"], [-8], 8, None, "816"],
+    "sigma": ["wide", None, True],
+    "strategy": ["kkk", 1, None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values], ids=repr)
+def test_bad_values_are_refused_by_name(name, value):
+    with pytest.raises(OvssError, match=name):
+        compose_recipe("naclip", overrides={name: value})
+
+
+GOOD = {"window": "whole", "activation": None, "names": None, "threshold": 0, "logit_scale": 40, "pamr_dilations": [1]}
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD.items(), ids=repr)
+def test_the_bounds_are_allowed(name, value):
+    result = compose_recipe("naclip", overrides={name: value}).values()[name]
+    assert result == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(
+    ("segmentor", "name", "good", "bad"),
+    [
+        ("gem", "depth", [2, 7], [1.5, "7", None, True]),
+        ("gem", "temperature", [None, 2, 0.5], ["hot", True]),
+        ("gem", "min_max", [True, False], [1, "yes", None]),
+        ("naclip", "strategy", ["kk", "nonly"], ["nn", True]),
+        ("maskclip", "key_smoothing", [0, 0.5], ["much", None]),
+    ],
+)
+def test_hyperparameters_are_checked(segmentor, name, good, bad, tiny_clip, tiny_vocabulary):
+    for value in good:
+        built = ob.build_segmentor(segmentor, clip=tiny_clip, vocabulary=tiny_vocabulary, **{name: value})
+        assert getattr(built, name) == value
+    for value in bad:
+        with pytest.raises(OvssError, match=name):
+            ob.build_segmentor(segmentor, clip=tiny_clip, vocabulary=tiny_vocabulary, **{name: value})
+
+
+@pytest.mark.parametrize("depth", [1, 14, 99])
+def test_a_depth_that_the_encoder_does_not_have_is_refused(depth, tiny_clip, tiny_vocabulary):
+    def use():
+        segmentor = ob.build_segmentor("gem", clip=tiny_clip, vocabulary=tiny_vocabulary, depth=depth)
+        segmentor.patch_logits(ob.WindowBatch(torch.zeros(1, 3, 32, 32)))
+
+    with pytest.raises(OvssError, match="depth"):
+        use()
+
+
+@pytest.mark.parametrize("name", ["threshold", "area_threshold"])
+def test_a_threshold_needs_a_background(name, tiny_clip, tiny_vocabulary, voc):
+    without = ob.Vocabulary.from_features(tiny_vocabulary.given_features)
+    with pytest.raises(OvssError, match=rf"^{name}=0.2 .*no background class"):
+        ob.build_segmentor("clip", clip=tiny_clip, vocabulary=without, **{name: 0.2})
+    dataset = ob.load_dataset("voc20", voc)
+    segmentor = ob.build_segmentor("clip", clip=tiny_clip, vocabulary=dataset.vocabulary("sclip", "none"))
+    with pytest.raises(OvssError, match=rf"^{name}=0.2 .*no background class"):
+        ob.evaluate(segmentor, dataset, recipe={name: 0.2}, limit=1)
+
+
+def test_a_threshold_given_to_segment_needs_a_background(tiny_clip, tiny_vocabulary):
+    without = ob.Vocabulary.from_features(tiny_vocabulary.given_features)
+    segmentor = ob.build_segmentor("clip", clip=tiny_clip, vocabulary=without)
+    with pytest.raises(OvssError, match=r"^threshold=0.2 .*no background class"):
+        ob.segment(segmentor, np.zeros((32, 32, 3), np.uint8), threshold=0.2)
+
+
+@pytest.mark.parametrize("protocol", config_names("protocol"))
+@pytest.mark.parametrize("segmentor", SEGMENTORS)
+def test_every_recipe_composes(segmentor, protocol, voc, tiny_clip):
+    for clip, name in itertools.product(CLIPS, DATASETS):
+        recipe = compose_recipe(segmentor, clip=clip, dataset=name, protocol=protocol)
+        assert set(recipe.origins) == set(recipe.values())
+        assert all(recipe.origins.values())
+        dataset = ob.load_dataset(name, voc)
+        vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
+        assert segmentor_config(segmentor)[1](tiny_clip, vocabulary, recipe).vocabulary.classes == dataset.classes
+
+
+@pytest.mark.parametrize(("clip", "dataset"), itertools.product(CLIPS, DATASETS))
+def test_unified_gives_every_segmentor_the_same_recipe(clip, dataset):
+    recipes = [compose_recipe(name, clip=clip, dataset=dataset, protocol="unified") for name in SEGMENTORS]
+    assert len({recipe.trunk_key for recipe in recipes}) == 1
+    for value in set(RECIPE_VALUES) - {"pamr_dilations"}:
+        assert len({recipe.values()[value] for recipe in recipes}) == 1, value
+    assert recipes[0].pamr_steps == 0
+
+
+def test_the_six_share_one_trunk_on_the_demo():
+    names = load_config("tools", "eval")["segmentor"]
+    keys = {compose_recipe(name, clip="demo", dataset="demo").trunk_key for name in names}
+    assert len(names) >= 6
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("value", RECIPE_VALUES)
+def test_the_trunk_key_follows_what_the_trunk_sees(value):
+    changed = {"resize": "square", "short_side": 100, "long_side": 999, "window": 150, "stride": 50, "pad": "corner"}
+    changed |= {"normalize": "imagenet", "position": "size", "activation": "gelu", "layer_norm_eps": 1e-6, "precision": "bf16"}
+    after = {"names": "x", "templates": "photo", "logit_scale": 3, "threshold": 0.3, "area_threshold": 0.1, "pamr_steps": 2}
+    after |= {"pamr_dilations": [3]}
+    base = compose_recipe("clip")
+    other = compose_recipe("clip", overrides={value: (changed | after)[value]})
+    assert (base.trunk_key != other.trunk_key) == (value in changed)
+
+
+def test_every_registered_method_has_a_configuration():
+    for name, method in ob.SEGMENTORS.module_dict.items():
+        if method.__module__.startswith("ovss_bench."):
+            assert segmentor_config(name)[0].get("paper"), name
+
+
+@pytest.mark.parametrize("segmentor", SEGMENTORS)
+def test_every_value_names_its_source(segmentor):
+    text = (CONFIGS / "segmentor" / f"{segmentor}.yaml").read_text()
+    lines = text.splitlines()
+    commented = {number for number, line in enumerate(lines) if line.partition("#")[2].strip()}
+
+    def check(node, enclosing):
+        for key, value in node.value:
+            line = key.start_mark.line
+            here = enclosing | ({line, value.start_mark.line} & commented)
+            if isinstance(value, yaml.MappingNode) and value.value:
+                check(value, here)
+            elif not (isinstance(value, yaml.MappingNode)):
+                assert here, f"{segmentor}.yaml, line {line + 1} names no source: {lines[line].strip()}"
+
+    for key, value in yaml.compose(text).value:
+        if key.value in ("recipe", "per_clip", "per_dataset"):
+            check(value, {key.start_mark.line} & commented)

@@ -1,0 +1,201 @@
+"""Names files, templates, grouping, the background, and text features with their cache."""
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ovss_bench as ob
+from ovss_bench.files import CONFIGS
+from ovss_bench.vocabulary import TEMPLATES, read_names
+from parity.seeded import clip_state_dict, query_features
+
+NAMES = [["sky", "wall"], ["cat"], ["dog", "puppy", "cat"]]
+
+
+def names_file(folder, text):
+    path = folder / "names.txt"
+    path.write_text(text)
+    return path
+
+
+def test_a_names_file_has_a_line_per_class(tmp_path):
+    path = names_file(tmp_path, "sky, wall,road \ncat\n  dog ,  big  dog\n")
+    assert read_names(path) == [["sky", "wall", "road"], ["cat"], ["dog", "big  dog"]]
+    vocabulary = ob.Vocabulary.from_file(path, background=True)
+    assert vocabulary.queries == ("sky", "wall", "road", "cat", "dog", "big  dog")
+    assert vocabulary.group == (0, 0, 0, 1, 2, 2)
+    assert vocabulary.classes == ("sky", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sky\n\ncat\n", "line 2"),
+        ("sky\ncat,\n", "line 2"),
+        ("sky\ncat,,dog\n", "line 2"),
+        ("  \n", "line 1"),
+        ("sky\ncat\nsky, heaven\n", r"'sky' is listed twice, in lines 1 and 3"),
+        ("", "is empty"),
+    ],
+)
+def test_bad_names_files_are_refused(text, message, tmp_path):
+    path = names_file(tmp_path, text)
+    with pytest.raises(ob.OvssError, match=rf"{path}.*{message}"):
+        read_names(path)
+
+
+def test_a_names_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x80")
+    for name in ("names.txt", "missing.txt"):
+        with pytest.raises(ob.OvssError, match=rf"{name} cannot be read"):
+            read_names(tmp_path / name)
+
+
+def test_repeated_queries_are_allowed(tmp_path):
+    vocabulary = ob.Vocabulary.from_file(names_file(tmp_path, "cat, cat\ndog, cat\n"))
+    assert vocabulary.queries == ("cat", "cat", "dog", "cat")
+    assert vocabulary.group == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "at least one"),
+        (["cat", ""], "class 1 has an empty name"),
+        (["cat", []], "class 1 has an empty name"),
+        (["cat", ["dog", " "]], "class 1 has an empty name"),
+        (["cat", "dog", "cat"], r"'cat' is listed twice: as class 0 and as class 2"),
+    ],
+)
+def test_bad_names_are_refused(names, message):
+    with pytest.raises(ob.OvssError, match=message):
+        ob.Vocabulary.from_names(names)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "names").rglob("*.txt")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_packaged_names_fit_their_data_set(path, voc):
+    dataset = ob.load_dataset(path.parent.name, voc)
+    vocabulary = dataset.vocabulary(path.stem, "photo")
+    assert len(read_names(path)) == len(dataset.classes) == len(vocabulary.classes)
+    assert set(vocabulary.group) == set(range(len(dataset.classes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first", "last"),
+    [
+        ("imagenet80", 80, "a bad photo of a {}.", "a tattoo of the {}."),
+        ("maskclip85", 85, "a bad photo of a {}.", "this is one {} in the scene."),
+        ("notebook7", 7, "itap of a {}.", "a photo of the small {}."),
+        ("photo", 1, "a photo of a {}.", "a photo of a {}."),
+        ("none", 1, "{}", "{}"),
+    ],
+)
+def test_template_sets(name, count, first, last):
+    templates = TEMPLATES[name]
+    assert (len(templates), len(set(templates)), templates[0], templates[-1]) == (count, count, first, last)
+    assert all(template.count("{}") == 1 for template in templates)
+
+
+def test_maskclip_adds_five_templates_to_the_eighty():
+    assert TEMPLATES["maskclip85"][:80] == TEMPLATES["imagenet80"]
+    assert TEMPLATES["imagenet80"][1] == "a photo of many {}."
+
+
+def test_an_unknown_template_set_lists_close_ones():
+    with pytest.raises(ob.OvssError, match=r"imagnet80.*imagenet80"):
+        ob.Vocabulary.from_names(["cat"], templates="imagnet80")
+
+
+@pytest.mark.parametrize(("given", "index"), [(True, 0), (False, None), (None, None), (0, 0), (2, 2)])
+def test_background_policy(given, index):
+    assert ob.Vocabulary.from_names(NAMES, background=given).background == index
+    assert ob.Vocabulary.from_features(query_features(1, 3), background=given).background == index
+
+
+@pytest.mark.parametrize("background", [3, -1])
+def test_a_background_outside_the_classes_is_refused(background):
+    with pytest.raises(ob.OvssError, match=f"background class {background}"):
+        ob.Vocabulary.from_names(NAMES, background=background)
+
+
+def test_distractors_belong_to_no_class():
+    vocabulary = ob.Vocabulary.from_names(NAMES, distractors=["noise", "blur"])
+    assert vocabulary.queries[-2:] == ("noise", "blur")
+    assert vocabulary.group == (0, 0, 1, 2, 2, 2, -1, -1)
+    assert len(vocabulary.classes) == 3
+
+
+@pytest.mark.parametrize("templates", TEMPLATES)
+def test_features_are_the_average_over_templates(templates, tiny_clip):
+    vocabulary = ob.Vocabulary.from_names(NAMES, templates=templates, distractors=["noise"])
+    tokenize = open_clip.get_tokenizer("ViT-B-16")
+    expected = []
+    for query in vocabulary.queries:
+        with torch.no_grad():
+            prompts = tiny_clip.model.encode_text(
+                tokenize([template.replace("{}", query) for template in TEMPLATES[templates]])
+            )
+        average = (prompts / prompts.norm(dim=1, keepdim=True)).mean(0)
+        expected.append(average / average.norm())
+    torch.testing.assert_close(vocabulary.features(tiny_clip), torch.stack(expected), rtol=0, atol=1e-6)
+
+
+def test_cached_features_are_the_same_and_need_no_text_tower(tiny_clip, monkeypatch):
+    names = ["one thing", "another thing"]
+    first = ob.Vocabulary.from_names(names, templates="photo").features(tiny_clip)
+
+    def refuse(*_):
+        raise AssertionError("the text tower was called again")
+
+    monkeypatch.setattr(tiny_clip, "encode_text", refuse)
+    assert torch.equal(ob.Vocabulary.from_names(names, templates="photo").features(tiny_clip), first)
+    for changed in ({"templates": "none"}, {"distractors": ["x"]}):
+        with pytest.raises(AssertionError, match="called again"):
+            ob.Vocabulary.from_names(names, **({"templates": "photo"} | changed)).features(tiny_clip)
+
+
+def test_the_cache_knows_weights_and_activation_apart(tiny_state_dict):
+    vocabulary = ob.Vocabulary.from_names(["cat", "dog"], templates="photo")
+    clips = [
+        ob.load_clip(state_dict=tiny_state_dict),
+        ob.load_clip(state_dict=tiny_state_dict, activation="gelu"),
+        ob.load_clip(state_dict=clip_state_dict(12)),
+    ]
+    for clip in clips:
+        with torch.no_grad():
+            expected = F.normalize(clip.model.encode_text(clip.tokenizer(["a photo of a cat.", "a photo of a dog."])), dim=-1)
+        torch.testing.assert_close(vocabulary.features(clip), expected, rtol=0, atol=1e-6)
+
+
+def test_given_features_are_normalised(tiny_clip):
+    features = 7 * query_features(3, 5)
+    vocabulary = ob.Vocabulary.from_features(features, [0, 1, 1, 2, 0])
+    torch.testing.assert_close(vocabulary.features(tiny_clip), query_features(3, 5))
+    assert len(vocabulary.classes) == 3
+
+
+@pytest.mark.parametrize("group", [[0, 1], [0, 1, 2, 3]])
+def test_a_group_of_another_length_is_refused(group):
+    with pytest.raises(ob.OvssError, match=f"3 text features but {len(group)} entries"):
+        ob.Vocabulary.from_features(query_features(3, 3), group)
+
+
+def test_the_digest_follows_everything_that_counts():
+    base = {"names": NAMES, "background": True, "templates": "photo"}
+    variants = [base, base | {"background": False}, base | {"templates": "none"}, base | {"names": NAMES[::-1]}]
+    variants += [base | {"names": [["sky"], ["wall", "cat"], ["dog", "puppy", "cat"]]}, base | {"distractors": ["x"]}]
+    digests = [ob.Vocabulary.from_names(**options).digest for options in variants]
+    digests += [ob.Vocabulary.from_features(query_features(seed, 3)).digest for seed in (1, 2)]
+    assert len(set(digests)) == len(digests)
+    assert ob.Vocabulary.from_names(**base).digest == digests[0]
+
+
+def test_a_vocabulary_of_another_size_is_refused_by_a_data_set(tiny_clip, tiny_vocabulary, tmp_path):
+    demo = ob.load_dataset("demo")
+    with pytest.raises(ob.OvssError, match=r"4 classes.*'demo' has 37"):
+        ob.evaluate(ob.build_segmentor("clip", clip=tiny_clip, vocabulary=tiny_vocabulary), demo, limit=1)
+    with pytest.raises(ob.OvssError, match=r"2 classes.* 37"):
+        demo.vocabulary(str(names_file(tmp_path, "cat\ndog\n")), "photo")
+    with pytest.raises(ob.OvssError, match=r"names variant.*demmo.*demo"):
+        demo.vocabulary("demmo", "photo")

@@ -1,0 +1,140 @@
+"""Windows after mmseg's rule, and the separable composition against the plain loop of the official codes (clip.md)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovss_bench.inference.compose import axis_matrix, compose
+from ovss_bench.inference.windows import SlidingWindow, axis
+
+LENGTHS = (1, 7, 16, 31, 47, 48, 49, 63, 71, 72, 73, 96, 97, 100, 143, 200)
+WINDOWS = ((48, 24), (48, 48), (32, 16), (50, 33), (17, 5), (224, 112), (1, 1))
+
+
+def official_windows(length, crop, stride):
+    """(start, end) of each window along one side."""
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    ends = [min(i * stride + crop, length) for i in range(count)]
+    return [(max(end - crop, 0), end) for end in ends]
+
+
+@pytest.mark.parametrize(("crop", "stride"), WINDOWS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_starts_follow_mmsegs_rule(length, crop, stride):
+    windows = axis(length, crop, stride, 16, "none")
+    assert [(start, start + windows.size) for start in windows.starts] == official_windows(length, crop, stride)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_whole_is_one_window(length):
+    windows = axis(length, None, 112, 16, "none")
+    assert (windows.starts, windows.size) == ((0,), length)
+
+
+@pytest.mark.parametrize(
+    ("size", "pad", "before", "padded", "cells"),
+    [
+        (48, "none", 0, 48, 3),
+        (50, "none", 0, 50, 3),
+        (50, "center", 7, 64, 4),
+        (49, "center", 7, 64, 4),
+        (50, "corner", 0, 64, 4),
+        (64, "center", 0, 64, 4),
+        (9, "none", 0, 16, 1),
+        (9, "center", 3, 16, 1),
+        (1, "corner", 0, 16, 1),
+    ],
+)
+def test_padding_to_the_patch(size, pad, before, padded, cells):
+    windows = axis(size, None, None, 16, pad)
+    assert (windows.before, windows.padded, windows.cells) == (before, padded, cells)
+
+
+@pytest.mark.parametrize("pad", ["none", "center", "corner"])
+@pytest.mark.parametrize("size", [(60, 90), (48, 48), (20, 70), (5, 50)], ids=str)
+def test_windows_show_the_image_at_their_origin_and_zeros_outside(size, pad):
+    pixels = torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
+    windows = SlidingWindow.of(*size, 50, 30, 16, pad)
+    border = 64
+    surrounded = F.pad(pixels, (border,) * 4)
+    cut = windows.cut(pixels)
+    rows, columns = (official_windows(side, 50, 30) for side in size)
+    assert len(cut) == len(windows.origins) == len(rows) * len(columns)
+    for window, (y, x), corner in zip(cut, windows.origins, [(r[0], c[0]) for r in rows for c in columns], strict=True):
+        assert (y + windows.rows.before, x + windows.columns.before) == corner
+        expected = torch.zeros(3, *windows.shape)
+        top, left = windows.rows.before, windows.columns.before
+        inside = slice(top, top + windows.rows.size), slice(left, left + windows.columns.size)
+        from_image = surrounded[:, border + y :, border + x :][:, : windows.shape[0], : windows.shape[1]]
+        expected[:, inside[0], inside[1]] = from_image[:, inside[0], inside[1]]
+        assert torch.equal(window, expected)
+
+
+def plain_loop(grids, windows, size, crop, stride, patch, pad):
+    """The official order of steps, one window after the other."""
+    height, width = windows.rows.length, windows.columns.length
+    total, count = torch.zeros(grids.shape[1], height, width), torch.zeros(height, width)
+    number = 0
+    for y1, y2 in official_windows(height, height if crop == "whole" else crop, stride):
+        for x1, x2 in official_windows(width, width if crop == "whole" else crop, stride):
+            padded, before = [], []
+            for side in (y2 - y1, x2 - x1):
+                missing = -side % patch if pad != "none" or side < patch else 0
+                padded.append(side + missing)
+                before.append(missing // 2 if pad == "center" else 0)
+            enlarged = F.interpolate(grids[number : number + 1], padded, mode="bilinear", align_corners=False)[0]
+            total[:, y1:y2, x1:x2] += enlarged[:, before[0] : before[0] + y2 - y1, before[1] : before[1] + x2 - x1]
+            count[y1:y2, x1:x2] += 1
+            number += 1
+    assert number == len(grids)
+    return F.interpolate((total / count)[None], size, mode="bilinear", align_corners=False)[0]
+
+
+GEOMETRIES = [  # resized size, original size, window, stride, patch
+    ((96, 128), (96, 128), 48, 24, 8),
+    ((96, 128), (143, 191), 48, 24, 16),
+    ((100, 131), (61, 80), 48, 24, 16),
+    ((101, 90), (250, 223), 50, 33, 16),
+    ((120, 120), (121, 119), 56, 28, 14),
+    ((40, 170), (40, 170), 64, 32, 16),
+    ((170, 30), (85, 15), 64, 32, 16),
+    ((20, 30), (47, 71), 64, 32, 16),
+    ((7, 90), (7, 90), 48, 24, 16),
+    ((5, 3), (9, 6), 64, 32, 16),
+    ((1, 70), (1, 70), 48, 48, 8),
+    ((70, 1), (35, 1), 48, 48, 8),
+    ((99, 77), (200, 155), "whole", 112, 16),
+    ((97, 201), (333, 400), 60, 7, 16),
+    ((300, 200), (20, 13), 64, 64, 32),
+]
+
+
+@pytest.mark.parametrize("pad", ["none", "center", "corner"])
+@pytest.mark.parametrize(("resized", "size", "window", "stride", "patch"), GEOMETRIES)
+def test_composition_equals_the_plain_loop(resized, size, window, stride, patch, pad):
+    windows = SlidingWindow.of(*resized, window, stride, patch, pad)
+    shape = len(windows.origins), 5, windows.rows.cells, windows.columns.cells
+    grids = torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    expected = plain_loop(grids, windows, size, window, stride, patch, pad)
+    result = torch.full_like(expected, torch.nan)
+    for rows, block in compose(grids, windows, size, block=19):
+        result[:, rows] = block
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 7, 32, 1000])
+def test_blocks_cover_every_row_once(block):
+    windows = SlidingWindow.of(60, 70, 48, 24, 8, "none")
+    grids = torch.rand(len(windows.origins), 2, 6, 6, generator=torch.Generator().manual_seed(3))
+    (_, whole), *_ = compose(grids, windows, (75, 90), block=75)
+    parts = list(compose(grids, windows, (75, 90), block=block))
+    assert [row for rows, _ in parts for row in range(rows.start, rows.stop)] == list(range(75))
+    torch.testing.assert_close(torch.cat([part for _, part in parts], 1), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("pad", ["none", "center", "corner"])
+def test_rows_of_the_matrix_sum_to_one(length, pad):
+    matrix = axis_matrix(axis(length, 48, 24, 16, pad), 83)
+    torch.testing.assert_close(matrix.sum(1), torch.ones(83))
+    assert ((matrix != 0).sum(1) <= 8).all()
