@@ -24,12 +24,12 @@ def origin(value, **options):
 
 def test_later_layers_win_and_leave_their_origin():
     assert origin("stride") == (112, "configs/recipe.yaml recipe")
-    assert origin("stride", clip="demo") == (24, "configs/recipe.yaml per_clip.demo")
+    assert origin("stride", clip="demo") == (16, "configs/recipe.yaml per_clip.demo")
     assert origin("names", clip="demo", dataset="demo") == ("demo", "configs/recipe.yaml per_dataset.demo")
     assert origin("threshold", dataset="voc21") == (0.1, "configs/segmentor/sclip.yaml per_dataset.voc21")
     assert origin("logit_scale", dataset="voc21") == (65, "configs/segmentor/sclip.yaml per_dataset.voc21")
     assert origin("logit_scale", dataset="voc21", protocol="unified") == (40, "configs/protocol/unified.yaml recipe")
-    assert origin("stride", clip="demo", protocol="unified") == (24, "configs/protocol/unified.yaml per_clip.demo")
+    assert origin("stride", clip="demo", protocol="unified") == (16, "configs/protocol/unified.yaml per_clip.demo")
     given = {"protocol": "unified", "overrides": {"logit_scale": 7}}
     assert origin("logit_scale", dataset="voc21", **given) == (7, "command line")
 
