@@ -16,6 +16,7 @@ from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
 from ovss_bench.results.store import read_counts
 
+FAST = ["recipe.resize=none", "recipe.window=48", "recipe.stride=48"]  # a few windows per scene
 SIX = ["clip", "maskclip", "sclip", "clearclip", "naclip", "gem"]
 
 
@@ -23,7 +24,9 @@ SIX = ["clip", "maskclip", "sclip", "clearclip", "naclip", "gem"]
 def demo_run(tmp_path_factory):
     """The main job with its defaults on a few images."""
     folder = tmp_path_factory.mktemp("demo")
-    return folder, evaluate("limit=3", cwd=folder)
+    done = evaluate("limit=3", cwd=folder)
+    shutil.copy(folder / "results/runs/table.csv", folder / "expected.csv")
+    return folder, done
 
 
 def test_the_main_job_writes_a_row_for_each_segmentor(demo_run):
@@ -158,11 +161,9 @@ def test_the_tool_prints_one_line_and_ends_with_status_2(arguments, tmp_path):
 
 def test_expect_compares_with_a_table(demo_run, monkeypatch):
     folder, _ = demo_run
-    table = folder / "results/runs/table.csv"
-    shutil.copy(table, folder / "expected.csv")
     monkeypatch.chdir(folder)
     assert evaluate_here("limit=3", "expect=expected.csv") == 0
-    lines = table.read_text().splitlines()
+    lines = (folder / "expected.csv").read_text().splitlines()
     cells = lines[3].split(",")
     cells[4] = f"{float(cells[4]) + 1:.2f}"
     (folder / "other.csv").write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
@@ -184,6 +185,7 @@ def test_a_real_layout_with_weights_from_a_file(tmp_path, tiny_state_dict):
         "recipe.short_side=112",
         "recipe.window=112",
         "recipe.stride=56",
+        "recipe.templates=none",
         cwd=tmp_path,
     )
     found = results(tmp_path / "results")
@@ -212,6 +214,7 @@ def test_bad_images_are_named_and_the_others_are_kept(tmp_path, tiny_state_dict)
         "data_root=VOC",
         "recipe.short_side=112",
         "recipe.window=112",
+        "recipe.templates=none",
     ]
     done = evaluate(*arguments, cwd=tmp_path, status=2)
     assert f"{ids[1]}.jpg" in done.stderr
@@ -227,16 +230,16 @@ def test_bad_images_are_named_and_the_others_are_kept(tmp_path, tiny_state_dict)
 
 
 def _undisturbed(folder: Path, limit: int) -> dict:
-    evaluate("segmentor=[sclip,gem]", f"limit={limit}", cwd=folder)
+    evaluate("segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8", *FAST, cwd=folder)
     return {path.stem.split("-")[0]: read_counts(path) for path in sorted(folder.rglob("*.npz"))}
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
-    limit, disturbed, quiet = 40, tmp_path / "disturbed", tmp_path / "quiet"
+    limit, disturbed, quiet = 24, tmp_path / "disturbed", tmp_path / "quiet"
     disturbed.mkdir()
     quiet.mkdir()
-    arguments = ["runtime.threads=1", "segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8"]
+    arguments = ["runtime.threads=1", "segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8", *FAST]
     process = subprocess.Popen(command("eval.py", *arguments), cwd=disturbed, stderr=subprocess.PIPE, text=True)
     while len(list(disturbed.rglob("0*.npz"))) < 2 and process.poll() is None:  # both segmentors have written
         time.sleep(0.01)
@@ -257,24 +260,26 @@ def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
 
 
 def test_a_damaged_shard_is_evaluated_again(tmp_path):
-    process = subprocess.Popen(command("eval.py", "segmentor=sclip", "limit=40"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command("eval.py", "segmentor=sclip", "limit=24", *FAST), cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
     while not list(tmp_path.rglob("0*.npz")) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.wait()
     for path in tmp_path.rglob("0*.npz"):
         path.write_bytes(path.read_bytes()[:-30])
-    evaluate("segmentor=sclip", "limit=40", cwd=tmp_path)
+    evaluate("segmentor=sclip", "limit=24", *FAST, cwd=tmp_path)
     (result,) = results(tmp_path).values()
-    assert result["images"]["evaluated"] == 40
+    assert result["images"]["evaluated"] == 24
 
 
 def test_two_runs_never_share_a_folder_at_once(tmp_path):
-    process = subprocess.Popen(command("eval.py", "segmentor=sclip"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command("eval.py", "segmentor=sclip", *FAST), cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not list(tmp_path.rglob("lock")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)
-    done = evaluate("segmentor=sclip", cwd=tmp_path, status=2)
+    done = evaluate("segmentor=sclip", *FAST, cwd=tmp_path, status=2)
     process.kill()
     process.wait()
     assert "another process" in done.stderr
@@ -282,12 +287,12 @@ def test_two_runs_never_share_a_folder_at_once(tmp_path):
 
 def test_a_full_disk_ends_in_one_error_and_keeps_what_is_done(tmp_path, demo_run):
     """The limit on the size of a file stands in for a full disk: the write fails in the same place."""
-    limited = f"ulimit -f 2; exec {' '.join(command('eval.py', 'segmentor=sclip', 'limit=40'))}"
+    limited = f"ulimit -f 2; exec {' '.join(command('eval.py', 'segmentor=sclip', 'limit=24', *FAST))}"
     done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
-    evaluate("segmentor=sclip", "limit=40", cwd=tmp_path)
+    evaluate("segmentor=sclip", "limit=24", *FAST, cwd=tmp_path)
 
 
 def test_the_project_imports_in_one_direction():
