@@ -4,6 +4,7 @@ Everything that can be set is in configs/tools/eval.yaml; `recipe.NAME=VALUE` ov
 grid.
 """
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -60,6 +61,7 @@ def checked(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its errors itself, and end with status 1
     try:
         sys.argv[1:] = checked(given)
         evaluate()
