@@ -17,7 +17,7 @@ from rich.table import Table
 from .datasets.base import SegDataset, load_dataset
 from .encoders.clip import DenseCLIP, clip_label, load_clip
 from .errors import OvssError, unknown
-from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config, segmentor_names
+from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from .registry import load_plugin
 from .results.run import EvalResult, Job, Runtime, make_job, run_jobs
 from .results.tables import differences, terminal, write_tables
@@ -130,6 +130,3 @@ def _listed(value: Any) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise OvssError(f"{names}: expected one name, or a list of different names.")
     return [str(name) for name in names]
-
-
-__all__ = ["main", "segmentor_names", "split_overrides"]
