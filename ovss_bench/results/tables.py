@@ -53,7 +53,7 @@ def csv(table: pd.DataFrame) -> str:
 def terminal(table: pd.DataFrame) -> Table:
     view = Table(box=None, pad_edge=False)
     for column in table.columns:
-        view.add_column(column, justify="right" if column in METRICS else "left")
+        view.add_column(column, justify="right" if column in METRICS else "left", overflow="fold")
     for row in table.itertuples(index=False):
         view.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
     return view
