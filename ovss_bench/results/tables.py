@@ -51,7 +51,11 @@ def csv(table: pd.DataFrame) -> str:
 
 
 def terminal(table: pd.DataFrame) -> Table:
-    view = Table(box=None, pad_edge=False)
+    """For a screen: what all rows have in common stands above the table."""
+    common = [name for name in ("clip", "dataset", "protocol") if table[name].nunique() == 1]
+    title = ", ".join(f"{name} {table[name].iloc[0]}" for name in common)
+    view = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table = table.drop(columns=common)
     for column in table.columns:
         view.add_column(column, justify="right" if column in METRICS else "left", overflow="fold")
     for row in table.itertuples(index=False):
