@@ -90,9 +90,7 @@ def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, d
 def _job(
     name: str, dataset: SegDataset, options: dict[str, Any], overrides: dict[str, Any], clips: dict[str, DenseCLIP]
 ) -> Job:
-    clip_name, _, tag = str(options["clip"]).partition(":")
-    pretrained = options["weights"] or tag or None
-    label = clip_label(clip_name, pretrained)
+    clip_name, pretrained, label = _clip(options)
     recipe = compose_recipe(name, clip=label, dataset=dataset.name, protocol=options["protocol"], overrides=overrides)
     if recipe.precision not in clips:
         device = options["runtime"]["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,10 +98,16 @@ def _job(
     return make_job(name, clips[recipe.precision], dataset, options["protocol"], overrides)
 
 
+def _clip(options: dict[str, Any]) -> tuple[str, str | None, str]:
+    """Of `clip=NAME[:TAG]` and `weights=`: the name, the tag or file, and the name that recipes and results use."""
+    name, _, tag = str(options["clip"]).partition(":")
+    pretrained = options["weights"] or tag or None
+    return name, pretrained, clip_label(name, pretrained)
+
+
 def _print_recipe(console: Console, name: str, dataset: str, options: dict[str, Any], overrides: dict[str, Any]) -> None:
     """The composed recipe with the origin of each value, and what a run would read."""
-    clip_name, _, tag = str(options["clip"]).partition(":")
-    clip = clip_label(clip_name, tag)
+    *_, clip = _clip(options)
     recipe = compose_recipe(name, clip=clip, dataset=dataset, protocol=options["protocol"], overrides=overrides)
     view = Table(
         "value",

@@ -19,7 +19,8 @@ from ..errors import OvssError
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and what its metadata says (`architecture`, `activation`; safetensors of ours only)."""
+    """The tensors of a file and what its metadata says (`architecture`, `activation`; safetensors of ours, and the
+    activation of OpenAI's archives)."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
@@ -27,7 +28,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k in ("architecture", "activation")}
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
         if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), {}
+            # Only OpenAI released such archives, and all of them were trained with QuickGELU, whatever architecture is named.
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), {"activation": "quick_gelu"}
         content = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
         if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):

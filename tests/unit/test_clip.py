@@ -133,6 +133,12 @@ def test_an_open_clip_architecture_with_weights_from_a_file(quick, images, tmp_p
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
+def test_an_openai_archive_keeps_its_activation_under_a_plain_architecture(tmp_path):
+    model = register(tmp_path, "tiny-vit-archive")
+    torch.jit.save(torchscript(model.state_dict()), tmp_path / "archive.pt")
+    assert ob.load_clip("tiny-vit-archive", pretrained=tmp_path / "archive.pt").activation == "quick_gelu"
+
+
 def test_a_separate_text_tower(images, tmp_path):
     model = register(tmp_path, "tiny-custom-text", custom_text=True)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
