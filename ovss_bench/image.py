@@ -9,14 +9,16 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
 
 from .errors import OvssError
 
-# Mean and standard deviation of RGB in 0..255: CLIP's as rounded by the SCLIP family (clip.md section 2), MaskCLIP's own.
+# Mean and standard deviation of RGB in 0..255: CLIP's as the SCLIP family rounds them (clip.md section 2), exact, ImageNet's.
 STATISTICS = {
     "clip": ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323)),
+    "clip_exact": tuple(tuple(255 * value for value in values) for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
@@ -51,20 +53,65 @@ def _has_end(data: bytes) -> bool:
     return False
 
 
-def resize(image: np.ndarray, rule: str, short_side: int, long_side: int) -> np.ndarray:
+def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch: int) -> np.ndarray:
     """Resizes (H, W, 3) uint8 by a named rule.
 
     `keep_ratio`: the factor min(long_side/long, short_side/short), cv2 bilinear, sides int(x*f + 0.5) (mmcv's `Resize`).
+    `patch_multiple`: each side to the multiple of `patch` nearest to its length at a short side of short_side, Pillow bicubic
+    (CLIPer).
     `square`: both sides become short_side, Pillow bicubic with antialiasing (GEM's own protocol).
+    `square_bilinear`: both sides become short_side, cv2 bilinear (CLIP-DIY).
+    `center_crop`: short side to short_side, Pillow bicubic, then the square in the middle (CLIPtrase; torchvision's rounding).
     `none`: unchanged.
     """
+    height, width = image.shape[:2]
     if rule == "keep_ratio":
-        factor = min(long_side / max(image.shape[:2]), short_side / min(image.shape[:2]))
-        height, width = (max(int(side * factor + 0.5), 1) for side in image.shape[:2])
+        factor = min(long_side / max(height, width), short_side / min(height, width))
+        height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
         return mmcv.imresize(image, (width, height), interpolation="bilinear", backend="cv2")
+    if rule == "square_bilinear":
+        return cv2.resize(image, (short_side, short_side), interpolation=cv2.INTER_LINEAR)
+    if rule == "none":
+        return image
+    picture = Image.fromarray(image)
     if rule == "square":
-        return np.array(Image.fromarray(image).resize((short_side, short_side), Image.Resampling.BICUBIC))
-    return image
+        return np.array(picture.resize((short_side, short_side), Image.Resampling.BICUBIC))
+    if rule == "patch_multiple":
+        factor = short_side / min(height, width)
+        height, width = (max(int(side * factor / patch + 0.5), 1) * patch for side in (height, width))
+        return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return _center_crop(picture, short_side, Image.Resampling.BICUBIC)
+
+
+def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) at which a label map is compared with the truth: `original`, `resized` (what the network sees), or
+    `short_448` (CLIP-DIY: the truth at a short side of 448)."""
+    if scored_at == "short_448":
+        return _short_side(original, 448)
+    return original if scored_at == "original" else resized
+
+
+def resize_truth(truth: np.ndarray, rule: str, size: tuple[int, int]) -> np.ndarray:
+    """Labels (H, W) at the original size -> at the `size` of a result, nearest: the middle square for an image resized by
+    `center_crop`, else the whole."""
+    if truth.shape == size and rule != "center_crop":
+        return truth
+    picture = Image.fromarray(truth.astype(np.int32))
+    if rule == "center_crop":
+        return _center_crop(picture, size[0], Image.Resampling.NEAREST)
+    return np.array(picture.resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def _short_side(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """torchvision's `Resize` of the short side: the long one is cut to whole pixels."""
+    long = int(short_side * max(size) / min(size))
+    return (short_side, long) if size[0] <= size[1] else (long, short_side)
+
+
+def _center_crop(picture: Image.Image, side: int, filter: Image.Resampling) -> np.ndarray:
+    height, width = _short_side((picture.height, picture.width), side)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return np.array(picture.resize((width, height), filter))[top : top + side, left : left + side]
 
 
 def normalize(image: np.ndarray, statistics: str) -> Tensor:

@@ -15,10 +15,11 @@ from .errors import OvssError, unknown
 from .files import config_names, load_config
 
 CHOICES = {
-    "resize": ("keep_ratio", "square", "none"),
+    "resize": ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "none"),
     "pad": ("none", "center", "corner"),
-    "normalize": ("clip", "imagenet"),
-    "position": ("offset", "size", "antialias"),
+    "normalize": ("clip", "clip_exact", "imagenet"),
+    "position": ("offset", "size", "antialias", "bilinear"),
+    "scored_at": ("original", "resized", "short_448"),
     "precision": ("fp32", "fp16", "bf16"),
     "activation": ("gelu", "quick_gelu", None),
 }
@@ -38,6 +39,7 @@ class Recipe:
     window: int | str
     stride: int
     pad: str
+    pad_multiple: int | None
     normalize: str
     position: str
     activation: str | None
@@ -50,6 +52,7 @@ class Recipe:
     area_threshold: float
     pamr_steps: int
     pamr_dilations: tuple[int, ...]
+    scored_at: str
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -62,6 +65,9 @@ class Recipe:
             elif name == "layer_norm_eps":
                 if value is not None and not (isinstance(value, float) and value > 0):
                     raise self._wrong(name, value, "a positive number, or null")
+            elif name == "pad_multiple":
+                if value is not None and not _positive(value):
+                    raise self._wrong(name, value, "a positive number of pixels, or null")
             elif name == "window":
                 if value != "whole" and not _positive(value):
                     raise self._wrong(name, value, "a positive number of pixels, or whole")
@@ -91,10 +97,10 @@ class Recipe:
     @property
     def trunk_key(self) -> tuple:
         """What two segmentors must agree on to share one pass of the trunk."""
-        sides = {"keep_ratio": (self.short_side, self.long_side), "square": (self.short_side,), "none": ()}[self.resize]
+        sides = {"keep_ratio": (self.short_side, self.long_side), "none": ()}.get(self.resize, (self.short_side,))
         windows = (self.window,) if self.window == "whole" else (self.window, self.stride)
-        encoder = (self.pad, self.normalize, self.position, self.activation, self.layer_norm_eps, self.precision)
-        return self.resize, *sides, *windows, *encoder
+        encoder = (self.normalize, self.position, self.activation, self.layer_norm_eps, self.precision)
+        return self.resize, *sides, *windows, self.pad, self.pad_multiple, *encoder, self.scored_at
 
     def override(self, **values: Any) -> Recipe:
         """A copy with some recipe values replaced; None leaves a value alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -88,8 +89,9 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path, **options) -> Vocabulary:
-        """A names file: a line per class, synonyms separated by commas. Options as in `from_names`."""
-        return cls.from_names(read_names(path), **options)
+        """A names file (see `read_names`). Options as in `from_names`."""
+        names, distractors = read_names(path)
+        return cls.from_names(names, distractors=distractors, **options)
 
     @classmethod
     def from_features(
@@ -144,15 +146,18 @@ class Vocabulary:
         return features.to(clip.device)
 
 
-def read_names(path: str | Path) -> list[list[str]]:
-    """The classes of a names file: a line per class, synonyms separated by commas, white space around them ignored."""
+def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
+    """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query that holds a
+    comma in double quotes, white space around them ignored. A line `distractors: ...` lists queries of no class."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise OvssError(
             f"names file {path} cannot be read: {error}. Expected UTF-8 text, a line per class, synonyms separated by commas."
         ) from error
-    names = [[query.strip() for query in line.split(",")] for line in lines]
+    distractors = [line.removeprefix("distractors:") for line in lines if line.startswith("distractors:")]
+    lines = [line for line in lines if not line.startswith("distractors:")]
+    names, extra = ([_split(line) for line in part] for part in (lines, distractors))
     for number, entry in enumerate(names, 1):
         if not all(entry):
             raise OvssError(
@@ -165,7 +170,11 @@ def read_names(path: str | Path) -> list[list[str]]:
         seen[name] = number
     if not names:
         raise OvssError(f"names file {path} is empty. Expected a line per class.")
-    return names
+    return names, [query for entry in extra for query in entry]
+
+
+def _split(line: str) -> list[str]:
+    return [query.strip() for query in next(csv.reader([line], skipinitialspace=True), []) or [""]]
 
 
 def _background(background: bool | int | None, count: int) -> int | None:

@@ -182,8 +182,12 @@ class SegDataset:
     def vocabulary(self, names: str | None, templates: str) -> Vocabulary:
         """The data set's classes under a variant of their names (configs/names/<data set>), a names file, or as they are
         called."""
-        entries = self.classes if names is None else read_names(names_path(self.config.get("names_of", self.name), names))
-        return Vocabulary.from_names(entries, background=self.background, templates=templates, classes=self.classes)
+        entries, distractors = list(self.classes), []
+        if names is not None:
+            entries, distractors = read_names(names_path(self.config.get("names_of", self.name), names))
+        return Vocabulary.from_names(
+            entries, background=self.background, templates=templates, distractors=distractors, classes=self.classes
+        )
 
 
 def names_path(dataset: str, names: str) -> Path:

@@ -54,6 +54,11 @@ class BlockView:
     def mlp(self, y: Tensor) -> Tensor:
         return self._block.mlp.c_proj(self._activation(self._block.mlp.c_fc(y)))
 
+    def attention(self, x: Tensor) -> Tensor:
+        """The block's own attention maps (B, K, T, T) for the tokens (B, T, D) that enter it; rows sum to 1."""
+        q, k, _ = self.qkv(self.ln_1(x))
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The block as CLIP has it: (B, T, D) -> (B, T, D)."""
         q, k, v = self.qkv(self.ln_1(x))

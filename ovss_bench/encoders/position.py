@@ -11,13 +11,14 @@ from torch import Tensor
 
 
 def resample_position(embedding: Tensor, grid: tuple[int, int], stored: tuple[int, int], rule: str) -> Tensor:
-    """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, bicubic, align_corners=False; the class position is unchanged.
+    """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, align_corners=False, bicubic but for
+    `bilinear`; the class position is unchanged.
 
     `offset` (SCLIP, ClearCLIP, NACLIP: DINO's code): by scale factors ((h+0.1)/g), so the sampling step is g/(h+0.1).
-    `size` (MaskCLIP): to the size. `antialias` (GEM): to the size, antialiased.
-    The first two leave the embedding alone when the number of tokens agrees, the last when the grid does.
+    `size` (MaskCLIP): to the size. `antialias` (GEM): to the size, antialiased. `bilinear` (CLIPer): to the size.
+    `offset` and `size` leave the embedding alone when the number of tokens agrees, the others when the grid does.
     """
-    same = grid == stored if rule == "antialias" else grid[0] * grid[1] == stored[0] * stored[1]
+    same = grid == stored if rule in ("antialias", "bilinear") else grid[0] * grid[1] == stored[0] * stored[1]
     if same:
         return embedding
     patches = embedding[1:].float().reshape(1, *stored, -1).permute(0, 3, 1, 2)
@@ -25,5 +26,6 @@ def resample_position(embedding: Tensor, grid: tuple[int, int], stored: tuple[in
         factors = [(new + 0.1) / old for new, old in zip(grid, stored, strict=True)]
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic")
     else:
-        patches = F.interpolate(patches, size=grid, mode="bicubic", antialias=rule == "antialias")
+        mode = "bilinear" if rule == "bilinear" else "bicubic"
+        patches = F.interpolate(patches, size=grid, mode=mode, antialias=rule == "antialias")
     return torch.cat([embedding[:1], patches.flatten(2)[0].T.to(embedding.dtype)])

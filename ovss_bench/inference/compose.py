@@ -30,13 +30,13 @@ def bilinear_matrix(out: int, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def axis_matrix(axis: Axis, out: int) -> Tensor:
-    """M of one side: (out, windows * cells) float32."""
-    window = bilinear_matrix(axis.padded, axis.cells)[axis.before : axis.before + axis.size]
-    total = torch.zeros(axis.length, len(axis.starts) * axis.cells, dtype=torch.float64)
+def axis_matrix(axis: Axis, cells: int, out: int) -> Tensor:
+    """M of one side, for grids of `cells` over each padded window: (out, windows * cells) float32."""
+    window = bilinear_matrix(axis.padded, cells)[axis.before : axis.before + axis.size]
+    total = torch.zeros(axis.length, len(axis.starts) * cells, dtype=torch.float64)
     count = torch.zeros(axis.length, 1, dtype=torch.float64)
     for i, start in enumerate(axis.starts):
-        total[start : start + axis.size, i * axis.cells : (i + 1) * axis.cells] = window
+        total[start : start + axis.size, i * cells : (i + 1) * cells] = window
         count[start : start + axis.size] += 1
     return (bilinear_matrix(out, axis.length) @ (total / count)).float()
 
@@ -44,12 +44,12 @@ def axis_matrix(axis: Axis, out: int) -> Tensor:
 def compose(grids: Tensor, windows: SlidingWindow, size: tuple[int, int], block: int = 32) -> Iterator[tuple[slice, Tensor]]:
     """Yields (rows, cosines (Q, len(rows), W)) in blocks of rows of the original size (H, W).
 
-    `grids` (windows, Q, cells_y, cells_x) in the order of `windows.origins`.
+    `grids` (windows, Q, cells_y, cells_x) in the order of `windows.origins`; the cells need not be CLIP's patches.
     """
     rows, columns = windows.rows, windows.columns
     joined = grids.unflatten(0, (len(rows.starts), len(columns.starts))).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
-    vertical = axis_matrix(rows, size[0]).to(grids.device)
-    across = joined @ axis_matrix(columns, size[1]).to(grids.device).T
+    vertical = axis_matrix(rows, grids.shape[2], size[0]).to(grids.device)
+    across = joined @ axis_matrix(columns, grids.shape[3], size[1]).to(grids.device).T
     for start in range(0, size[0], block):
         part = vertical[start : start + block]
         used = part.any(0).nonzero()[:, 0]

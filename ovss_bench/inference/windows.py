@@ -12,8 +12,8 @@ from torch import Tensor
 class Axis:
     """The windows along one side of the resized image: `starts` in pixels, `size` of each, and how a window is padded.
 
-    The network sees `padded` pixels: `before` zeros, the window, zeros; they give `cells` patches, of which the last may
-    leave a remainder that the patch embedding drops.
+    The network sees `padded` pixels: `before` zeros, the window, zeros; they give `cells` patches and perhaps a remainder that
+    the patch embedding drops.
     """
 
     length: int
@@ -24,16 +24,16 @@ class Axis:
     cells: int
 
 
-def axis(length: int, window: int | None, stride: int | None, patch: int, pad: str) -> Axis:
+def axis(length: int, window: int | None, stride: int | None, patch: int, pad: str, multiple: int | None = None) -> Axis:
     """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
 
-    `pad`: `none`, `center` (zeros on both sides to a multiple of the patch, the odd one after: ClearCLIP) or `corner` (zeros
-    after: MaskCLIP). A side below one patch is always padded to it.
+    `pad`: `none`, `center` (zeros on both sides to a multiple of the patch, or of `multiple` pixels, the odd one after:
+    ClearCLIP) or `corner` (zeros after: MaskCLIP). A side below one patch is always padded to it.
     """
     size = length if window is None else min(window, length)
     count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1
     starts = tuple(max(min(i * stride + size, length) - size, 0) if count > 1 else 0 for i in range(count))
-    missing = -size % patch if pad != "none" or size < patch else 0
+    missing = -size % (patch if pad == "none" or multiple is None else multiple) if pad != "none" or size < patch else 0
     before = missing // 2 if pad == "center" else 0
     return Axis(length, starts, size, before, size + missing, (size + missing) // patch)
 
@@ -46,10 +46,12 @@ class SlidingWindow:
     columns: Axis
 
     @classmethod
-    def of(cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str) -> SlidingWindow:
+    def of(
+        cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str, multiple: int | None = None
+    ) -> SlidingWindow:
         """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`."""
         crop = None if window == "whole" else window
-        return cls(*(axis(side, crop, stride, patch, pad) for side in (height, width)))
+        return cls(*(axis(side, crop, stride, patch, pad, multiple) for side in (height, width)))
 
     @property
     def origins(self) -> list[tuple[int, int]]:

@@ -24,9 +24,11 @@ from ..errors import OvssError
 from ..evaluation.confusion import confusion, total
 from ..evaluation.metrics import areas, class_metrics, metrics
 from ..files import digest
+from ..image import resize_truth
 from ..inference.engine import predict
 from ..recipe import compose_recipe, segmentor_config
 from ..segmentors.base import Segmentor
+from ..segmentors.build import instantiate
 from .progress import Progress
 from .provenance import provenance, source_digest
 from .store import RunStore
@@ -77,7 +79,7 @@ def make_job(
     """Composes the recipe and builds the segmentor with the data set's vocabulary. Raises OvssError for what cannot go
     together."""
     recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides)
-    segmentor = segmentor_config(name)[1](clip, dataset.vocabulary(recipe.names, recipe.templates), recipe)
+    segmentor = instantiate(segmentor_config(name)[1], clip, dataset.vocabulary(recipe.names, recipe.templates), recipe)
     return Job(name, segmentor, protocol, dict(overrides or {}))
 
 
@@ -111,7 +113,8 @@ def evaluate(
         protocol=protocol,
         overrides=overrides,
     )
-    again = type(segmentor)(segmentor.clip, segmentor.vocabulary, composed)
+    given = {kind: source for kind, source in segmentor.sources.items() if kind not in (recipe or {})}
+    again = instantiate(type(segmentor), segmentor.clip, segmentor.vocabulary, composed, given)
     job = Job(composed.segmentor, again, protocol, overrides)
     (result,) = run_jobs([job], dataset, limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)
     return result
@@ -231,10 +234,12 @@ def _predictions(
             continue
         maps = [prediction.label_map.cpu().numpy().astype(np.uint16) for prediction in outcome]
         try:
-            truth = dataset.label(sample, maps[0].shape)
+            truth = dataset.label(sample, outcome[0].image_size)
         except OvssError as error:
             yield sample, error
             continue
+        # All of one pass have the same resize rule and are scored at the same size.
+        truth = resize_truth(truth, segmentors[0].recipe.resize, maps[0].shape)
         counts = [confusion(truth, label_map, len(dataset.classes), dataset.ignore_index) for label_map in maps]
         hashes = [hashlib.sha256(label_map.tobytes()).hexdigest()[:16] for label_map in maps]
         yield sample, list(zip(counts, hashes, strict=True))

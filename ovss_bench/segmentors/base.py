@@ -5,7 +5,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,19 +15,28 @@ from torch import Tensor
 
 from ..encoders.clip import BlockView, DenseCLIP, Trunk
 from ..errors import OvssError, unknown
+from ..inference.scores import class_scores, decide
 from ..recipe import Recipe
 from ..vocabulary import Vocabulary
 
 
 @dataclass
 class Scene:
-    """One image on its way: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input, and
-    `context`, in which a segmentor keeps its own by-products of this image."""
+    """One image on its way: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input,
+    `size` (H, W) of the result, and `context`, in which a segmentor keeps its own by-products of this image."""
 
     original: np.ndarray
     resized: np.ndarray
     pixels: Tensor
+    size: tuple[int, int]
     context: dict[str, Any] = field(default_factory=dict)
+    shared: dict[Callable, Any] = field(default_factory=dict)
+
+    def once(self, source: Callable[[np.ndarray], Any]) -> Any:
+        """`source(original)`: region maps and the like, computed for the first segmentor that asks, then shared by all."""
+        if source not in self.shared:
+            self.shared[source] = source(self.original)
+        return self.shared[source]
 
 
 @dataclass
@@ -44,14 +53,27 @@ class WindowBatch:
     images: Tensor | None = None
     scenes: list[Scene] | None = None
     trunk: Trunk | None = None
+    shared: dict[Callable, Tensor] = field(default_factory=dict)
+
+    def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
+        """`source(batch)`: features of a vision encoder, computed for the first segmentor that asks, then shared by all."""
+        if source not in self.shared:
+            self.shared[source] = source(self)
+        return self.shared[source]
 
 
 class Segmentor:
-    """A training-free method. Annotated class attributes are its hyperparameters, with their defaults."""
+    """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
 
-    def __init__(self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe) -> None:
+    Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
+    segmentor they hold the loaded thing itself, which comes in `sources`.
+    """
+
+    def __init__(
+        self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None
+    ) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
-        self.vocabulary, self.recipe = vocabulary, recipe
+        self.vocabulary, self.recipe, self.sources = vocabulary, recipe, dict(sources or {})
         for name in ("threshold", "area_threshold"):
             if getattr(recipe, name) > 0 and vocabulary.background is None:
                 origin = recipe.origins.get(name, "the caller")
@@ -60,7 +82,7 @@ class Segmentor:
                     "pixels to. Use 0, or a data set with a background class (voc21, context60, coco_object), or "
                     "background=True in Vocabulary."
                 )
-        for name, value in recipe.hyperparameters.items():
+        for name, value in (recipe.hyperparameters | self.sources).items():
             setattr(self, name, value)
 
     @classmethod
@@ -81,6 +103,15 @@ class Segmentor:
         fits = isinstance(value, (int, float) if float in allowed else allowed) and not (number and isinstance(value, bool))
         if not fits and not (value is None and type(None) in allowed):
             raise OvssError(f"{name}={value!r}: expected {getattr(hint, '__name__', hint)}.")
+
+    def with_recipe(self, recipe: Recipe) -> Segmentor:
+        """The same method with other recipe values."""
+        return type(self)(self.clip, self.vocabulary, recipe, self.sources)
+
+    @property
+    def image_level(self) -> bool:
+        """Whether the method takes whole images (`image_scores`) instead of windows (`patch_logits`)."""
+        return type(self).image_scores is not Segmentor.image_scores
 
     @property
     def text(self) -> Tensor:
@@ -103,16 +134,38 @@ class Segmentor:
         """Tokens (B, T, D) before `ln_post` -> cosine similarities of the patches with the queries (B, Q, h, w)."""
         return (self.clip.head(x[:, 1:]) @ self.text.T).transpose(1, 2).unflatten(2, grid)
 
+    # Hooks, in the order in which they run. The engine asks for full-size cosines only where a method overrides one that
+    # needs them.
+
+    def prepare(self, scene: Scene) -> None:
+        """Work that is done once per image, before its windows."""
+
     def patch_logits(self, batch: WindowBatch) -> Tensor:
-        """Cosine similarities (B, Q, h, w) of the patches of each window."""
+        """Cosine similarities (B, Q, h, w) on a grid over each window, of any resolution."""
+        raise NotImplementedError
+
+    def image_scores(self, scene: Scene) -> Tensor:
+        """Instead of `patch_logits`, for methods that don't go window by window: the planes (P, h, w) that `decide` gets."""
         raise NotImplementedError
 
     def refine(self, cosines: Tensor, scene: Scene) -> Tensor:
-        """Cosines (Q, H, W) at the size of the result -> the same, refined. Called only where a method overrides it."""
+        """Cosines (Q, H, W) at the size of the result -> the same, refined."""
         return cosines
 
+    def scores(self, cosines: Tensor) -> Tensor:
+        """Cosines (Q, ...) -> the planes (P, ...) that the decision is taken on: class probabilities (C, ...)."""
+        return class_scores(cosines, self.vocabulary, self.recipe.logit_scale)
+
+    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+        """Planes (P, h, w) -> label map (h, w) int64; C stands for "no class"."""
+        return decide(scores, self.vocabulary.background, self.recipe.threshold)
+
+    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+        """Label map (H, W) -> the same, corrected."""
+        return label_map
+
     def final_scores(self, scores: Tensor) -> Tensor:
-        """What is stored as the scores (C, H, W) once the decision has been taken."""
+        """What is stored as the scores once the decision has been taken."""
         return scores
 
 

@@ -125,14 +125,14 @@ def test_a_missing_image_is_refused_by_name(path, tmp_path):
 def test_keep_ratio_is_mmcvs_resize(size, short_side):
     image = rgb_image(6, *size)
     expected = Resize(scale=(2048, short_side), keep_ratio=True).transform({"img": image[..., ::-1].copy()})["img"]
-    assert np.array_equal(resize(image, "keep_ratio", short_side, 2048), expected[..., ::-1])
+    assert np.array_equal(resize(image, "keep_ratio", short_side, 2048, 16), expected[..., ::-1])
 
 
 def test_keep_ratio_obeys_the_long_side():
     image = rgb_image(6, 30, 300)
     expected = Resize(scale=(448, 448), keep_ratio=True).transform({"img": image})["img"]
-    assert np.array_equal(resize(image, "keep_ratio", 448, 448), expected)
-    assert resize(np.zeros((1, 3000, 3), np.uint8), "keep_ratio", 336, 500).shape == (1, 500, 3)
+    assert np.array_equal(resize(image, "keep_ratio", 448, 448, 16), expected)
+    assert resize(np.zeros((1, 3000, 3), np.uint8), "keep_ratio", 336, 500, 16).shape == (1, 500, 3)
 
 
 @pytest.mark.parametrize("options", [{"resize": "none"}, {"short_side": 48}, {"resize": "none", "window": "whole"}], ids=str)

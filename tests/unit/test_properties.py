@@ -111,7 +111,7 @@ def test_the_default_batch_does_not_depend_on_the_order(tiny_clip, tiny_vocabula
 
 def test_batches_and_threads_change_rounding_only(segmentor):
     recipe = segmentor.recipe.override(pamr_steps=min(segmentor.recipe.pamr_steps, 2))
-    segmentor = type(segmentor)(segmentor.clip, segmentor.vocabulary, recipe)
+    segmentor = segmentor.with_recipe(recipe)
     torch.set_num_threads(1)
     expected = label_maps(segmentor, batch=7, output_size=(220, 220))
     for batch, threads in ((1, 1), (64, 2)):

@@ -21,11 +21,19 @@ def names_file(folder, text):
 
 def test_a_names_file_has_a_line_per_class(tmp_path):
     path = names_file(tmp_path, "sky, wall,road \ncat\n  dog ,  big  dog\n")
-    assert read_names(path) == [["sky", "wall", "road"], ["cat"], ["dog", "big  dog"]]
+    assert read_names(path) == ([["sky", "wall", "road"], ["cat"], ["dog", "big  dog"]], [])
     vocabulary = ob.Vocabulary.from_file(path, background=True)
     assert vocabulary.queries == ("sky", "wall", "road", "cat", "dog", "big  dog")
     assert vocabulary.group == (0, 0, 0, 1, 2, 2)
     assert vocabulary.classes == ("sky", "cat", "dog")
+
+
+def test_a_names_file_may_quote_commas_and_list_distractors(tmp_path):
+    path = names_file(tmp_path, 'cat\n"person with clothes, people, human", man\ndistractors: sky, "sea, lake"\n')
+    assert read_names(path) == ([["cat"], ["person with clothes, people, human", "man"]], ["sky", "sea, lake"])
+    vocabulary = ob.Vocabulary.from_file(path)
+    assert vocabulary.group == (0, 1, 1, -1, -1)
+    assert vocabulary.classes == ("cat", "person with clothes, people, human")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +85,7 @@ def test_bad_names_are_refused(names, message):
 def test_packaged_names_fit_their_data_set(path, voc):
     dataset = ob.load_dataset(path.parent.name, voc)
     vocabulary = dataset.vocabulary(path.stem, "photo")
-    assert len(read_names(path)) == len(dataset.classes) == len(vocabulary.classes)
+    assert len(read_names(path)[0]) == len(dataset.classes) == len(vocabulary.classes)
     assert set(vocabulary.group) == set(range(len(dataset.classes)))
 
 

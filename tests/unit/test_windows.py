@@ -135,6 +135,7 @@ def test_blocks_cover_every_row_once(block):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("pad", ["none", "center", "corner"])
 def test_rows_of_the_matrix_sum_to_one(length, pad):
-    matrix = axis_matrix(axis(length, 48, 24, 16, pad), 83)
+    side = axis(length, 48, 24, 16, pad)
+    matrix = axis_matrix(side, side.cells, 83)
     torch.testing.assert_close(matrix.sum(1), torch.ones(83))
     assert ((matrix != 0).sum(1) <= 8).all()

@@ -1,0 +1,78 @@
+"""From the description of a case to calls of the library: what the checks of all methods share."""
+
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+import ovss_bench as ob
+
+from . import seeded
+from .reference import Reference
+
+# Official name of a setting -> ours, and the value as we write it.
+NAMES = {
+    "area_thd": ("area_threshold", lambda share: share or 0.0),
+    "arch": ("residual", lambda arch: arch == "vanilla"),
+    "depth": ("depth", int),
+    "gaussian_std": ("sigma", float),
+    "ignore_residual": ("residual", lambda ignored: not ignored),
+    "ks_thresh": ("key_smoothing", float),
+    "logit_scale": ("logit_scale", float),
+    "pamr_dilations": ("pamr_dilations", tuple),
+    "pamr_steps": ("pamr_steps", int),
+    "pd_thresh": ("prompt_denoising", float),
+    "slide_crop": ("window", lambda side: side or "whole"),
+    "slide_stride": ("stride", int),
+    "ss_attn_iter": ("iterations", int),
+    "ss_attn_temp": ("temperature", lambda factor: factor),
+}
+PER_CALL = {"window", "stride", "logit_scale"}  # given to `segment`; the rest to `build_segmentor`
+
+
+def settings(reference: Reference, array: str, per_call: bool = False) -> dict:
+    given = reference.settings(array)
+    ours = {name: value(given[official]) for official, (name, value) in NAMES.items() if official in given}
+    return {name: value for name, value in ours.items() if (name in PER_CALL) == per_call}
+
+
+@cache
+def load_clip(seed: int, **options) -> ob.DenseCLIP:
+    return ob.load_clip(state_dict=seeded.clip_state_dict(seed), **options)
+
+
+def build(reference: Reference, array: str, name: str | None = None, clip: dict | None = None, **overrides) -> ob.Segmentor:
+    vocabulary = ob.Vocabulary.from_features(reference.queries(array), group=reference.case["group"], background=True)
+    weights = load_clip(reference.seed("weights", 11), **(clip or {}))
+    return ob.build_segmentor(
+        name or reference.method, clip=weights, vocabulary=vocabulary, **settings(reference, array) | overrides
+    )
+
+
+def patch_logits(reference: Reference, array: str) -> Tensor:
+    shape = "rect" if array.startswith("rect") else "square"
+    return build(reference, array).patch_logits(ob.WindowBatch(reference.pixels(shape)))[0]
+
+
+def prediction(reference: Reference, array: str) -> ob.Prediction:
+    given = {name: reference.case[name] for name in ("short_side", "threshold")}
+    return ob.segment(build(reference, array), reference.image, **given, **settings(reference, array, per_call=True))
+
+
+def label_map(reference: Reference, array: str) -> Tensor:
+    return prediction(reference, array).label_map
+
+
+def final_scores(reference: Reference, array: str) -> Tensor:
+    return prediction(reference, array).scores
+
+
+def compare(actual: Tensor, expected: np.ndarray, tolerance: tuple[float, float] | None) -> None:
+    """Numbers to a tolerance, label maps on 99.95 % of the pixels."""
+    actual = actual.numpy()
+    assert actual.shape == expected.shape
+    if tolerance is None:
+        assert np.mean(actual == expected) >= 0.9995
+    else:
+        absolute, relative = tolerance
+        np.testing.assert_allclose(actual, expected.astype(np.float32), atol=absolute, rtol=relative)

@@ -1,0 +1,69 @@
+"""What the demo encoders are trained on: drawn scenes of seen cloths. And the bookkeeping that their trainings share."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+
+from ovss_bench.datasets.scenes import ALL_CLOTHS, GROUNDS, draw_scene
+
+CANVAS = 72
+SEEN = [cloth for cloth in ALL_CLOTHS if cloth.seen]
+MEAN, STD = np.array(open_clip.OPENAI_DATASET_MEAN, np.float32), np.array(open_clip.OPENAI_DATASET_STD, np.float32)
+
+
+def draw_canvas(seed: int) -> tuple[np.ndarray, np.ndarray, list[int], int]:
+    """A scene of 1 to 4 seen cloths, its index map, the cloths (indices into SEEN) and the ground."""
+    rng = np.random.RandomState(seed % 2**32)
+    cloths = rng.choice(len(SEEN), rng.choice([1, 1, 2, 3, 4]), replace=False).tolist()
+    ground = rng.randint(len(GROUNDS))
+    return (*draw_scene(rng, CANVAS, CANVAS, [SEEN[i] for i in cloths], ground), cloths, ground)
+
+
+def draw_canvases(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray, list[int], int]]:
+    with multiprocessing.Pool() as pool:
+        return pool.map(draw_canvas, range(seed * 10_000_019, seed * 10_000_019 + count), chunksize=500)
+
+
+class Training:
+    """Steps, log and checkpoint of one training in a folder: a killed one goes on where its last checkpoint was.
+
+    `parts` have a state dict each: models, optimizer, schedule.
+    """
+
+    def __init__(self, out: Path, steps: int, every: int, parts: dict[str, Any]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.steps, self.every, self.parts = out, steps, every, parts
+        self.checkpoint, self.start, self.spent = out / "checkpoint.pt", 0, 0.0
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            self.start, self.spent = state["step"], state["seconds"]
+            print(f"going on from step {self.start}", flush=True)
+        self.began, self.losses = time.monotonic(), []
+
+    def due(self, step: int, loss: float) -> bool:
+        """Notes the loss of a step; whether it is time to `keep`."""
+        self.losses.append(loss)
+        return (step + 1) % self.every == 0 or step + 1 == self.steps
+
+    def keep(self, step: int, **measured: float) -> None:
+        """Writes a line of the log and the checkpoint."""
+        done, seconds = step + 1, self.spent + time.monotonic() - self.began
+        row = {"step": done, "seconds": round(seconds), "loss": round(float(np.mean(self.losses)), 4)}
+        row |= {name: round(value, 2) for name, value in measured.items()}
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        print(f"{row}  {(self.steps - done) * seconds / done / 60:.0f} min left", flush=True)
+        self.losses = []
+        state = {name: part.state_dict() for name, part in self.parts.items()} | {"step": done, "seconds": seconds}
+        torch.save(state, self.checkpoint.with_suffix(".tmp"))
+        self.checkpoint.with_suffix(".tmp").replace(self.checkpoint)

@@ -1,0 +1,237 @@
+"""Trains the demo CLIP from nothing: `python tools/train_demo.py [--steps N] [--out DIR]`, resumable, deterministic for a seed.
+
+The ordinary contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions; no masks, no boxes.
+What it takes from elsewhere: patch dropout (FLIP, Li et al., CVPR 2023). What is our own, because a small CLIP gathers
+everything in early blocks and leaves its patch tokens poor: *late reading*, which in each block but the last keeps the
+class token from attending to the patches with a probability, so that the patches must carry the meaning themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ovss_bench.datasets.scenes import ALL_CLOTHS, DEMO_CLOTHS, GROUNDS, Cloth, draw_scene
+
+ARCHITECTURE = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 48, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+SIZE = ARCHITECTURE["vision_cfg"]["image_size"]
+CANVAS = 72
+SEEN = [cloth for cloth in ALL_CLOTHS if cloth.seen]
+MEAN, STD = np.array(open_clip.OPENAI_DATASET_MEAN, np.float32), np.array(open_clip.OPENAI_DATASET_STD, np.float32)
+
+
+def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None) -> str:
+    """Names cloths in a random order and wording, then the ground, in one of CLIP's 80 templates or bare."""
+    phrases = []
+    for cloth in cloths:
+        pattern, colour, _ = cloth.name.split()
+        noun = rng.choice(["cloth", "cloth", "fabric", "textile"])
+        phrases.append(f"{pattern} {colour} {noun}" if rng.uniform() < 0.8 else f"{colour} {pattern} {noun}")
+    rng.shuffle(phrases)
+    text = " and ".join(phrases)
+    if ground:
+        text = f"{text} on {ground}" if text else ground
+    if rng.uniform() < 0.5:
+        text = OPENAI_IMAGENET_TEMPLATES[rng.randint(len(OPENAI_IMAGENET_TEMPLATES))](text)
+    return text
+
+
+def draw_canvas(seed: int) -> tuple[np.ndarray, np.ndarray, list[int], int]:
+    """A scene of 1 to 4 seen cloths, its index map, the cloths (indices into SEEN) and the ground."""
+    rng = np.random.RandomState(seed % 2**32)
+    cloths = rng.choice(len(SEEN), rng.choice([1, 1, 2, 3, 4]), replace=False).tolist()
+    ground = rng.randint(len(GROUNDS))
+    return (*draw_scene(rng, CANVAS, CANVAS, [SEEN[i] for i in cloths], ground), cloths, ground)
+
+
+class Crops(torch.utils.data.Dataset):
+    """Item t is the batch of step t: crops of different canvases, captions of what the crops show, and a number that two
+    crops with the same content share. The canvases are drawn once; several crops of one canvas in a batch would be told
+    apart by colour and ground alone, and patterns would not be learnt."""
+
+    def __init__(self, canvases: int, steps: int, batch: int, seed: int) -> None:
+        self.steps, self.batch, self.seed = steps, batch, seed
+        with multiprocessing.Pool() as pool:
+            drawn = pool.map(draw_canvas, range(seed * 10_000_019, seed * 10_000_019 + canvases), chunksize=500)
+        self.images, self.maps = np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
+        self.content = [d[2:] for d in drawn]
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, list[str], Tensor]:
+        rng = np.random.RandomState((self.seed * 1_000_003 + step) % 2**32)
+        images, texts, contents, numbers = [], [], [], {}
+        for i in rng.choice(len(self.images), self.batch, replace=False):
+            side = rng.randint(28, 65)
+            y, x = rng.randint(CANVAS - side + 1, size=2)
+            cloths, ground = self.content[i]
+            share = np.bincount(self.maps[i, y : y + side, x : x + side].ravel(), minlength=len(cloths) + 1) / side**2
+            shown = [SEEN[c] for c, s in zip(cloths, share[1:], strict=True) if s > 0.04]
+            # Without the ground in every caption that shows it, its patches next to a cloth would be read as cloth.
+            named = GROUNDS[ground] if share[0] > 0.06 or not shown else None
+            crop = self.images[i, y : y + side, x : x + side]
+            interpolation = cv2.INTER_AREA if side > SIZE else cv2.INTER_LINEAR
+            crop = np.rot90(cv2.resize(crop, (SIZE, SIZE), interpolation=interpolation), rng.randint(4))
+            images.append(crop[:, :: rng.choice([-1, 1])])
+            texts.append(caption(rng, shown, named))
+            contents.append(numbers.setdefault((frozenset(shown), named), len(numbers)))
+        pixels = (np.stack(images) / np.float32(255) - MEAN) / STD
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), texts, torch.tensor(contents)
+
+
+def encode_image(clip: torch.nn.Module, pixels: Tensor, patch_dropout: float, late_reading: float) -> Tensor:
+    """The image embeddings (B, E), with a part of the patches dropped and the class token reading late."""
+    visual = clip.visual
+    x = visual.conv1(pixels).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
+    kept = int((x.shape[1] - 1) * (1 - patch_dropout))
+    chosen = 1 + torch.rand(len(x), x.shape[1] - 1).argsort(1)[:, :kept]
+    x = torch.cat([x[:, :1], x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))], 1)
+    x = visual.ln_pre(x)
+    only_itself = torch.zeros(kept + 1, kept + 1)
+    only_itself[0, 1:] = -math.inf
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        x = block(x, attn_mask=only_itself.to(x.dtype) if torch.rand(()) < late_reading else None)
+    return visual.ln_post(last(x)[:, 0]) @ visual.proj
+
+
+def ramp(done: float) -> float:
+    """From 0 to 1 over 10 to 40 % of the training: with late reading from the start, patterns are hardly learnt at all."""
+    return min(max((done - 0.1) / 0.3, 0.0), 1.0)
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, contents: Tensor) -> Tensor:
+    """Symmetric cross entropy; pairs of the same content are positives of each other."""
+    logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+    target = (contents[:, None] == contents).float()
+    target /= target.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def zero_shot(clip: torch.nn.Module, tokenizer, seed: int = 7, per_class: int = 12) -> dict[str, float]:
+    """Accuracy in percent over the 36 demo classes on one-piece scenes of seen and of unseen pairs."""
+    rng = np.random.RandomState(seed)
+    text = F.normalize(clip.encode_text(tokenizer([f"a photo of a {c.name}." for c in DEMO_CLOTHS])), dim=-1)
+    hits: dict[bool, list[float]] = {True: [], False: []}
+    for i, cloth in enumerate(DEMO_CLOTHS):
+        scenes = [draw_scene(rng, SIZE, SIZE, [cloth], rng.randint(len(GROUNDS)), (17, 26))[0] for _ in range(per_class)]
+        pixels = torch.from_numpy((np.stack(scenes) / np.float32(255) - MEAN) / STD).permute(0, 3, 1, 2)
+        image = F.normalize(clip.encode_image(pixels), dim=-1)
+        hits[cloth.seen] += ((image @ text.T).argmax(1) == i).float().tolist()
+    return {"seen": 100 * float(np.mean(hits[True])), "unseen": 100 * float(np.mean(hits[False]))}
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    clip = open_clip.CLIP(**ARCHITECTURE)
+    tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
+    average = AveragedModel(clip, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    groups = [
+        {"params": [p for p in clip.parameters() if p.ndim >= 2], "weight_decay": args.weight_decay},
+        {"params": [p for p in clip.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+
+    def rate(step: int) -> float:
+        return min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    checkpoint, start, spent = args.out / "checkpoint.pt", 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for part, name in ((clip, "clip"), (average, "average"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(state[name])
+        start, spent = state["step"], state["seconds"]
+        print(f"going on from step {start}", flush=True)
+    log = (args.out / "log.jsonl").open("a")
+    batches = torch.utils.data.DataLoader(
+        Crops(args.canvases, args.steps, args.batch, args.seed),
+        sampler=range(start, args.steps),
+        batch_size=None,
+        num_workers=args.workers,
+        prefetch_factor=4 if args.workers else None,
+    )
+    began, losses = time.monotonic(), []
+    for step, (pixels, texts, contents) in enumerate(batches, start):
+        torch.manual_seed(args.seed * 1_000_003 + step)
+        # The fused attention of torch 2.15 is several times slower backwards than plain products at 24 tokens.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            images = encode_image(clip, pixels, args.patch_dropout, args.late_reading * ramp(step / args.steps))
+            captions = clip.encode_text(tokenizer(texts))
+        loss = contrastive_loss(images, captions, clip.logit_scale.exp(), contents)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        clip.logit_scale.data.clamp_(max=math.log(args.max_scale))
+        average.update_parameters(clip)
+        losses.append(loss.item())
+        done = step + 1
+        if done % args.every == 0 or done == args.steps:
+            seconds = spent + time.monotonic() - began
+            accuracy = zero_shot(average.module.eval(), tokenizer)
+            row = {"step": done, "seconds": round(seconds), "loss": round(float(np.mean(losses)), 4)}
+            row |= {"scale": round(clip.logit_scale.exp().item(), 2)}
+            row |= {f"accuracy_{name}": round(value, 1) for name, value in accuracy.items()}
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            left = (args.steps - done) * seconds / done
+            print(f"{row}  {left / 60:.0f} min left", flush=True)
+            losses = []
+            parts = {"clip": clip, "average": average, "optimizer": optimizer, "schedule": schedule}
+            state = {name: part.state_dict() for name, part in parts.items()} | {"step": done, "seconds": seconds}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            half = {name: t.half().contiguous() for name, t in average.module.state_dict().items() if t.is_floating_point()}
+            save_file(
+                half,
+                args.out / "demo_clip.safetensors",
+                {"architecture": json.dumps(ARCHITECTURE), "activation": json.dumps("gelu")},
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/train_demo"))
+    parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--canvases", type=int, default=48000, help="scenes drawn before the training")
+    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--patch-dropout", type=float, default=0.4)
+    parser.add_argument("--late-reading", type=float, default=0.85)
+    parser.add_argument("--max-scale", type=float, default=40.0, help="upper bound of the learnt logit scale")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--every", type=int, default=250, help="steps between log lines and checkpoints")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
