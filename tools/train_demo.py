@@ -1,4 +1,7 @@
-"""Trains a demo encoder from nothing: `python tools/train_demo.py vision [--steps N] [--out DIR]`, resumable, deterministic."""
+"""Trains an encoder of the demo from nothing: `python tools/train_demo.py clip|vision|foreground [--out DIR]`.
+
+Resumable, and deterministic for a seed and a number of threads. `python tools/train_demo.py MODEL --help` lists the options.
+"""
 
 import argparse
 import sys
@@ -6,13 +9,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.training import vision
+from tools.training import clip, foreground, vision
+
+MODELS = {"clip": clip, "vision": vision, "foreground": foreground}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = parser.add_subparsers(dest="model", required=True)
+    for name, module in MODELS.items():
+        own = models.add_parser(name, help=module.__doc__.splitlines()[0])
+        module.options(own)
+        own.add_argument("--seed", type=int, default=0)
+        own.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    MODELS[arguments.model].train(arguments)
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    vision.options(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=int, default=100)
-    vision.train(parser.parse_args())
+    main()

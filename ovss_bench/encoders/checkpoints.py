@@ -3,6 +3,7 @@ unsafely."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import pickle
@@ -17,21 +18,26 @@ from torch import Tensor, nn
 
 from ..errors import OvssError
 
+# Under which names training codes store the state dict that counts (DINO: the teacher; FOUND: its decoder).
+WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
+
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and what its metadata says (`architecture`, `activation`; safetensors of ours, and the
-    activation of OpenAI's archives)."""
+    """The tensors of a file and what its metadata says: safetensors' own (JSON where it is), and the activation of OpenAI's
+    archives."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
-                metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k in ("architecture", "activation")}
+                metadata = {name: _parsed(value) for name, value in (file.metadata() or {}).items()}
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
         if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
             # Only OpenAI released such archives, and all of them were trained with QuickGELU, whatever architecture is named.
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), {"activation": "quick_gelu"}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content) if isinstance(content, dict) else content
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's and MAE's training checkpoints keep their options
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict):
+            content = next((content[name] for name in WRAPPERS if name in content), content)
         if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
             raise ValueError("it holds no state dict")
         return content, {}
@@ -41,6 +47,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"weights {path} cannot be read safely: {reason}. Expected safetensors, a state dict saved by "
             "torch.save, or one of OpenAI's TorchScript archives."
         ) from error
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:

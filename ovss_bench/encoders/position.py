@@ -10,15 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def resample_position(embedding: Tensor, grid: tuple[int, int], stored: tuple[int, int], rule: str) -> Tensor:
+def resample_position(
+    embedding: Tensor, grid: tuple[int, int], stored: tuple[int, int], rule: str, same: bool | None = None
+) -> Tensor:
     """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, align_corners=False, bicubic but for
     `bilinear`; the class position is unchanged.
 
     `offset` (SCLIP, ClearCLIP, NACLIP: DINO's code): by scale factors ((h+0.1)/g), so the sampling step is g/(h+0.1).
     `size` (MaskCLIP): to the size. `antialias` (GEM): to the size, antialiased. `bilinear` (CLIPer): to the size.
-    `offset` and `size` leave the embedding alone when the number of tokens agrees, the others when the grid does.
+    `offset` and `size` leave the embedding alone when the number of tokens agrees, the others when the grid does; a caller
+    whose code has another condition says in `same` whether it holds (DINO: the number agrees and the input is square).
     """
-    same = grid == stored if rule in ("antialias", "bilinear") else grid[0] * grid[1] == stored[0] * stored[1]
+    if same is None:
+        same = grid == stored if rule in ("antialias", "bilinear") else grid[0] * grid[1] == stored[0] * stored[1]
     if same:
         return embedding
     patches = embedding[1:].float().reshape(1, *stored, -1).permute(0, 3, 1, 2)

@@ -46,21 +46,22 @@ def describe(source: Any) -> str:
     return f"given: {own[:16] if own else f'{kind.__module__}.{kind.__qualname__}'}"
 
 
-class Cached:
-    """A source of one array per image (region map, foreground map, ...) that keeps its results in a folder, by content.
+class FeatureCache:
+    """Keeps arrays that depend on an image alone in a folder, by content, so that later runs find them.
 
-    The key is made of the source's `digest` and the image's bytes, so another setting or another image never gets them.
+    The key is made of a digest of what made the array and of the image's bytes: another setting or another image never gets it.
     """
 
-    def __init__(self, source: Callable[[np.ndarray], np.ndarray], folder: str | Path) -> None:
-        self.source, self.folder, self.digest = source, Path(folder), source.digest
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        key = digest(self.digest, repr(image.shape), image.tobytes())
+    def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
+        key = digest(maker, repr(image.shape), image.tobytes())
         path = self.folder / key[:2] / f"{key}.npz"
         if path.is_file():
             with np.load(path) as file:
                 return file["array"]
-        array = self.source(image)
-        write_atomic(path, lambda temporary: np.savez_compressed(temporary, array=array))
+        array = compute()
+        if isinstance(array, np.ndarray):  # lists of attention maps are too large to keep
+            write_atomic(path, lambda temporary: np.savez_compressed(temporary, array=array))
         return array

@@ -1,4 +1,4 @@
-"""Trains the demo CLIP from nothing: `python tools/train_demo.py [--steps N] [--out DIR]`, resumable, deterministic for a seed.
+"""The demo CLIP.
 
 The ordinary contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions; no masks, no boxes.
 What it takes from elsewhere: patch dropout (FLIP, Li et al., CVPR 2023). What is our own, because a small CLIP gathers
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
-import time
 from pathlib import Path
 
 import cv2
@@ -26,7 +24,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ovss_bench.datasets.scenes import ALL_CLOTHS, DEMO_CLOTHS, GROUNDS, Cloth, draw_scene
+from ovss_bench.datasets.scenes import DEMO_CLOTHS, GROUNDS, Cloth, draw_scene
+
+from .canvases import CANVAS, SEEN, Training, draw_canvases
 
 ARCHITECTURE = {
     "embed_dim": 128,
@@ -34,8 +34,6 @@ ARCHITECTURE = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 SIZE = ARCHITECTURE["vision_cfg"]["image_size"]
-CANVAS = 72
-SEEN = [cloth for cloth in ALL_CLOTHS if cloth.seen]
 MEAN, STD = np.array(open_clip.OPENAI_DATASET_MEAN, np.float32), np.array(open_clip.OPENAI_DATASET_STD, np.float32)
 
 
@@ -55,14 +53,6 @@ def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None)
     return text
 
 
-def draw_canvas(seed: int) -> tuple[np.ndarray, np.ndarray, list[int], int]:
-    """A scene of 1 to 4 seen cloths, its index map, the cloths (indices into SEEN) and the ground."""
-    rng = np.random.RandomState(seed % 2**32)
-    cloths = rng.choice(len(SEEN), rng.choice([1, 1, 2, 3, 4]), replace=False).tolist()
-    ground = rng.randint(len(GROUNDS))
-    return (*draw_scene(rng, CANVAS, CANVAS, [SEEN[i] for i in cloths], ground), cloths, ground)
-
-
 class Crops(torch.utils.data.Dataset):
     """Item t is the batch of step t: crops of different canvases, captions of what the crops show, and a number that two
     crops with the same content share. The canvases are drawn once; several crops of one canvas in a batch would be told
@@ -70,8 +60,7 @@ class Crops(torch.utils.data.Dataset):
 
     def __init__(self, canvases: int, steps: int, batch: int, seed: int) -> None:
         self.steps, self.batch, self.seed = steps, batch, seed
-        with multiprocessing.Pool() as pool:
-            drawn = pool.map(draw_canvas, range(seed * 10_000_019, seed * 10_000_019 + canvases), chunksize=500)
+        drawn = draw_canvases(canvases, seed)
         self.images, self.maps = np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
         self.content = [d[2:] for d in drawn]
 
@@ -146,7 +135,6 @@ def zero_shot(clip: torch.nn.Module, tokenizer, seed: int = 7, per_class: int = 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
     clip = open_clip.CLIP(**ARCHITECTURE)
     tokenizer = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     average = AveragedModel(clip, multi_avg_fn=get_ema_multi_avg_fn(0.998))
@@ -160,23 +148,16 @@ def train(args: argparse.Namespace) -> None:
         return min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * step / args.steps))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    checkpoint, start, spent = args.out / "checkpoint.pt", 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for part, name in ((clip, "clip"), (average, "average"), (optimizer, "optimizer"), (schedule, "schedule")):
-            part.load_state_dict(state[name])
-        start, spent = state["step"], state["seconds"]
-        print(f"going on from step {start}", flush=True)
-    log = (args.out / "log.jsonl").open("a")
+    parts = {"clip": clip, "average": average, "optimizer": optimizer, "schedule": schedule}
+    training = Training(args.out, args.steps, args.every, parts)
     batches = torch.utils.data.DataLoader(
         Crops(args.canvases, args.steps, args.batch, args.seed),
-        sampler=range(start, args.steps),
+        sampler=range(training.start, args.steps),
         batch_size=None,
         num_workers=args.workers,
         prefetch_factor=4 if args.workers else None,
     )
-    began, losses = time.monotonic(), []
-    for step, (pixels, texts, contents) in enumerate(batches, start):
+    for step, (pixels, texts, contents) in enumerate(batches, training.start):
         torch.manual_seed(args.seed * 1_000_003 + step)
         # The fused attention of torch 2.15 is several times slower backwards than plain products at 24 tokens.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
@@ -190,23 +171,11 @@ def train(args: argparse.Namespace) -> None:
         schedule.step()
         clip.logit_scale.data.clamp_(max=math.log(args.max_scale))
         average.update_parameters(clip)
-        losses.append(loss.item())
-        done = step + 1
-        if done % args.every == 0 or done == args.steps:
-            seconds = spent + time.monotonic() - began
+        if training.due(step, loss.item()):
             accuracy = zero_shot(average.module.eval(), tokenizer)
-            row = {"step": done, "seconds": round(seconds), "loss": round(float(np.mean(losses)), 4)}
-            row |= {"scale": round(clip.logit_scale.exp().item(), 2)}
-            row |= {f"accuracy_{name}": round(value, 1) for name, value in accuracy.items()}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            left = (args.steps - done) * seconds / done
-            print(f"{row}  {left / 60:.0f} min left", flush=True)
-            losses = []
-            parts = {"clip": clip, "average": average, "optimizer": optimizer, "schedule": schedule}
-            state = {name: part.state_dict() for name, part in parts.items()} | {"step": done, "seconds": seconds}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            training.keep(
+                step, scale=clip.logit_scale.exp().item(), **{f"accuracy_{name}": value for name, value in accuracy.items()}
+            )
             half = {name: t.half().contiguous() for name, t in average.module.state_dict().items() if t.is_floating_point()}
             save_file(
                 half,
@@ -215,9 +184,8 @@ def train(args: argparse.Namespace) -> None:
             )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/train_demo"))
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/train_clip"))
     parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--canvases", type=int, default=48000, help="scenes drawn before the training")
     parser.add_argument("--batch", type=int, default=192)
@@ -226,12 +194,5 @@ def main() -> None:
     parser.add_argument("--patch-dropout", type=float, default=0.4)
     parser.add_argument("--late-reading", type=float, default=0.85)
     parser.add_argument("--max-scale", type=float, default=40.0, help="upper bound of the learnt logit scale")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--every", type=int, default=250, help="steps between log lines and checkpoints")
-    train(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    parser.add_argument("--workers", type=int, default=1)

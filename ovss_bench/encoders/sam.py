@@ -1,0 +1,160 @@
+"""The image encoders of SAM and SAM 2, told from their tensors in Meta's naming or transformers': what their mask decoders see.
+
+Both stretch the input to the square that they were trained on (bilinear, aspect ratio not kept), as ProxyCLIP does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# What a name becomes, rule after rule, to end in timm's naming.
+RENAMED = [
+    (r"\bpatch_embed\.projection\.", "patch_embed.proj."),  # transformers, as the next three
+    (r"^layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.mlp\.(lin1|layers\.0|proj_in)\.", ".mlp.fc1."),  # SAM, SAM 2, transformers' SAM 2
+    (r"\.mlp\.(lin2|layers\.1|proj_out)\.", ".mlp.fc2."),
+]
+NECK = {"conv1": "0", "norm1": "1", "conv2": "2", "norm2": "3"}  # transformers' names of SAM's neck
+# The tensor that tells each from other encoders, and what its names begin with.
+SAM = re.compile(r"(.*)(?:blocks|layers)\.0\.attn\.rel_pos_h")
+SAM2 = re.compile(r"(.*)(?:trunk|backbone)\.pos_embed_window")
+EPS = 1e-6  # of every LayerNorm, in both encoders
+# Biases of attention, or maps of many pixels, are written out: an image costs as much memory as this many tokens per token.
+WEIGHT = 4
+
+
+def sam_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SAM's image encoder in float32, in timm's naming."""
+    state = {}
+    for name, tensor in _renamed(state_dict, SAM):
+        state[re.sub(r"^neck\.(conv\d|norm\d)", lambda match: f"neck.{NECK[match[1]]}", name)] = tensor
+    return state
+
+
+def sam2_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SAM 2's trunk in timm's naming and the two convolutions of the neck that lead to the image embedding, in float32."""
+    state = {}
+    for name, tensor in _renamed(state_dict, SAM2):
+        name = re.sub(r"^neck\.convs\.([01])\.(conv\.)?", r"convs.\1.", re.sub(r"^backbone\.", "trunk.", name))
+        if name.startswith(("trunk.", "convs.")):
+            state[name] = tensor
+    return state
+
+
+def _renamed(state_dict: dict[str, Tensor], telling: re.Pattern) -> list[tuple[str, Tensor]]:
+    (stem, *_), pairs = [match[1] for match in map(telling.fullmatch, state_dict) if match], []
+    for name, tensor in state_dict.items():
+        if name.startswith(stem):
+            name = name.removeprefix(stem)
+            for pattern, replacement in RENAMED:
+                name = re.sub(pattern, replacement, name)
+            pairs.append((name, tensor.float()))
+    return pairs
+
+
+class SAMEncoder(nn.Module):
+    """The ViT of SAM with its neck: 256 channels on a grid of 64x64 for the published sizes."""
+
+    architecture = "sam"
+
+    def __init__(self, state: dict[str, Tensor], eps: float | None) -> None:
+        super().__init__()
+        from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+        self.width, _, self.patch_size, _ = state["patch_embed.proj.weight"].shape
+        grid = state["pos_embed"].shape[1]
+        tables = [state[name] for name in sorted(state, key=_block_number) if name.endswith("attn.rel_pos_h")]
+        self.depth, self.heads = len(tables), self.width // tables[0].shape[1]
+        self.side = grid * self.patch_size
+        # Relative positions go from -(n-1) to n-1, n being the side of what a block attends to: the whole grid or a window.
+        reach = [(len(table) + 1) // 2 for table in tables]
+        with torch.device("meta"):
+            self.encoder = VisionTransformerSAM(
+                img_size=self.side,
+                patch_size=self.patch_size,
+                embed_dim=self.width,
+                depth=self.depth,
+                num_heads=self.heads,
+                mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / self.width,
+                num_classes=0,
+                norm_layer=partial(nn.LayerNorm, eps=eps or EPS),
+                use_rel_pos=True,
+                window_size=min(reach),
+                global_attn_indexes=tuple(i for i, side in enumerate(reach) if side == grid),
+                neck_chans=len(state["neck.0.weight"]),
+            )
+        self.encoder.load_state_dict(state, strict=True, assign=True)
+        self.settings = {"layer_norm_eps": eps or EPS}
+
+    def tokens(self, height: int, width: int) -> int:
+        return WEIGHT * (self.side // self.patch_size) ** 2
+
+    def forward(self, pixels: Tensor, feature: str) -> Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, 256, 64, 64)."""
+        return self.encoder.forward_features(_stretch(pixels, self.side, self.encoder.pos_embed.dtype))
+
+
+class SAM2Encoder(nn.Module):
+    """The Hiera of SAM 2 with what of its feature pyramid leads to the image embedding: 256 channels on a grid of 64x64.
+
+    `settings` say what tensors don't: `heads` of the first stage, `windows` per stage, `whole_blocks` (attending to everything)
+    and `input`, the side of the square.
+    """
+
+    architecture = "sam2"
+    patch_size = 16  # pixels of a cell of the embedding: stride 4, pooled twice
+
+    def __init__(self, state: dict[str, Tensor], settings: Mapping[str, Any], eps: float | None) -> None:
+        super().__init__()
+        from timm.models.hieradet_sam2 import HieraDet
+
+        self.width, self.depth = sam2_size(state)
+        self.heads, self.side = settings["heads"], settings["input"]
+        starts = [i for i in range(self.depth) if f"trunk.blocks.{i}.proj.weight" in state]  # a stage starts with more channels
+        stages = [after - before for before, after in zip([0, *starts], [*starts, self.depth], strict=True)]
+        with torch.device("meta"):
+            self.trunk = HieraDet(
+                embed_dim=self.width,
+                num_heads=self.heads,
+                num_classes=0,
+                stages=tuple(stages),
+                global_pos_size=tuple(state["trunk.pos_embed"].shape[2:]),
+                window_spec=tuple(settings["windows"]),
+                global_att_blocks=tuple(settings["whole_blocks"]),
+                norm_layer=partial(nn.LayerNorm, eps=eps or EPS),
+            )
+            self.trunk.head = nn.Identity()
+            shapes = [state[f"convs.{i}.weight"].shape for i in (0, 1)]
+            self.convs = nn.ModuleList(nn.Conv2d(shape[1], shape[0], 1) for shape in shapes)
+        self.load_state_dict(state, strict=True, assign=True)
+        self.settings = {"layer_norm_eps": eps or EPS, **settings}
+
+    def tokens(self, height: int, width: int) -> int:
+        return WEIGHT * (self.side // self.patch_size) ** 2
+
+    def forward(self, pixels: Tensor, feature: str) -> Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, 256, 64, 64)."""
+        x = _stretch(pixels, self.side, self.trunk.pos_embed.dtype)
+        fine, coarse = self.trunk.forward_intermediates(x, indices=[2, 3], intermediates_only=True)
+        return self.convs[1](fine) + F.interpolate(self.convs[0](coarse), scale_factor=2, mode="nearest")
+
+
+def sam2_size(state: dict[str, Tensor]) -> tuple[int, int]:
+    """Width of the first stage, and number of blocks."""
+    return len(state["trunk.patch_embed.proj.weight"]), sum(name.endswith(".attn.qkv.weight") for name in state)
+
+
+def _stretch(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+    return F.interpolate(pixels, (side, side), mode="bilinear").to(dtype)
+
+
+def _block_number(name: str) -> int:
+    return int(name.split(".")[1]) if name.startswith("blocks.") else -1

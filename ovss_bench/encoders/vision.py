@@ -1,0 +1,198 @@
+"""Vision encoders beside CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, by name (configs/vision), from a file in
+any of their published formats, or from a state dict."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import torch
+from torch import Tensor, nn
+
+from ..errors import OvssError, unknown
+from ..files import WEIGHTS, config_names, digest, load_config
+from ..image import STATISTICS
+from .checkpoints import read_weights
+from .clip import PRECISIONS, state_digest
+from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
+from .vit import PlainViT, plain_names
+
+if TYPE_CHECKING:
+    from ..segmentors.base import WindowBatch
+
+FEATURES = ("tokens", "q", "k", "v", "q+k")
+POSITIONS = ("offset", "size", "antialias", "bilinear")
+TOKENS = {"cpu": 8192, "cuda": 65536}  # in one forward pass: bounds the memory
+
+
+class VisionEncoder:
+    """Features of windows or images, float32, on the device that the pixels are on.
+
+    `feature`: "tokens" (what leaves the last block, after the final norm), or "q", "k", "v" or "q+k" of the last block (what
+    its projection puts out, heads side by side); of patches only. SAM's and SAM 2's "tokens" are the image embedding.
+    `digest` is the same for the same weights and settings, whatever file they came in.
+    """
+
+    def __init__(self, model: nn.Module, name: str, feature: str, precision: str, device: str | torch.device, own: str) -> None:
+        self.model = model.eval().requires_grad_(False).to(device, PRECISIONS[precision])
+        self.name, self.feature, self.precision, self.digest = name, feature, precision, own
+        self.device = torch.device(device)
+        self.patch_size: int = model.patch_size
+
+    @torch.inference_mode()
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Windows (B, 3, H, W) normalised for CLIP -> (B, C, h, w).
+
+        CLIP's statistics are taken back with their exact values, whichever the windows were normalised with: the official
+        codes round them the one time and not the other (ProxyCLIP, CorrCLIP, Trident).
+        """
+        pixels = batch.pixels.float()
+        values = torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]], device=pixels.device).view(4, 3, 1, 1)
+        mean, std, new_mean, new_std = values
+        return self.features((pixels * std + mean - new_mean) / new_std)
+
+    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w)."""
+        height, width = pixels.shape[2:]
+        if min(height, width) < self.patch_size:
+            raise OvssError(
+                f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}' "
+                f"({self.patch_size}). Use larger windows or another encoder."
+            )
+        images = max(TOKENS.get(self.device.type, TOKENS["cuda"]) // self.model.tokens(height, width), 1)
+        parts = [self.model(part.to(self.device), self.feature).float() for part in pixels.split(images)]
+        return torch.cat(parts).to(pixels.device)
+
+
+def load_vision(
+    name: str | Path | None = None,
+    *,
+    state_dict: dict[str, Tensor] | None = None,
+    heads: int | None = None,
+    layer_norm_eps: float | None = None,
+    position: str | None = None,
+    feature: str | None = None,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+) -> VisionEncoder:
+    """A vision encoder: `name` is an entry of configs/vision (`dino_vitb8`, `demo`, ...) or a file; `state_dict` its tensors.
+
+    Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network are told from
+    the tensors. `heads` can not: it comes from the entry, the file's metadata, or the width where that is one of the published
+    ones; else it must be given. `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is
+    resampled, `offset` (the code of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see
+    `position.py`. DINO's condition holds for all: it is left alone if the number of patches agrees and the input is square.
+    `feature`: "tokens" unless given; see `VisionEncoder`. The file of an entry is looked for in the folder that the environment
+    variable OVSS_WEIGHTS names, in the package, then in the usual cache, into which it is downloaded.
+
+    Raises OvssError: unknown name, missing file, tensors that don't fit, heads that can't be told.
+    """
+    feature = feature or "tokens"
+    for kind, value, known in (("feature", feature, FEATURES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise unknown(kind, value, known)
+    if position not in (None, *POSITIONS):
+        raise unknown("position", position, POSITIONS)
+    label, settings = "state_dict", {}
+    if state_dict is None:
+        path, settings = find_weights("vision", name)
+        state_dict, metadata = read_weights(path)
+        settings = {key: metadata[key] for key in ("heads", "layer_norm_eps") if key in metadata} | settings
+        label = str(name) if name in config_names("vision") else path.name
+    given = {"heads": heads, "layer_norm_eps": layer_norm_eps, "position": position}
+    settings = settings | {key: value for key, value in given.items() if value is not None}
+    try:
+        model, state = _build(state_dict, settings)
+    except (OvssError, RuntimeError, KeyError) as error:
+        reason = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)[:600]
+        raise OvssError(f"the weights of vision encoder '{label}' do not fit: {reason}") from error
+    names = {"architecture": "architecture", "patch": "patch_size", "width": "width", "depth": "depth", "heads": "heads"}
+    found = {key: getattr(model, attribute) for key, attribute in names.items()}
+    differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
+    if differ:
+        raise OvssError(
+            f"the weights of vision encoder '{label}' are another model's: {', '.join(differ)}. Name the right file."
+        )
+    if feature != "tokens" and not isinstance(model, PlainViT):
+        raise OvssError(f"vision encoder '{label}' gives its image embedding only: feature=tokens, not {feature}.")
+    if position is not None and getattr(model, "position", None) is None:
+        raise OvssError(f"vision encoder '{label}' never resamples its position embedding: leave position={position} out.")
+    described = model.settings | {"architecture": model.architecture, "feature": feature, "precision": precision}
+    own = digest(state_digest(state), json.dumps(described, sort_keys=True))
+    return VisionEncoder(model, label, feature, precision, device, own)
+
+
+def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model, told from the names and shapes of the tensors, and its tensors as it names them."""
+    eps = settings.get("layer_norm_eps")
+    if any(map(SAM2.fullmatch, state_dict)):
+        state = sam2_names(state_dict)
+        return SAM2Encoder(state, settings.get("sam2") or _sam2_settings(state), eps), state
+    if any(map(SAM.fullmatch, state_dict)):
+        state = sam_names(state_dict)
+        return SAMEncoder(state, eps), state
+    state = plain_names(state_dict)
+    square = settings.get("square", any("decoder" in name for name in state_dict))  # only MAE's files hold a decoder
+    rule = settings.get("position") or ("size" if square else "antialias" if "registers" in state else "offset")
+    return PlainViT(state, settings.get("heads"), eps, rule, square), state
+
+
+def _sam2_settings(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What the tensors of SAM 2 don't say, from the entry of that size."""
+    entries = [load_config("vision", name) for name in config_names("vision")]
+    for entry in entries:
+        if "sam2" in entry and (entry["width"], entry["depth"]) == sam2_size(state):
+            return entry["sam2"]
+    raise OvssError("width {} and depth {} are those of no SAM 2 in configs/vision.".format(*sam2_size(state)))
+
+
+def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, Any]]:
+    """The file that a name stands for, and the entry of configs/<group> that it belongs to (empty for a file of no entry).
+
+    An entry names its official `file`, and where that comes from: `url`, or `hub`, a repository on huggingface.co.
+    """
+    folders = [Path(os.environ["OVSS_WEIGHTS"]).expanduser()] if os.environ.get("OVSS_WEIGHTS") else []
+    folders.append(WEIGHTS)
+    entries = {entry: load_config(group, entry) for entry in config_names(group)}
+    if name in entries:
+        entry = entries[name]
+        for folder in folders:
+            if (folder / entry["file"]).is_file():
+                return folder / entry["file"], entry
+        return _download(name, entry), entry
+    for path in (Path(name or ""), *(folder / (name or "") for folder in folders)):
+        if path.expanduser().is_file():
+            return path.expanduser(), next((entry for entry in entries.values() if entry["file"] == path.name), {})
+    if Path(name or "").suffix or os.sep in str(name):
+        raise OvssError(f"weights {name} do not exist. Give the path of a file (safetensors, .pth, .pt or .bin).")
+    raise unknown(group, name, entries)
+
+
+def _download(name: str, entry: Mapping[str, Any]) -> Path:
+    """The entry's file out of the usual cache, into which it is downloaded if need be."""
+    if "url" not in entry and "hub" not in entry:
+        raise OvssError(
+            f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing. Install it anew."
+        )
+    source = entry.get("url") or f"https://huggingface.co/{entry['hub']}"
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]
+    try:
+        if "hub" in entry:
+            return Path(huggingface_hub.hf_hub_download(entry["hub"], entry["hub_file"]))
+        if not cached.is_file():
+            if huggingface_hub.constants.HF_HUB_OFFLINE:
+                raise ConnectionError("HF_HUB_OFFLINE is set")
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(entry["url"], str(cached))
+        return cached
+    except Exception as error:
+        raise OvssError(
+            f"the weights of '{name}', {entry['file']}, are not on this machine and could not be downloaded from {source} "
+            f"({type(error).__name__}). Download them by hand, then name the file (vfm=/path/to/{entry['file']}) or put it "
+            "into the folder that the environment variable OVSS_WEIGHTS names."
+        ) from error
