@@ -8,9 +8,11 @@ prediction = ob.segment(ob.build_segmentor("sclip", clip=clip, vocabulary=vocabu
 
 from . import segmentors as _segmentors  # noqa: F401  (registers the methods)
 from .datasets.base import load_dataset
+from .encoders.bank import RegionBank
 from .encoders.clip import DenseCLIP, load_clip
+from .encoders.vision import load_vision
 from .errors import OvssError
-from .inference.engine import Prediction, segment
+from .inference.engine import Prediction, make_scene, segment
 from .recipe import compose_recipe, segmentor_names
 from .registry import DATASETS, SEGMENTORS, load_plugin
 from .results.run import EvalResult, Runtime, evaluate
@@ -27,6 +29,7 @@ __all__ = [
     "LastBlockSegmentor",
     "OvssError",
     "Prediction",
+    "RegionBank",
     "Runtime",
     "Scene",
     "Segmentor",
@@ -39,6 +42,8 @@ __all__ = [
     "load_clip",
     "load_dataset",
     "load_plugin",
+    "load_vision",
+    "make_scene",
     "segment",
     "segmentor_names",
 ]

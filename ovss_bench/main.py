@@ -16,6 +16,7 @@ from rich.table import Table
 
 from .datasets.base import SegDataset, load_dataset
 from .encoders.clip import DenseCLIP, clip_label, load_clip
+from .encoders.sources import SOURCES
 from .errors import OvssError, unknown
 from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from .registry import load_plugin
@@ -31,6 +32,7 @@ def main(config: DictConfig) -> int:
         load_plugin(plugin)
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
     names, datasets = _listed(options["segmentor"]), _listed(options["dataset"])
+    options["recipe"] |= {kind: options[kind] for kind in SOURCES if options[kind] is not None}
     overrides = split_overrides(names, options["recipe"])
     runtime = options["runtime"]
     torch.set_num_threads(runtime["threads"] or os.cpu_count() or 1)
@@ -42,7 +44,7 @@ def main(config: DictConfig) -> int:
     loaded = [load_dataset(name, options["data_root"]) for name in datasets]
     clips: dict[str, DenseCLIP] = {}
     results: list[EvalResult] = []
-    run = Runtime(runtime["batch"], runtime["workers"], runtime["skip_bad_images"])
+    run = Runtime(runtime["batch"], runtime["workers"], runtime["skip_bad_images"], runtime["feature_cache"])
     for dataset in loaded:
         if dataset.expected_images not in (None, len(dataset.samples)):
             console.print(

@@ -2,7 +2,8 @@
 origin.
 
 Order, the later wins: configs/recipe.yaml, configs/segmentor/<name>.yaml, both files' `per_clip`, both files' `per_dataset`,
-the protocol, the command line. Hydra cannot do this merge: it would fold the members of a list of segmentors into one.
+both files' `per_clip_dataset` (values that only hold for a CLIP on a data set), the protocol with the same sections, the
+command line. Hydra cannot do this merge: it would fold the members of a list of segmentors into one.
 """
 
 from __future__ import annotations
@@ -134,11 +135,12 @@ def compose_recipe(
     base = ("recipe.yaml", load_config(".", "recipe"))
     own = (f"segmentor/{segmentor}.yaml", config)
     rules = (f"protocol/{protocol}.yaml", load_config("protocol", protocol))
-    for section, key in (("recipe", None), ("per_clip", clip), ("per_dataset", dataset)):
+    sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
+    for section in sections:
         for file, content in (base, own):
-            _merge(values, origins, content, file, section, key)
-    for section, key in (("recipe", None), ("per_clip", clip), ("per_dataset", dataset)):
-        _merge(values, origins, rules[1], rules[0], section, key)
+            _merge(values, origins, content, file, section)
+    for section in sections:
+        _merge(values, origins, rules[1], rules[0], section)
     for name, value in (overrides or {}).items():
         values[name], origins[name] = value, origin
     for name in values:
@@ -150,8 +152,7 @@ def compose_recipe(
             )
     for name in hyperparameters:
         segmentor_class.check_hyperparameter(name, values[name])
-    if isinstance(values["pamr_dilations"], list):
-        values["pamr_dilations"] = tuple(values["pamr_dilations"])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     own_values = {name: values.pop(name) for name in hyperparameters}
     return Recipe(segmentor=segmentor, **values, hyperparameters=own_values, origins=origins)
 
@@ -176,13 +177,13 @@ def segmentor_names() -> list[str]:
     return sorted({*config_names("segmentor"), *SEGMENTORS.module_dict})
 
 
-def _merge(values: dict, origins: dict, content: Mapping, file: str, section: str, key: str | None) -> None:
-    part = content.get(section) or {}
-    if section != "recipe":
+def _merge(values: dict, origins: dict, content: Mapping, file: str, section: tuple[str | None, ...]) -> None:
+    """Adds what a file says under a path of keys, such as per_clip.demo."""
+    part = content
+    for key in section:
         part = part.get(key) or {}
     for name, value in part.items():
-        values[name] = value
-        origins[name] = f"configs/{file} {section}" + (f".{key}" if key else "")
+        values[name], origins[name] = value, f"configs/{file} {'.'.join(section)}"
 
 
 def _positive(value: Any) -> bool:

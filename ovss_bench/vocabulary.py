@@ -27,12 +27,25 @@ _SCENE_TEMPLATES = (  # MaskCLIP (maskclip.md section 3) adds these to the 80
     "this is the {} in the scene.",
     "this is one {} in the scene.",
 )
+_CAR = (  # CLIPer's short set (cliper.md section 3), to the full stop
+    "a clean origami {}.",
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    *(f"a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+    *(f"This is a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+    *(f"There is a {size} {{}} in the scene." for size in ("small", "medium", "large")),
+)
 _IMAGENET = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "imagenet80": _IMAGENET,
     "maskclip85": _IMAGENET + _SCENE_TEMPLATES,
     "notebook7": tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
+    "car15": _CAR,
     "photo": ("a photo of a {}.",),
+    "photo_bare": ("a photo of a {}",),
     "none": ("{}",),
 }
 

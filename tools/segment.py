@@ -11,12 +11,13 @@ from omegaconf.errors import OmegaConfBaseException
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ovss_bench as ob
+from ovss_bench.encoders.sources import SOURCES
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import write_atomic
 from ovss_bench.image import read_image
 from ovss_bench.results.figures import legend_picture, palette, palette_image
 
-OPTIONS = {"segmentor": "sclip", "clip": "demo", "weights": None, "plugins": [], "recipe": {}}
+OPTIONS = {"segmentor": "sclip", "clip": "demo", "weights": None, "plugins": [], "recipe": {}} | dict.fromkeys(SOURCES)
 
 
 def main() -> None:
@@ -48,15 +49,20 @@ def segment(arguments: argparse.Namespace) -> None:
     image = read_image(arguments.photo)
     clip_name, _, tag = str(options["clip"]).partition(":")
     clip = ob.load_clip(clip_name, pretrained=options["weights"] or tag or None)
-    templates = ob.compose_recipe(options["segmentor"], clip=clip.name, overrides=options["recipe"]).templates
-    vocabulary = ob.Vocabulary.from_names(names, background=arguments.background, templates=templates)
-    segmentor = ob.build_segmentor(options["segmentor"], clip=clip, vocabulary=vocabulary, **options["recipe"])
-    label_map = ob.segment(segmentor, image).label_map.cpu().numpy()
+    overrides = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
+    recipe = ob.compose_recipe(options["segmentor"], clip=clip.name, overrides=overrides)
+    if recipe.resize == "center_crop":  # a benchmark's protocol; a photo is wanted whole
+        overrides = {"resize": "keep_ratio"} | overrides
+    vocabulary = ob.Vocabulary.from_names(names, background=arguments.background, templates=recipe.templates)
+    segmentor = ob.build_segmentor(options["segmentor"], clip=clip, vocabulary=vocabulary, **overrides)
+    label_map = ob.segment(segmentor, image, output_size=image.shape[:2]).label_map.cpu().numpy()
+    if label_map.max() == len(names):  # where a method with thresholds of its own finds none
+        names.append(["no class"])
     colours = palette(len(names))
     stem = f"{arguments.photo.stem}.{options['segmentor']}"
     labels, picture = arguments.out / f"{stem}.labels.png", arguments.out / f"{stem}.picture.png"
     write_atomic(labels, palette_image(label_map, colours).save)
-    write_atomic(picture, legend_picture(image, label_map, vocabulary.classes, colours).save)
+    write_atomic(picture, legend_picture(image, label_map, [entry[0] for entry in names], colours).save)
     share = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
     for c in np.argsort(-share, kind="stable"):
         print(f"{100 * share[c]:5.1f} %  {', '.join(names[c])}")

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..encoders.sources import FeatureCache
 from ..errors import OvssError
 from ..image import normalize, resize, result_size
 from ..segmentors.base import Scene, Segmentor, WindowBatch
@@ -62,13 +63,14 @@ def predict(
     pad_last: bool = True,
     keep_scores: bool = False,
     output_size: tuple[int, int] | None = None,
+    cache: FeatureCache | None = None,
 ) -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
     """Yields (key, one prediction per segmentor) for each (key, image) in the order given.
 
     An image is an array (H, W, 3) uint8 RGB or a function that returns one, called in one of `workers` reader threads; if it
     raises OvssError, that error stands in the place of the predictions. All segmentors must share `recipe.trunk_key` and the
     CLIP; the trunk then runs once for all. `batch`: windows per forward pass; `pad_last` fills the last one with zeros, so that
-    it gives what another position in the queue would give. Raises OvssError for non-finite scores.
+    it gives what another position in the queue would give. `cache` keeps what depends on an image alone. Raises OvssError for non-finite scores.
     """
     recipe, clip = segmentors[0].recipe, segmentors[0].clip
     in_windows = [number for number, segmentor in enumerate(segmentors) if not segmentor.image_level]
@@ -99,7 +101,7 @@ def predict(
         else:
             windows = geometry(*scene.resized.shape[:2])
             count = len(windows.origins) if in_windows else 0
-            scenes = [replace(scene, context={}) for _ in segmentors]
+            scenes = [replace(scene, context={}, cache=cache) for _ in segmentors]
             image = _Image(key, scenes, windows, count, [[None] * count for _ in segmentors])
             waiting.append(image)
             for segmentor, own in zip(segmentors, scenes, strict=True):

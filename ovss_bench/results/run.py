@@ -20,6 +20,7 @@ import torch
 
 from ..datasets.base import Sample, SegDataset
 from ..encoders.clip import DenseCLIP
+from ..encoders.sources import FeatureCache
 from ..errors import OvssError
 from ..evaluation.confusion import confusion, total
 from ..evaluation.metrics import areas, class_metrics, metrics
@@ -43,6 +44,7 @@ class Runtime:
     batch: int | None = None  # windows per forward pass; None: by the number of tokens
     workers: int = 2  # reader threads
     skip_bad_images: bool = False
+    feature_cache: str | None = None  # folder for region maps and the like, to be used again by other runs
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,6 +167,7 @@ def fingerprint(job: Job, dataset: SegDataset, samples: Sequence[Sample]) -> str
         repr(sorted(segmentor.recipe.values().items())),
         segmentor.clip.weights_digest,
         segmentor.clip.precision,
+        *(f"{kind} {getattr(source, 'digest', '')}" for kind, source in sorted(segmentor.sources.items())),
     ]
     return digest(*parts, segmentor.vocabulary.digest, dataset.fingerprint, source_digest(), chosen)
 
@@ -228,7 +231,8 @@ def _predictions(
 ) -> Iterator[tuple[Sample, list[tuple[np.ndarray, str]] | OvssError]]:
     """For each sample the confusion records and label-map hash of every segmentor, or what is wrong with the sample."""
     images = ((sample, partial(dataset.image, sample)) for sample in samples)
-    for sample, outcome in predict(segmentors, images, batch=runtime.batch, workers=runtime.workers):
+    cache = FeatureCache(runtime.feature_cache) if runtime.feature_cache else None
+    for sample, outcome in predict(segmentors, images, batch=runtime.batch, workers=runtime.workers, cache=cache):
         if isinstance(outcome, OvssError):
             yield sample, outcome
             continue
@@ -286,6 +290,14 @@ def _result(
         ],
         "fingerprint": job.fingerprint,
         "weights_digest": segmentor.clip.weights_digest,
+        "sources": {
+            kind: {
+                "name": recipe.hyperparameters[kind],
+                "digest": getattr(source, "digest", None),
+                "stand_in": getattr(source, "stand_in", False),
+            }
+            for kind, source in sorted(segmentor.sources.items())
+        },
         "names_digest": segmentor.vocabulary.digest,
         "dataset_fingerprint": dataset.fingerprint,
         "precision": segmentor.clip.precision,

@@ -17,11 +17,14 @@ METRICS = ("mIoU", "mAcc", "aAcc", "fwIoU", "mIoU_seen", "mIoU_unseen", "hIoU")
 
 
 def frame(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A row per result, metrics in percent with two decimals; a partial or overridden result is marked behind its name."""
+    """A row per result, metrics in percent with two decimals; a partial or overridden result is marked behind its name, and so
+    is one for which something untrained stood in."""
     rows = []
     for result in results:
         marks = " (partial)" if result["partial"] else ""
         marks += "".join(f" {name}={value}" for name, value in result["overridden"].items())
+        stand_ins = [kind for kind, source in result.get("sources", {}).items() if source["stand_in"]]
+        marks += f" (stand-in {', '.join(stand_ins)})" if stand_ins else ""
         row = {
             "segmentor": result["segmentor"] + marks,
             "clip": result["clip"],

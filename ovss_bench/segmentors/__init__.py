@@ -1,3 +1,18 @@
 """Importing a module here registers its method."""
 
-from . import clearclip, clip, gem, maskclip, naclip, sclip  # noqa: F401
+from . import (  # noqa: F401
+    clearclip,
+    clip,
+    clip_diy,
+    cliper,
+    cliptrase,
+    corrclip,
+    corrclip_v2,
+    gem,
+    maskclip,
+    naclip,
+    proxyclip,
+    resclip,
+    scclip,
+    sclip,
+)

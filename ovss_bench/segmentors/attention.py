@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..encoders.clip import BlockView
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | Tensor | None = None) -> Tensor:
@@ -14,3 +17,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
     if isinstance(scale, Tensor):
         q, scale = q * scale.view(-1, 1, 1, 1), 1.0
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def cosine_matrix(features: Tensor) -> Tensor:
+    """(..., N, C) -> cosine similarities of all pairs (..., N, N), float32."""
+    unit = F.normalize(features.float(), dim=-1)
+    return unit @ unit.transpose(-2, -1)
+
+
+def proxy_attention(similarity: Tensor, beta: float = 1.2, gamma: float = 3.0, masking: bool = True) -> Tensor:
+    """softmax of gamma (S - beta mean(S)) with the negative entries masked: (..., N, N) -> the same (ProxyCLIP, eq. 6 and 7).
+
+    The diagonal is never masked: the official softmax over an empty row, where mean(S) > 1 / beta, would be NaN.
+    """
+    weights = gamma * (similarity - beta * similarity.mean((-2, -1), keepdim=True))
+    if masking:
+        itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
+        weights = weights.masked_fill((weights < 0) & ~itself, -torch.inf)
+    return weights.softmax(-1)
+
+
+def value_map(block: BlockView, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The values (B, H*W, D) that a block makes of the patches of x (B, 1+h*w, D), heads side by side, bilinearly resized to
+    another grid (H, W)."""
+    values = block.qkv(block.ln_1(x))[2][:, :, 1:].transpose(1, 2).flatten(2)
+    if grid == block.grid:
+        return values
+    maps = F.interpolate(values.transpose(1, 2).unflatten(2, block.grid), grid, mode="bilinear")
+    return maps.flatten(2).transpose(1, 2)

@@ -5,16 +5,19 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.clip import BlockView, DenseCLIP, Trunk
+from ..encoders.sources import FeatureCache
 from ..errors import OvssError, unknown
+from ..image import STATISTICS
 from ..inference.scores import class_scores, decide
 from ..recipe import Recipe
 from ..vocabulary import Vocabulary
@@ -30,13 +33,19 @@ class Scene:
     pixels: Tensor
     size: tuple[int, int]
     context: dict[str, Any] = field(default_factory=dict)
-    shared: dict[Callable, Any] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    cache: FeatureCache | None = None
 
     def once(self, source: Callable[[np.ndarray], Any]) -> Any:
         """`source(original)`: region maps and the like, computed for the first segmentor that asks, then shared by all."""
         if source not in self.shared:
-            self.shared[source] = source(self.original)
+            self.shared[source] = self.kept(getattr(source, "digest", None), lambda: source(self.original))
         return self.shared[source]
+
+    def kept(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that depends on the original image and on what the digest `maker` stands for, from the run's cache if it
+        has one."""
+        return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
 
 
 @dataclass
@@ -66,8 +75,10 @@ class Segmentor:
     """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
-    segmentor they hold the loaded thing itself, which comes in `sources`.
+    segmentor they hold the loaded thing itself, which comes in `sources`. Those in `requires` must be there.
     """
+
+    requires = ()
 
     def __init__(
         self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None
@@ -84,6 +95,11 @@ class Segmentor:
                 )
         for name, value in (recipe.hyperparameters | self.sources).items():
             setattr(self, name, value)
+        for kind in self.requires:
+            if getattr(self, kind) is None:
+                raise OvssError(
+                    f"{recipe.segmentor} needs {kind}: give a name or a file ({kind}=NAME), or in Python a callable."
+                )
 
     @classmethod
     def hyperparameters(cls) -> dict[str, Any]:
@@ -97,6 +113,11 @@ class Segmentor:
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
                 raise unknown(f"value of {name}", value, map(str, get_args(hint)))
+            return
+        if get_origin(hint) is tuple:  # in YAML and on the command line a list
+            kinds = {float: (int, float)}.get(get_args(hint)[0], get_args(hint)[:1])
+            if not isinstance(value, list | tuple) or not value or any(type(item) not in kinds for item in value):
+                raise OvssError(f"{name}={value!r}: expected a list of {kinds[-1].__name__} values.")
             return
         allowed = tuple(get_args(hint) or (hint,))
         number = int in allowed or float in allowed
@@ -132,7 +153,40 @@ class Segmentor:
 
     def cosines(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, T, D) before `ln_post` -> cosine similarities of the patches with the queries (B, Q, h, w)."""
-        return (self.clip.head(x[:, 1:]) @ self.text.T).transpose(1, 2).unflatten(2, grid)
+        return self.compare(self.clip.project(x[:, 1:]), grid)
+
+    def compare(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Embeddings (B, h*w, E) in the joint space -> cosine similarities with the queries (B, Q, h, w)."""
+        unit = F.normalize(embeddings.float(), dim=-1)
+        return (unit @ self.text.T).transpose(1, 2).unflatten(2, grid)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """What a source made of an image, where CLIP is."""
+        return torch.as_tensor(array).to(self.clip.device)
+
+    def as_images(self, pixels: Tensor) -> list[np.ndarray]:
+        """Normalised windows (B, 3, h, w) as images (h, w, 3) uint8 RGB, for sources where there is no scene."""
+        mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in STATISTICS[self.recipe.normalize])
+        return [(window * std + mean).round().clamp(0, 255).byte().permute(1, 2, 0).numpy(force=True) for window in pixels]
+
+    def cut(self, batch: WindowBatch, maps: Sequence[Tensor], padding: int | None = None) -> list[Tensor]:
+        """The windows (..., h, w) of maps (..., H, W), one for each scene at the size of its resized image. Where a window is
+        padded they hold `padding`; None: the nearest value inside."""
+        windows = []
+        for image, origin in zip(batch.images.tolist(), batch.origins.tolist(), strict=True):
+            window, outside = maps[image], []
+            for axis, first, side in zip((-2, -1), origin, batch.pixels.shape[2:], strict=True):
+                length = window.shape[axis]
+                shown = length if self.recipe.window == "whole" else min(self.recipe.window, length)
+                start = first + ((side - shown) // 2 if self.recipe.pad == "center" else 0)
+                index = torch.arange(first, first + side)
+                inside = index.clamp(start, min(start + shown, length) - 1)
+                outside.append((index != inside).to(window.device))
+                window = window.index_select(axis, inside.to(window.device))
+            if padding is not None:
+                window = window.masked_fill(outside[0][:, None] | outside[1], padding)
+            windows.append(window)
+        return windows
 
     # Hooks, in the order in which they run. The engine asks for full-size cosines only where a method overrides one that
     # needs them.

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from . import seeded
@@ -42,7 +43,8 @@ class Reference:
 
     def about(self, array: str) -> list[str]:
         """What is written about an array: first in the project's own set, then in this one."""
-        return [info["arrays"].get(array, "") for info in (self.own_info, self.info)]
+        told = [info["arrays"].get(array, "") for info in (self.own_info, self.info)]
+        return [about["meaning"] if isinstance(about, dict) else about for about in told]
 
     def settings(self, array: str) -> dict:
         """Settings by their official names: of the method, then what is said to differ for this array."""
@@ -56,7 +58,14 @@ class Reference:
         """Seeds under `overrides` are final, the others move with the set."""
         return self.overrides.get(f"{name}_seed", base + self.offset)
 
+    @property
+    def hyperparameters(self) -> dict:
+        """By their official names, where a description lists them apart; what the case overrides counts."""
+        return self.own_info.get("hyperparameters", {}) | self.info.get("hyperparameters", {}) | self.overrides
+
     def queries(self, array: str) -> Tensor:
+        if array.endswith("_c"):
+            return torch.from_numpy(self.arrays["query_features_c"])
         count = self.case["queries"]
         if any("other queries" in prose.lower() for prose in self.about(array)):
             return seeded.query_features(self.seed("other_queries", 79), count)

@@ -10,18 +10,25 @@ import torch
 
 import ovss_bench as ob
 from ovss_bench.inference.engine import predict
-from parity.seeded import clip_state_dict, rgb_image
+from parity.seeded import clip_state_dict, query_features, rgb_image
+from stand_ins import sources_of
 
 METHODS = sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.__module__.startswith("ovss_bench."))
 FILES = sorted({Path(inspect.getsourcefile(ob.SEGMENTORS.get(name))) for name in METHODS})
-SMALL = {"short_side": 80, "window": 64, "stride": 32}
+SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
+IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores is ob.Segmentor.image_scores]
+# Their planes are not class probabilities, or what comes after the scores changes the labels.
+OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2"}
+# Clustering, votes, first-pass labels or thresholds may carry a difference of rounding to many pixels.
+DISCRETE = {"cliper", "cliptrase", "corrclip", "corrclip_v2", "resclip", "scclip"}
 # Several windows each, one image smaller than a window, one with a side below a patch, one that is a window.
 SIZES = [(120, 150), (50, 31), (100, 260), (64, 64), (12, 90), (140, 130), (160, 120)]
 IMAGES = {f"image{number}": rgb_image(50 + number, *size) for number, size in enumerate(SIZES)}
 
 
 def build(name, clip, vocabulary, **options):
-    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(SMALL | options))
+    crop = {"resize": "keep_ratio"} if ob.compose_recipe(name).resize == "center_crop" else {}
+    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(SMALL | crop | sources_of(name) | options))
 
 
 def label_maps(segmentor, images=IMAGES, **options):
@@ -44,8 +51,15 @@ def segmentor(request, tiny_clip, tiny_vocabulary):
     return build(request.param, tiny_clip, tiny_vocabulary)
 
 
+@pytest.fixture(params=IN_WINDOWS)
+def in_windows(request, tiny_clip, tiny_vocabulary):
+    return build(request.param, tiny_clip, tiny_vocabulary)
+
+
 def test_the_methods_are_found():
-    assert {"clip", "maskclip", "sclip", "clearclip", "naclip", "gem"} <= set(METHODS)
+    assert {"clip", "maskclip", "sclip", "clearclip", "naclip", "gem"} <= set(IN_WINDOWS)
+    assert {"cliptrase", "resclip", "scclip", "proxyclip", "corrclip", "corrclip_v2"} <= set(IN_WINDOWS)
+    assert {"cliper", "clip_diy"} <= set(METHODS) - set(IN_WINDOWS)
 
 
 def test_outputs_are_finite_and_in_range(segmentor):
@@ -54,27 +68,70 @@ def test_outputs_are_finite_and_in_range(segmentor):
     outcomes.append(("image1", [ob.segment(segmentor, IMAGES["image1"], window="whole")]))
     for key, (prediction,) in outcomes:
         assert prediction.label_map.shape == IMAGES[key].shape[:2], key
-        assert prediction.scores.shape == (4, *prediction.label_map.shape)
+        assert 0 <= prediction.label_map.min() <= prediction.label_map.max() <= 4
         assert prediction.scores.isfinite().all()
+        if segmentor.recipe.segmentor in OWN_DECISION:
+            continue
+        assert prediction.scores.shape == (4, *prediction.label_map.shape)
         assert (prediction.scores >= 0).all()
         assert (prediction.scores <= 1).all()
         assert torch.equal(prediction.label_map, prediction.scores.argmax(0))
 
 
-def test_patch_logits_are_finite_on_flat_and_noisy_windows(segmentor):
+FLAT = np.full((70, 90, 3), 128, np.uint8)
+NOISE = np.random.RandomState(0).randint(0, 256, (70, 90, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "sources"),
+    [
+        (FLAT, {}),
+        (np.zeros((70, 90, 3), np.uint8), {}),
+        (NOISE[:1], {}),
+        (NOISE, {"regions": lambda image: np.zeros(image.shape[:2], np.int64)}),
+        (NOISE, {"regions": lambda image: np.ones(image.shape[:2], np.int32)}),
+        (NOISE, {"foreground": lambda image: np.zeros(image.shape[:2], np.float32)}),
+        (NOISE, {"foreground": lambda image: np.ones(image.shape[:2], np.float32)}),
+        (NOISE, {"vfm": lambda batch: torch.ones(len(batch.pixels), 3, 8, 8)}),
+    ],
+    ids=["flat", "black", "one-row", "unsegmented", "one-region", "no-foreground", "all-foreground", "flat-features"],
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_degenerate_images_get_a_label_map(name, image, sources, tiny_clip, tiny_vocabulary):
+    known = sources_of(name)
+    if not sources.keys() <= known.keys():
+        pytest.skip("has no such source")
+    (prediction,) = [ob.segment(build(name, tiny_clip, tiny_vocabulary, **sources), image)]
+    assert prediction.label_map.shape == image.shape[:2]
+    assert prediction.scores.isfinite().all()
+    assert 0 <= prediction.label_map.min() <= prediction.label_map.max() <= 4
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_vocabulary_of_one_class_gives_that_class(name, background, tiny_clip):
+    vocabulary = ob.Vocabulary.from_features(query_features(31, 2), [0, 0], background=background)
+    labels = ob.segment(build(name, tiny_clip, vocabulary, threshold=0.0), IMAGES["image1"]).label_map
+    no_class = {1} if name == "cliper" and not background else set()  # its own thresholds may leave a pixel without a class
+    assert set(labels.unique().tolist()) <= {0} | no_class
+
+
+def test_patch_logits_are_finite_on_flat_and_noisy_windows(in_windows):
     noise = torch.randn(3, 64, 48, generator=torch.Generator().manual_seed(2))
     pixels = torch.stack([torch.zeros(3, 64, 48), noise, 50 * noise, torch.full((3, 64, 48), -1.8)])
-    logits = segmentor.patch_logits(ob.WindowBatch(pixels))
-    assert logits.shape == (4, 7, 4, 3)
+    logits = in_windows.patch_logits(ob.WindowBatch(pixels))
+    assert logits.shape[:2] == (4, 7)
+    assert min(logits.shape[2:]) >= 3
     assert logits.isfinite().all()
     assert (logits.abs() <= 1 + 1e-5).all()
 
 
 def test_methods_differ(tiny_clip, tiny_vocabulary):
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    logits = [build(name, tiny_clip, tiny_vocabulary).patch_logits(ob.WindowBatch(pixels)) for name in METHODS]
+    maps = [build(name, tiny_clip, tiny_vocabulary).patch_logits(ob.WindowBatch(pixels)) for name in IN_WINDOWS]
+    logits = [torch.nn.functional.interpolate(one, (64, 64), mode="bilinear") for one in maps]
     for i, one in enumerate(logits):
-        assert all((one - other).abs().max() > 1e-4 for other in logits[:i]), METHODS[i]
+        assert all((one - other).abs().max() > 1e-4 for other in logits[:i]), IN_WINDOWS[i]
 
 
 def test_order_and_readers_change_nothing(segmentor):
@@ -117,11 +174,13 @@ def test_batches_and_threads_change_rounding_only(segmentor):
     for batch, threads in ((1, 1), (64, 2)):
         torch.set_num_threads(threads)
         result = label_maps(segmentor, batch=batch, output_size=(220, 220))
-        assert agreement(result, expected) >= 0.99999, (batch, threads)
+        least = 0.999 if segmentor.recipe.segmentor in DISCRETE else 0.99999
+        assert agreement(result, expected) >= least, (batch, threads)
 
 
 def test_a_shared_trunk_gives_what_each_gives_alone(tiny_clip, tiny_vocabulary):
-    same = {"pad": "center", "position": "offset", "pamr_steps": 0}
+    same = {"resize": "keep_ratio", "pad": "center", "position": "offset", "pamr_steps": 0}
+    same |= {"normalize": "clip", "activation": None}
     segmentors = [build(name, tiny_clip, tiny_vocabulary, **same) for name in METHODS]
     together = [[p.label_map for p in predictions] for _, predictions in predict(segmentors, IMAGES.items(), batch=7)]
     for number, segmentor in enumerate(segmentors):
@@ -137,16 +196,16 @@ def test_results_come_in_the_order_of_the_images(segmentor):
 @pytest.mark.parametrize("weight", ["visual.conv1.weight", "visual.transformer.resblocks.0.mlp.c_proj.bias", "visual.proj"])
 @pytest.mark.parametrize("name", METHODS)
 def test_nan_in_the_weights_names_image_and_window(name, weight, tiny_vocabulary):
-    weights = clip_state_dict(1, layers=3, vocab_size=100)
+    weights = clip_state_dict(1, vocab_size=100)
     weights[weight].view(-1)[5] = torch.nan
-    depth = {"depth": 3} if name == "gem" else {}
-    segmentor = build(name, ob.load_clip(state_dict=weights), tiny_vocabulary, **depth)
-    with pytest.raises(ob.OvssError, match=r"non-finite.*image image4.*\(y, x\) = \(0, 0\)"):
+    segmentor = build(name, ob.load_clip(state_dict=weights), tiny_vocabulary)
+    window = r".*\(y, x\) = \(0, 0\)" if name in IN_WINDOWS else ""
+    with pytest.raises(ob.OvssError, match=r"non-finite.*image image4" + window):
         label_maps(segmentor, {"image4": IMAGES["image4"]})
 
 
-def test_nan_in_one_image_names_that_image_and_window(segmentor, monkeypatch):
-    original = type(segmentor).patch_logits
+def test_nan_in_one_image_names_that_image_and_window(in_windows, monkeypatch):
+    segmentor, original = in_windows, type(in_windows).patch_logits
 
     def damaged(self, batch):
         logits = original(self, batch).clone()
@@ -213,7 +272,7 @@ def test_methods_know_no_windows_files_data_sets_or_devices(path):
         elif isinstance(node, ast.ImportFrom):
             imported |= {f"{'.' * node.level}{node.module or ''}", *(f"{node.module}.{alias.name}" for alias in node.names)}
     parts = {part for name in imported for part in name.split(".")}
-    forbidden = {"inference", "windows", "compose", "engine", "files", "datasets", "results", "evaluation", "image", "main"}
+    forbidden = {"windows", "compose", "engine", "files", "datasets", "results", "evaluation", "main", "read_image"}
     forbidden |= {"os", "io", "pathlib", "shutil", "tempfile", "cv2", "PIL", "mmseg", "mmcv", "mmengine", "safetensors"}
     assert not parts & forbidden
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

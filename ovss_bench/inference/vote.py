@@ -1,0 +1,18 @@
+"""Majority vote inside regions (CLIPtrase, CorrCLIP's map correction)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def majority_vote(label_map: Tensor, regions: Tensor, skip: int | None = None) -> Tensor:
+    """Gives every region the most frequent of its labels, of equally frequent ones the smallest.
+
+    `label_map` (H, W) int64, not negative; `regions` (H, W) integer ids, any. The region `skip` is left as it is.
+    """
+    ids, region = regions.unique(return_inverse=True)
+    count = int(label_map.max()) + 1
+    votes = torch.bincount((region * count + label_map).flatten(), minlength=len(ids) * count).view(len(ids), count)
+    voted = votes.argmax(1)[region]
+    return voted if skip is None else torch.where(regions == skip, label_map, voted)

@@ -1,0 +1,157 @@
+"""CorrCLIP (Zhang et al., ICCV 2025, arXiv 2411.10086): regions say which patches may attend to each other, a vision encoder
+how much."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import DBSCAN
+from torch import Tensor
+
+from ..encoders.clip import Trunk
+from ..inference.vote import majority_vote
+from ..registry import SEGMENTORS
+from .attention import cosine_matrix, value_map
+from .base import Scene, Segmentor, WindowBatch
+
+PADDING = 10000  # the region of what lies outside an image; merged regions are counted from here on, too
+
+
+@SEGMENTORS.register_module(name="corrclip")
+class CorrCLIP(Segmentor):
+    """Scope and value reconstruction, a spatial and a semantic branch beside the last block, and map correction.
+
+    `vfm` and `feature` as in ProxyCLIP; `regions`: a name, a folder of region files, or any callable image -> (H, W) ids, of
+    which the smallest in a window stands for what was left unsegmented. `tau`: factor of the similarities. `alpha` and `beta`:
+    weights of the spatial and of the semantic branch. `spatial_blocks`: how many blocks the spatial branch averages; None: by
+    the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets all
+    patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
+    """
+
+    requires = ("vfm", "regions")
+
+    vfm: str | None = None
+    feature: Literal["tokens", "q", "k", "v", "q+k"] = "q+k"
+    regions: str | None = None
+    tau: float = 4.0
+    alpha: float = 1.0
+    beta: float = 0.5
+    spatial_blocks: int | None = None
+    merge_eps: float = 0.2
+    scope: bool = True
+    correction: bool = True
+
+    @property
+    def needs(self) -> frozenset[int]:
+        return frozenset(range(self.clip.depth)) if self.beta else frozenset(self.spatial_states)
+
+    @property
+    def spatial_states(self) -> range:
+        """Inputs of the blocks after those that the spatial branch averages: the last one ends two blocks before the last."""
+        last = self.clip.depth - 2
+        count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
+        return range(max(last - count, 0) + 1, last + 1)
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        trunk, features = self.trunk(batch), self.features(batch)
+        grid, block = features.shape[2:], self.clip.block(-1, trunk.grid)
+        main = value_map(block, trunk.tokens, grid)
+        spatial = value_map(block, torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0), grid)
+        regions, mixed = [], []
+        for window, own in zip(features, self.window_regions(batch), strict=True):
+            own, attention = self.correlation(window.flatten(1).T, nearest(own, grid))
+            regions.append(own)
+            mixed.append(attention.to(main.dtype) @ torch.stack([main[len(mixed)], spatial[len(mixed)]]))
+        main, spatial = (self.clip.project(block.project(part[:, None])) for part in torch.stack(mixed, 1))
+        embeddings = main + self.alpha * spatial
+        if self.beta:
+            embeddings = embeddings + self.beta * self.semantic_branch(trunk, torch.stack(regions))
+        return self.compare(embeddings, grid)
+
+    def features(self, batch: WindowBatch) -> Tensor:
+        """(B, C, H, W): on their grid all that follows takes place."""
+        return batch.once(self.vfm)
+
+    # Section 3.2: which patches may attend to each other, and how much.
+
+    def correlation(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C) and regions (H, W) of one window -> the merged regions and the attention (N, N)."""
+        similarity = cosine_matrix(features)
+        regions = self.merge(features, regions)
+        if not self.scope:
+            return regions, (self.tau * similarity).softmax(-1)
+        ids, unsegmented = regions.flatten(), regions.min()
+        loose = ids == unsegmented
+        allowed = (ids[:, None] == ids) & ~loose
+        allowed |= (loose[:, None] | loose) & (similarity > similarity.mean())
+        allowed.fill_diagonal_(True)  # of a window of one colour no similarity is above the mean
+        return regions, (self.tau * similarity).masked_fill(~allowed, -torch.inf).softmax(-1)
+
+    def merge(self, features: Tensor, regions: Tensor) -> Tensor:
+        """Regions (H, W) whose mean features are alike get one id, counted from PADDING; the unsegmented keep theirs."""
+        ids, index = regions.unique(return_inverse=True)
+        if not self.merge_eps or len(ids) <= 2:
+            return regions
+        means = F.normalize(region_means(F.normalize(features.float(), dim=-1), index.flatten(), len(ids))[1:], dim=-1)
+        similarity = means @ means.T
+        distance = (similarity.max() - similarity).clamp(min=0).numpy(force=True)
+        labels = DBSCAN(eps=self.merge_eps, min_samples=1, metric="precomputed").fit_predict(distance)
+        return torch.cat([ids[:1], PADDING + torch.from_numpy(labels).to(ids)])[index]
+
+    def window_regions(self, batch: WindowBatch) -> list[Tensor]:
+        """The regions (H, W) of every window in pixels, PADDING where it is padded."""
+        if batch.scenes is None:
+            return [self.tensor(self.regions(image)).long() for image in self.as_images(batch.pixels)]
+        return self.cut(batch, [self.region_map(scene, scene.resized.shape[:2]) for scene in batch.scenes], PADDING)
+
+    def region_map(self, scene: Scene, size: tuple[int, int]) -> Tensor:
+        if size not in scene.context:
+            scene.context[size] = nearest(self.tensor(scene.once(self.regions)).long(), size)
+        return scene.context[size]
+
+    # Section 3.3: the branch of region tokens.
+
+    def semantic_branch(self, trunk: Trunk, regions: Tensor) -> Tensor:
+        """(B, H*W, E): for each place the class token of its region, which sees CLS and the patches of the region alone.
+
+        Nothing attends to these tokens, so the other tokens are those of the trunk; they need not be computed again.
+        """
+        windows = nearest(regions, trunk.grid).flatten(1)
+        ids, index = zip(*(window.unique(return_inverse=True) for window in windows), strict=True)
+        count = max(map(len, ids))
+        members = F.one_hot(torch.stack(index), count).transpose(1, 2).bool()
+        members = F.pad(members, (1, 0), value=True)[:, None]
+        tokens = trunk.states[0][:, :1].expand(-1, count, -1)
+        for i in range(self.clip.depth):
+            block = self.clip.block(i, trunk.grid)
+            _, k, v = block.qkv(block.ln_1(trunk.states[i]))
+            q, _, _ = block.qkv(block.ln_1(tokens))
+            tokens = tokens + block.project(F.scaled_dot_product_attention(q, k, v, attn_mask=members))
+            tokens = tokens + block.mlp(block.ln_2(tokens))
+        embeddings = self.clip.project(tokens)
+        places = nearest(torch.stack(index).unflatten(1, trunk.grid), regions.shape[1:]).flatten(1)
+        return embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
+
+    # Section 3.4
+
+    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+        """Majority vote in every region of the original map but the one of the smallest id."""
+        if not self.correction:
+            return label_map
+        regions = self.region_map(scene, scene.size)
+        return majority_vote(label_map, regions, skip=int(regions.min()))
+
+
+def region_means(features: Tensor, index: Tensor, count: int) -> Tensor:
+    """Features (N, C), regions (N,) numbered from 0 -> mean features (count, C)."""
+    sums = features.new_zeros(count, features.shape[1]).index_add_(0, index, features)
+    return sums / index.bincount(minlength=count)[:, None]
+
+
+def nearest(regions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Integer maps (..., H, W) at another size, by PyTorch's rule `nearest`, as the official code has it."""
+    maps = regions.double().reshape(1, -1, *regions.shape[-2:])
+    return F.interpolate(maps, tuple(size), mode="nearest").long().reshape(*regions.shape[:-2], *size)

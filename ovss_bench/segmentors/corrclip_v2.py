@@ -1,0 +1,68 @@
+"""CorrCLIPv2 (github.com/zdk258/CorrCLIP, CorrCLIPv2; no paper of its own yet): CorrCLIP with features of the whole image, and
+regions of unlabelled images that vote."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..encoders.bank import RegionBank
+from ..image import normalize
+from ..registry import SEGMENTORS
+from .base import Scene, WindowBatch
+from .corrclip import CorrCLIP, region_means
+
+
+@SEGMENTORS.register_module(name="corrclip_v2")
+class CorrCLIPv2(CorrCLIP):
+    """Beyond CorrCLIP: the vision encoder sees the image as a whole, regions are not merged, and `bank`, a RegionBank, is asked
+    for the `num_support` regions most like each region of the image; what CLIP says of them is mixed in with the weight
+    `support` (alpha in the code). Without a bank the image speaks for itself.
+    """
+
+    feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"
+    merge_eps: float = 0.0
+    bank: str | None = None
+    num_support: int = 20
+    support: float = 0.5
+
+    def features(self, batch: WindowBatch) -> Tensor:
+        """Cut out of the image's features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
+        grid = [2 * side for side in self.trunk(batch).grid]
+        if batch.scenes is None:
+            maps = batch.once(self.vfm)
+        else:
+            maps = torch.stack(self.cut(batch, [self.image_features(scene) for scene in batch.scenes]))
+        return F.interpolate(maps, grid, mode="bilinear")
+
+    def image_features(self, scene: Scene) -> Tensor:
+        """Unit features (C, H, W) of the whole image, seen at its original size and resized like the image."""
+        if "coarse" not in scene.context:
+            pixels = self.tensor(normalize(scene.original, "clip_exact"))[None]
+            patch = getattr(self.vfm, "patch_size", 1)
+            size = [max(round(side / patch), 1) * patch for side in pixels.shape[2:]]
+            pixels = F.interpolate(pixels, size, mode="bilinear")
+            (scene.context["coarse"],) = self.vfm(WindowBatch(pixels, scenes=[scene]))
+        coarse = scene.context["coarse"][None]
+        return F.normalize(F.interpolate(coarse, scene.resized.shape[:2], mode="bilinear")[0], dim=0)
+
+    @torch.inference_mode()
+    def refine(self, cosines: Tensor, scene: Scene) -> Tensor:
+        """Mixes the cosines with those of what the bank knows of each region (retrieval and ensemble)."""
+        if self.bank is None:
+            return cosines
+        regions, retrieved = self.retrieve(scene)
+        support = self.bank.cosines(retrieved, self.text, self.vocabulary)[:, regions]
+        support = F.interpolate(support[None], scene.size, mode="bilinear")[0]
+        return (1 - self.support) * cosines + self.support * support
+
+    def retrieve(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The regions (h, w) of the resized image, numbered from 0 in the order of their ids, and for each the numbers
+        (regions, num_support) of the most similar regions of the bank."""
+        ids, regions = self.region_map(scene, scene.resized.shape[:2]).unique(return_inverse=True)
+        features = self.image_features(scene).flatten(1).T
+        keys = F.normalize(region_means(features, regions.flatten(), len(ids)), dim=-1)
+        return regions, self.bank.search(keys, self.num_support)

@@ -1,0 +1,195 @@
+"""What parity does not cover: regions of windows, the region tokens, ablations, the bank."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+import ovss_bench as ob
+from ovss_bench.encoders.bank import load_bank
+from ovss_bench.inference.engine import predict
+from ovss_bench.inference.vote import majority_vote
+from ovss_bench.segmentors.corrclip import PADDING, nearest
+from parity.seeded import query_features, rgb_image
+from stand_ins import regions, sources_of, vfm
+
+
+def build(name, clip, vocabulary, **options):
+    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(sources_of(name) | options))
+
+
+def window_batch(segmentor, image, origins, side):
+    scene = ob.make_scene(image, segmentor)
+    count = len(origins)
+    return ob.WindowBatch(
+        torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)),
+        origins=torch.tensor(origins),
+        sizes=torch.tensor([scene.resized.shape[:2]] * count),
+        images=torch.zeros(count, dtype=torch.int64),
+        scenes=[scene],
+    )
+
+
+def test_regions_are_cut_out_where_the_window_is_and_padded_where_it_is(tiny_clip, tiny_vocabulary):
+    options = {"resize": "none", "window": 100, "stride": 50, "pad": "center", "pad_multiple": 56}
+    segmentor = build("corrclip", tiny_clip, tiny_vocabulary, **options)
+    image = rgb_image(3, 130, 180)
+    batch = window_batch(segmentor, image, [(-6, -6), (24, 44)], 112)
+    whole = torch.from_numpy(regions(image))
+    for window, (y, x) in zip(segmentor.window_regions(batch), [(0, 0), (30, 50)], strict=True):
+        assert torch.equal(window[6:106, 6:106], whole[y : y + 100, x : x + 100])
+        border = torch.ones(112, 112, dtype=torch.bool)
+        border[6:106, 6:106] = False
+        assert (window[border] == PADDING).all()
+
+
+def test_the_engine_shows_each_window_its_own_regions(tiny_clip, tiny_vocabulary, monkeypatch):
+    segmentor = build("corrclip", tiny_clip, tiny_vocabulary, short_side=70, window=64, stride=32, pad_multiple=None)
+    seen, original = [], type(segmentor).window_regions
+
+    def spy(self, batch):
+        windows = original(self, batch)
+        seen.extend(zip(batch.pixels, windows, strict=True))
+        return windows
+
+    monkeypatch.setattr(type(segmentor), "window_regions", spy)
+    monkeypatch.setattr(segmentor, "regions", lambda image: image[..., 0].astype(np.int64))
+    images = {key: np.full((70, 70 + 9 * key, 3), 40 * key, np.uint8) for key in (1, 2)}
+    list(predict([segmentor], images.items(), batch=3))
+    mean, std = (torch.tensor(v)[0] for v in ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323)))
+    assert len(seen) >= 4
+    for pixels, window in seen:
+        if pixels.abs().sum() > 0:  # not the tail of the batch
+            assert torch.equal((pixels[0] * std + mean).round().long(), window)
+
+
+def test_region_tokens_are_those_of_a_joint_masked_pass(tiny_clip, tiny_vocabulary):
+    """The official code puts the region tokens before the others and masks the attention of all."""
+    segmentor = build("corrclip", tiny_clip, tiny_vocabulary)
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
+    trunk = segmentor.trunk(ob.WindowBatch(pixels))
+    parts = torch.arange(24).view(4, 6) // 9  # three regions
+    tokens = torch.cat([trunk.states[0][:, :1].expand(-1, 3, -1), trunk.states[0]], 1)
+    allowed = torch.zeros(28, 28, dtype=torch.bool)
+    allowed[3:, 3:] = True
+    allowed[:3, 3] = True
+    allowed[:3, 4:] = parts.flatten() == torch.arange(3)[:, None]
+    for i in range(tiny_clip.depth):
+        block = tiny_clip.block(i, trunk.grid)
+        q, k, v = block.qkv(block.ln_1(tokens))
+        tokens = tokens + block.project(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
+        tokens = tokens + block.mlp(block.ln_2(tokens))
+    expected = tiny_clip.project(tokens[:, :3])[0][parts.flatten()]
+    with torch.inference_mode():
+        torch.testing.assert_close(segmentor.semantic_branch(trunk, parts[None])[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [{"scope": False}, {"merge_eps": 0.0}, {"alpha": 0.0}, {"beta": 0.0}, {"tau": 1.0}, {"spatial_blocks": 2}],
+    ids=lambda ablation: next(iter(ablation)),
+)
+def test_ablations_change_the_result(ablation, tiny_clip, tiny_vocabulary):
+    batch = ob.WindowBatch(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(6)))
+    full, less = (
+        build("corrclip", tiny_clip, tiny_vocabulary, **options).patch_logits(batch)
+        for options in ({"merge_eps": 0.9}, ablation)
+    )
+    assert (full - less).abs().max() > 1e-4
+
+
+def test_without_correction_regions_may_hold_several_labels(tiny_clip, tiny_vocabulary):
+    image = rgb_image(8, 90, 120)
+    options = {"short_side": 90, "window": 64, "stride": 32, "threshold": 0.0}
+    corrected, plain = (
+        ob.segment(build("corrclip", tiny_clip, tiny_vocabulary, correction=on, **options), image).label_map
+        for on in (True, False)
+    )
+    assert torch.equal(corrected, majority_vote(plain, torch.from_numpy(regions(image)), skip=0))
+
+
+def test_spatial_branch_averages_the_published_blocks(tiny_clip, tiny_vocabulary):
+    # Outputs of blocks 5 to 9 of twelve, counted from 0, are the inputs of 6 to 10.
+    assert list(build("corrclip", tiny_clip, tiny_vocabulary).spatial_states) == [6, 7, 8, 9, 10]
+
+
+def test_vote_takes_the_most_frequent_label_and_of_equals_the_smallest():
+    labels = torch.tensor([[2, 2, 1], [1, 3, 3], [0, 3, 5]])
+    areas = torch.tensor([[7, 7, 7], [7, 4, 4], [4, 9, 9]])
+    assert majority_vote(labels, areas).tolist() == [[1, 1, 1], [1, 3, 3], [3, 3, 3]]
+    assert majority_vote(labels, areas, skip=7).tolist() == [[2, 2, 1], [1, 3, 3], [3, 3, 3]]
+
+
+def test_nearest_is_torchs():
+    maps = torch.randint(0, 20000, (2, 13, 17), generator=torch.Generator().manual_seed(2))
+    expected = F.interpolate(maps[:, None].double(), (29, 8), mode="nearest")[:, 0].long()
+    assert torch.equal(nearest(maps, (29, 8)), expected)
+
+
+def test_the_bank_moves_the_scores_towards_what_it_knows(tiny_clip, tiny_vocabulary):
+    """Every region of the bank is the fourth query, so all pixels turn to its class."""
+    text = query_features(31, 7)
+    bank = ob.RegionBank(keys=torch.randn(6, 12), values=text[3].expand(6, -1))
+    options = {"short_side": 64, "window": 64, "stride": 32, "threshold": 0.0, "support": 1.0, "correction": False}
+    labels = ob.segment(build("corrclip_v2", tiny_clip, tiny_vocabulary, bank=bank, **options), rgb_image(9, 70, 80)).label_map
+    assert labels.unique().tolist() == [1]
+
+
+def test_banks_come_from_files(tmp_path):
+    tensors = {"keys": torch.randn(5, 4).half(), "values": torch.randn(5, 6).half()}
+    save_file(tensors, tmp_path / "bank.safetensors")
+    torch.save(tensors, tmp_path / "bank.pt")
+    query = F.normalize(tensors["keys"].float(), dim=-1)
+    for name in ("bank.safetensors", "bank.pt"):
+        bank = load_bank(tmp_path / name)
+        assert bank.search(query, 2)[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert bank.search(query, 99).shape == (5, 5)
+
+
+def test_an_auxiliary_clip_encodes_the_queries(tmp_path):
+    clip = ob.load_clip("demo")
+    vocabulary = ob.Vocabulary.from_names(["sand", "striped red cloth"], templates="none")
+    text = vocabulary.features(clip)
+    tensors = {"keys": torch.eye(2), "values": text.flip(0).contiguous(), "aux_values": text}
+    save_file(tensors, tmp_path / "bank.safetensors", {"aux_clip": "demo"})
+    cosines = load_bank(tmp_path / "bank.safetensors").cosines(torch.tensor([[0], [1]]), text, vocabulary)
+    expected = (text @ text.flip(0).T + text @ text.T) / 2
+    torch.testing.assert_close(cosines, expected)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"keys": torch.ones(2, 3)}, "lacks values"),
+        ({"keys": torch.ones(2, 3), "values": torch.ones(3, 3)}, r"\[2, 3\] rows"),
+        ({"keys": torch.ones(2, 3), "values": torch.ones(2, 3), "aux_values": torch.ones(2, 3)}, "aux_clip"),
+    ],
+)
+def test_bad_banks_are_refused(tensors, message, tmp_path):
+    save_file(tensors, tmp_path / "bank.safetensors")
+    with pytest.raises(ob.OvssError, match=message):
+        load_bank(tmp_path / "bank.safetensors")
+
+
+def test_a_missing_bank_is_named(tiny_clip, tiny_vocabulary):
+    with pytest.raises(ob.OvssError, match=r"nowhere\.pt does not exist"):
+        build("corrclip_v2", tiny_clip, tiny_vocabulary, bank="nowhere.pt")
+
+
+def test_auxiliary_values_need_their_vocabulary():
+    with pytest.raises(ob.OvssError, match="go together"):
+        ob.RegionBank(torch.ones(2, 3), torch.ones(2, 4), aux_values=torch.ones(2, 4))
+
+
+def test_features_of_the_whole_image_are_seen_once(tiny_clip, tiny_vocabulary):
+    shapes = []
+
+    def whole(batch):
+        shapes.append(tuple(batch.pixels.shape))
+        return vfm(batch)
+
+    options = {"short_side": 100, "window": 64, "stride": 32, "pad_multiple": None}
+    segmentor = build("corrclip_v2", tiny_clip, tiny_vocabulary, vfm=whole, **options)
+    ob.segment(segmentor, rgb_image(10, 90, 130))
+    assert shapes == [(1, 3, 90, 130)]
