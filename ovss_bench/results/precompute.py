@@ -18,7 +18,7 @@ from ..encoders.regions import INDEX, SUFFIXES, image_key, load_regions, read_in
 from ..errors import OvssError
 from ..files import digest
 from .progress import Progress
-from .run import _terminate_cleanly
+from .run import terminate_cleanly
 
 SECONDS_PER_INDEX = 5
 
@@ -157,7 +157,7 @@ def _for_all(
             store(*result)
         return result is not None
 
-    with _terminate_cleanly():
+    with terminate_cleanly():
         try:
             futures = {pool.submit(work, sample): sample for sample in samples}
             for future in as_completed(futures):

@@ -189,7 +189,7 @@ def _run_group(
     began, started = time.monotonic(), datetime.now(UTC)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
-        stack.enter_context(_terminate_cleanly())
+        stack.enter_context(terminate_cleanly())
         for store in stores:
             if rerun:
                 store.discard()
@@ -336,7 +336,7 @@ class _Memory:
 
 
 @contextmanager
-def _terminate_cleanly() -> Iterator[None]:
+def terminate_cleanly() -> Iterator[None]:
     """Turns SIGTERM into SystemExit, so that what is pending gets written; main thread only, as Python has it."""
 
     def stop(*_: object) -> None:

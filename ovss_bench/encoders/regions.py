@@ -1,0 +1,215 @@
+"""Region maps, for `regions=`: superpixels of scikit-image, masks of SAM and SAM 2, and maps that were made before, in files.
+
+Sources are called with an image (H, W, 3) uint8 RGB and give (H, W) int32: regions count from 1, 0 is what no region holds.
+Maps from files stay as they are: methods take their smallest value as "no region", which may be -1 (corrclip.md section 4.1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import OvssError, unknown
+from ..files import config_names, digest, load_config, write_atomic
+from .masks import Sam, Sam2
+
+INDEX = "regions.json"
+SUFFIXES = (".npz", ".png")
+
+
+@dataclass(eq=False)
+class Superpixels:
+    """What the superpixels of scikit-image share: their settings say all."""
+
+    kind: ClassVar[str]
+    stand_in = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def digest(self) -> str:
+        return digest(self.kind, json.dumps(self.settings, sort_keys=True))
+
+
+@dataclass(eq=False)
+class Felzenszwalb(Superpixels):
+    """Felzenszwalb and Huttenlocher, Efficient Graph-Based Image Segmentation, IJCV 2004. `scale`: the larger, the larger the
+    regions; `sigma`: of the Gaussian before; `min_size`: pixels of the smallest region."""
+
+    kind: ClassVar[str] = "felzenszwalb"
+    scale: float
+    sigma: float
+    min_size: int
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        from skimage.segmentation import felzenszwalb
+
+        return felzenszwalb(image, self.scale, self.sigma, self.min_size).astype(np.int32) + 1
+
+
+@dataclass(eq=False)
+class Slic(Superpixels):
+    """SLIC superpixels (Achanta et al., TPAMI 2012): about `n_segments` of them, the squarer the larger `compactness`; `sigma`:
+    of the Gaussian before."""
+
+    kind: ClassVar[str] = "slic"
+    n_segments: int
+    compactness: float
+    sigma: float
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        from skimage.segmentation import slic
+
+        options = {"compactness": self.compactness, "sigma": self.sigma, "start_label": 0}
+        return slic(image, self.n_segments, **options).astype(np.int32) + 1
+
+
+KINDS = {kind.kind: kind for kind in (Felzenszwalb, Slic, Sam, Sam2)}
+
+
+def load_regions(
+    name: str | Path, *, device: str | torch.device = "cpu", **settings: Any
+) -> Felzenszwalb | Slic | Sam | Sam2 | RegionFolder:
+    """A source of regions: an entry of configs/regions (`felzenszwalb`, `sam2_8`, ...), of which keywords override settings, or
+    a folder of region maps with the index that tools/regions.py makes.
+
+    It is called with an image (H, W, 3) uint8 RGB and gives (H, W) int32; `digest` is SHA-256 over its kind, settings and
+    weights, `stand_in` says that it takes the place of a better one in the demo. Raises OvssError: unknown names and
+    settings, bad values, missing weights, a folder without an index.
+    """
+    if str(name) not in config_names("regions"):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
+        if settings:
+            raise OvssError(f"the regions in {folder} are made already: leave {', '.join(settings)} out.")
+        return RegionFolder(folder)
+    config = load_config("regions", str(name)) | settings
+    stand_in, kind = bool(config.pop("stand_in", False)), config.pop("kind")
+    if kind == "files":
+        raise OvssError(
+            f"regions '{name}' come in files ({config['source']}): unpack them, let tools/regions.py index them for the data "
+            "set (python tools/regions.py index FOLDER dataset=NAME), then name the folder: regions=FOLDER."
+        )
+    values = checked(name, KINDS[kind], config)
+    source = KINDS[kind](**values, **({"device": device} if issubclass(KINDS[kind], Sam) else {}))
+    source.stand_in = stand_in
+    return source
+
+
+def checked(name: str | Path, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a kind, each of the type that its class annotates. Raises OvssError for others."""
+    hints = get_type_hints(kind)
+    known = [field.name for field in fields(kind) if field.name != "device"]
+    result = {}
+    for key, value in values.items():
+        if key not in known:
+            raise unknown(f"setting of regions '{name}'", key, known)
+        hint, expected = hints[key], None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if get_origin(hint) is Literal:
+            expected = None if value in get_args(hint) else " or ".join(get_args(hint))
+        elif hint is bool:
+            expected = None if isinstance(value, bool) else "true or false"
+        elif hint is int:
+            expected = None if number and value == int(value) and value >= 1 else "a whole number of at least 1"
+        elif hint is float:
+            expected = None if number and math.isfinite(value) and value >= 0 else "a number of at least 0"
+        if expected:
+            raise OvssError(f"{key}={value!r} of regions '{name}': expected {expected}.")
+        result[key] = value if get_origin(hint) is Literal else hint(value)
+    return result
+
+
+class RegionFolder:
+    """Region maps in files, found by the content of the image; `digest` is that of what made them, or of the files."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        index = read_index(self.folder)
+        if index is None:
+            raise OvssError(
+                f"folder {folder} has no {INDEX}, which says whose regions its files are. Make regions with: python "
+                f"tools/regions.py dataset=NAME regions=NAME out=DIR; or make an index for region files that you have: python "
+                f"tools/regions.py index {folder} dataset=NAME"
+            )
+        self.digest, self.files, self.stand_in = index["digest"], index["images"], index["stand_in"]
+        self.settings, self.again = {"folder": self.digest}, index["command"]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        file = self.files.get(image_key(image))
+        if file is None:
+            raise OvssError(
+                f"folder {self.folder} has no regions for this image of {image.shape[0]} x {image.shape[1]} pixels (height x "
+                f"width). Make them with: {self.again}"
+            )
+        return read_regions(self.folder / file, image.shape[:2])
+
+
+def image_key(image: np.ndarray) -> str:
+    """By what a folder knows an image: SHA-256 over its shape and bytes."""
+    return digest(repr(image.shape), image.tobytes())
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """{digest, regions, settings, stand_in, command, images: {key of the image: file}}, or None if there is none."""
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_text())
+        return {key: index[key] for key in ("digest", "regions", "settings", "stand_in", "command", "images")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OvssError(
+            f"{path} is damaged: {error}. Make it again: python tools/regions.py index {folder} dataset=NAME"
+        ) from error
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    images = sorted(dict(index["images"]).items(), key=lambda item: item[1])  # a copy: threads may be adding to it
+    text = json.dumps({**index, "images": dict(images)}, indent=1)
+    write_atomic(folder / INDEX, lambda path: path.write_text(text + "\n"))
+
+
+def write_regions(path: Path, regions: np.ndarray) -> None:
+    """(H, W) integers as CorrCLIP's npz file, compressed, in the smallest type that holds them."""
+    low, high = int(regions.min()), int(regions.max())
+    small = next(t for t in (np.uint8, np.uint16, np.int32, np.int64) if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
+    write_atomic(path, lambda temporary: np.savez_compressed(temporary, instance_mask=regions.astype(small)))
+
+
+def read_regions(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """(H, W) int32 from `instance_mask` of an npz file or from a PNG of 8 or 16 bits, the values as they are.
+
+    Raises OvssError: missing or damaged, no map of whole numbers, not of the expected `size`.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                regions = file["instance_mask"]
+        else:
+            regions = np.array(Image.open(path))
+    except (OSError, ValueError, KeyError, EOFError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        raise OvssError(f"region map {path} cannot be read: {error}. Copy it again, or delete it and make it again.") from error
+    if regions.ndim != 2 or regions.dtype.kind not in "biuf" or (regions.dtype.kind == "f" and (regions % 1).any()):
+        raise OvssError(
+            f"region map {path} is {regions.dtype} of the shape {regions.shape}; expected whole numbers, height x width."
+        )
+    if size not in (None, regions.shape):
+        raise OvssError(
+            f"region map {path} is {regions.shape[0]} x {regions.shape[1]} pixels (height x width), its image {size[0]} x "
+            f"{size[1]}. If they are turned against each other: images are turned here as their EXIF tag says, which whoever "
+            "made the map may have left undone; make it again from the turned image."
+        )
+    return regions.astype(np.int32)
