@@ -8,8 +8,11 @@ prediction = ob.segment(ob.build_segmentor("sclip", clip=clip, vocabulary=vocabu
 
 from . import segmentors as _segmentors  # noqa: F401  (registers the methods)
 from .datasets.base import load_dataset
-from .encoders.bank import RegionBank
+from .encoders.bank import RegionBank, load_bank
 from .encoders.clip import DenseCLIP, load_clip
+from .encoders.diffusion import load_diffusion
+from .encoders.foreground import load_foreground
+from .encoders.regions import load_regions
 from .encoders.vision import load_vision
 from .errors import OvssError
 from .inference.engine import Prediction, make_scene, segment
@@ -39,9 +42,13 @@ __all__ = [
     "build_segmentor",
     "compose_recipe",
     "evaluate",
+    "load_bank",
     "load_clip",
     "load_dataset",
+    "load_diffusion",
+    "load_foreground",
     "load_plugin",
+    "load_regions",
     "load_vision",
     "make_scene",
     "segment",

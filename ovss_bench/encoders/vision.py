@@ -164,7 +164,7 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
         for folder in folders:
             if (folder / entry["file"]).is_file():
                 return folder / entry["file"], entry
-        return _download(name, entry), entry
+        return _download(name, entry, {"vision": "vfm"}.get(group, group)), entry
     for path in (Path(name or ""), *(folder / (name or "") for folder in folders)):
         if path.expanduser().is_file():
             return path.expanduser(), next((entry for entry in entries.values() if entry["file"] == path.name), {})
@@ -173,8 +173,8 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
     raise unknown(group, name, entries)
 
 
-def _download(name: str, entry: Mapping[str, Any]) -> Path:
-    """The entry's file out of the usual cache, into which it is downloaded if need be."""
+def _download(name: str, entry: Mapping[str, Any], option: str) -> Path:
+    """The entry's file out of the usual cache, into which it is downloaded if need be; `option` would name another."""
     if "url" not in entry and "hub" not in entry:
         raise OvssError(
             f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing. Install it anew."
@@ -193,6 +193,6 @@ def _download(name: str, entry: Mapping[str, Any]) -> Path:
     except Exception as error:
         raise OvssError(
             f"the weights of '{name}', {entry['file']}, are not on this machine and could not be downloaded from {source} "
-            f"({type(error).__name__}). Download them by hand, then name the file (vfm=/path/to/{entry['file']}) or put it "
+            f"({type(error).__name__}). Download them by hand, then name the file ({option}=/path/to/{entry['file']}) or put it "
             "into the folder that the environment variable OVSS_WEIGHTS names."
         ) from error

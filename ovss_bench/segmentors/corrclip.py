@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import DBSCAN
 from torch import Tensor
 
 from ..encoders.clip import Trunk
@@ -95,6 +94,8 @@ class CorrCLIP(Segmentor):
         ids, index = regions.unique(return_inverse=True)
         if not self.merge_eps or len(ids) <= 2:
             return regions
+        from sklearn.cluster import DBSCAN  # a second to import
+
         means = F.normalize(region_means(F.normalize(features.float(), dim=-1), index.flatten(), len(ids))[1:], dim=-1)
         similarity = means @ means.T
         distance = (similarity.max() - similarity).clamp(min=0).numpy(force=True)

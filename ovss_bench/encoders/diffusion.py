@@ -1,0 +1,248 @@
+"""Self-attention of Stable Diffusion, for `diffusion=`: what the network looks at while it takes a little noise off an image.
+
+Real checkpoints in the layout of diffusers: 1.x, 2.x and XL, by name (configs/diffusion) or folder.
+
+Shapes: image (H, W, 3); S image_size; N = (S/8)^2 tokens at the resolution of the latents, fewer in deeper layers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OvssError, unknown
+from ..files import config_names, digest, load_config
+from .clip import PRECISIONS, state_digest
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
+
+# What CLIPer takes (cliper.md section 5.1): the entries of configs/diffusion say it again, each with its source.
+DEFAULTS = {"attention_layers": [-4, -6], "time_step": 45, "steps": 50}
+
+
+class DiffusionAttention:
+    """An image (H, W, 3) uint8 -> self-attention maps (heads, N, N), float32 with rows of sum 1, one per `attention_layers` in
+    that order, on the device of the model.
+
+    `attention_layers` count the attentions of the UNet in the order in which they run: in each transformer block its self-
+    attention, then its cross-attention; negative ones from the end. `time_step` is an index into the `steps` of the schedule.
+    The image is squeezed to `image_size` square. The noise is drawn on the CPU from `seed`, anew for every image and alike for
+    all: the maps of an image do not depend on the images before it nor on the device (the official code draws it unseeded).
+    `stand_in`: whether this is the demo's network of random weights instead of a trained one.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: SchedulerMixin,
+        condition: dict[str, Any],
+        *,
+        name: str,
+        attention_layers: Sequence[int],
+        time_step: int,
+        steps: int,
+        image_size: int,
+        seed: int,
+        own_digest: str,
+        stand_in: bool = False,
+    ) -> None:
+        self.unet, self.vae, self.scheduler, self.condition = unet, vae, scheduler, condition
+        self.name, self.image_size, self.seed, self.digest, self.stand_in = name, image_size, seed, own_digest, stand_in
+        scheduler.set_timesteps(steps)
+        if not 0 <= time_step < len(scheduler.timesteps):
+            raise OvssError(f"time_step={time_step}: the schedule of diffusion model '{name}' has {len(scheduler.timesteps)}.")
+        self.timestep = scheduler.timesteps[time_step]
+        self._order, self._maps = [int(layer) for layer in attention_layers], {}
+        attentions = attentions_of(unet)
+        for layer in set(self._order):
+            if not -len(attentions) <= layer < len(attentions):
+                raise OvssError(f"attention layer {layer}: the UNet of diffusion model '{name}' has {len(attentions)}.")
+            if layer % 2:
+                raise OvssError(f"attention layer {layer} is a cross-attention; self-attentions have even numbers.")
+            attentions[layer].set_processor(_Noting(attentions[layer].processor, self._noter(layer)))
+
+    def _noter(self, layer: int) -> Callable[[Tensor], None]:
+        def note(attention: Tensor) -> None:
+            self._maps[layer] = attention
+            if len(self._maps) == len(set(self._order)):
+                raise _AllNoted
+
+        return note
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> list[Tensor]:
+        latents = self.latents(image)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.seed)).to(latents)
+        noisy = self.scheduler.add_noise(latents, noise, self.timestep[None].to(latents.device))
+        noisy = self.scheduler.scale_model_input(noisy, self.timestep).to(self.unet.dtype)
+        self._maps.clear()
+        with suppress(_AllNoted):
+            self.unet(noisy, self.timestep.to(noisy.device), **self.condition)
+        maps = [self._maps[layer] for layer in self._order]
+        self._maps.clear()
+        return maps
+
+    def latents(self, image: np.ndarray) -> Tensor:
+        """(1, L, S/8, S/8) float32: the mean of the autoencoder's posterior, scaled as the UNet expects it."""
+        device, side = self.vae.device, self.image_size
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
+        # diffusers' image processor resizes tensors to the nearest pixel (cliper.md section 7.7).
+        pixels = 2 * F.interpolate(pixels, (side, side), mode="nearest") - 1
+        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        return posterior.mean.float() * self.vae.config.scaling_factor
+
+
+class _AllNoted(Exception):
+    """Raised inside the UNet once all maps are there: what comes after them need not run."""
+
+
+class _Noting:
+    """A layer's own attention processor, which first hands out its map. The layers without one stay as fast as they were."""
+
+    def __init__(self, processor: Callable, note: Callable[[Tensor], None]) -> None:
+        self.processor, self.note = processor, note
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        q, k = (attn.head_to_batch_dim(project(hidden_states)).float() for project in (attn.to_q, attn.to_k))
+        self.note(attn.get_attention_scores(q, k))
+        return self.processor(attn, hidden_states, *args, **kwargs)
+
+
+def attentions_of(unet: UNet2DConditionModel) -> list[Attention]:
+    """All attentions in the order in which they run (the order of `unet.attn_processors` has the middle at the end)."""
+    stages = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    blocks = [block for stage in stages for a in getattr(stage, "attentions", []) for block in a.transformer_blocks]
+    return [attention for block in blocks for attention in (block.attn1, block.attn2)]
+
+
+def load_diffusion(
+    name: str | Path,
+    *,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+    attention_layers: Sequence[int] | None = None,
+    time_step: int | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> DiffusionAttention:
+    """Self-attention of a diffusion model: `name` is an entry of configs/diffusion or a folder in the layout of diffusers
+    (`unet`, `vae`, `scheduler`, `text_encoder`, `tokenizer`; SDXL two of each of the last).
+
+    An entry's repository is looked for in the folder that the environment variable OVSS_WEIGHTS names, under its last name,
+    then in the cache of huggingface_hub, into which it is downloaded. What is not given comes from the entry, else
+    `attention_layers` [-4, -6], `time_step` 45 (of 50) and the size that the UNet was made for. See `DiffusionAttention`.
+
+    Raises OvssError: unknown name, missing or incomplete folder, layers or time steps that the model does not have.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    dtype = PRECISIONS[precision]
+    entry, source = _locate(name)
+    if source is None:
+        from .diffusion_stand_in import build
+
+        parts, condition = build(entry["weights_seed"], dtype)
+        text = condition
+    else:
+        parts, condition, text = _read(str(source), str(name), dtype, device)
+    unet, vae, scheduler = parts
+    settings = DEFAULTS | {"image_size": unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)}
+    settings |= {key: entry[key] for key in settings if key in entry} | {"seed": seed}
+    given = {"attention_layers": attention_layers, "time_step": time_step, "image_size": image_size}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    settings["attention_layers"] = list(settings["attention_layers"])
+    if unet.config.addition_embed_type == "text_time":  # SDXL is told its image's original size, crop and target size
+        side = settings["image_size"]
+        condition["added_cond_kwargs"]["time_ids"] = torch.tensor([[side, side, 0, 0, side, side]])
+    configs = [{key: value for key, value in part.config.items() if not key.startswith("_")} for part in parts]
+    states = (state_digest(state) for state in (unet.state_dict(), vae.state_dict(), text))
+    own = digest(json.dumps([settings, configs], sort_keys=True, default=str), *states)
+    for model in (unet, vae):
+        model.eval().requires_grad_(False).to(device)
+    condition = _moved(condition, device, dtype)
+    stand_in = source is None
+    return DiffusionAttention(unet, vae, scheduler, condition, name=str(name), own_digest=own, stand_in=stand_in, **settings)
+
+
+def _moved(condition: dict[str, Any], device: str | torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    return {k: _moved(v, device, dtype) if isinstance(v, dict) else v.to(device, dtype) for k, v in condition.items()}
+
+
+def _locate(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
+    """The entry of configs/diffusion (empty for a folder), and the folder or repository (None for the stand-in)."""
+    if name in config_names("diffusion"):
+        entry = load_config("diffusion", name)
+        if entry.get("stand_in"):
+            return entry, None
+        own = Path(os.environ.get("OVSS_WEIGHTS") or os.devnull).expanduser() / entry["repo"].rpartition("/")[2]
+        return entry, own if own.is_dir() else entry["repo"]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return {}, folder
+    if os.sep in str(name):
+        raise OvssError(f"diffusion model {name} does not exist. Give a folder in the layout of diffusers (unet, vae, ...).")
+    raise unknown("diffusion", name, config_names("diffusion"))
+
+
+def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device) -> tuple[tuple, dict[str, Any], dict]:
+    """UNet, autoencoder and scheduler; what the UNet is conditioned on for the empty prompt; the text encoders' tensors."""
+    import diffusers
+
+    try:
+        options = {"low_cpu_mem_usage": False, "torch_dtype": dtype}  # True would need accelerate
+        unet = diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", **options)
+        xl = unet.config.addition_embed_type == "text_time"
+        if xl:
+            options["torch_dtype"] = torch.float32  # SDXL's autoencoder overflows in half precision
+        vae = diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
+        kind = diffusers.PNDMScheduler.load_config(source, subfolder="scheduler")["_class_name"]
+        scheduler = getattr(diffusers, kind).from_pretrained(source, subfolder="scheduler")
+        condition, text = _empty_prompt(source, xl, dtype, device)
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        if Path(source).is_dir():
+            raise OvssError(
+                f"{source} is no complete diffusion model in the layout of diffusers (unet, vae, scheduler, text_encoder, "
+                f"tokenizer): {reason}. Copy or download it again."
+            ) from error
+        raise OvssError(
+            f"diffusion model '{name}' is not on this machine and could not be downloaded from "
+            f"https://huggingface.co/{source} ({reason}). Download the repository by hand, then name its folder "
+            f"(diffusion=/path/to/{source.rpartition('/')[2]}) or put that into the folder that the environment variable "
+            "OVSS_WEIGHTS names."
+        ) from error
+    return (unet, vae, scheduler), condition, text
+
+
+@torch.inference_mode()
+def _empty_prompt(
+    source: str, xl: bool, dtype: torch.dtype, device: str | torch.device
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the UNet takes beside the latents for the prompt "", without guidance; and the tensors of the text encoders, which
+    are not needed any more."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    tensors, embeddings, pooled = {}, [], None
+    for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 2 if xl else 1]:
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}")
+        model = kind.from_pretrained(source, subfolder=f"text_encoder{suffix}", dtype=dtype).eval()
+        tensors |= {f"{suffix}.{key}": tensor for key, tensor in model.state_dict().items()}
+        length = tokenizer.model_max_length
+        tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        out = model.to(device)(tokens.to(device), output_hidden_states=True)
+        embeddings.append(out.hidden_states[-2] if xl else out.last_hidden_state)
+        pooled = out.text_embeds if suffix else None
+    condition: dict[str, Any] = {"encoder_hidden_states": torch.cat(embeddings, -1)}
+    return condition | ({"added_cond_kwargs": {"text_embeds": pooled}} if xl else {}), tensors
