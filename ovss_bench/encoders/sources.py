@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,32 @@ from ..files import digest, write_atomic
 SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
 
 
-@lru_cache(maxsize=8)
-def load_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> Any:
-    """The thing that a recipe names: an entry of configs/vision, regions, foreground or diffusion, or a file. Segmentors that
-    name the same share it. `feature` is the rule of `vision.py` by which a vision encoder gives features."""
+class NamedSource:
+    """The thing that a recipe names: an entry of configs/vision, regions, foreground or diffusion, or a file. It is loaded when
+    it is first used, so that a method runs as far as it can without; then it is that thing. `feature` is the rule of
+    `vision.py` by which a vision encoder gives features."""
+
+    def __init__(self, kind: str, name: str, feature: str | None, precision: str, device: str) -> None:
+        self.named = (kind, name, feature, precision, device)
+
+    @cached_property
+    def loaded(self) -> Any:
+        return _load(*self.named)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.loaded(*arguments)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.loaded, attribute)
+
+
+@lru_cache(maxsize=64)
+def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:
+    """Segmentors that name the same share it."""
+    return NamedSource(kind, name, feature, precision, device)
+
+
+def _load(kind: str, name: str, feature: str | None, precision: str, device: str) -> Any:
     if kind == "vfm":
         from .vision import load_vision
 

@@ -193,6 +193,6 @@ def _download(name: str, entry: Mapping[str, Any], option: str) -> Path:
     except Exception as error:
         raise OvssError(
             f"the weights of '{name}', {entry['file']}, are not on this machine and could not be downloaded from {source} "
-            f"({type(error).__name__}). Download them by hand, then name the file ({option}=/path/to/{entry['file']}) or put it "
-            "into the folder that the environment variable OVSS_WEIGHTS names."
+            f"({type(error).__name__}). Download them by hand, then name the file ({option}=/path/to/{entry['file']}) or put "
+            "it into the folder that the environment variable OVSS_WEIGHTS names."
         ) from error

@@ -70,7 +70,8 @@ def predict(
     An image is an array (H, W, 3) uint8 RGB or a function that returns one, called in one of `workers` reader threads; if it
     raises OvssError, that error stands in the place of the predictions. All segmentors must share `recipe.trunk_key` and the
     CLIP; the trunk then runs once for all. `batch`: windows per forward pass; `pad_last` fills the last one with zeros, so that
-    it gives what another position in the queue would give. `cache` keeps what depends on an image alone. Raises OvssError for non-finite scores.
+    it gives what another position in the queue would give. `cache` keeps what depends on an image alone. Raises OvssError for
+    non-finite scores.
     """
     recipe, clip = segmentors[0].recipe, segmentors[0].clip
     in_windows = [number for number, segmentor in enumerate(segmentors) if not segmentor.image_level]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..encoders.clip import DenseCLIP
-from ..encoders.sources import SOURCES, describe, load_source
+from ..encoders.sources import SOURCES, describe, named_source
 from ..recipe import Recipe, compose_recipe, segmentor_config
 from ..vocabulary import Vocabulary
 from .base import Segmentor
@@ -29,10 +29,10 @@ def build_segmentor(name: str, *, clip: DenseCLIP, vocabulary: Vocabulary, **ove
 def instantiate(
     method: type[Segmentor], clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, given: Mapping[str, Any] | None = None
 ) -> Segmentor:
-    """The method with a composed recipe; what is not `given` of its sources is loaded by the name in the recipe."""
+    """The method with a composed recipe; what is not `given` of its sources is that which the recipe names."""
     own = recipe.hyperparameters
     sources = dict(given or {})
     for kind in SOURCES:
         if own.get(kind) and kind not in sources:
-            sources[kind] = load_source(kind, own[kind], own.get("feature"), recipe.precision, str(clip.device))
+            sources[kind] = named_source(kind, own[kind], own.get("feature"), recipe.precision, str(clip.device))
     return method(clip, vocabulary, recipe, sources)

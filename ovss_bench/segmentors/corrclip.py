@@ -25,8 +25,8 @@ class CorrCLIP(Segmentor):
     `vfm` and `feature` as in ProxyCLIP; `regions`: a name, a folder of region files, or any callable image -> (H, W) ids, of
     which the smallest in a window stands for what was left unsegmented. `tau`: factor of the similarities. `alpha` and `beta`:
     weights of the spatial and of the semantic branch. `spatial_blocks`: how many blocks the spatial branch averages; None: by
-    the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets all
-    patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
+    the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets
+    all patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
     """
 
     requires = ("vfm", "regions")

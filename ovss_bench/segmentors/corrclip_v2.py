@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.bank import RegionBank
 from ..image import normalize
 from ..registry import SEGMENTORS
 from .base import Scene, WindowBatch
@@ -45,8 +44,12 @@ class CorrCLIPv2(CorrCLIP):
             patch = getattr(self.vfm, "patch_size", 1)
             size = [max(round(side / patch), 1) * patch for side in pixels.shape[2:]]
             pixels = F.interpolate(pixels, size, mode="bilinear")
-            (scene.context["coarse"],) = self.vfm(WindowBatch(pixels, scenes=[scene]))
-        coarse = scene.context["coarse"][None]
+            own = getattr(self.vfm, "digest", None)
+            maps = scene.kept(
+                own and f"{own} whole image", lambda: self.vfm(WindowBatch(pixels, scenes=[scene])).numpy(force=True)
+            )
+            scene.context["coarse"] = self.tensor(maps)
+        coarse = scene.context["coarse"]
         return F.normalize(F.interpolate(coarse, scene.resized.shape[:2], mode="bilinear")[0], dim=0)
 
     @torch.inference_mode()

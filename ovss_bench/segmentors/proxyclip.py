@@ -37,9 +37,7 @@ class ProxyCLIP(Segmentor):
         block, grid = self.clip.block(-1, trunk.grid), features.shape[2:]
         values = value_map(block, trunk.tokens, grid)
         # Window by window: the mean is the window's own, and attention maps of a fine grid are large.
-        mixed = torch.stack(
-            [self.attention(f.flatten(1).T).to(v.dtype) @ v for f, v in zip(features, values, strict=True)]
-        )
+        mixed = torch.stack([self.attention(f.flatten(1).T).to(v.dtype) @ v for f, v in zip(features, values, strict=True)])
         return self.compare(self.clip.project(block.project(mixed[:, None])), grid)
 
     def attention(self, features: Tensor) -> Tensor:

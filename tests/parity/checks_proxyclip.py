@@ -73,8 +73,14 @@ def post_label_map(reference: Reference, array: str) -> Tensor:
     """Seeded logits through the post-processing: original size, scale, softmax, maximum over synonyms, threshold, and the map
     correction of CorrCLIP."""
     corrclip = reference.method == "corrclip"
-    segmentor = build(reference, array, regions=region_map(reference), vfm=dino(reference, "q+k")) if corrclip else proxyclip(reference, array)
-    scene = ob.make_scene(reference.image, segmentor.with_recipe(segmentor.recipe.override(short_side=reference.case["short_side"])))
+    segmentor = (
+        build(reference, array, regions=region_map(reference), vfm=dino(reference, "q+k"))
+        if corrclip
+        else proxyclip(reference, array)
+    )
+    scene = ob.make_scene(
+        reference.image, segmentor.with_recipe(segmentor.recipe.override(short_side=reference.case["short_side"]))
+    )
     size = (10, 12) if corrclip else scene.resized.shape[:2]
     logits = 0.05 * seeded.feature_map(reference.seed("post", 61), reference.case["queries"], *size)
     logits = F.interpolate(logits, scene.resized.shape[:2], mode="bilinear")

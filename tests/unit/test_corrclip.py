@@ -173,8 +173,9 @@ def test_bad_banks_are_refused(tensors, message, tmp_path):
 
 
 def test_a_missing_bank_is_named(tiny_clip, tiny_vocabulary):
+    segmentor = build("corrclip_v2", tiny_clip, tiny_vocabulary, bank="nowhere.pt")
     with pytest.raises(ob.OvssError, match=r"nowhere\.pt does not exist"):
-        build("corrclip_v2", tiny_clip, tiny_vocabulary, bank="nowhere.pt")
+        ob.segment(segmentor, rgb_image(9, 70, 80))
 
 
 def test_auxiliary_values_need_their_vocabulary():

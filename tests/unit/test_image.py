@@ -2,14 +2,18 @@
 
 import io
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
+import torch
 from mmcv.transforms import LoadImageFromFile, Resize
 from PIL import Image
+from torchvision import transforms
 
 import ovss_bench as ob
-from ovss_bench.image import read_image, resize
+from ovss_bench.image import read_image, resize, resize_truth, result_size
+from ovss_bench.inference.engine import nearest
 from parity.seeded import rgb_image
 
 COLOUR = rgb_image(5, 37, 52)
@@ -126,6 +130,55 @@ def test_keep_ratio_is_mmcvs_resize(size, short_side):
     image = rgb_image(6, *size)
     expected = Resize(scale=(2048, short_side), keep_ratio=True).transform({"img": image[..., ::-1].copy()})["img"]
     assert np.array_equal(resize(image, "keep_ratio", short_side, 2048, 16), expected[..., ::-1])
+
+
+@pytest.mark.parametrize("size", [(150, 200), (200, 150), (333, 500), (501, 332), (30, 31)])
+def test_center_crop_is_torchvisions(size):
+    """CLIPtrase: Resize(side, bicubic), CenterCrop(side) of a PIL image; labels alike, nearest."""
+    image = rgb_image(8, *size)
+    truth = image[..., 0].astype(np.int32) * 300
+    for side in (64, 97):
+        for array, rule in ((image, "BICUBIC"), (truth, "NEAREST")):
+            steps = transforms.Compose(
+                [transforms.Resize(side, transforms.InterpolationMode[rule]), transforms.CenterCrop(side)]
+            )
+            expected = np.array(steps(Image.fromarray(array)))
+            actual = (
+                resize(image, "center_crop", side, 2048, 16)
+                if rule == "BICUBIC"
+                else resize_truth(truth, "center_crop", (side, side))
+            )
+            assert np.array_equal(actual, expected)
+
+
+def test_patch_multiple_rounds_each_side_for_itself():
+    """CLIPer: int(side * size / short / P + 0.5) * P, Pillow bicubic."""
+    image = rgb_image(9, 150, 211)
+    expected = np.array(Image.fromarray(image).resize((22 * 16, 16 * 16), Image.Resampling.BICUBIC))
+    assert int(211 * 240 / 150 / 16 + 0.5) == 21
+    assert resize(image, "patch_multiple", 240, 2048, 16).shape == (240, 21 * 16, 3)
+    assert np.array_equal(resize(image, "patch_multiple", 250, 2048, 16), expected)
+
+
+def test_square_bilinear_is_cv2s():
+    image = rgb_image(9, 150, 211)
+    assert np.array_equal(resize(image, "square_bilinear", 64, 2048, 16), cv2.resize(image, (64, 64)))
+
+
+def test_truth_and_result_have_the_size_that_the_protocol_names():
+    assert result_size("original", (150, 211), (64, 64)) == (150, 211)
+    assert result_size("resized", (150, 211), (64, 64)) == (64, 64)
+    assert result_size("short_448", (150, 211), (64, 64)) == (448, int(448 * 211 / 150))
+    assert result_size("short_448", (211, 150), (64, 64)) == (int(448 * 211 / 150), 448)
+    truth = np.array([[1, 2], [3, 400]], np.int32)
+    assert resize_truth(truth, "square_bilinear", (2, 4)).tolist() == [[1, 1, 2, 2], [3, 3, 400, 400]]
+
+
+def test_labels_are_enlarged_as_cv2_does():
+    labels = torch.from_numpy(np.random.RandomState(0).randint(0, 30, (256, 256)))
+    for size in ((448, 597), (123, 91), (256, 256)):
+        expected = cv2.resize(labels.numpy().astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+        assert np.array_equal(nearest(labels, size), expected)
 
 
 def test_keep_ratio_obeys_the_long_side():

@@ -86,7 +86,7 @@ def test_packaged_names_fit_their_data_set(path, voc):
     dataset = ob.load_dataset(path.parent.name, voc)
     vocabulary = dataset.vocabulary(path.stem, "photo")
     assert len(read_names(path)[0]) == len(dataset.classes) == len(vocabulary.classes)
-    assert set(vocabulary.group) == set(range(len(dataset.classes)))
+    assert set(vocabulary.group) - {-1} == set(range(len(dataset.classes)))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,8 @@ def test_packaged_names_fit_their_data_set(path, voc):
     [
         ("imagenet80", 80, "a bad photo of a {}.", "a tattoo of the {}."),
         ("maskclip85", 85, "a bad photo of a {}.", "this is one {} in the scene."),
+        ("car15", 15, "a clean origami {}.", "There is a large {} in the scene."),
+        ("photo_bare", 1, "a photo of a {}", "a photo of a {}"),
         ("notebook7", 7, "itap of a {}.", "a photo of the small {}."),
         ("photo", 1, "a photo of a {}.", "a photo of a {}."),
         ("none", 1, "{}", "{}"),

@@ -1,0 +1,49 @@
+"""Windows of one image joined patch by patch, for methods that need what lies between any two patches of it (CLIPer)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OvssError
+from .windows import SlidingWindow
+
+WINDOWS_PER_PASS = 8  # bounds the memory, as attention maps of all heads may be held
+
+
+def join_windows(
+    pixels: Tensor, window: int, stride: int, patch: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """`run`: windows (B, 3, h, w) -> maps (..., B, T, h/patch, w/patch), and what goes from one patch to another
+    (B, cells, cells).
+
+    For pixels (3, H, W) of G = (H/patch)(W/patch) patches returns the maps (..., T, H/patch, W/patch), averaged over windows,
+    and (G, G), averaged over the windows that show both patches, with rows of sum 1.
+    """
+    height, width = (side // patch for side in pixels.shape[1:])
+    pixels = pixels[:, : height * patch, : width * patch]
+    windows = SlidingWindow.of(*pixels.shape[1:], window, stride, patch, "none")
+    if any(start % patch for axis in (windows.rows, windows.columns) for start in axis.starts):
+        raise OvssError(
+            f"window={window}, stride={stride}: this method joins windows patch by patch, so both must be multiples of the "
+            f"patch ({patch} pixels)."
+        )
+    results = [run(batch) for batch in torch.stack(windows.cut(pixels)).split(WINDOWS_PER_PASS)]
+    maps, between = torch.cat([maps for maps, _ in results], -4), torch.cat([between for _, between in results])
+    cells = maps.shape[-2:]
+    total, count = maps.new_zeros(*maps.shape[:-4], maps.shape[-3], height, width), maps.new_zeros(height, width)
+    joined = between.new_zeros(height, width, height, width)
+    pairs = torch.zeros_like(joined)
+    for number, starts in enumerate(product(windows.rows.starts, windows.columns.starts)):
+        y, x = (slice(start // patch, start // patch + side) for start, side in zip(starts, cells, strict=True))
+        total[..., y, x] += maps.select(-4, number)
+        count[y, x] += 1
+        joined[y, x, y, x] += between[number].view(*cells, *cells)
+        pairs[y, x, y, x] += 1
+    # The summand is the official one; pairs that no window shows stay 0.
+    joined = (joined / (pairs + 1e-5)).flatten(2).flatten(0, 1)
+    return total / count, F.normalize(joined, p=1, dim=-1)

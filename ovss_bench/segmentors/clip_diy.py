@@ -1,0 +1,93 @@
+"""CLIP-DIY (Wysoczanska et al., WACV 2024, arXiv 2309.14289): CLIP classifies patches of several sizes as if each were an
+image."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OvssError
+from ..image import normalize, resize
+from ..inference.scores import label
+from ..registry import SEGMENTORS
+from .base import Scene, Segmentor
+
+PATCHES_PER_PASS = 32  # bounds the memory of the encoder
+
+
+@SEGMENTORS.register_module(name="clip_diy")
+class CLIPDIY(Segmentor):
+    """Cosines of overlapping square patches, averaged over their sizes (section 3.2), joined with a map of where objects are
+    (section 3.3).
+
+    `patch_sizes`: sides in pixels of the resized image; its own short side if that is less. The step from patch to patch is the
+    size over `stride_divisor`; `weights`: one for each size. `foreground`: how likely each pixel is part of an object. Without
+    it, or without a background class (a case that the paper leaves open; this is the harness's own choice), cosines decide.
+    """
+
+    patch_sizes: tuple[int, ...] = (256, 128, 64)
+    stride_divisor: int = 2
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    foreground: str | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if len(self.weights) != len(self.patch_sizes):
+            raise OvssError(f"weights={self.weights}: give one for each of patch_sizes={self.patch_sizes}.")
+        if not 1 <= self.stride_divisor <= min(self.patch_sizes):
+            raise OvssError(
+                f"stride_divisor={self.stride_divisor}, patch_sizes={self.patch_sizes}: a size divided by the divisor is a "
+                "step in pixels, so both must be positive and no size below the divisor."
+            )
+
+    @torch.inference_mode()
+    def image_scores(self, scene: Scene) -> Tensor:
+        """Softmax over the queries (Q, h, w) at the size of the resized image. There is no logit scale."""
+        shape = scene.resized.shape[:2]
+        maps = sum(
+            weight * F.interpolate(cosines[None], shape, mode="bilinear")[0]
+            for weight, cosines in zip(self.weights, self.patch_cosines(scene), strict=True)
+        )
+        maps /= len(self.weights)
+        background = self.vocabulary.background
+        if self.foreground is not None and background is not None:
+            objects = self.tensor(scene.once(self.foreground)).float()[None, None]
+            objects = F.interpolate(objects, shape, mode="bilinear")[0, 0]
+            for query, c in enumerate(self.vocabulary.group):
+                maps[query] *= 1 - objects if c == background else objects
+        return maps.softmax(0)
+
+    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+        """Every query is a class of its own up to here: the class of the best."""
+        return label(scores, self.vocabulary, logit_scale=1, threshold=0)
+
+    def patch_cosines(self, scene: Scene) -> list[Tensor]:
+        """For each size the cosines (Q, rows, columns) of its patches with the queries."""
+        image, grids, patches = scene.resized, [], []
+        for size in self.patch_sizes:
+            size = min(size, *image.shape[:2])
+            rows, columns = (range(0, side - size + 1, size // self.stride_divisor) for side in image.shape[:2])
+            grids.append((len(rows), len(columns)))
+            patches += [image[y : y + size, x : x + size] for y, x in product(rows, columns)]
+        clip, recipe = self.clip, self.recipe
+        maker = (clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision, recipe.normalize, recipe.position)
+        maker += (self.patch_sizes, self.stride_divisor, recipe.resize, image.shape)
+        embeddings = scene.kept(repr(maker), lambda: self.embed(patches).numpy(force=True))
+        parts = (self.text @ self.tensor(embeddings).T).split([rows * columns for rows, columns in grids], 1)
+        return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]
+
+    def embed(self, patches: list[np.ndarray]) -> Tensor:
+        """Square images (uint8 RGB) -> unit rows (B, E), by CLIP as it is: what the class token says at CLIP's own size."""
+        side, embeddings = self.clip.stored_grid[0] * self.clip.patch_size, []
+        for start in range(0, len(patches), PATCHES_PER_PASS):
+            some = [resize(patch, "square", side, side, 1) for patch in patches[start : start + PATCHES_PER_PASS]]
+            pixels = self.tensor(torch.stack([normalize(patch, self.recipe.normalize) for patch in some]))
+            trunk = self.clip.trunk(pixels, position=self.recipe.position)
+            tokens = self.clip.block(-1, trunk.grid)(trunk.tokens)
+            embeddings.append(self.clip.head(tokens[:, :1])[:, 0])
+        return torch.cat(embeddings)

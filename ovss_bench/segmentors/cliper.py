@@ -1,0 +1,199 @@
+"""CLIPer (Sun et al., ICCV 2025, arXiv 2411.13836): what CLIP's early layers and Stable Diffusion know about space."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import isqrt
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OvssError
+from ..inference.patchwise import join_windows
+from ..registry import SEGMENTORS
+from .attention import cosine_matrix, proxy_attention
+from .base import Scene, Segmentor, WindowBatch
+
+
+@SEGMENTORS.register_module(name="cliper")
+class CLIPer(Segmentor):
+    """Early-layer fusion: the last block attends by the attention maps of all blocks before it, and reads the embeddings of
+    every layer. Fine-grained compensation: the class maps are propagated along the self-attention of a diffusion model.
+
+    Every foreground query is a class of its own until the decision. `select_layer`: the layer of which the maps are propagated
+    along CLIP's attention; `attention_thr` cuts these maps and those of the diffusion model. `is_normalize` stretches each map
+    to 0..1; `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image.
+    `halves`: the two halves of the image count as images of their own (Cityscapes).
+
+    A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is no compensation.
+    Ablations: `fuse_feature=False` reads the last layer only; `refinement` joins the diffusion maps of all heads as a product
+    (SFSA), as a mean, or takes the `selection`-th; `vfm` stands in the place of `diffusion`, by its `feature`.
+    """
+
+    select_layer: int = -1
+    fuse_feature: bool = True
+    attention_thr: float = 0.1
+    is_normalize: bool = True
+    bkg_thre: float = 0.6
+    score_threshold: float = 0.7
+    halves: bool = False
+    diffusion: str | None = None
+    refinement: Literal["SFSA", "mean", "selection"] = "SFSA"
+    selection: int = 0
+    vfm: str | None = None
+    feature: Literal["tokens", "q", "k", "v"] = "tokens"
+
+    @property
+    def needs(self) -> frozenset[int]:
+        layers = self.clip.depth if self.fuse_feature else 1
+        if not -layers <= self.select_layer < layers:
+            raise OvssError(f"select_layer={self.select_layer}: there are {layers} layers to choose from.")
+        return frozenset(range(self.clip.depth - 1))
+
+    @cached_property
+    def foreground_queries(self) -> list[int]:
+        return [q for q, c in enumerate(self.vocabulary.group) if c not in (-1, self.vocabulary.background)]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Text rows (T, E): the foreground queries, the background words, and the mean of the former as a distractor."""
+        foreground = self.text[self.foreground_queries]
+        others = [q for q in range(len(self.text)) if q not in self.foreground_queries]
+        return torch.cat([foreground, self.text[others], F.normalize(foreground.mean(0, keepdim=True), dim=-1)])
+
+    # Early-layer fusion (section 3.2)
+
+    def layers(self, batch: WindowBatch, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines (N, B, T, h, w) of the patches with text rows, for each of the N layers, and the attention between patches
+        (B, h*w, h*w) that the last of them got."""
+        trunk = self.trunk(batch)
+        blocks = [self.clip.block(i, trunk.grid) for i in range(self.clip.depth)]
+        attention = sum(block.attention(trunk.states[i]).float() for i, block in enumerate(blocks[:-1]))
+        embeddings = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])] if self.fuse_feature else []
+        last, cosines = blocks[-1], []
+        for embedding in [*embeddings, trunk.tokens]:
+            # The official code balances in place, so that every layer goes on from where the one before it stopped.
+            attention = to_sum_one(to_sum_one(attention, -2), -1)
+            fused = symmetric(attention)
+            values = last.qkv(last.ln_1(embedding))[2]
+            cosines.append(self.clip.head(last.project(fused.to(values.dtype) @ values)[:, 1:]) @ text.T)
+        return torch.stack(cosines).transpose(2, 3).unflatten(3, trunk.grid), fused.mean(1)[:, 1:, 1:]
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        return self.layers(batch, self.text)[0][-1]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (N, T, h, w) -> class maps (N, C, h, w) of the foreground queries; the other rows only take their share."""
+        return logits.softmax(1)[:, : len(self.foreground_queries)]
+
+    def segmentation(self, pixels: Tensor) -> Tensor:
+        """Pixels (3, H, W) of an image -> class maps (C, h, w) of the foreground queries on its patch grid."""
+        patch, scale = self.clip.patch_size, self.recipe.logit_scale
+        bottom, right = (max(patch - side, 0) for side in pixels.shape[1:])
+        pixels = F.pad(pixels, (0, right, 0, bottom))  # to one patch at least
+        cosines, attention = self.layers(WindowBatch(pixels[None]), self.rows)
+        maps = self.probabilities(scale * cosines[:, 0])
+        if self.recipe.window != "whole":
+            cosines, between = join_windows(
+                pixels,
+                self.recipe.window,
+                self.recipe.stride,
+                patch,
+                lambda windows: self.layers(WindowBatch(windows), self.rows),
+            )
+            propagated = (scale * cosines.flatten(2) @ between).view_as(cosines)
+            maps = 0.5 * maps + 0.5 * self.probabilities(propagated)
+        selected = maps[self.select_layer]
+        # In place: the mean over the layers has the thresholded maps too, as in the official code.
+        selected[selected < self.attention_thr * selected.amax((1, 2), keepdim=True)] = 0
+        return (selected.flatten(1) @ attention[0]).view_as(selected) + maps.mean(0)
+
+    # Fine-grained compensation (section 3.3)
+
+    def compensate(self, maps: Tensor, scene: Scene) -> Tensor:
+        """Class maps (C, h, w) propagated on the grid of the diffusion model, or of the vision encoder."""
+        if self.diffusion is None:
+            size, first = torch.tensor([scene.pixels.shape[1:]]), torch.zeros(1, dtype=torch.int64)
+            (features,) = self.vfm(WindowBatch(self.tensor(scene.pixels)[None], 0 * size, size, first, [scene]))
+            grid = features.shape[1:]
+            return (proxy_attention(cosine_matrix(features.flatten(1).T)) @ on_grid(maps, grid)).T.unflatten(1, grid)
+        heads = [head for layer in scene.once(self.diffusion) for head in torch.as_tensor(layer)]
+        if self.refinement == "selection":
+            if self.selection >= len(heads):
+                raise OvssError(f"selection={self.selection}: the diffusion model has {len(heads)} maps, counted from 0.")
+            heads = [heads[self.selection]]
+        side = isqrt(len(heads[0]))
+        m = on_grid(maps, (side, side))
+        if self.refinement == "mean":
+            m = sum(self.propagate(head, m) for head in heads) / len(heads)
+        else:  # from right to left: the product of all maps is never formed
+            for head in reversed(heads):
+                m = self.propagate(head, m)
+        return m.T.unflatten(1, (side, side))
+
+    def propagate(self, attention: Tensor, m: Tensor) -> Tensor:
+        """One self-attention map (N, N), weak entries cut, times class maps (N, C)."""
+        attention = attention.to(m)
+        attention = attention / (attention.amax(0) + 1e-5)
+        attention[attention < self.attention_thr] = 0
+        return (attention @ m) / (attention.sum(1, keepdim=True) + 1e-5)
+
+    @torch.inference_mode()
+    def image_scores(self, scene: Scene) -> Tensor:
+        if not self.halves:
+            return self.planes(scene)
+        return torch.cat([self.planes(half) for half in split(scene, self.clip.patch_size)], -1)
+
+    def planes(self, scene: Scene) -> Tensor:
+        """The scores (C, H, W) of the foreground queries at the size of the result, 0 where there is too little."""
+        if not self.foreground_queries:
+            return self.text.new_zeros(0, *scene.size)
+        maps = self.segmentation(self.tensor(scene.pixels))
+        peak = maps.amax((1, 2), keepdim=True)
+        if self.diffusion is not None or self.vfm is not None:
+            maps = self.compensate(maps, scene)
+        peak = 0.5 * maps.amax((1, 2), keepdim=True) + 0.5 * peak
+        maps = F.interpolate(maps[None], scene.size, mode="bilinear")[0]
+        maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-5) * peak
+        if self.is_normalize:
+            maps = maps - maps.amin((1, 2), keepdim=True)
+            maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-6)
+        return maps.masked_fill_((maps < self.bkg_thre) | (peak <= self.score_threshold), 0)
+
+    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+        background = self.vocabulary.background
+        nothing = len(self.vocabulary.classes) if background is None else background
+        labels = scores.new_full(scores.shape[1:], nothing, dtype=torch.int64)
+        if not len(scores):
+            return labels
+        best, query = scores.max(0)
+        classes = torch.tensor([self.vocabulary.group[q] for q in self.foreground_queries]).to(query)
+        return torch.where(best > 0, classes[query], labels)
+
+
+def to_sum_one(maps: Tensor, dim: int) -> Tensor:
+    """Divides by the sums over one side; what is all zero stays so."""
+    return maps / maps.sum(dim, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def symmetric(attention: Tensor) -> Tensor:
+    """Balanced maps (..., L, L) -> symmetric, what is below the mean of its column cut, rows of sum 1."""
+    attention = (attention + attention.transpose(-2, -1)) / 2
+    return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)
+
+
+def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Class maps (C, h, w) -> (H*W, C) on another grid."""
+    return F.interpolate(maps[None], grid, mode="bilinear")[0].flatten(1).T
+
+
+def split(scene: Scene, patch: int) -> tuple[Scene, Scene]:
+    """The left and the right half; the network's input is cut between two patches."""
+    (height, width), middle = scene.size, scene.original.shape[1] // 2
+    cut = scene.pixels.shape[2] // (2 * patch) * patch
+    left = Scene(scene.original[:, :middle], scene.resized[:, :cut], scene.pixels[..., :cut], (height, width // 2))
+    size = (height, width - width // 2)
+    return left, Scene(scene.original[:, middle:], scene.resized[:, cut:], scene.pixels[..., cut:], size)

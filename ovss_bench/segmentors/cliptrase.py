@@ -1,0 +1,122 @@
+"""CLIPtrase (ECCV 2024, arXiv 2407.08268): self-correlation in the last block, and a vote inside clusters of patches."""
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..inference.vote import majority_vote
+from ..registry import SEGMENTORS
+from .attention import attend
+from .base import LastBlockSegmentor, Scene, WindowBatch
+
+
+@SEGMENTORS.register_module(name="cliptrase")
+class CLIPtrase(LastBlockSegmentor):
+    """Three self-self attentions added up in the last block, with residual and feed-forward network; then the clusters of the
+    patches vote.
+
+    DBSCAN (`eps`, `min_samples`) clusters the rows of the correlation of the block before the last. The mean row of each
+    cluster is a map, enlarged `ratio` times and smoothed by a median filter of `median` cells; the maps compete for the pixels,
+    and in every region that one wins the most frequent label replaces all others. Ablations: `denoise=False` leaves in the
+    correlation what all patches have in common with the class token; `vote=False` keeps the labels of the pixels.
+    `cls_weighting` multiplies the cosines of each query by that of the class token (VOC20 only).
+
+    Every query competes on its own and without a probability: the recipe's thresholds have no part in it. The official code
+    has no sliding windows; with windows, regions still are those of one pass over the whole image.
+    """
+
+    eps: float = 0.7
+    min_samples: int = 3
+    ratio: int = 4
+    median: int = 7
+    denoise: bool = True
+    vote: bool = True
+    cls_weighting: bool = False
+
+    @property
+    def needs(self) -> frozenset[int]:
+        return frozenset({self.clip.depth - 2})
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        return attend(q, q, v) + attend(k, k, v) + attend(v, v, v)
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        trunk = self.trunk(batch)
+        if self.recipe.window == "whole" and batch.scenes:
+            for image, state in zip(batch.images.tolist(), trunk.states[self.clip.depth - 2], strict=True):
+                scene = batch.scenes[image]
+                if batch.pixels.shape[1:] == scene.pixels.shape == self.whole(scene).shape:
+                    scene.context["state"] = state  # the regions need no pass of their own
+        x = self.last_block(self.clip.block(-1, trunk.grid), trunk.tokens)
+        cosines = self.cosines(x, trunk.grid)
+        if self.cls_weighting:
+            cosines = cosines * self.compare(self.clip.project(x[:, :1]), (1, 1))
+        return cosines
+
+    @cached_property
+    def order(self) -> list[int]:
+        """The queries as in the official matrix of text features: foreground classes first, then the background's."""
+        group, background = self.vocabulary.group, self.vocabulary.background
+        return sorted((q for q, c in enumerate(group) if c >= 0), key=lambda q: (group[q] == background, group[q]))
+
+    def scores(self, cosines: Tensor) -> Tensor:
+        """A plane for each query of `order`: the logits, the class token's a factor in them with `cls_weighting`."""
+        return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.order]
+
+    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+        classes = [self.vocabulary.group[q] for q in self.order]
+        return scores.new_tensor(classes, dtype=torch.int64)[scores.argmax(0)]
+
+    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+        if not self.vote:
+            return label_map
+        correlation = self.correlation(self.state(scene))
+        clusters = self.clusters(correlation)
+        if clusters.max() < 0:
+            return label_map
+        return majority_vote(label_map, self.regions(correlation, clusters, scene))
+
+    def whole(self, scene: Scene) -> Tensor:
+        """The image (3, H, W) as the regions are made of it: zeros at the right and the bottom to a multiple of the patch."""
+        down, right = (-side % self.clip.patch_size for side in scene.pixels.shape[1:])
+        return F.pad(scene.pixels, (0, right, 0, down))
+
+    def state(self, scene: Scene) -> Tensor:
+        """Tokens (T, D) of the whole image that enter the block before the last."""
+        if "state" not in scene.context:
+            trunk = self.clip.trunk(self.whole(scene)[None].to(self.text), self.needs, self.recipe.position)
+            scene.context["state"] = trunk.states[self.clip.depth - 2][0]
+        return scene.context["state"]
+
+    def correlation(self, x: Tensor) -> Tensor:
+        """Tokens (T, D) -> D (N, N): the cosine of two patches, averaged over queries, keys, values and heads, minus that of
+        the class token with the second patch, not below 0."""
+        block = self.clip.block(-2, (0, 0))
+        vectors = torch.cat(block.qkv(block.ln_1(x[None])), 1)[0].float()
+        # The mean of the cosines is the product of all unit vectors side by side.
+        unit = F.normalize(vectors, dim=-1).transpose(0, 1).flatten(1)
+        cosines = unit @ unit.T / len(vectors)
+        return (cosines[1:, 1:] - cosines[0, 1:]).clamp(min=0) if self.denoise else cosines[1:, 1:]
+
+    def clusters(self, correlation: Tensor) -> Tensor:
+        """The cluster of each patch (N,), counted from 0; -1 for noise."""
+        from sklearn.cluster import DBSCAN  # a second to import
+
+        search = DBSCAN(eps=self.eps, min_samples=self.min_samples)
+        return correlation.new_tensor(search.fit_predict(correlation.numpy(force=True)), dtype=torch.int64)
+
+    def regions(self, correlation: Tensor, clusters: Tensor, scene: Scene) -> Tensor:
+        """The cluster of which the map is highest, for every pixel of the result (H, W); so noise belongs to one as well."""
+        from scipy.ndimage import median_filter
+
+        whole = self.whole(scene).shape[1:]
+        members = F.one_hot(clusters + 1)[:, 1:].T.to(correlation)
+        maps = members @ correlation / members.sum(1, keepdim=True)
+        maps = maps.unflatten(1, [side // self.clip.patch_size for side in whole])
+        maps = F.interpolate(maps[None], scale_factor=self.ratio, mode="bilinear")[0]
+        maps = self.tensor(median_filter(maps.numpy(force=True), (1, self.median, self.median)))
+        maps = F.interpolate(maps[None], whole, mode="bilinear")[..., : scene.pixels.shape[1], : scene.pixels.shape[2]]
+        return F.interpolate(maps, scene.size, mode="bilinear")[0].argmax(0)

@@ -1,0 +1,151 @@
+"""ResCLIP (CVPR 2025, arXiv 2411.15851): the last block attends as the middle blocks do, and by its own first answer."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..encoders.clip import BlockView
+from ..errors import OvssError
+from ..inference.refine import pamr
+from ..inference.vote import majority_vote
+from ..registry import SEGMENTORS
+from .base import Segmentor, WindowBatch
+from .naclip import neighbourhood
+
+
+@SEGMENTORS.register_module(name="resclip")
+class ResCLIP(Segmentor):
+    """Residual cross-correlation self-attention (RCS) and semantic feedback refinement (SFR) on top of `strategy`.
+
+    RCS adds the mean attention of the blocks `rcs_first` to `rcs_last`, counted from 0, to that of the last block. SFR runs the
+    last block once, refines its cosines by PAMR (`sfr_pamr_steps`, the recipe's dilations), gives every patch the most frequent
+    query of its pixels, the first query where that has a probability below `temp_thd`, and feeds back to the last block which
+    patches agree. `rcs_tau` and `rcs_lambda`, `sfr_tau` and `sfr_lambda`: factor and weight of each.
+
+    `strategy`: the attention of the method to be improved (`resclip` is `naclip`'s), with `residual` and feed-forward network
+    (the official arch `w_resi`, as SCLIP has it) or without. `gaussian_std`: of NACLIP's bonus and of the smoothing in SFR.
+    `delete_same_entity` weakens the tie of patches that agree but do not see each other. Ablations: `use_rcs`, `use_sfr`.
+    Everything is per window.
+    """
+
+    strategy: Literal["resclip", "naclip", "clearclip", "sclip", "vanilla"] = "resclip"
+    residual: bool = False
+    gaussian_std: float = 5.0
+    use_rcs: bool = True
+    rcs_first: int = 5
+    rcs_last: int = 8
+    rcs_tau: float = 2.0
+    rcs_lambda: float = 0.3
+    use_sfr: bool = True
+    sfr_tau: float = 2.1
+    sfr_lambda: float = 0.7
+    sfr_pamr_steps: int = 10
+    temp_thd: float = 0.25
+    delete_same_entity: bool = True
+
+    @property
+    def needs(self) -> frozenset[int]:
+        if not self.use_rcs:
+            return frozenset()
+        if not 0 <= self.rcs_first <= self.rcs_last < self.clip.depth:
+            raise OvssError(
+                f"{self.recipe.segmentor}: rcs_first={self.rcs_first} to rcs_last={self.rcs_last} are no blocks of this CLIP, "
+                f"which has 0 to {self.clip.depth - 1}. Choose others."
+            )
+        return frozenset(range(self.rcs_first, self.rcs_last + 1))
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        trunk = self.trunk(batch)
+        block = self.clip.block(-1, trunk.grid)
+        logits = []
+        for n, pixels in enumerate(batch.pixels):  # one by one: the attention maps of all heads are large
+            window = slice(n, n + 1)
+            x = trunk.tokens[window]
+            middle = self.middle_attention({i: trunk.states[i][window] for i in self.needs}, trunk.grid)
+            cosines = self.cosines(self.last_block(block, x, middle), trunk.grid)
+            if self.use_sfr:
+                labels = self.patch_labels(cosines[0], pixels)
+                feedback = F.pad(self.feedback(labels), (1, 0, 1, 0))
+                cosines = self.cosines(self.last_block(block, x, middle, (feedback / feedback.max()).to(x)), trunk.grid)
+            logits.append(cosines)
+        return torch.cat(logits)
+
+    def last_block(self, block: BlockView, x: Tensor, middle: Tensor | None, feedback: Tensor | None = None) -> Tensor:
+        """Tokens (1, T, D) that enter the last block -> those that leave it."""
+        q, k, v = block.qkv(block.ln_1(x))
+        o = block.project(self.attention(q, k, block.grid, middle, feedback) @ v)
+        if not self.residual:
+            return o
+        x = x + o
+        return x + block.mlp(block.ln_2(x))
+
+    def attention(self, q: Tensor, k: Tensor, grid: tuple[int, int], middle: Tensor | None, feedback: Tensor | None) -> Tensor:
+        """Attention maps (1, K, T, T) of the last block. With RCS and SCLIP's strategy their rows do not sum to 1, and are
+        not made to."""
+        pairs = {"clearclip": [(q, q)], "sclip": [(q, q), (k, k)], "vanilla": [(q, k)]}.get(self.strategy, [(k, k)])
+        total = 0
+        for a, b in pairs:
+            products = a @ b.transpose(-2, -1) * q.shape[-1] ** -0.5
+            if feedback is not None:
+                products = self.sfr_tau * ((1 - self.sfr_lambda) * products + self.sfr_lambda * feedback)
+            if self.strategy in ("resclip", "naclip"):
+                products = products + neighbourhood(grid, self.gaussian_std).to(k)
+            total = total + products.softmax(-1)
+        return total if middle is None else self.rcs_tau * ((1 - self.rcs_lambda) * total + self.rcs_lambda * middle)
+
+    def final_scores(self, scores: Tensor) -> Tensor:
+        return scores / scores.sum(0, keepdim=True)
+
+    # RCS
+
+    def middle_attention(self, states: dict[int, Tensor], grid: tuple[int, int]) -> Tensor | None:
+        """The mean attention (1, K, T, T) of the blocks that `states` enter."""
+        maps = [self.clip.block(i, grid).attention(x) for i, x in sorted(states.items())]
+        return sum(maps) / len(maps) if maps else None
+
+    # SFR
+
+    def patch_labels(self, cosines: Tensor, pixels: Tensor) -> Tensor:
+        """Cosines (Q, h, w) of the first pass, normalised window (3, H, W) -> the query of each patch (h, w)."""
+        grid, patch = cosines.shape[1:], self.clip.patch_size
+        cosines = F.interpolate(cosines[None], pixels.shape[1:], mode="bilinear")[0]
+        if self.sfr_pamr_steps:
+            cosines = pamr(pixels, cosines, self.sfr_pamr_steps, self.recipe.pamr_dilations)
+        probability, labels = (self.recipe.logit_scale * cosines).softmax(0).max(0)
+        labels = labels.masked_fill(probability < self.temp_thd, 0)[: grid[0] * patch, : grid[1] * patch]
+        tiles = torch.arange(grid.numel()).view(grid).to(labels)
+        tiles = tiles.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+        return majority_vote(labels, tiles)[::patch, ::patch]
+
+    def feedback(self, labels: Tensor) -> Tensor:
+        """The query of each patch (h, w) -> how much each patch is tied to which (N, N), rows of sum 1."""
+        flat = labels.flatten()
+        ties = (flat[:, None] == flat).float()
+        if self.delete_same_entity:
+            ties = ties * self.sight(labels)
+        # As published: a Gaussian along the flattened index, which runs across the ends of the rows of patches.
+        reach = min(len(flat), int(6 * self.gaussian_std + 1)) // 2
+        kernel = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * self.gaussian_std**2)).to(ties)
+        ties = F.conv1d(ties[:, None], (kernel / kernel.sum())[None, None], padding=reach)[:, 0]
+        return ties / (ties.sum(1, keepdim=True) + 1e-8)
+
+    def sight(self, labels: Tensor) -> Tensor:
+        """(h, w) -> (N, N): 1 for two patches between which all have the label of the first, less the farther they are if not.
+
+        As published: samples are as many as for the longest line of all, and of a shorter one, of s patches, only the first s
+        are looked at. They thus lie close to the first patch.
+        """
+        longest = max(*labels.shape, 2) - 1
+        share = torch.arange(longest + 1)[:, None, None] / longest
+        sides = [torch.arange(side) for side in labels.shape]
+        # Rows and columns of the samples between any two rows and columns of patches; the pairs of patches are (h, w, h, w).
+        rows, columns = (((1 - share) * side[:, None] + share * side).round().to(labels) for side in sides)
+        down, across = ((side[:, None] - side).abs().to(labels) for side in sides)
+        distance = torch.maximum(down[:, None, :, None], across[:, None, :])
+        seen = torch.ones_like(distance, dtype=torch.bool)
+        for k, (row, column) in enumerate(zip(rows, columns, strict=True)):
+            seen &= (labels[row[:, None, :, None], column[:, None, :]] == labels[..., None, None]) | (k > distance)
+        return torch.where(seen, 1, torch.exp(-distance / longest)).flatten(2).flatten(0, 1)

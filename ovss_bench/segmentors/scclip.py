@@ -1,0 +1,118 @@
+"""SC-CLIP (arXiv 2411.15869): CLIP calibrates itself - anomalous patches repaired, features aggregated by the similarities of
+middle layers."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..encoders.clip import BlockView
+from ..errors import OvssError
+from ..registry import SEGMENTORS
+from .attention import attend, cosine_matrix, proxy_attention
+from .base import Segmentor, WindowBatch
+
+
+@SEGMENTORS.register_module(name="scclip")
+class SCCLIP(Segmentor):
+    """Indices count the outputs of blocks from 0, `multi_end_idx` excluded, with the names of the official code.
+
+    Patches whose local outlier factor (`lof_neighbors`) is beyond the share `lof_contamination` are replaced by their
+    neighbours' mean (`repair`). The last block sees patches only, aggregated over the similarities of the layer
+    `pre_adjust_idx` that are at least `beta`; its attention is the mean of key-key attention and that of these similarities,
+    centred and times `temperature` (`calibrate`); the class token of the residual stream is added with the weight `res_cls`.
+    A second pass over the sum of the layers `multi_start_idx` to `multi_end_idx` is added (`multi_level`), and the result is
+    aggregated over the similarities of the layer `post_adjust_idx`. `aggregate` stands for both aggregations. Everything is
+    per window.
+
+    The official code finds the coordinates of anomalous patches with the number of rows in the place of that of columns, so it
+    runs on square windows only; here others are right, too.
+    """
+
+    beta: float = 0.4
+    pre_adjust_idx: int = 8
+    post_adjust_idx: int = 3
+    multi_start_idx: int = 3
+    multi_end_idx: int = 10
+    res_cls: float = 0.3
+    lof_neighbors: int = 30
+    lof_contamination: float = 0.05
+    temperature: float = 3.0
+    repair: bool = True
+    aggregate: bool = True
+    calibrate: bool = True
+    multi_level: bool = True
+
+    @property
+    def needs(self) -> frozenset[int]:
+        levels = range(self.multi_start_idx, self.multi_end_idx) if self.multi_level else ()
+        indices = {self.pre_adjust_idx, self.post_adjust_idx, *levels}
+        if not 0 <= min(indices) <= max(indices) < self.clip.depth - 1 or (self.multi_level and not levels):
+            raise OvssError(
+                f"{self.recipe.segmentor} can use the outputs 0 to {self.clip.depth - 2} of this CLIP's {self.clip.depth} "
+                f"blocks, not pre_adjust_idx={self.pre_adjust_idx}, post_adjust_idx={self.post_adjust_idx}, "
+                f"multi_start_idx={self.multi_start_idx}, multi_end_idx={self.multi_end_idx} (excluded). Choose others."
+            )
+        return frozenset(index + 1 for index in indices)
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        trunk = self.trunk(batch)
+        block = self.clip.block(-1, trunk.grid)
+        patches, middle = trunk.tokens[:, 1:], trunk.states[self.pre_adjust_idx + 1][:, 1:]
+        if self.repair:
+            anomalous = self.anomalies(patches)
+            patches, middle = (mend(x, anomalous, trunk.grid) for x in (patches, middle))
+        similarity = cosine_matrix(middle)
+        if self.aggregate:
+            patches = aggregate(patches, similarity, self.beta)
+        attention = proxy_attention(similarity, beta=1, gamma=self.temperature)[:, None].to(patches)
+        result = self.last_block(block, patches, attention) + self.res_cls * trunk.tokens[:, :1]
+        if self.multi_level:
+            levels = sum(trunk.states[i + 1] for i in range(self.multi_start_idx, self.multi_end_idx))
+            result = result + self.last_block(block, levels[:, 1:], attention) + self.res_cls * levels[:, :1]
+        if self.aggregate:
+            result = aggregate(result, cosine_matrix(trunk.states[self.post_adjust_idx + 1][:, 1:]), self.beta)
+        return self.compare(self.clip.project(result), trunk.grid)
+
+    def anomalies(self, patches: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N) bool: those beyond the quantile of the local outlier factors of their window."""
+        factors = self.outlier_factors(patches)
+        return factors > factors.quantile(1 - self.lof_contamination, 1, keepdim=True)
+
+    def outlier_factors(self, patches: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N): the k-distance of each patch over those of its k nearest, on average.
+
+        That is what the local outlier factor comes to when, as in the official code, the reach of a patch's neighbours is taken
+        from its own k-distance instead of theirs. Distances are squared; k is smaller on a small grid.
+        """
+        x = patches.float()
+        # Exact differences: through products, near ties would change their order.
+        distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+        k = min(self.lof_neighbors, x.shape[1] - 1)
+        nearest = distances.topk(k + 1, largest=False)
+        reach = nearest.values[..., -1].clamp(min=1e-12)  # equal patches have the factor 1
+        neighbours = nearest.indices[..., min(k, 1) :]
+        return (reach[..., None] / reach.gather(1, neighbours.flatten(1)).view_as(neighbours)).mean(-1)
+
+    def last_block(self, block: BlockView, patches: Tensor, attention: Tensor) -> Tensor:
+        """What the attention of the last block makes of patches (B, N, D) without class token; `attention` (B, 1, N, N) is that
+        of the middle layer."""
+        _, k, v = block.qkv(block.ln_1(patches))
+        o = attend(k, k, v)
+        return block.project((o + attention @ v) / 2 if self.calibrate else o)
+
+
+def mend(patches: Tensor, anomalous: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Replaces the `anomalous` (B, N) of patches (B, N, D) by the mean of those of their eight neighbours that are not, if
+    there are any."""
+    sound = ~anomalous.unflatten(1, grid)[:, None]
+    maps = patches.transpose(1, 2).unflatten(2, grid).float()
+    total, count = (F.avg_pool2d(x, 3, 1, 1, divisor_override=1) for x in (maps * sound, sound.float()))
+    mended = torch.where(sound | (count == 0), maps, total / count.clamp(min=1))
+    return mended.flatten(2).transpose(1, 2).to(patches.dtype)
+
+
+def aggregate(patches: Tensor, similarity: Tensor, beta: float) -> Tensor:
+    """The mean of patches (B, N, D) weighted by their similarities (B, N, N) with each, where these are at least `beta`."""
+    weights = similarity.masked_fill(similarity < beta, 0)
+    return (weights / (weights.sum(-1, keepdim=True) + 1e-6)).to(patches.dtype) @ patches

@@ -1,0 +1,295 @@
+"""CLIPer: balancing, windows joined patch by patch, compensation, decision, and the recipes of both backbones."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ovss_bench as ob
+from ovss_bench.files import CONFIGS
+from ovss_bench.inference.engine import make_scene
+from ovss_bench.inference.patchwise import join_windows
+from ovss_bench.recipe import compose_recipe
+from ovss_bench.segmentors.base import Scene
+from ovss_bench.vocabulary import TEMPLATES, read_names
+from parity.seeded import query_features, rgb_image
+
+IMAGE = rgb_image(60, 70, 100)
+OPEN = {"bkg_thre": 0.0, "score_threshold": 0.0, "is_normalize": False}
+
+
+def attention(seed, side=8, heads=2):
+    """Two layers of row-stochastic maps (heads, N, N)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(heads, side**2, side**2, generator=generator).mul(2).softmax(-1) for _ in range(2)]
+
+
+def build(clip, vocabulary, **options):
+    return ob.build_segmentor(
+        "cliper", clip=clip, vocabulary=vocabulary, **({"diffusion": None, "short_side": 80, "window": "whole"} | options)
+    )
+
+
+def windows(count, height=48, width=64):
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def cliper(tiny_clip, tiny_vocabulary):
+    return build(tiny_clip, tiny_vocabulary)
+
+
+def test_layers_are_balanced_once_more_each(cliper, tiny_clip):
+    """The official loop with its in-place divisions, head by head."""
+    pixels = windows(1)
+    trunk = tiny_clip.trunk(pixels, range(tiny_clip.depth), "bilinear")
+    blocks = [tiny_clip.block(i, trunk.grid) for i in range(tiny_clip.depth)]
+    total = torch.stack([blocks[i].attention(trunk.states[i])[0] for i in range(11)]).sum(0)
+    embeddings = [blocks[i].ln_1(trunk.states[i]) for i in range(11)] + [trunk.tokens]
+    expected = []
+    for embedding in embeddings:
+        total /= total.sum(1, keepdim=True)
+        total /= total.sum(2, keepdim=True)
+        values = blocks[-1].qkv(blocks[-1].ln_1(embedding))[2][0]
+        heads = []
+        for one, value in zip(total, values, strict=True):
+            mean = (one + one.T) / 2
+            mean = torch.relu(mean - mean.mean(0))
+            mean = mean / mean.sum(1, keepdim=True)
+            heads.append(mean @ value)
+        tokens = blocks[-1].project(torch.stack(heads)[None])[0, 1:]
+        expected.append((tiny_clip.head(tokens) @ cliper.rows.T).T.unflatten(1, trunk.grid))
+    cosines, _ = cliper.layers(ob.WindowBatch(pixels), cliper.rows)
+    torch.testing.assert_close(cosines[:, 0], torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_windows_of_a_batch_do_not_mix(cliper):
+    pixels = windows(3)
+    together, between = cliper.layers(ob.WindowBatch(pixels), cliper.rows)
+    for number in range(3):
+        alone, own = cliper.layers(ob.WindowBatch(pixels[number : number + 1]), cliper.rows)
+        torch.testing.assert_close(together[:, number], alone[:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(between[number], own[0], atol=1e-6, rtol=0)
+
+
+def test_text_rows_are_foreground_background_and_the_mean(cliper):
+    text = query_features(31, 7)
+    mean = F.normalize(text[3:].mean(0), dim=0)
+    torch.testing.assert_close(cliper.rows, torch.cat([text[3:], text[:3], mean[None]]))
+
+
+def test_distractors_are_background_words(tiny_clip, tiny_vocabulary):
+    features = query_features(31, 7)
+    other = ob.Vocabulary.from_features(features, [-1, -1, -1, 0, 1, 1, 2])
+    with_background, without = (ob.segment(build(tiny_clip, vocabulary), IMAGE) for vocabulary in (tiny_vocabulary, other))
+    torch.testing.assert_close(with_background.scores, without.scores)
+    expected = with_background.label_map - 1
+    expected[expected == -1] = 3  # no class
+    assert torch.equal(without.label_map, expected)
+
+
+def run_windows(pixels):
+    """A stand-in for a method: mean colours of the patches, and products of pairs of patches."""
+    cells = F.avg_pool2d(pixels, 8)
+    flat = cells.flatten(2)
+    return torch.stack([cells, cells**2]), flat.transpose(1, 2).square() @ flat.square()
+
+
+def test_joined_windows_are_means_over_visits(monkeypatch):
+    monkeypatch.setattr("ovss_bench.inference.patchwise.WINDOWS_PER_PASS", 2)
+    pixels = windows(1, 43, 56)[0]
+    maps, between = join_windows(pixels, 24, 16, 8, run_windows)
+    total, count = torch.zeros(2, 3, 5, 7), torch.zeros(5, 7)
+    pairs, shown = torch.zeros(5, 7, 5, 7), torch.zeros(5, 7, 5, 7)
+    for y, x in itertools.product((0, 2), (0, 2, 4)):
+        own, among = run_windows(pixels[None, :, 8 * y : 8 * y + 24, 8 * x : 8 * x + 24])
+        total[:, :, y : y + 3, x : x + 3] += own[:, 0]
+        count[y : y + 3, x : x + 3] += 1
+        cells = [(y + i, x + j) for i in range(3) for j in range(3)]
+        for (a, one), (b, other) in itertools.product(enumerate(cells), repeat=2):
+            pairs[(*one, *other)] += among[0, a, b]
+            shown[(*one, *other)] += 1
+    pairs = (pairs / (shown + 1e-5)).view(35, 35)
+    torch.testing.assert_close(maps, total / count)
+    torch.testing.assert_close(between, pairs / pairs.sum(1, keepdim=True))
+
+
+def test_a_window_of_the_whole_image_is_joined_to_itself():
+    pixels = windows(1)[0]
+    maps, between = join_windows(pixels, 64, 32, 8, run_windows)
+    own, among = run_windows(pixels[None])
+    torch.testing.assert_close(maps, own[:, 0])
+    torch.testing.assert_close(between, among[0] / among[0].sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("options", [{"window": 64, "stride": 24}, {"window": 72, "stride": 32}])
+def test_windows_must_be_whole_patches(options, tiny_clip, tiny_vocabulary):
+    with pytest.raises(ob.OvssError, match=rf"window={options['window']}, stride={options['stride']}.*multiples of the patch"):
+        ob.segment(build(tiny_clip, tiny_vocabulary, short_side=160, **options), IMAGE)
+
+
+def cut(a, threshold):
+    a = a / (a.max(0).values + 1e-5)
+    a = torch.where(a < threshold, 0, a)
+    return a / (a.sum(1, keepdim=True) + 1e-5)
+
+
+@pytest.mark.parametrize("refinement", ["SFSA", "mean", "selection"])
+@pytest.mark.parametrize("side", [6, 8])
+def test_compensation_multiplies_the_maps_in_their_order(refinement, side, cliper, tiny_clip, tiny_vocabulary):
+    maps, given = torch.rand(4, 5, 7), attention(side, side)
+    before = [layer.clone() for layer in given]
+    segmentor = build(tiny_clip, tiny_vocabulary, diffusion=lambda _: given, refinement=refinement, selection=2)
+    heads = [cut(head, segmentor.attention_thr) for layer in given for head in layer]
+    product = {"SFSA": torch.linalg.multi_dot(heads), "mean": sum(heads) / 4, "selection": heads[2]}[refinement]
+    m = F.interpolate(maps[None], (side, side), mode="bilinear")[0].flatten(1).T
+    result = segmentor.compensate(maps, make_scene(IMAGE, segmentor))
+    torch.testing.assert_close(result, (product @ m).T.view(4, side, side))
+    assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
+
+
+def test_diffusion_maps_may_be_arrays_of_half_precision(tiny_clip, tiny_vocabulary):
+    given = [layer.half() for layer in attention(3)]
+    scores = [
+        ob.segment(build(tiny_clip, tiny_vocabulary, diffusion=lambda _, maps=maps: maps, **OPEN), IMAGE).scores
+        for maps in ([layer.numpy() for layer in given], [layer.float() for layer in given])
+    ]
+    assert torch.equal(*scores)
+
+
+def test_a_selection_beyond_the_maps_is_refused(tiny_clip, tiny_vocabulary):
+    segmentor = build(tiny_clip, tiny_vocabulary, diffusion=lambda _: attention(1), refinement="selection", selection=4)
+    with pytest.raises(ob.OvssError, match=r"selection=4: .* 4 maps"):
+        ob.segment(segmentor, IMAGE)
+
+
+def test_a_vision_encoder_may_take_the_place_of_diffusion(tiny_clip, tiny_vocabulary):
+    def vfm(batch):
+        assert batch.sizes.tolist() == [list(batch.pixels.shape[2:])]
+        return F.avg_pool2d(batch.pixels, 20)
+
+    def planes(**sources):
+        return ob.segment(build(tiny_clip, tiny_vocabulary, **sources, **OPEN), IMAGE).scores
+
+    assert (planes(vfm=vfm) - planes()).abs().max() > 1e-3
+    assert torch.equal(planes(vfm=vfm, diffusion=lambda _: attention(5)), planes(diffusion=lambda _: attention(5)))
+
+
+def test_halves_are_images_of_their_own(tiny_clip, tiny_vocabulary):
+    image, given = rgb_image(61, 60, 120), attention(7)
+    seen = []
+    segmentor = build(tiny_clip, tiny_vocabulary, short_side=64, diffusion=lambda i: seen.append(i) or given, halves=True)
+    scene = make_scene(image, segmentor)
+    result = segmentor.image_scores(scene)
+    assert result.shape == (4, 60, 120)
+    assert [(i == image[:, 60 * n : 60 * n + 60]).all() for n, i in enumerate(seen)] == [True, True]
+    single = segmentor.with_recipe(
+        replace(segmentor.recipe, hyperparameters=segmentor.recipe.hyperparameters | {"halves": False})
+    )
+    for n in range(2):
+        half = Scene(image[:, 60 * n :][:, :60], None, scene.pixels[..., 64 * n : 64 * n + 64], (60, 60))
+        torch.testing.assert_close(result[..., 60 * n : 60 * n + 60], single.image_scores(half))
+
+
+def test_thresholds_leave_pixels_to_the_background_or_to_no_class(tiny_clip, tiny_vocabulary):
+    foreground = ob.Vocabulary.from_features(query_features(31, 7))
+    for vocabulary, nothing in ((tiny_vocabulary, 0), (foreground, 7)):
+        scores = ob.segment(build(tiny_clip, vocabulary, **OPEN), IMAGE).scores
+        assert (scores > 0).all()
+        none = ob.segment(build(tiny_clip, vocabulary, **OPEN | {"score_threshold": 50.0}), IMAGE)
+        assert (none.scores == 0).all()
+        assert (none.label_map == nothing).all()
+        bound = float(scores.max(0).values.median())
+        some = ob.segment(build(tiny_clip, vocabulary, **OPEN | {"bkg_thre": bound}), IMAGE)
+        assert torch.equal(some.scores, scores * (scores >= bound))
+        assert torch.equal(some.label_map == nothing, scores.max(0).values < bound)
+
+
+def test_synonyms_are_classes_until_the_decision(tiny_clip, tiny_vocabulary):
+    prediction = ob.segment(build(tiny_clip, tiny_vocabulary, **OPEN), IMAGE)
+    assert prediction.scores.shape == (4, 70, 100)
+    assert torch.equal(prediction.label_map, torch.tensor([1, 2, 2, 3])[prediction.scores.argmax(0)])
+
+
+def test_without_foreground_everything_is_background(tiny_clip):
+    vocabulary = ob.Vocabulary.from_features(query_features(31, 3), [0, 0, 0], background=True)
+    prediction = ob.segment(build(tiny_clip, vocabulary), IMAGE)
+    assert prediction.scores.shape == (0, 70, 100)
+    assert (prediction.label_map == 0).all()
+
+
+@pytest.mark.parametrize(("layer", "options"), [(12, {}), (-13, {}), (-2, {"fuse_feature": False})])
+def test_a_layer_that_the_encoder_does_not_have_is_refused(layer, options, tiny_clip, tiny_vocabulary):
+    with pytest.raises(ob.OvssError, match=f"select_layer={layer}"):
+        ob.segment(build(tiny_clip, tiny_vocabulary, select_layer=layer, **options), IMAGE)
+
+
+def test_half_precision_keeps_the_maps_in_float(tiny_state_dict, tiny_vocabulary):
+    exact, half = (
+        ob.segment(
+            build(ob.load_clip(state_dict=tiny_state_dict, precision=precision), tiny_vocabulary, window=64, stride=32), IMAGE
+        )
+        for precision in ("fp32", "bf16")
+    )
+    assert half.scores.dtype == torch.float32
+    assert half.scores.isfinite().all()
+    assert (half.label_map == exact.label_map).float().mean() > 0.9
+
+
+# cliper.md section 6: templates, size, select_layer, logit_scale, attention_thr, score_thr, bkg_thre, is_normalize
+TABLE = {
+    ("vit_b16", "voc21"): ("car15", 336, -1, 100, 0.1, 0.7, 0.6, True),
+    ("vit_b16", "voc20"): ("car15", 336, -1, 100, 0.1, 0, 0.001, False),
+    ("vit_b16", "context60"): ("car15", 336, -1, 100, 0.2, 0.45, 0.45, False),
+    ("vit_b16", "context59"): ("car15", 336, -1, 100, 0.2, 0.3, 0.3, False),
+    ("vit_b16", "coco_object"): ("imagenet80", 336, -1, 50, 0.2, 0.3, 0.3, False),
+    ("vit_b16", "coco_stuff"): ("car15", 336, -1, 50, 0.2, 0.1, 0.1, False),
+    ("vit_b16", "ade20k"): ("car15", 336, -1, 100, 0.2, 0.3, 0.3, False),
+    ("vit_b16", "cityscapes"): ("imagenet80", 560, -1, 100, 0.35, 0, 0.0001, False),
+    ("vit_l14", "voc21"): ("car15", 336, -2, 50, 0.1, 0.5, 0.4, True),
+    ("vit_l14", "voc20"): ("car15", 336, -1, 70, 0.2, 0.1, 0.0001, False),
+    ("vit_l14", "context60"): ("imagenet80", 336, -2, 50, 0.2, 0.3, 0.3, False),
+    ("vit_l14", "context59"): ("car15", 336, -2, 100, 0.2, 0.45, 0.45, False),
+    ("vit_l14", "coco_object"): ("imagenet80", 336, -2, 50, 0.1, 0.5, 0.5, False),
+    ("vit_l14", "coco_stuff"): ("imagenet80", 336, -2, 50, 0.2, 0.2, 0.2, False),
+    ("vit_l14", "ade20k"): ("imagenet80", 336, -1, 50, 0.2, 0.2, 0.2, False),
+    ("vit_l14", "cityscapes"): ("car15", 448, -1, 100, 0.35, 0, 0.0001, False),
+    ("vit_h14_laion2b", "voc21"): ("car15", 336, -2, 100, 0.1, 0.7, 0.6, True),
+}
+
+
+@pytest.mark.parametrize(("clip", "dataset"), TABLE)
+def test_the_recipe_follows_backbone_and_data_set(clip, dataset):
+    recipe = compose_recipe("cliper", clip=clip, dataset=dataset)
+    own = ("select_layer", "attention_thr", "score_threshold", "bkg_thre", "is_normalize")
+    layer, threshold, score, background, stretched = (recipe.hyperparameters[name] for name in own)
+    found = (recipe.templates, recipe.short_side, layer, recipe.logit_scale, threshold, score, background, stretched)
+    assert found == TABLE[clip, dataset]
+    assert recipe.hyperparameters["halves"] == (dataset == "cityscapes")
+
+
+def test_values_of_a_clip_on_a_data_set_win_and_say_so():
+    recipe = compose_recipe("cliper", clip="vit_l14", dataset="voc20")
+    origin = "configs/segmentor/cliper.yaml per_clip_dataset.vit_l14.voc20"
+    assert (recipe.logit_scale, recipe.origins["logit_scale"]) == (70, origin)
+    assert recipe.origins["short_side"] == "configs/segmentor/cliper.yaml recipe"
+    given = compose_recipe("cliper", clip="vit_l14", dataset="voc20", overrides={"logit_scale": 9})
+    assert given.logit_scale == 9
+
+
+def test_names_and_templates():
+    assert len(TEMPLATES["car15"]) == len(set(TEMPLATES["car15"])) == 15
+    assert [template for template in TEMPLATES["car15"] if not template.endswith(".")] == [
+        "This is a photo of a {}",
+        "There is a {} in the scene",
+        "There is the {} in the scene",
+        "a photo of a {} in the scene",
+    ]
+    with_background, none = read_names(CONFIGS / "names" / "voc21" / "cliper.txt")
+    without, words = read_names(CONFIGS / "names" / "voc20" / "cliper.txt")
+    assert with_background == [words, *without]
+    assert none == []
+    assert len(words) == 25
+    assert without[14] == ["person with clothes, people, human"]
