@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,15 @@ def pamr(guide: Tensor, maps: Tensor, steps: int = 10, dilations: Sequence[int] 
     """
     if maps.shape[1:] != guide.shape[1:]:
         maps = F.interpolate(maps[None], guide.shape[1:], mode="bilinear", align_corners=True)[0]
-    weights = affinity(guide, dilations)
+    weights = affinity(guide, dilations).flatten(1).T.to(maps.dtype).contiguous()
+    places = neighbour_index(guide.shape[1], guide.shape[2], tuple(dilations)).to(maps.device)
     refined = []
     for part in maps.split(chunk):
-        for _ in range(steps):
-            part = sum(weight * neighbour for weight, neighbour in zip(weights, _neighbours(part, dilations), strict=True))
-        refined.append(part)
-    return torch.cat(refined)
+        rows = part.flatten(1).T.contiguous()
+        for _ in range(steps):  # a weighted sum over rows of a table: four times as fast as shifted copies of the maps
+            rows = F.embedding_bag(places, rows, per_sample_weights=weights, mode="sum")
+        refined.append(rows.T)
+    return torch.cat(refined).unflatten(1, guide.shape[1:])
 
 
 def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
@@ -34,8 +37,17 @@ def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
     """
     neighbours = torch.stack(list(_neighbours(guide, dilations)))
     everything = torch.cat([neighbours, guide.expand(len(dilations), *guide.shape)])
-    distance = (guide - neighbours).abs() / (1e-8 + 0.1 * everything.std(0))
+    # torch's own std over the first dimension takes several times as long.
+    deviation = ((everything - everything.mean(0)).square().sum(0) / (len(everything) - 1)).sqrt()
+    distance = (guide - neighbours).abs() / (1e-8 + 0.1 * deviation)
     return (-distance.mean(1)).softmax(0)
+
+
+@lru_cache(maxsize=8)
+def neighbour_index(height: int, width: int, dilations: tuple[int, ...]) -> Tensor:
+    """The places (H*W, P) of the neighbours of each pixel, numbered row by row, in the order of `affinity`."""
+    pixels = torch.arange(height * width, dtype=torch.float64).view(1, height, width)
+    return torch.stack(list(_neighbours(pixels, dilations)), -1).view(height * width, -1).int()
 
 
 def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
