@@ -264,18 +264,19 @@ def _decided(
     """The label map, and the scores if they are to be kept or the decision needs them."""
     recipe, vocabulary = segmentor.recipe, segmentor.vocabulary
     own_rule = _overrides(segmentor, "scores") or _overrides(segmentor, "decide")
+    small_classes = recipe.area_threshold and not own_rule  # other planes than classes have no such threshold
     labels, parts = None, []
     for rows, block in blocks:
         if labels is None:
             labels = torch.empty(scene.size, dtype=torch.int64, device=block.device)
-        if keep_scores or own_rule or recipe.area_threshold:
+        if keep_scores or own_rule or small_classes:
             parts.append(segmentor.scores(block))
-        if not own_rule and not recipe.area_threshold:
+        if not own_rule and not small_classes:
             labels[rows] = label(block, vocabulary, recipe.logit_scale, recipe.threshold)
     scores = torch.cat(parts, 1) if parts else None
-    if recipe.area_threshold:
+    if small_classes:
         scores = drop_small_classes(scores, vocabulary.background, recipe.area_threshold)
-    if own_rule or recipe.area_threshold:
+    if own_rule or small_classes:
         labels = segmentor.decide(scores, scene)
     return labels, scores
 

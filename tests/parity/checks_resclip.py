@@ -59,7 +59,7 @@ def patch_classes(reference: Reference, array: str) -> Tensor:
 
 def attention_sfr(reference: Reference, array: str) -> Tensor:
     own, labels = first_pass(reference, array)
-    step = int(re.search(r"every (\d+)th row", reference.about(array)[0])[1])
+    step = int(re.findall(r"every (\d+)\w\w row", " ".join(reference.about(array)))[-1])
     return own.feedback(labels)[::step]
 
 

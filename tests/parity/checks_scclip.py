@@ -52,7 +52,7 @@ def outlier_indices(reference: Reference, array: str) -> Tensor:
 def mid_similarity(reference: Reference, array: str) -> Tensor:
     own, trunk = square(reference, array)
     middle = trunk.states[own.pre_adjust_idx + 1][:, 1:]
-    step = int(re.search(r"every (\d+)th row", reference.about(array)[0])[1])
+    step = int(re.findall(r"every (\d+)\w\w row", " ".join(reference.about(array)))[-1])
     return cosine_matrix(mend(middle, own.anomalies(trunk.tokens[:, 1:]), trunk.grid))[0, ::step]
 
 
