@@ -461,10 +461,10 @@ def test_a_folder_gives_what_made_it_gives(made, dataset):
 
 def test_a_folder_is_a_source_of_a_segmentor(made, dataset):
     """By name, as a recipe has it."""
-    from ovss_bench.encoders.sources import load_source
+    from ovss_bench.encoders.sources import named_source
 
     image = dataset.image(dataset.samples[0])
-    source = load_source("regions", str(made), None, "fp32", "cpu")
+    source = named_source("regions", str(made), None, "fp32", "cpu")
     assert np.array_equal(source(image), load_regions("demo")(image))
 
 
