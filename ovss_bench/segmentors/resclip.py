@@ -25,13 +25,14 @@ class ResCLIP(Segmentor):
     patches agree. `rcs_tau` and `rcs_lambda`, `sfr_tau` and `sfr_lambda`: factor and weight of each.
 
     `strategy`: the attention of the method to be improved (`resclip` is `naclip`'s), with `residual` and feed-forward network
-    (the official arch `w_resi`, as SCLIP has it) or without. `gaussian_std`: of NACLIP's bonus and of the smoothing in SFR.
-    `delete_same_entity` weakens the tie of patches that agree but do not see each other. Ablations: `use_rcs`, `use_sfr`.
+    (the official arch `w_resi`) or without; None: as that method has it, with for `sclip` alone. `gaussian_std`: of NACLIP's
+    bonus and of the smoothing in SFR. `delete_same_entity` weakens the tie of patches that agree but do not see each other.
+    Ablations: `use_rcs`, `use_sfr`.
     Everything is per window.
     """
 
     strategy: Literal["resclip", "naclip", "clearclip", "sclip", "vanilla"] = "resclip"
-    residual: bool = False
+    residual: bool | None = None
     gaussian_std: float = 5.0
     use_rcs: bool = True
     rcs_first: int = 5
@@ -77,7 +78,7 @@ class ResCLIP(Segmentor):
         """Tokens (1, T, D) that enter the last block -> those that leave it."""
         q, k, v = block.qkv(block.ln_1(x))
         o = block.project(self.attention(q, k, block.grid, middle, feedback) @ v)
-        if not self.residual:
+        if not (self.strategy == "sclip" if self.residual is None else self.residual):
             return o
         x = x + o
         return x + block.mlp(block.ln_2(x))

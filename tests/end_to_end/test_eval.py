@@ -140,10 +140,13 @@ def test_multirun_runs_a_grid(tmp_path):
 
 def test_the_unified_protocol_is_another_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluate_here("segmentor=[sclip,naclip]", "limit=1", "protocol=unified")
-    recipes = [result["recipe"] for result in results(tmp_path).values()]
-    assert all(recipe["pamr_steps"]["value"] == 0 for recipe in recipes)
-    assert "protocol/unified.yaml" in recipes[0]["pamr_steps"]["origin"]
+    evaluate_here("limit=1", "protocol=unified", *FAST)
+    found = results(tmp_path)
+    assert sorted(found) == sorted(f"{name}/demo" for name in ALL)
+    assert {result["timing"]["segmentors_in_pass"] for result in found.values()} == {len(ALL)}
+    for result in found.values():
+        assert result["recipe"]["pamr_steps"]["value"] == 0
+        assert "protocol/unified.yaml" in result["recipe"]["pamr_steps"]["origin"]
 
 
 @pytest.mark.parametrize(

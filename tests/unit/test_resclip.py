@@ -29,10 +29,10 @@ def labels_of(grid, seed=0, classes=2):
 @pytest.mark.parametrize(
     ("strategy", "residual", "method"),
     [
-        ("resclip", False, "naclip"),
-        ("naclip", False, "naclip"),
-        ("clearclip", False, "clearclip"),
-        ("sclip", True, "sclip"),
+        ("resclip", None, "naclip"),
+        ("naclip", None, "naclip"),
+        ("clearclip", None, "clearclip"),
+        ("sclip", None, "sclip"),
         ("vanilla", True, "clip"),
     ],
 )
