@@ -13,6 +13,7 @@ from .encoders.clip import DenseCLIP, load_clip
 from .encoders.diffusion import load_diffusion
 from .encoders.foreground import load_foreground
 from .encoders.regions import load_regions
+from .encoders.sources import image_key
 from .encoders.vision import load_vision
 from .errors import OvssError
 from .inference.engine import Prediction, make_scene, segment
@@ -42,6 +43,7 @@ __all__ = [
     "build_segmentor",
     "compose_recipe",
     "evaluate",
+    "image_key",
     "load_bank",
     "load_clip",
     "load_dataset",

@@ -21,6 +21,7 @@ from PIL import Image
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, write_atomic
 from .masks import Sam, Sam2
+from .sources import image_key
 
 INDEX = "regions.json"
 SUFFIXES = (".npz", ".png")
@@ -155,11 +156,6 @@ class RegionFolder:
                 f"width). Make them with: {self.again}"
             )
         return read_regions(self.folder / file, image.shape[:2])
-
-
-def image_key(image: np.ndarray) -> str:
-    """By what a folder knows an image: SHA-256 over its shape and bytes."""
-    return digest(repr(image.shape), image.tobytes())
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:

@@ -68,6 +68,11 @@ def describe(source: Any) -> str:
     return f"given: {own[:16] if own else f'{kind.__module__}.{kind.__qualname__}'}"
 
 
+def image_key(image: np.ndarray) -> str:
+    """By what folders of regions and features know an image: SHA-256 over its shape and bytes."""
+    return digest(repr(image.shape), image.tobytes())
+
+
 class FeatureCache:
     """Keeps arrays that depend on an image alone in a folder, by content, so that later runs find them.
 
@@ -78,7 +83,7 @@ class FeatureCache:
         self.folder = Path(folder)
 
     def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
-        key = digest(maker, repr(image.shape), image.tobytes())
+        key = digest(maker, image_key(image))
         path = self.folder / key[:2] / f"{key}.npz"
         if path.is_file():
             with np.load(path) as file:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from ..image import STATISTICS
 from .checkpoints import read_weights
 from .clip import PRECISIONS, state_digest
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
+from .sources import image_key
 from .vit import PlainViT, plain_names
 
 if TYPE_CHECKING:
@@ -69,6 +72,34 @@ class VisionEncoder:
         return torch.cat(parts).to(pixels.device)
 
 
+class FeatureFolder:
+    """Features of whole images that were made elsewhere (C-RADIOv3, ...), for methods whose encoder sees the image as a whole
+    (CorrCLIPv2): `features` (C, h, w) in an npz file for each image, called by `regions.image_key` of the image."""
+
+    patch_size = 1  # any size
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = sorted(folder.glob("*.npz"))
+        self.digest = digest("features", *(f"{file.name} {file.stat().st_size}" for file in files))
+
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """(1, C, h, w) of the one image that the batch is."""
+        if batch.scenes is None or batch.origins is not None or len(batch.scenes) != 1:
+            raise OvssError(f"the features in {self.folder} are of whole images: they serve methods that look at these once.")
+        image = batch.scenes[0].original
+        path = self.folder / f"{image_key(image)}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                features = file["features"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise OvssError(
+                f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read: "
+                f"{error}. Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."
+            ) from error
+        return torch.from_numpy(features).float()[None].to(batch.pixels.device)
+
+
 def load_vision(
     name: str | Path | None = None,
     *,
@@ -79,8 +110,9 @@ def load_vision(
     feature: str | None = None,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
-) -> VisionEncoder:
-    """A vision encoder: `name` is an entry of configs/vision (`dino_vitb8`, `demo`, ...) or a file; `state_dict` its tensors.
+) -> VisionEncoder | FeatureFolder:
+    """A vision encoder: `name` is an entry of configs/vision (`dino_vitb8`, `demo`, ...), a file, or a folder of features that
+    were made before; `state_dict` its tensors.
 
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network are told from
     the tensors. `heads` can not: it comes from the entry, the file's metadata, or the width where that is one of the published
@@ -99,6 +131,8 @@ def load_vision(
     if position not in (None, *POSITIONS):
         raise unknown("position", position, POSITIONS)
     label, settings = "state_dict", {}
+    if state_dict is None and name not in config_names("vision") and Path(name or "-").is_dir():
+        return FeatureFolder(Path(name))
     if state_dict is None:
         path, settings = find_weights("vision", name)
         state_dict, metadata = read_weights(path)

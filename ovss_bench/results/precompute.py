@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..datasets.base import Sample, SegDataset
-from ..encoders.regions import INDEX, SUFFIXES, image_key, load_regions, read_index, read_regions, write_index, write_regions
+from ..encoders.regions import INDEX, SUFFIXES, load_regions, read_index, read_regions, write_index, write_regions
+from ..encoders.sources import image_key
 from ..errors import OvssError
 from ..files import digest
 from .progress import Progress

@@ -19,7 +19,7 @@ from .corrclip import CorrCLIP, region_means
 class CorrCLIPv2(CorrCLIP):
     """Beyond CorrCLIP: the vision encoder sees the image as a whole, regions are not merged, and `bank`, a RegionBank, is asked
     for the `num_support` regions most like each region of the image; what CLIP says of them is mixed in with the weight
-    `support` (alpha in the code). Without a bank the image speaks for itself.
+    `support` (alpha in the code). Without a bank the image speaks for itself. `vfm` may also be a folder of features.
     """
 
     feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"

@@ -183,6 +183,23 @@ def test_auxiliary_values_need_their_vocabulary():
         ob.RegionBank(torch.ones(2, 3), torch.ones(2, 4), aux_values=torch.ones(2, 4))
 
 
+def test_features_of_the_whole_image_may_come_from_a_folder(tiny_clip, tiny_vocabulary, tmp_path):
+    image = rgb_image(10, 90, 130)
+    features = vfm(ob.WindowBatch(torch.randn(1, 3, 90, 130, generator=torch.Generator().manual_seed(7)))).numpy()
+    np.savez_compressed(tmp_path / f"{ob.image_key(image)}.npz", features=features[0])
+    options = {"short_side": 100, "window": 64, "stride": 32, "pad_multiple": None}
+    given, read = (
+        ob.segment(build("corrclip_v2", tiny_clip, tiny_vocabulary, vfm=source, **options), image).scores
+        for source in (lambda batch: torch.from_numpy(features), str(tmp_path))
+    )
+    assert torch.equal(given, read)
+    segmentor = build("corrclip_v2", tiny_clip, tiny_vocabulary, vfm=str(tmp_path), **options)
+    with pytest.raises(ob.OvssError, match=r"90 x 131.*ob\.image_key"):
+        ob.segment(segmentor, rgb_image(10, 90, 131))
+    with pytest.raises(ob.OvssError, match="whole images"):
+        ob.segment(build("proxyclip", tiny_clip, tiny_vocabulary, vfm=str(tmp_path), **options), image)
+
+
 def test_features_of_the_whole_image_are_seen_once(tiny_clip, tiny_vocabulary):
     shapes = []
 
