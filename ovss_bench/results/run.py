@@ -20,7 +20,7 @@ import torch
 
 from ..datasets.base import Sample, SegDataset
 from ..encoders.clip import DenseCLIP
-from ..encoders.sources import FeatureCache
+from ..encoders.sources import FeatureCache, NamedSource
 from ..errors import OvssError
 from ..evaluation.confusion import confusion, total
 from ..evaluation.metrics import areas, class_metrics, metrics
@@ -115,7 +115,8 @@ def evaluate(
         protocol=protocol,
         overrides=overrides,
     )
-    given = {kind: source for kind, source in segmentor.sources.items() if kind not in (recipe or {})}
+    given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
+    given = {kind: source for kind, source in given.items() if kind not in (recipe or {})}
     again = instantiate(type(segmentor), segmentor.clip, segmentor.vocabulary, composed, given)
     job = Job(composed.segmentor, again, protocol, overrides)
     (result,) = run_jobs([job], dataset, limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)

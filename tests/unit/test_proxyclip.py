@@ -75,6 +75,17 @@ def test_the_features_are_computed_once_for_all_segmentors(tiny_clip, tiny_vocab
     assert calls == [3]
 
 
+def test_evaluate_keeps_what_was_given_and_loads_what_is_named(voc, tiny_clip):
+    dataset = ob.load_dataset("voc20", voc)
+    options = {"short_side": 64, "window": 64, "stride": 64, "pad_multiple": None, "templates": "none"}
+    segmentor = build(tiny_clip, dataset.vocabulary("clearclip", "none"), **options)
+    result = ob.evaluate(segmentor, dataset, limit=1)
+    assert result.data["sources"]["vfm"]["name"] == "given: stand_ins.vfm"
+    again = ob.evaluate(segmentor, dataset, limit=1, recipe={"vfm": "demo"})
+    assert again.data["sources"]["vfm"]["name"] == "demo"
+    assert len(again.data["sources"]["vfm"]["digest"]) == 64
+
+
 def test_missing_features_are_asked_for(tiny_clip, tiny_vocabulary):
     with pytest.raises(ob.OvssError, match="proxyclip needs vfm"):
         build(tiny_clip, tiny_vocabulary, vfm=None)
