@@ -5,7 +5,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -169,12 +169,14 @@ class Segmentor:
         mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in STATISTICS[self.recipe.normalize])
         return [(window * std + mean).round().clamp(0, 255).byte().permute(1, 2, 0).numpy(force=True) for window in pixels]
 
-    def cut(self, batch: WindowBatch, maps: Sequence[Tensor], padding: int | None = None) -> list[Tensor]:
-        """The windows (..., h, w) of maps (..., H, W), one for each scene at the size of its resized image. Where a window is
-        padded they hold `padding`; None: the nearest value inside."""
-        windows = []
+    def cut(self, batch: WindowBatch, map_of: Callable[[Scene], Tensor], padding: int | None = None) -> Iterator[Tensor]:
+        """The windows (..., h, w) of maps (..., H, W) at the size of the resized images, one after another, as maps of features
+        are large. Where a window is padded they hold `padding`; None: the nearest value inside."""
+        latest, whole = None, None
         for image, origin in zip(batch.images.tolist(), batch.origins.tolist(), strict=True):
-            window, outside = maps[image], []
+            if image != latest:
+                latest, whole = image, map_of(batch.scenes[image])
+            window, outside = whole, []
             for axis, first, side in zip((-2, -1), origin, batch.pixels.shape[2:], strict=True):
                 length = window.shape[axis]
                 shown = length if self.recipe.window == "whole" else min(self.recipe.window, length)
@@ -183,10 +185,7 @@ class Segmentor:
                 inside = index.clamp(start, min(start + shown, length) - 1)
                 outside.append((index != inside).to(window.device))
                 window = window.index_select(axis, inside.to(window.device))
-            if padding is not None:
-                window = window.masked_fill(outside[0][:, None] | outside[1], padding)
-            windows.append(window)
-        return windows
+            yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
 
     # Hooks, in the order in which they run. The engine asks for full-size cosines only where a method overrides one that
     # needs them.

@@ -60,10 +60,10 @@ class CorrCLIP(Segmentor):
         main = value_map(block, trunk.tokens, grid)
         spatial = value_map(block, torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0), grid)
         regions, mixed = [], []
-        for window, own in zip(features, self.window_regions(batch), strict=True):
-            own, attention = self.correlation(window.flatten(1).T, nearest(own, grid))
-            regions.append(own)
-            mixed.append(attention.to(main.dtype) @ torch.stack([main[len(mixed)], spatial[len(mixed)]]))
+        for window, own, *values in zip(features, self.window_regions(batch), main, spatial, strict=True):
+            merged, attention = self.correlation(window.flatten(1).T, nearest(own, grid))
+            regions.append(merged)
+            mixed.append(attention.to(main.dtype) @ torch.stack(values))
         main, spatial = (self.clip.project(block.project(part[:, None])) for part in torch.stack(mixed, 1))
         embeddings = main + self.alpha * spatial
         if self.beta:
@@ -106,7 +106,7 @@ class CorrCLIP(Segmentor):
         """The regions (H, W) of every window in pixels, PADDING where it is padded."""
         if batch.scenes is None:
             return [self.tensor(self.regions(image)).long() for image in self.as_images(batch.pixels)]
-        return self.cut(batch, [self.region_map(scene, scene.resized.shape[:2]) for scene in batch.scenes], PADDING)
+        return list(self.cut(batch, lambda scene: self.region_map(scene, scene.resized.shape[:2]), PADDING))
 
     def region_map(self, scene: Scene, size: tuple[int, int]) -> Tensor:
         if size not in scene.context:

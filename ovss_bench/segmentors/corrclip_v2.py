@@ -31,11 +31,8 @@ class CorrCLIPv2(CorrCLIP):
     def features(self, batch: WindowBatch) -> Tensor:
         """Cut out of the image's features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
         grid = [2 * side for side in self.trunk(batch).grid]
-        if batch.scenes is None:
-            maps = batch.once(self.vfm)
-        else:
-            maps = torch.stack(self.cut(batch, [self.image_features(scene) for scene in batch.scenes]))
-        return F.interpolate(maps, grid, mode="bilinear")
+        windows = batch.once(self.vfm) if batch.scenes is None else self.cut(batch, self.image_features)
+        return torch.cat([F.interpolate(window[None], grid, mode="bilinear") for window in windows])
 
     def image_features(self, scene: Scene) -> Tensor:
         """Unit features (C, H, W) of the whole image, seen at its original size and resized like the image."""
