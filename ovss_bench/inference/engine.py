@@ -74,7 +74,7 @@ def predict(
     non-finite scores.
     """
     recipe, clip = segmentors[0].recipe, segmentors[0].clip
-    in_windows = [number for number, segmentor in enumerate(segmentors) if not segmentor.image_level]
+    in_windows = [number for number, segmentor in enumerate(segmentors) if not _overrides(segmentor, "image_scores")]
     waiting: deque[_Image | tuple[Any, OvssError]] = deque()
     queue: list[tuple[_Image, int, Tensor]] = []
     geometry = partial(
@@ -230,7 +230,7 @@ def _predict(segmentor: Segmentor, image: _Image, number: int, keep_scores: bool
     """What a segmentor, the `number`-th, makes of an image of which all windows are there."""
     scene = image.scenes[number]
     shape = scene.original.shape[:2]
-    if segmentor.image_level:
+    if _overrides(segmentor, "image_scores"):
         scores = segmentor.image_scores(scene)
         if not torch.isfinite(scores).all():
             raise OvssError(

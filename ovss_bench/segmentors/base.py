@@ -130,11 +130,6 @@ class Segmentor:
         return type(self)(self.clip, self.vocabulary, recipe, self.sources)
 
     @property
-    def image_level(self) -> bool:
-        """Whether the method takes whole images (`image_scores`) instead of windows (`patch_logits`)."""
-        return type(self).image_scores is not Segmentor.image_scores
-
-    @property
     def text(self) -> Tensor:
         """Unit text features (Q, E) float32."""
         if not hasattr(self, "_text"):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import ovss_bench as ob
 
-from .common import load_clip, principal_queries
+from .common import load_clip, principal_queries, segment
 from .reference import Reference
 
 METHODS = ("resclip",)
@@ -68,8 +68,7 @@ def query_features(reference: Reference, array: str) -> Tensor:
 
 
 def prediction(reference: Reference, array: str) -> ob.Prediction:
-    given = {name: reference.case[name] for name in ("short_side", "threshold")}
-    return ob.segment(segmentor(reference, array), reference.image, **given)
+    return segment(reference, segmentor(reference, array))
 
 
 CHECKS = [

@@ -8,7 +8,7 @@ import ovss_bench as ob
 from ovss_bench.segmentors.attention import cosine_matrix
 from ovss_bench.segmentors.scclip import mend
 
-from .common import load_clip, principal_queries
+from .common import load_clip, principal_queries, segment
 from .reference import Reference
 
 METHODS = ("scclip",)
@@ -61,8 +61,7 @@ def query_features(reference: Reference, array: str) -> Tensor:
 
 
 def prediction(reference: Reference, array: str) -> ob.Prediction:
-    given = {name: reference.case[name] for name in ("short_side", "threshold")}
-    return ob.segment(segmentor(reference, array), reference.image, **given)
+    return segment(reference, segmentor(reference, array))
 
 
 CHECKS = [

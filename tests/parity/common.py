@@ -56,9 +56,14 @@ def patch_logits(reference: Reference, array: str) -> Tensor:
     return build(reference, array).patch_logits(ob.WindowBatch(reference.pixels(shape)))[0]
 
 
+def segment(reference: Reference, segmentor: ob.Segmentor, **given) -> ob.Prediction:
+    """The image of the case through the whole pipeline, at the case's size and threshold."""
+    given |= {name: reference.case[name] for name in ("short_side", "threshold")}
+    return ob.segment(segmentor, reference.image, **given)
+
+
 def prediction(reference: Reference, array: str) -> ob.Prediction:
-    given = {name: reference.case[name] for name in ("short_side", "threshold")}
-    return ob.segment(build(reference, array), reference.image, **given, **settings(reference, array, per_call=True))
+    return segment(reference, build(reference, array), **settings(reference, array, per_call=True))
 
 
 def label_map(reference: Reference, array: str) -> Tensor:
