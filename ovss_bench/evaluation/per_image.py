@@ -1,0 +1,46 @@
+"""Means of the IoU of single images, from their confusion records (metrics.md 3.5): no official code uses them, but they tell
+whether a difference is that of a few images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from .metrics import divide
+
+
+def image_areas(records: np.ndarray, classes: int) -> np.ndarray:
+    """(3, C) int64: correct, predicted and true pixels per class of one image; ignored pixels left out."""
+    counted = records[records["truth"] < classes]
+    right = counted[counted["truth"] == counted["prediction"]]
+    result = np.zeros((3, classes + 1), np.int64)
+    np.add.at(result[0], right["truth"], right["pixels"].astype(np.int64))
+    np.add.at(result[1], counted["prediction"], counted["pixels"].astype(np.int64))
+    np.add.at(result[2], counted["truth"], counted["pixels"].astype(np.int64))
+    return result[:, :classes]
+
+
+def per_image(images: Iterable[np.ndarray], classes: int) -> dict[str, float]:
+    """From the confusion records of all images:
+
+    - `mIoU_per_image`: the mean over images of the mean IoU of the classes in the image's truth;
+    - `mIoU_per_image_predicted`: likewise, but classes that are only predicted enter as 0;
+    - `mIoU_per_class_per_image`: the mean over classes of the mean IoU over the images that contain the class.
+
+    Images without a counted pixel are left out; NaN if no image is left.
+    """
+    parts = [image_areas(records, classes) for records in images]
+    correct, predicted, true = np.stack(parts, 1) if parts else np.zeros((3, 0, classes), np.int64)
+    iou = divide(correct, predicted + true - correct)  # (images, C)
+    contained = np.where(true > 0, iou, np.nan)
+    return {
+        "mIoU_per_image": float(_means(_means(contained, 1), 0)),
+        "mIoU_per_image_predicted": float(_means(_means(iou, 1), 0)),
+        "mIoU_per_class_per_image": float(_means(_means(contained, 0), 0)),
+    }
+
+
+def _means(values: np.ndarray, axis: int) -> np.ndarray:
+    """Means along an axis of what is not NaN."""
+    return divide(np.nansum(values, axis), (~np.isnan(values)).sum(axis))
