@@ -54,6 +54,7 @@ class Recipe:
     pamr_steps: int
     pamr_dilations: tuple[int, ...]
     scored_at: str
+    min_foreground: int
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -75,7 +76,7 @@ class Recipe:
             elif name == "pamr_dilations":
                 if not isinstance(value, tuple) or not value or not all(map(_positive, value)):
                     raise self._wrong(name, value, "a list of positive numbers of pixels")
-            elif hints[name] is int and name != "pamr_steps":
+            elif hints[name] is int and name not in ("pamr_steps", "min_foreground"):
                 if not _positive(value):
                     raise self._wrong(name, value, "a positive whole number")
             elif hints[name] in (int, float):

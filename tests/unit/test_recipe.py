@@ -1,6 +1,7 @@
 """Recipes: the order of the merge, origins, checks, protocols, and the sources in configs/segmentor."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import ovss_bench as ob
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, config_names, load_config
 from ovss_bench.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
+
+from .test_names import outline
 
 SEGMENTORS = config_names("segmentor")
 CLIPS = [None, *config_names("clip")]
@@ -52,6 +55,83 @@ def test_published_settings_are_reached():
     clearclip = compose_recipe("clearclip", clip="vit_b16", dataset="voc20")
     assert (clearclip.short_side, clearclip.window, clearclip.stride, clearclip.pad) == (448, 448, 224, "center")
     assert (clearclip.logit_scale, clearclip.threshold, clearclip.names) == (50, 0, "clearclip")
+
+
+EIGHT = ("voc21", "voc20", "context60", "context59", "coco_object", "coco_stuff", "ade20k", "cityscapes")
+SMALL, WHOLE_VOC = 8 * (336,), 2 * ("whole",)
+GEOMETRY = {  # short sides and windows on the eight benchmarks, then the stride
+    "sclip": ((*SMALL[:5], 448, 336, 560), 8 * (224,), 112),
+    "clip": ((*SMALL[:7], 560), 8 * (224,), 112),
+    "naclip": ((*SMALL[:7], 560), (*WHOLE_VOC, *6 * (224,)), 112),
+    "resclip": ((*SMALL[:7], 560), (*WHOLE_VOC, *6 * (224,)), 112),
+    "scclip": ((*SMALL[:7], 560), 8 * (224,), 112),
+    "clearclip": (8 * (448,), (*7 * (448,), 224), 224),
+    "gem": (8 * (448,), (*7 * (448,), 224), 224),
+    "maskclip": (8 * (448,), (*7 * (448,), 224), 224),
+    "proxyclip": ((*SMALL[:6], 448, 448), (*7 * (336,), 224), 112),
+    "corrclip": ((*SMALL[:6], 448, 448), (*7 * (336,), 224), 112),
+    "corrclip_v2": ((*SMALL[:6], 448, 784), (*7 * (336,), 224), 112),
+    "cliper": ((*SMALL[:7], 560), 8 * ("whole",), 112),
+}
+THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
+    "sclip": (0.1, 0.1, 0.1),
+    "clip": (0.2, 0.05, 0.1),
+    "naclip": (0.1, 0.1, 0.1),
+    "resclip": (0.1, 0.1, 0.1),
+    "scclip": (0.15, 0.15, 0.35),
+    "clearclip": (0.5, 0.15, 0.4),
+    "gem": (0.5, 0.15, 0.4),
+    "maskclip": (0.5, 0.15, 0.4),
+    "proxyclip": (0.2, 0.15, 0.25),
+    "corrclip": (0.2, 0.15, 0.25),
+    "corrclip_v2": (0.2, 0.15, 0.25),
+    "cliper": (0, 0, 0),  # bkg_thre and score_threshold
+}
+
+
+@pytest.mark.parametrize("segmentor", GEOMETRY)
+def test_published_sizes_windows_and_thresholds_of_the_eight_benchmarks(segmentor):
+    recipes = [compose_recipe(segmentor, clip="vit_b16", dataset=name) for name in EIGHT]
+    sides, windows, stride = GEOMETRY[segmentor]
+    assert tuple(recipe.short_side for recipe in recipes) == sides
+    assert tuple(recipe.window for recipe in recipes) == windows
+    assert {recipe.stride for recipe in recipes} == {stride}
+    thresholds = dict(zip(("voc21", "context60", "coco_object"), THRESHOLDS[segmentor], strict=True))
+    assert {name: recipe.threshold for name, recipe in zip(EIGHT, recipes, strict=True) if recipe.threshold} == {
+        name: value for name, value in thresholds.items() if value
+    }
+
+
+@pytest.mark.parametrize(
+    ("segmentor", "dataset", "short_side", "window"),
+    [
+        ("sclip", "coco_stuff10k", 336, 224),
+        ("proxyclip", "ade847", 448, 336),
+        ("proxyclip", "context459", 448, 336),
+        ("corrclip_v2", "ade847", 448, 336),
+        ("corrclip_v2", "context459", 336, 336),
+    ],
+)
+def test_published_sizes_elsewhere(segmentor, dataset, short_side, window):
+    recipe = compose_recipe(segmentor, clip="vit_b16", dataset=dataset)
+    assert (recipe.short_side, recipe.window, recipe.stride, recipe.threshold) == (short_side, window, 112, 0)
+
+
+@pytest.mark.parametrize("clip", ["vit_b16", "vit_l14"])
+def test_cliper_has_the_same_values_for_both_forms_of_coco_object(clip):
+    one, other = (compose_recipe("cliper", clip=clip, dataset=name) for name in ("coco_object", "coco_object_2014"))
+    assert one == other
+    assert one.hyperparameters["bkg_thre"] == one.hyperparameters["score_threshold"] == {"vit_b16": 0.3, "vit_l14": 0.5}[clip]
+    assert (one.names, one.templates, one.logit_scale) == ("cliper", "imagenet80", 50)
+
+
+def test_scales_that_differ_by_data_set():
+    scales = {"sclip": (65, 50, 50, 40), "scclip": (50, 40, 55, 40), "naclip": 4 * (40,), "clearclip": 4 * (50,)}
+    for segmentor, expected in scales.items():
+        found = [
+            compose_recipe(segmentor, dataset=name).logit_scale for name in ("voc21", "context60", "coco_object", "ade20k")
+        ]
+        assert tuple(found) == expected, segmentor
 
 
 @pytest.mark.parametrize(
@@ -163,23 +243,28 @@ def test_a_threshold_given_to_segment_needs_a_background(tiny_clip, tiny_vocabul
 
 @pytest.mark.parametrize("protocol", config_names("protocol"))
 @pytest.mark.parametrize("segmentor", SEGMENTORS)
-def test_every_recipe_composes(segmentor, protocol, voc, tiny_clip):
-    for clip, name in itertools.product(CLIPS, DATASETS):
+def test_every_recipe_composes(segmentor, protocol, tiny_clip):
+    for name, clip in itertools.product(DATASETS, CLIPS):
         recipe = compose_recipe(segmentor, clip=clip, dataset=name, protocol=protocol)
         assert set(recipe.origins) == set(recipe.values())
         assert all(recipe.origins.values())
-        dataset = ob.load_dataset(name, voc)
-        vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
-        assert segmentor_config(segmentor)[1](tiny_clip, vocabulary, recipe).vocabulary.classes == dataset.classes
+        vocabulary = vocabulary_of(name, recipe.names, recipe.templates)
+        assert segmentor_config(segmentor)[1](tiny_clip, vocabulary, recipe).vocabulary.classes == outline(name).classes
 
 
-@pytest.mark.parametrize(("clip", "dataset"), itertools.product(CLIPS, DATASETS))
-def test_unified_gives_every_segmentor_the_same_recipe(clip, dataset):
-    recipes = [compose_recipe(name, clip=clip, dataset=dataset, protocol="unified") for name in SEGMENTORS]
-    assert len({recipe.trunk_key for recipe in recipes}) == 1
-    for value in set(RECIPE_VALUES) - {"pamr_dilations"}:
-        assert len({recipe.values()[value] for recipe in recipes}) == 1, value
-    assert recipes[0].pamr_steps == 0
+@cache
+def vocabulary_of(dataset, names, templates):
+    return outline(dataset).vocabulary(names, templates)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_unified_gives_every_segmentor_the_same_recipe(dataset):
+    for clip in CLIPS:
+        recipes = [compose_recipe(name, clip=clip, dataset=dataset, protocol="unified") for name in SEGMENTORS]
+        assert len({recipe.trunk_key for recipe in recipes}) == 1
+        for value in set(RECIPE_VALUES) - {"pamr_dilations"}:
+            assert len({recipe.values()[value] for recipe in recipes}) == 1, (clip, value)
+        assert recipes[0].pamr_steps == 0
 
 
 @pytest.mark.parametrize(
@@ -196,7 +281,7 @@ def test_the_trunk_key_follows_what_the_trunk_sees(value):
     changed |= {"normalize": "imagenet", "position": "size", "activation": "gelu", "layer_norm_eps": 1e-6, "precision": "bf16"}
     changed |= {"pad_multiple": 56, "scored_at": "resized"}
     after = {"names": "x", "templates": "photo", "logit_scale": 3, "threshold": 0.3, "area_threshold": 0.1, "pamr_steps": 2}
-    after |= {"pamr_dilations": [3]}
+    after |= {"pamr_dilations": [3], "min_foreground": 10}
     base = compose_recipe("clip")
     other = compose_recipe("clip", overrides={value: (changed | after)[value]})
     assert (base.trunk_key != other.trunk_key) == (value in changed)
