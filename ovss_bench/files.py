@@ -16,8 +16,9 @@ from .errors import OvssError, unknown
 
 PACKAGE = Path(__file__).resolve().parent
 WEIGHTS = PACKAGE / "weights"
-# A wheel carries the configurations inside the package; a checkout has them beside it.
+# A wheel carries the configurations and the published figures inside the package; a checkout has them beside it.
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
+PUBLISHED = next(path for path in (PACKAGE / "published", PACKAGE.parent / "results" / "published") if path.is_dir())
 
 
 @cache

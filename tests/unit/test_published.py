@@ -1,0 +1,307 @@
+"""Published figures: what the files must hold, which run of ours each belongs to, and what a result says of them."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from ovss_bench.errors import OvssError
+from ovss_bench.evaluation.metrics import RULES
+from ovss_bench.files import PUBLISHED
+from ovss_bench.recipe import compose_recipe
+from ovss_bench.results.published import (
+    COLUMNS,
+    compare_published,
+    figures_of,
+    load_figures,
+    parse_overrides,
+    published_figures,
+)
+
+GOOD = {
+    "method": "naclip",
+    "variant": "default",
+    "backbone": "ViT-B-16",
+    "pretrained": "openai",
+    "extra_model": "",
+    "dataset": "voc21",
+    "miou": "58.9",
+    "postprocess": "none",
+    "source": "README",
+    "table": "Table 1",
+    "second_hand": "no",
+    "metric": "mIoU",
+    "segmentor": "naclip",
+    "clip": "vit_b16",
+    "overrides": "pamr_steps=0",
+}
+
+
+def result(segmentor, clip="vit_b16", dataset="voc21", overridden=None, **others):
+    """A result as results/run.py makes it, with what matters here."""
+    return {
+        "segmentor": segmentor,
+        "clip": clip,
+        "dataset": dataset,
+        "protocol": "paper",
+        "overridden": overridden or {},
+        "partial": False,
+        "images": {"expected": 1449, "evaluated": 1449},
+        "sources": {"regions": {"name": "x", "stand_in": False}},
+        "metrics": {"mIoU": 60.128, "mIoU_cliper": 61.5, "mIoU_cliptrase": 50.0},
+        **others,
+    }
+
+
+def write(folder, *rows, columns=COLUMNS):
+    with (folder / "naclip.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([row.values() for row in rows])
+    return folder
+
+
+# The files
+
+
+def test_all_files_are_in_order():
+    figures = published_figures()
+    assert len(figures) == sum(len(path.read_text().splitlines()) - 1 for path in PUBLISHED.glob("*.csv"))
+    assert len(figures) > 800
+    assert figures["miou"].between(0, 100).all()
+    assert not (figures[["method", "dataset", "source", "table", "metric"]] == "").any().any()
+    assert set(figures["metric"]) <= set(RULES)
+
+
+COMPARABLE = {"clip", "maskclip", "maskclip_original", "sclip", "clearclip", "naclip", "gem", "cliptrase", "cliptrase_336"}
+
+
+@pytest.mark.parametrize("segmentor", [*sorted(COMPARABLE), "resclip", "proxyclip", "corrclip", "cliper", "clip_diy"])
+def test_these_can_be_held_against_something(segmentor):
+    assert (published_figures()["segmentor"] == segmentor).any()
+
+
+def test_figures_of_unstated_settings_belong_to_no_run():
+    figures = published_figures()
+    assert not figures[figures["segmentor"] != ""]["variant"].str.contains("listing").any()
+    assert set(figures[figures["clip"] == ""]["segmentor"]) == {""}
+    assert set(figures[figures["backbone"].isin(["RN50", "RN50x16", ""])]["segmentor"]) == {""}
+    assert not (figures["pretrained"].str.startswith("blip") & (figures["segmentor"] != "")).any()
+
+
+def test_only_what_its_own_authors_state_is_first_hand():
+    figures = published_figures()
+    for other in ("ResCLIP README", "Trident README", "PEARL README", "OV-Stitcher README", "listing"):
+        rows = figures[figures["source"].str.contains(other)]
+        assert len(rows)
+        assert rows["second_hand"].all(), other
+    own = figures[(figures["method"] != "clearclip") & figures["source"].str.startswith("ClearCLIP README")]
+    assert own["second_hand"].all()
+
+
+def test_what_clearclip_ran_again_has_its_pipeline():
+    figures = published_figures()
+    rows = figures[figures["source"].str.startswith("ClearCLIP README") & (figures["segmentor"] != "")]
+    assert {"clip", "maskclip", "sclip", "gem", "clearclip"} == set(rows["segmentor"])
+    for row in rows.itertuples():
+        recipe = compose_recipe(row.segmentor, clip=row.clip, dataset=row.dataset, overrides=row.overrides)
+        theirs = compose_recipe("clearclip", clip=row.clip, dataset=row.dataset)
+        if row.segmentor == "gem":  # its own resampling of the position embedding
+            theirs = theirs.override(position=recipe.position)
+        assert recipe.trunk_key == theirs.trunk_key, row
+        assert (recipe.names, recipe.logit_scale, recipe.templates) == (theirs.names, theirs.logit_scale, theirs.templates), row
+        dropped = "without" in row.variant or row.segmentor == "clearclip"
+        assert recipe.hyperparameters["residual"] != dropped, row
+
+
+def test_clipers_thresholds_follow_its_table():
+    """Windows of 336 on VOC and of 224 elsewhere; two thresholds of ViT-L/14 are others then."""
+    figures = published_figures()
+    rows = figures[(figures["segmentor"] == "cliper") & figures["variant"].str.contains("sliding")]
+    assert set(rows["metric"]) == {"mIoU_cliper"}
+    assert "coco_object" not in set(rows["dataset"])
+    windows = {"voc21": 336, "voc20": 336}
+    for row in rows.itertuples():
+        recipe = compose_recipe("cliper", clip=row.clip, dataset=row.dataset, overrides=row.overrides)
+        whole = "no sliding" in row.variant
+        assert recipe.window == ("whole" if whole else windows.get(row.dataset, 224)), row
+        assert (recipe.hyperparameters["diffusion"] is None) == ("only" in row.variant), row
+        if not whole and row.clip == "vit_l14" and row.dataset in ("context60", "coco_object_2014"):
+            threshold = {"context60": 0.2, "coco_object_2014": 0.4}[row.dataset]
+            assert recipe.hyperparameters["bkg_thre"] == recipe.hyperparameters["score_threshold"] == threshold
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"miou": "101"}, "miou is '101'"),
+        ({"miou": "-1"}, "0 to 100"),
+        ({"miou": "0.5x"}, "miou is '0.5x'"),
+        ({"miou": ""}, "miou is ''"),
+        ({"miou": "nan"}, "miou is 'nan'"),
+        ({"dataset": "voc2l"}, r"unknown dataset 'voc2l'.*voc21"),
+        ({"metric": "mIoU_clipper"}, r"unknown metric 'mIoU_clipper'.*mIoU_cliper"),
+        ({"second_hand": "maybe"}, "unknown second_hand 'maybe'"),
+        ({"segmentor": "naclipp"}, r"unknown segmentor 'naclipp'.*naclip"),
+        ({"clip": "vit_b61"}, r"unknown clip 'vit_b61'.*vit_b16"),
+        ({"clip": "vit_l14"}, "clip vit_l14 is not ViT-B-16 with the weights openai"),
+        ({"clip": "vit_b16", "pretrained": "laion2b_s34b_b88k"}, "clip vit_b16 is not ViT-B-16 with the weights laion2b"),
+        ({"clip": ""}, "segmentor naclip needs a clip"),
+        ({"dataset": "coco_stuff27"}, "segmentor naclip needs a clip, and a data set that can be evaluated"),
+        ({"segmentor": ""}, "overrides need a segmentor"),
+        ({"overrides": "pamr_step=0"}, r"'pamr_step'.*pamr_steps"),
+        ({"overrides": "pamr_steps=few"}, "pamr_steps='few'"),
+        ({"overrides": "pamr_steps"}, "expected name=value"),
+        ({"overrides": "pamr_steps=0;"}, "expected name=value"),
+        ({"overrides": "pamr_dilations=[8"}, "YAML"),
+        ({"source": ""}, "source is empty"),
+        ({"table": " "}, "table is empty"),
+        ({"method": ""}, "method is empty"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_with_file_and_line(change, message, tmp_path):
+    other = GOOD | {"dataset": "voc20"}
+    with pytest.raises(OvssError, match=rf"naclip\.csv, line 3: .*{message}"):
+        load_figures(write(tmp_path, other, GOOD | change))
+
+
+def test_unknown_missing_and_reordered_columns_are_refused(tmp_path):
+    for columns in ((*COLUMNS[:-1], "override"), COLUMNS[:-1], COLUMNS[::-1]):
+        with pytest.raises(OvssError, match=r"naclip\.csv, line 1: expected the columns method, .*overrides; differing"):
+            load_figures(write(tmp_path, columns=columns))
+
+
+def test_rows_of_another_length_are_refused(tmp_path):
+    with pytest.raises(OvssError, match=r"naclip\.csv, line 2: expected 15 values"):
+        load_figures(write(tmp_path, GOOD | {"more": "x"}))
+    with pytest.raises(OvssError, match=r"naclip\.csv, line 2: expected 15 values"):
+        load_figures(write(tmp_path, {name: value for name, value in GOOD.items() if name != "overrides"}))
+
+
+def test_the_same_cell_of_the_same_source_twice_is_refused(tmp_path):
+    with pytest.raises(OvssError, match=r"line 3: the same figure as in .*line 2"):
+        load_figures(write(tmp_path, GOOD, GOOD | {"miou": "59.0"}))
+    assert len(load_figures(write(tmp_path, GOOD, GOOD | {"source": "another paper", "miou": "59.0"}))) == 2
+
+
+def test_overrides_are_yaml():
+    text = "pamr_steps=0;diffusion=null;window=whole;residual=false;pamr_dilations=[8, 16];bkg_thre=0.2"
+    values = {
+        "pamr_steps": 0,
+        "diffusion": None,
+        "window": "whole",
+        "residual": False,
+        "pamr_dilations": [8, 16],
+        "bkg_thre": 0.2,
+    }
+    assert parse_overrides(text) == values
+    assert parse_overrides("") == {}
+
+
+# Which figures a result is held against
+
+
+def values(compared):
+    return [figure["miou"] for figure in compared["figures"]]
+
+
+def test_a_recipe_as_it_is_has_the_figures_without_overrides():
+    compared = compare_published(result("naclip"))
+    assert compared["why_not"] is None
+    (figure,) = compared["figures"]
+    assert (figure["miou"], figure["difference"], figure["metric"]) == (64.07, -3.94, "mIoU")
+    assert (figure["method"], figure["variant"], figure["source"]) == ("naclip", "naclip + PAMR (default)", "NACLIP README")
+    assert figure["table"] == "README results table"
+    assert figure["second_hand"] is False
+
+
+@pytest.mark.parametrize(
+    ("overridden", "expected"),
+    [
+        ({"pamr_steps": 0}, [58.9, 58.9]),
+        ({"pamr_steps": 0, "threshold": 0.1}, [58.9, 58.9]),
+        ({"pamr_steps": 10}, [64.07]),
+        ({"sigma": 5, "pamr_dilations": [8, 16]}, [64.07]),
+        ({"precision": "fp16"}, [64.07]),
+        ({"pamr_steps": 1}, []),
+        ({"threshold": 0.2}, []),
+    ],
+    ids=str,
+)
+def test_overrides_count_by_what_they_change(overridden, expected):
+    assert values(compare_published(result("naclip", overridden=overridden))) == expected
+
+
+def test_papers_that_disagree_are_all_shown_the_authors_first():
+    compared = compare_published(result("sclip"))
+    assert values(compared) == [59.63, 59.1, 59.1]
+    assert [figure["second_hand"] for figure in compared["figures"]] == [False, True, True]
+    assert [figure["difference"] for figure in compared["figures"]] == [0.5, 1.03, 1.03]
+
+
+def test_a_figure_is_compared_by_the_metric_it_was_computed_with():
+    (figure,) = compare_published(result("cliper"))["figures"]
+    assert (figure["metric"], figure["miou"], figure["difference"]) == ("mIoU_cliper", 66.4, -4.9)
+    (figure,) = compare_published(result("cliptrase"))["figures"]
+    assert (figure["metric"], figure["miou"], figure["difference"]) == ("mIoU_cliptrase", 50.88, -0.88)
+    (figure,) = compare_published(result("cliper", metrics={"mIoU": 60.0}))["figures"]
+    assert figure["difference"] is None
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (
+            result("naclip", "vit_b32"),
+            r"^no figure is published for naclip with vit_b32 on voc21; on voc21 .* vit_b16, vit_l14$",
+        ),
+        (
+            result("naclip", "vit_b16", "loveda"),
+            r"^no figure .* with vit_b16 on loveda; with vit_b16 there are .* on voc21, .*$",
+        ),
+        (result("naclip", "vit_b32", "loveda"), r"with vit_b16, vit_l14 on voc21, context60"),
+        (result("naclip", "vit_l14"), r"^figures for naclip with vit_l14 on voc21 are published with pamr_steps=0 only$"),
+        (result("scclip", dataset="ade20k"), r"not stated there is 21\.7 \(best backbone"),
+        (result("corrclip_v2", "vit_b16_metaclip"), r"75\.8 \(no_bank\), 82\.2 \(bank_coco\)"),
+        (result("maskclip", dataset="voc21"), r"of maskclip in settings .* 38\.8 .* 43\.4"),
+        (result("mine"), r"^no figure is published for mine with vit_b16 on voc21$"),
+        (result("naclip", "demo"), r"^the demo CLIP is this project's own$"),
+        (result("naclip", dataset="demo"), r"^the drawn scenes of demo are this project's own$"),
+        (result("naclip", protocol="unified"), r"^protocol unified: published figures are the methods' own settings$"),
+        (
+            result("naclip", overridden={"threshold": 0.2}),
+            r"^overridden: threshold=0\.2; figures .* with the recipe as it is or pamr_steps=0$",
+        ),
+        (
+            result("cliper", overridden={"diffusion": None, "window": 112}),
+            r"^overridden: diffusion=null window=112; .*diffusion=null window=336",
+        ),
+        (result("corrclip", "vit_b16_metaclip", sources={"regions": {"stand_in": True}}), r"^stand-in regions$"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_result_without_a_figure_says_why(of, message):
+    compared = compare_published(of)
+    assert compared["figures"] == []
+    with pytest.raises(OvssError, match=message):
+        raise OvssError(compared["why_not"])
+
+
+def test_a_partial_result_states_no_difference():
+    compared = compare_published(result("naclip", partial=True, images={"expected": 1449, "evaluated": 20}))
+    assert compared["why_not"] == "partial: 20 of 1449 images"
+    assert [(figure["miou"], figure["difference"]) for figure in compared["figures"]] == [(64.07, None)]
+
+
+def test_a_comparison_fits_into_a_result_file():
+    compared = compare_published(result("sclip"))
+    assert json.loads(json.dumps(compared)) == compared
+
+
+def test_every_figure_of_a_run_of_ours_is_found():
+    figures = published_figures()
+    rows = figures[figures["segmentor"] != ""].sample(60, random_state=0)
+    for row in rows.itertuples():
+        found = figures_of(row.segmentor, row.clip, row.dataset, row.overrides)
+        assert any(math.isclose(figure["miou"], row.miou) and figure["source"] == row.source for figure in found), row
