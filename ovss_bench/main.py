@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +15,84 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from .datasets.base import SegDataset, load_dataset
+from .datasets.base import MissingData, SegDataset, dataset_config, load_dataset
+from .datasets.suites import Suite, expand
 from .encoders.clip import DenseCLIP, clip_label, load_clip
 from .encoders.sources import SOURCES
 from .errors import OvssError, unknown
 from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from .registry import load_plugin
-from .results.run import EvalResult, Job, Runtime, make_job, run_jobs
+from .results.averages import terminal_averages, write_averages
+from .results.paper import PaperTable, load_table
+from .results.paper_view import terminal_paper, write_paper
+from .results.run import Job, Runtime, make_job, run_jobs
 from .results.tables import differences, terminal, write_tables
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A row to come: what is to be evaluated with what."""
+
+    segmentor: str
+    clip: str  # NAME[:TAG]
+    dataset: str
+    overrides: dict[str, Any]
+
+
 def main(config: DictConfig) -> int:
-    """Evaluates every segmentor on every data set of the configuration; returns the exit status (0, or 1 for a failed
-    `expect`)."""
+    """Evaluates what the configuration names; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data
+    sets could not be evaluated."""
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     for plugin in options["plugins"]:
         load_plugin(plugin)
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
-    names, datasets = _listed(options["segmentor"]), _listed(options["dataset"])
-    options["recipe"] |= {kind: options[kind] for kind in SOURCES if options[kind] is not None}
-    overrides = split_overrides(names, options["recipe"])
+    paper = load_table(options["table"]) if options["table"] else None
+    plans, suites = _plans(options, paper)
     runtime = options["runtime"]
     torch.set_num_threads(runtime["threads"] or os.cpu_count() or 1)
     if options["dry_run"]:
-        for dataset in datasets:
-            for name in names:
-                _print_recipe(console, name, dataset, options, overrides[name])
+        for plan in plans:
+            _print_recipe(console, plan, options)
         return 0
-    loaded = [load_dataset(name, options["data_root"]) for name in datasets]
-    clips: dict[str, DenseCLIP] = {}
-    results: list[EvalResult] = []
-    run = Runtime(runtime["batch"], runtime["workers"], runtime["skip_bad_images"], runtime["feature_cache"])
-    for dataset in loaded:
+    collected = bool(suites or paper)  # of these, what is here is evaluated, and the rest is told
+    datasets, absent = _load(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
+    for dataset in datasets.values():
         if dataset.expected_images not in (None, len(dataset.samples)):
             console.print(
                 f"note: {dataset.name} has {len(dataset.samples)} images here, "
                 f"{dataset.expected_images} are expected; the results are marked as partial"
             )
-        jobs = [_job(name, dataset, options, overrides[name], clips) for name in names]
-        results += run_jobs(
-            jobs,
-            dataset,
-            limit=options["limit"],
-            ids=options["ids"],
-            output=options["output"],
-            rerun=options["rerun"],
-            runtime=run,
-        )
+    clips: dict[tuple, DenseCLIP] = {}
+    jobs = [_job(plan, datasets[plan.dataset], options, clips) for plan in plans if plan.dataset in datasets]
+    failures: list[OvssError] | None = [] if len(datasets) > 1 else None
+    results = run_jobs(
+        jobs,
+        limit=options["limit"],
+        ids=options["ids"],
+        output=options["output"],
+        rerun=options["rerun"],
+        runtime=Runtime(**{name: value for name, value in runtime.items() if name not in ("device", "threads")}),
+        failures=failures,
+    )
+    status = _show(console, [result.data for result in results], suites, paper, options) if results else 0
+    for name in absent:
+        console.print(f"not here: {name}; python tools/datasets.py list {name}", markup=False)
+    for error in failures or ():
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if failures else status
+
+
+def _show(
+    console: Console, results: list[dict[str, Any]], suites: list[Suite], paper: PaperTable | None, options: dict[str, Any]
+) -> int:
+    """Prints and writes the tables; the exit status, by `expect`."""
     folder = Path(options["output"])
-    table = write_tables([result.data for result in results], folder)
+    table = write_tables(results, folder)
     console.print(terminal(table))
+    for suite in suites:
+        console.print(terminal_averages(suite, write_averages(suite, results, folder)))
+    if paper:
+        console.print(terminal_paper(paper, write_paper(paper, results, folder)))
     console.print(
         f"Results: {folder}/ (table.md, table.csv; one JSON and one npz per row). Again: "
         f"{shlex.join([Path(sys.executable).name, *sys.argv])}",
@@ -79,6 +108,41 @@ def main(config: DictConfig) -> int:
     return 0
 
 
+def _plans(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Plan], list[Suite]]:
+    """The grid of segmentors and data sets, or of a paper's table."""
+    own = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
+    if paper:
+        rows = [row for row in paper.rows if row.segmentor]
+        overrides = split_overrides([row.segmentor for row in rows], own)
+        return [
+            Plan(row.segmentor, row.clip, dataset, row.overrides(dataset) | overrides[row.segmentor])
+            for dataset in paper.datasets
+            for row in rows
+        ], []
+    names = _listed(options["segmentor"])
+    datasets, suites = expand(_listed(options["dataset"]))
+    overrides = split_overrides(names, own)
+    return [Plan(name, str(options["clip"]), dataset, overrides[name]) for dataset in datasets for name in names], suites
+
+
+def _load(names: Iterable[str], root: str | None, skip_missing: bool) -> tuple[dict[str, SegDataset], dict[str, MissingData]]:
+    """The data sets that are here, and why the others are not. Raises MissingData if that is all, or any if none may be
+    missing."""
+    datasets, absent = {}, {}
+    for name in names:
+        try:
+            datasets[name] = load_dataset(name, root)
+            _ = datasets[name].samples
+        except MissingData as error:
+            if not skip_missing:
+                raise
+            datasets.pop(name, None)
+            absent[name] = error
+    if not datasets:
+        raise next(iter(absent.values()))
+    return datasets, absent
+
+
 def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """For each segmentor the overrides that concern it: recipe values all, hyperparameters those that it has."""
     own = {name: segmentor_config(name)[1].hyperparameters() for name in names}
@@ -89,41 +153,36 @@ def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, d
     return {name: {key: value for key, value in recipe.items() if key in RECIPE_VALUES or key in own[name]} for name in names}
 
 
-def _job(
-    name: str, dataset: SegDataset, options: dict[str, Any], overrides: dict[str, Any], clips: dict[str, DenseCLIP]
-) -> Job:
-    clip_name, pretrained, label = _clip(options)
-    recipe = compose_recipe(name, clip=label, dataset=dataset.name, protocol=options["protocol"], overrides=overrides)
-    if recipe.precision not in clips:
+def _job(plan: Plan, dataset: SegDataset, options: dict[str, Any], clips: dict[tuple, DenseCLIP]) -> Job:
+    name, pretrained, label = _clip(plan.clip, options["weights"])
+    protocol = options["protocol"]
+    recipe = compose_recipe(plan.segmentor, clip=label, dataset=dataset.name, protocol=protocol, overrides=plan.overrides)
+    key = name, pretrained, recipe.precision
+    if key not in clips:
         device = options["runtime"]["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        clips[recipe.precision] = load_clip(clip_name, pretrained=pretrained, precision=recipe.precision, device=device)
-    return make_job(name, clips[recipe.precision], dataset, options["protocol"], overrides)
+        clips[key] = load_clip(name, pretrained=pretrained, precision=recipe.precision, device=device)
+    return make_job(plan.segmentor, clips[key], dataset, protocol, plan.overrides)
 
 
-def _clip(options: dict[str, Any]) -> tuple[str, str | None, str]:
+def _clip(clip: str, weights: str | None) -> tuple[str, str | None, str]:
     """Of `clip=NAME[:TAG]` and `weights=`: the name, the tag or file, and the name that recipes and results use."""
-    name, _, tag = str(options["clip"]).partition(":")
-    pretrained = options["weights"] or tag or None
+    name, _, tag = clip.partition(":")
+    pretrained = weights or tag or None
     return name, pretrained, clip_label(name, pretrained)
 
 
-def _print_recipe(console: Console, name: str, dataset: str, options: dict[str, Any], overrides: dict[str, Any]) -> None:
+def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None:
     """The composed recipe with the origin of each value, and what a run would read."""
-    *_, clip = _clip(options)
-    recipe = compose_recipe(name, clip=clip, dataset=dataset, protocol=options["protocol"], overrides=overrides)
-    view = Table(
-        "value",
-        "",
-        "origin",
-        title=f"{name} on {dataset} with {clip}, protocol {options['protocol']}",
-        title_justify="left",
-        box=None,
-    )
+    *_, clip = _clip(plan.clip, options["weights"])
+    dataset, protocol = dataset_config(plan.dataset)[0], options["protocol"]
+    recipe = compose_recipe(plan.segmentor, clip=clip, dataset=dataset, protocol=protocol, overrides=plan.overrides)
+    title = f"{plan.segmentor} on {dataset} with {clip}, protocol {protocol}"
+    view = Table("value", "", "origin", title=title, title_justify="left", box=None)
     for key, value in recipe.values().items():
         view.add_row(key, str(value), recipe.origins[key])
     console.print(view)
     try:
-        data = load_dataset(dataset, options["data_root"])
+        data = load_dataset(plan.dataset, options["data_root"])
         selected = len(data.select(options["limit"], options["ids"]))
         console.print(f"would read {selected} of {len(data.samples)} images from {data.root}", markup=False)
     except OvssError as error:

@@ -1,4 +1,4 @@
-"""A progress bar with images per second and time left; plain lines where there is no terminal."""
+"""A progress bar with images (or files) per second and time left; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS_PER_LINE = 10
 
 
 class Progress:
-    """`say` prints a line, `start` begins counting images."""
+    """`say` prints a line, `start` begins counting."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -22,13 +22,13 @@ class Progress:
     def say(self, line: str) -> None:
         self.console.print(line, markup=False)
 
-    def start(self, title: str, images: int) -> _Task:
-        return _Task(self, title, images)
+    def start(self, title: str, count: int, unit: str = "images") -> _Task:
+        return _Task(self, title, count, unit)
 
 
 class _Task:
-    def __init__(self, progress: Progress, title: str, images: int) -> None:
-        self.progress, self.title, self.images = progress, title, images
+    def __init__(self, progress: Progress, title: str, count: int, unit: str) -> None:
+        self.progress, self.title, self.count, self.unit = progress, title, count, unit
         self.done, self.began, self.told = 0, time.monotonic(), time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and not progress.quiet:
@@ -41,9 +41,9 @@ class _Task:
             )
             self.bar = Bar(*columns, console=progress.console)
             self.bar.start()
-            self.task = self.bar.add_task(title, total=images, speed="")
+            self.task = self.bar.add_task(title, total=count, speed="")
         else:
-            progress.say(f"{title}: {images} images")
+            progress.say(f"{title}: {count} {unit}")
 
     @property
     def _speed(self) -> float:
@@ -52,15 +52,15 @@ class _Task:
     def advance(self) -> None:
         self.done += 1
         if self.bar:
-            self.bar.update(self.task, completed=self.done, speed=f"{self._speed:.1f} images/s")
+            self.bar.update(self.task, completed=self.done, speed=f"{self._speed:.1f} {self.unit}/s")
         elif time.monotonic() - self.told > SECONDS_PER_LINE:
             self.told = time.monotonic()
-            left = (self.images - self.done) / self._speed
-            self.progress.say(f"{self.title}: {self.done}/{self.images} images, {self._speed:.1f} images/s, {left:.0f} s left")
+            left = (self.count - self.done) / self._speed
+            self.progress.say(f"{self.title}: {self.done}/{self.count} {self.unit}, {self._speed:.1f} {self.unit}/s, {left:.0f} s left")
 
     def stop(self) -> None:
         if self.bar:
             self.bar.stop()
         self.progress.say(
-            f"{self.title}: {self.done} images in {time.monotonic() - self.began:.0f} s, {self._speed:.1f} images/s"
+            f"{self.title}: {self.done} {self.unit} in {time.monotonic() - self.began:.0f} s, {self._speed:.1f} {self.unit}/s"
         )

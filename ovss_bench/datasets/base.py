@@ -14,13 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
+from yaml import YAMLError
 
 from ..errors import OvssError, unknown
+from ..evaluation.metrics import DatasetFacts
 from ..files import CONFIGS, config_names, digest, load_config
 from ..image import read_image
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
+
+KEYS = (
+    *("extends", "loader", "mmseg", "full_name", "link", "licence"),
+    *("folders", "images", "labels", "ids", "image_suffix", "label_suffix", "expected_images"),
+    *("classes", "palette", "names", "names_of", "background", "reduce_zero_label", "ignore_index"),
+    *("unseen", "object", "interest", "check", "prepare"),
+)
+# A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
+UNFINISHED = ".unfinished"
+
+
+class MissingData(OvssError):
+    """The files of a data set are not there, or not all of them."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +63,9 @@ class SegDataset:
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         self.name, self.config = name, config
         self.root = self.locate(root)
+        self._refuse_unfinished()
         self.mmseg = self._open()
-        self.classes: tuple[str, ...] = tuple(self.mmseg.metainfo["classes"])
+        self.classes: tuple[str, ...] = tuple(name.strip() for name in self.mmseg.metainfo["classes"])
         self.palette: list[list[int]] = [list(colour) for colour in self.mmseg.metainfo["palette"]]
         self.background: int | None = config.get("background")
         self.ignore_index: int = config.get("ignore_index", 255)
@@ -58,7 +76,7 @@ class SegDataset:
         """The folder that holds images and labels: the first of `folders` below the data root that is there."""
         root = root or os.environ.get("OVSS_DATA")
         if root is None:
-            raise OvssError(
+            raise MissingData(
                 f"data set '{self.name}' needs a data root: data_root=DIR, or the environment "
                 f"variable OVSS_DATA. Expected there:\n{self.tree('DIR')}"
             )
@@ -66,7 +84,15 @@ class SegDataset:
         for folder in self.config["folders"]:
             if all((Path(root) / folder / path).exists() for path in wanted):
                 return Path(root) / folder
-        raise OvssError(f"data set '{self.name}' was not found in {root}. Expected:\n{self.tree(root)}")
+        raise MissingData(f"data set '{self.name}' was not found in {root}. Expected:\n{self.tree(root)}")
+
+    def _refuse_unfinished(self) -> None:
+        for path in (self.config["images"], self.config["labels"]):
+            for mark in (self.root / path).glob(UNFINISHED + "*"):
+                raise MissingData(
+                    f"data set '{self.name}' is half prepared: {mark.parent} is not complete. Go on with: "
+                    f"{mark.read_text().strip() or f'python tools/datasets.py prepare {self.name}'}"
+                )
 
     def tree(self, root: str | Path) -> str:
         """The files that are expected, for error messages."""
@@ -76,8 +102,8 @@ class SegDataset:
         lines.append(f"    {self.config['labels']}/<id>{self.config['label_suffix']}")
         if self.config.get("ids"):
             lines.append(f"    {self.config['ids']}    (one <id> per line)")
-        if self.config.get("source"):
-            lines.append(f"  from {self.config['source']}")
+        if (CONFIGS / "dataset" / f"{self.name}.yaml").is_file():
+            lines.append(f"  Where to get it and how it is converted: python tools/datasets.py list {self.name}")
         return "\n".join(lines)
 
     def _open(self) -> Any:
@@ -102,13 +128,19 @@ class SegDataset:
             )
 
     @cached_property
-    def samples(self) -> list[Sample]:
-        """All images, in mmseg's order. Raises OvssError if there is none or a file is missing."""
+    def listed(self) -> list[Sample]:
+        """All images, in mmseg's order, whether or not their files are there."""
         folder, suffix = self.root / self.config["images"], self.config["image_suffix"]
         samples = []
         for info in self.mmseg.data_list:
             path = Path(info["img_path"])
             samples.append(Sample(path.relative_to(folder).as_posix().removesuffix(suffix), path, Path(info["seg_map_path"])))
+        return samples
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """All images, in mmseg's order. Raises OvssError if there is none or a file is missing."""
+        samples = self.listed
         if not samples:
             raise OvssError(f"data set '{self.name}' lists no image. Expected:\n{self.tree(self.root)}")
         missing = [path for sample in samples for path in (sample.image_path, sample.label_path) if not path.is_file()]
@@ -155,13 +187,7 @@ class SegDataset:
                 f"label map {sample.label_path} is {label.shape[0]} x {label.shape[1]} pixels (height x width), its image "
                 f"{size[0]} x {size[1]}. Labels must be at the original size of the image."
             )
-        # mmseg's rules, but not in its 8 bits, into which larger values would silently fold.
-        if self.mmseg.reduce_zero_label:
-            label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
-        if self.mmseg.label_map:
-            raw = label.copy()
-            for old, new in self.mmseg.label_map.items():
-                label[raw == old] = new
+        label = self.ruled(label)
         wrong = label[((label < 0) | (label >= len(self.classes))) & (label != self.ignore_index)]
         if len(wrong):
             raise OvssError(
@@ -169,6 +195,16 @@ class SegDataset:
                 f"0 to {len(self.classes) - 1} and {self.ignore_index} for ignored pixels. Is it the right data set, converted "
                 "the right way?"
             )
+        return label
+
+    def ruled(self, label: np.ndarray) -> np.ndarray:
+        """Stored values -> classes: mmseg's rules, but not in its 8 bits, into which larger values would silently fold."""
+        if self.mmseg.reduce_zero_label:
+            label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
+        if self.mmseg.label_map:
+            raw, label = label, label.copy()
+            for old, new in self.mmseg.label_map.items():
+                label[raw == old] = new
         return label
 
     @cached_property
@@ -179,10 +215,21 @@ class SegDataset:
             parts += [sample.id, str(sample.image_path.stat().st_size), sample.label_path.read_bytes()]
         return digest(*parts)
 
+    @property
+    def facts(self) -> DatasetFacts:
+        """What the metrics must know."""
+        interest = tuple(self.config.get("interest", ()))
+        return DatasetFacts(self.background, self.unseen, self.config.get("object"), interest, self.ignore_index)
+
+    @cached_property
+    def images_digest(self) -> str:
+        """Equal for data sets of the same images (voc21 and voc20): these can be evaluated in one pass."""
+        return digest(*(str(sample.image_path) for sample in self.samples))
+
     def vocabulary(self, names: str | None, templates: str) -> Vocabulary:
         """The data set's classes under a variant of their names (configs/names/<data set>), a names file, or as they are
         called."""
-        entries, distractors = list(self.classes), []
+        entries, distractors = self.config.get("synonyms") or list(self.classes), []
         if names is not None:
             entries, distractors = read_names(names_path(self.config.get("names_of", self.name), names))
         return Vocabulary.from_names(
@@ -201,9 +248,53 @@ def names_path(dataset: str, names: str) -> Path:
     raise unknown(f"names variant (or file) of {dataset}", names, variants)
 
 
-def load_dataset(name: str, root: str | Path | None = None) -> SegDataset:
-    """A data set of configs/dataset by name; `root` defaults to the environment variable OVSS_DATA."""
-    if name not in config_names("dataset"):
-        raise unknown("dataset", name, config_names("dataset"))
-    config = load_config("dataset", name)
-    return DATASETS.get(config.get("loader", "mmseg"))(name, config, root)
+def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
+    """A data set of configs/dataset by name, or of a YAML file of one's own; `root` defaults to the environment variable
+    OVSS_DATA, and for a file of one's own to its folder."""
+    name, config, folder = dataset_config(name)
+    return DATASETS.get(config.get("loader", "mmseg"))(name, config, folder or root)
+
+
+def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
+    """The name of a data set, its configuration with what it `extends`, and the folder of a YAML file of one's own."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in config_names("dataset"):
+            raise unknown("dataset", name, config_names("dataset"))
+        config = load_config("dataset", str(name))
+        return str(name), _extended(config), None
+    if not path.is_file():
+        raise OvssError(f"data set file {path} does not exist. Known by name: {', '.join(config_names('dataset'))}.")
+    if path.stem in config_names("dataset"):
+        raise OvssError(f"data set file {path} has the name of a data set of this project. Give it another name.")
+    return path.stem, _own(path), path.resolve().parent
+
+
+def _extended(config: dict[str, Any]) -> dict[str, Any]:
+    return dataset_config(config["extends"])[1] | config if "extends" in config else config
+
+
+def _own(path: Path) -> dict[str, Any]:
+    """The configuration of a data set of one's own: `images`, `labels`, `image_suffix`, `label_suffix`, and `classes` (a list,
+    of which an entry may be a list of synonyms) or `names` (a names file); further keys as in configs/dataset."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise OvssError(f"data set file {path} cannot be read: {error}") from error
+    wanted = ("images", "labels", "image_suffix", "label_suffix")
+    if not isinstance(config, dict):
+        raise OvssError(f"data set file {path} is not a mapping. Expected the keys {', '.join(wanted)}, and names or classes.")
+    config = _extended(config)
+    for key in config:
+        if key not in KEYS:
+            raise unknown(f"key in {path}", key, KEYS)
+    missing = [key for key in wanted if key not in config]
+    if "mmseg" not in config and not {"names", "classes"} & set(config):
+        missing.append("names (a file with a line per class) or classes (a list)")
+    if missing:
+        raise OvssError(f"data set file {path} lacks {', '.join(missing)}.")
+    entries = read_names(path.parent / config["names"])[0] if "names" in config else config.get("classes")
+    if entries is not None:
+        config["synonyms"] = [entry if isinstance(entry, list) else [str(entry)] for entry in entries]
+        config["classes"] = [entry[0] for entry in config["synonyms"]]
+    return {"folders": ["."]} | config

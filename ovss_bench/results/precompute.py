@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from ..encoders.regions import INDEX, SUFFIXES, load_regions, read_index, read_r
 from ..encoders.sources import image_key
 from ..errors import OvssError
 from ..files import digest
-from .progress import Progress
-from .run import terminate_cleanly
+from ..process import locked, terminate_cleanly
+from ..progress import Progress
 
 SECONDS_PER_INDEX = 5
 
@@ -44,7 +42,7 @@ def precompute_regions(
     own = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
     options = [f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
     options += [f"settings.{name}={value}" for name, value in (settings or {}).items()]
-    with _locked(folder):
+    with locked(folder, "out"):
         index = read_index(folder)
         if index is None:
             strange = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
@@ -115,7 +113,7 @@ def index_regions(
     def store(key: str, file: str, regions: np.ndarray) -> None:
         images[key], contents[file] = file, digest(repr(regions.shape), regions.tobytes())
 
-    with _locked(folder):
+    with locked(folder, "out"):
         title = f"index of {folder} for {dataset.name}"
         failed = _for_all(dataset.select(limit), compute, store, lambda: None, title, workers, quiet)
         try:
@@ -194,21 +192,3 @@ def _difference(index: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     old, new = ({"regions": each["regions"], **each["settings"]} for each in (index, own))
     names = [name for name in old | new if old.get(name) != new.get(name)]
     return ", ".join(f"{name} is {old.get(name)} there and {new.get(name)} here" for name in names) or "of other weights"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing to the same folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise OvssError(
-            f"cannot write {folder}: {error.strerror}. Change its permissions or choose another folder with out=DIR."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OvssError(f"another process is writing to {folder}. Wait for it, or choose another folder.") from None
-        yield

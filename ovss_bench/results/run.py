@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import resource
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,20 @@ from ..datasets.base import Sample, SegDataset
 from ..encoders.clip import DenseCLIP
 from ..encoders.sources import FeatureCache, NamedSource
 from ..errors import OvssError
+from ..evaluation.boundary import boundary_counts, boundary_total, mean_boundary_iou
 from ..evaluation.confusion import confusion, total
 from ..evaluation.metrics import areas, class_metrics, metrics
+from ..evaluation.per_image import per_image
 from ..files import digest
 from ..image import resize_truth
 from ..inference.engine import predict
+from ..process import terminate_cleanly
+from ..progress import Progress
 from ..recipe import compose_recipe, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
-from .progress import Progress
 from .provenance import provenance, source_digest
+from .published import compare_published
 from .store import RunStore
 
 SCHEMA_VERSION = 1
@@ -44,6 +46,7 @@ class Runtime:
     batch: int | None = None  # windows per forward pass; None: by the number of tokens
     workers: int = 2  # reader threads
     skip_bad_images: bool = False
+    boundary: bool = False  # measure mBoundaryIoU, too
     feature_cache: str | None = None  # folder for region maps and the like, to be used again by other runs
 
 
@@ -70,9 +73,15 @@ class Job:
 
     name: str
     segmentor: Segmentor
+    dataset: SegDataset
     protocol: str
     overrides: Mapping[str, Any]
     fingerprint: str = ""
+
+    @property
+    def pass_key(self) -> tuple:
+        """What two jobs must agree on to share one pass of the trunk."""
+        return self.segmentor.clip.weights_digest, self.dataset.images_digest, self.segmentor.recipe.trunk_key
 
 
 def make_job(
@@ -82,7 +91,7 @@ def make_job(
     together."""
     recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides)
     segmentor = instantiate(segmentor_config(name)[1], clip, dataset.vocabulary(recipe.names, recipe.templates), recipe)
-    return Job(name, segmentor, protocol, dict(overrides or {}))
+    return Job(name, segmentor, dataset, protocol, dict(overrides or {}))
 
 
 def evaluate(
@@ -118,14 +127,13 @@ def evaluate(
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     given = {kind: source for kind, source in given.items() if kind not in (recipe or {})}
     again = instantiate(type(segmentor), segmentor.clip, segmentor.vocabulary, composed, given)
-    job = Job(composed.segmentor, again, protocol, overrides)
-    (result,) = run_jobs([job], dataset, limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)
+    job = Job(composed.segmentor, again, dataset, protocol, overrides)
+    (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)
     return result
 
 
 def run_jobs(
     jobs: Sequence[Job],
-    dataset: SegDataset,
     *,
     limit: int | None = None,
     ids: Sequence[str] | None = None,
@@ -133,35 +141,41 @@ def run_jobs(
     rerun: bool = False,
     runtime: Runtime | None = None,
     quiet: bool = False,
+    failures: list[OvssError] | None = None,
 ) -> list[EvalResult]:
-    """Runs jobs on a data set, those with equal trunk recipes in one pass, and returns their results in the order given.
+    """Runs jobs, those on the same images with equal trunk recipes in one pass, and returns their results in the order given.
 
-    A job whose result is there already is not repeated unless `rerun`; one that was interrupted goes on where it stopped.
+    A job whose result is there already is not repeated unless `rerun`; one that was interrupted goes on where it stopped. If a
+    list of `failures` is given, the error of a pass goes there, and the other passes go on; their results are returned.
     """
     runtime = runtime or Runtime()
-    samples = dataset.select(limit, ids)
-    for job in jobs:
-        job.fingerprint = fingerprint(job, dataset, samples)
     done: dict[int, EvalResult] = {}
+    passes: dict[tuple, list[int]] = {}
     progress = Progress(quiet)
     for i, job in enumerate(jobs):
-        store = _store(output, job, dataset)
+        job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), runtime.boundary)
+        store = _store(output, job)
         result = store.finished() if store and not rerun else None
         if result:
-            progress.say(f"{job.name}: already done, {store.result_path} (rerun=true repeats it)")
+            progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
             done[i] = EvalResult(result, store.result_path)
-    left = sorted((i for i in range(len(jobs)) if i not in done), key=lambda i: (str(jobs[i].segmentor.recipe.trunk_key), i))
-    for _, members in groupby(left, key=lambda i: jobs[i].segmentor.recipe.trunk_key):
-        numbers = list(members)
-        group = [jobs[i] for i in numbers]
-        results = _run_group(group, dataset, samples, output, rerun, runtime, progress)
+        else:
+            passes.setdefault(job.pass_key, []).append(i)
+    for numbers in passes.values():
+        try:
+            results = _run_pass([jobs[i] for i in numbers], limit, ids, output, rerun, runtime, progress)
+        except OvssError as error:
+            if failures is None:
+                raise
+            failures.append(error)
+            continue
         done |= dict(zip(numbers, results, strict=True))
-    return [done[i] for i in range(len(jobs))]
+    return [done[i] for i in sorted(done)]
 
 
-def fingerprint(job: Job, dataset: SegDataset, samples: Sequence[Sample]) -> str:
+def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
     """What makes two runs the same: recipe, weights, names and templates, data, precision, code, and the images evaluated."""
-    segmentor = job.segmentor
+    segmentor, dataset = job.segmentor, job.dataset
     chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
     parts = [
         job.name,
@@ -169,24 +183,30 @@ def fingerprint(job: Job, dataset: SegDataset, samples: Sequence[Sample]) -> str
         segmentor.clip.weights_digest,
         segmentor.clip.precision,
         *(f"{kind} {getattr(source, 'digest', '')}" for kind, source in sorted(segmentor.sources.items())),
+        *(["boundary"] if boundary else []),
     ]
     return digest(*parts, segmentor.vocabulary.digest, dataset.fingerprint, source_digest(), chosen)
 
 
-def _store(output: str | Path | None, job: Job, dataset: SegDataset) -> RunStore | None:
-    return None if output is None else RunStore(output, dataset.name, job.segmentor.clip.name, job.name, job.fingerprint)
+def _store(output: str | Path | None, job: Job) -> RunStore | None:
+    clip = job.segmentor.clip.name
+    return None if output is None else RunStore(output, job.dataset.name, clip, job.name, job.fingerprint)
 
 
-def _run_group(
+def _run_pass(
     jobs: Sequence[Job],
-    dataset: SegDataset,
-    samples: Sequence[Sample],
+    limit: int | None,
+    ids: Sequence[str] | None,
     output: str | Path | None,
     rerun: bool,
     runtime: Runtime,
     progress: Progress,
 ) -> list[EvalResult]:
-    stores = [_store(output, job, dataset) or _Memory() for job in jobs]
+    """One pass over the images for all jobs, which share images and trunk."""
+    stores = [_store(output, job) or _Memory() for job in jobs]
+    datasets = {job.dataset.name: job.dataset for job in jobs}
+    samples = {name: dataset.select(limit, ids) for name, dataset in datasets.items()}
+    images = list(zip(*samples.values(), strict=True))  # of each image its sample in every data set
     began, started = time.monotonic(), datetime.now(UTC)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
@@ -195,85 +215,101 @@ def _run_group(
             if rerun:
                 store.discard()
             stack.enter_context(store)
-        left = [sample for sample in samples if any(sample.id not in store.counts for store in stores)]
-        names = ", ".join(job.name for job in jobs)
-        if len(left) < len(samples):
-            progress.say(f"{names}: going on, {len(samples) - len(left)} of {len(samples)} images are done")
-        task = progress.start(f"{names} on {dataset.name}", len(left))
-        segmentors = [job.segmentor for job in jobs]
-        for sample, outcome in _predictions(segmentors, dataset, left, runtime):
+        left = [image for image in images if any(image[0].id not in store.counts for store in stores)]
+        title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(datasets)}"
+        if len(left) < len(images):
+            progress.say(f"{title}: going on, {len(images) - len(left)} of {len(images)} images are done")
+        task = progress.start(title, len(left))
+        for image, outcome in _predictions(jobs, datasets, left, runtime):
             if isinstance(outcome, OvssError):
-                failed[sample.id] = str(outcome)
+                failed[image] = str(outcome)
             else:
-                for store, (counts, hash) in zip(stores, outcome, strict=True):
-                    store.add(sample.id, counts, hash)
+                for store, records in zip(stores, outcome, strict=True):
+                    store.add(image, *records)
             task.advance()
         task.stop()
         if failed and not runtime.skip_bad_images:
             shown = "\n".join(f"  {name}: {reason}" for name, reason in list(failed.items())[:10])
             raise OvssError(
-                f"{len(failed)} of {len(samples)} images could not be evaluated; the others are kept "
+                f"{len(failed)} of {len(images)} images could not be evaluated; the others are kept "
                 f"for the next start:\n{shown}\n"
                 "Repair them, or leave them out with runtime.skip_bad_images=true (the result is then marked as partial)."
             )
         seconds = time.monotonic() - began
-        evaluated = [sample.id for sample in samples if sample.id not in failed]
+        evaluated = [image.id for image, *_ in images if image.id not in failed]
         results = []
         for job, store in zip(jobs, stores, strict=True):
             timing = {"seconds": round(seconds, 2), "images": len(left), "segmentors_in_pass": len(jobs)}
-            data = _result(job, dataset, store.counts, evaluated, failed, timing, started)
+            data = _result(job, store.counts, store.edges, evaluated, failed, timing, started)
             store.finish(data, evaluated)
             results.append(EvalResult(data, store.result_path))
     return results
 
 
 def _predictions(
-    segmentors: Sequence[Segmentor], dataset: SegDataset, samples: Sequence[Sample], runtime: Runtime
-) -> Iterator[tuple[Sample, list[tuple[np.ndarray, str]] | OvssError]]:
-    """For each sample the confusion records and label-map hash of every segmentor, or what is wrong with the sample."""
-    images = ((sample, partial(dataset.image, sample)) for sample in samples)
+    jobs: Sequence[Job], datasets: Mapping[str, SegDataset], images: Sequence[tuple[Sample, ...]], runtime: Runtime
+) -> Iterator[tuple[str, list[tuple[np.ndarray, str, np.ndarray | None]] | OvssError]]:
+    """For each image its id, and of every job the confusion records, the label map's hash and perhaps the boundary records; or
+    what is wrong with the image."""
+    first = jobs[0].dataset
+    keyed = ((image, partial(first.image, image[0])) for image in images)
     cache = FeatureCache(runtime.feature_cache) if runtime.feature_cache else None
-    for sample, outcome in predict(segmentors, images, batch=runtime.batch, workers=runtime.workers, cache=cache):
+    segmentors = [job.segmentor for job in jobs]
+    for image, outcome in predict(segmentors, keyed, batch=runtime.batch, workers=runtime.workers, cache=cache):
         if isinstance(outcome, OvssError):
-            yield sample, outcome
+            yield image[0].id, outcome
             continue
         maps = [prediction.label_map.cpu().numpy().astype(np.uint16) for prediction in outcome]
         try:
-            truth = dataset.label(sample, outcome[0].image_size)
+            truths = {
+                name: dataset.label(sample, outcome[0].image_size)
+                for (name, dataset), sample in zip(datasets.items(), image, strict=True)
+            }
         except OvssError as error:
-            yield sample, error
+            yield image[0].id, error
             continue
-        # All of one pass have the same resize rule and are scored at the same size.
-        truth = resize_truth(truth, segmentors[0].recipe.resize, maps[0].shape)
-        counts = [confusion(truth, label_map, len(dataset.classes), dataset.ignore_index) for label_map in maps]
-        hashes = [hashlib.sha256(label_map.tobytes()).hexdigest()[:16] for label_map in maps]
-        yield sample, list(zip(counts, hashes, strict=True))
+        found = []
+        for job, label_map in zip(jobs, maps, strict=True):
+            dataset, recipe = job.dataset, job.segmentor.recipe
+            truth = truths[dataset.name]
+            if np.count_nonzero((truth != dataset.ignore_index) & (truth != dataset.background)) < recipe.min_foreground:
+                truth = np.full_like(truth, dataset.ignore_index)
+            # All of one pass have the same resize rule and are scored at the same size.
+            truth = resize_truth(truth, recipe.resize, label_map.shape)
+            pair = truth, label_map, len(dataset.classes), dataset.ignore_index
+            hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
+            found.append((confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None))
+        yield image[0].id, found
 
 
 def _result(
     job: Job,
-    dataset: SegDataset,
     counts: Mapping[str, np.ndarray],
+    edges: Mapping[str, np.ndarray],
     evaluated: Sequence[str],
     failed: Mapping[str, str],
     timing: dict[str, Any],
     started: datetime,
 ) -> dict[str, Any]:
+    dataset = job.dataset
     matrix = total((counts[image] for image in evaluated), len(dataset.classes))
     correct, predicted, true = areas(matrix)
     per_class = class_metrics(matrix)
+    figures = metrics(matrix, dataset.facts) | per_image([counts[image] for image in evaluated], len(dataset.classes))
+    if edges:
+        figures["mBoundaryIoU"] = mean_boundary_iou(boundary_total((edges[image] for image in evaluated), len(dataset.classes)))
     segmentor, recipe = job.segmentor, job.segmentor.recipe
     expected = dataset.expected_images or len(dataset.samples)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if segmentor.clip.device.type == "cuda":
         timing["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return {
+    data = {
         "schema_version": SCHEMA_VERSION,
         "segmentor": job.name,
         "clip": segmentor.clip.name,
         "dataset": dataset.name,
         "protocol": job.protocol,
-        "metrics": {name: round(100 * value, 8) for name, value in metrics(matrix, dataset.unseen, dataset.background).items()},
+        "metrics": {name: round(100 * value, 8) for name, value in figures.items()},
         "images": {"expected": expected, "evaluated": len(evaluated), "failed": dict(failed)},
         "partial": len(evaluated) != expected,
         "overridden": dict(sorted(job.overrides.items())),
@@ -310,6 +346,7 @@ def _result(
         "peak_memory_mib": round(peak),
         "provenance": provenance(segmentor.clip.device),
     }
+    return data | {"published": compare_published(data)}
 
 
 class _Memory:
@@ -319,6 +356,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.counts: dict[str, np.ndarray] = {}
+        self.edges: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> _Memory:
         return self
@@ -329,26 +367,10 @@ class _Memory:
     def discard(self) -> None:
         pass
 
-    def add(self, image: str, counts: np.ndarray, hash: str) -> None:
+    def add(self, image: str, counts: np.ndarray, hash: str, edges: np.ndarray | None) -> None:
         self.counts[image] = counts
+        if edges is not None:
+            self.edges[image] = edges
 
     def finish(self, result: dict[str, Any], images: list[str]) -> None:
         pass
-
-
-@contextmanager
-def terminate_cleanly() -> Iterator[None]:
-    """Turns SIGTERM into SystemExit, so that what is pending gets written; main thread only, as Python has it."""
-
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -35,6 +35,7 @@ class RunStore:
         self.fingerprint = fingerprint
         self.counts: dict[str, np.ndarray] = {}
         self.hashes: dict[str, str] = {}
+        self.edges: dict[str, np.ndarray] = {}
         self._pending: list[str] = []
         self._written = time.monotonic()
         self._lock: IO | None = None
@@ -78,12 +79,13 @@ class RunStore:
             ) from None
         for path in sorted(self._shards.glob("[0-9]*.npz")):
             try:
-                counts, hashes = read_counts(path, self.fingerprint)
+                counts, hashes, edges = read_counts(path, self.fingerprint)
             except OvssError:
                 path.unlink()  # damaged: its images are evaluated again
                 continue
             self.counts |= counts
             self.hashes |= hashes
+            self.edges |= edges
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,8 +94,11 @@ class RunStore:
         finally:
             self._lock.close()
 
-    def add(self, image: str, counts: np.ndarray, hash: str) -> None:
+    def add(self, image: str, counts: np.ndarray, hash: str, edges: np.ndarray | None = None) -> None:
+        """Confusion records, hash of the label map, and boundary records if they are wanted."""
         self.counts[image], self.hashes[image] = counts, hash
+        if edges is not None:
+            self.edges[image] = edges
         self._pending.append(image)
         if len(self._pending) >= IMAGES_PER_SHARD or time.monotonic() - self._written > SECONDS_PER_SHARD:
             self.flush()
@@ -120,21 +125,33 @@ class RunStore:
             "lengths": np.array([len(r) for r in records], dtype=np.int64),
             "records": np.concatenate(records) if records else np.empty(0, DTYPE),
         }
+        if self.edges:
+            edges = [self.edges[image] for image in images]
+            content |= {"edge_lengths": np.array([len(e) for e in edges], np.int64), "edges": np.concatenate(edges)}
         write_atomic(path, lambda temporary: np.savez_compressed(temporary, **content))
 
 
-def read_counts(path: str | Path, fingerprint: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Confusion records and label-map hashes by image id. Raises OvssError if the file is damaged or of another run."""
+def read_counts(
+    path: str | Path, fingerprint: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, np.ndarray]]:
+    """Confusion records, label-map hashes, and boundary records if there are any, by image id. Raises OvssError if the file is
+    damaged or of another run."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in ("fingerprint", "images", "hashes", "lengths", "records")}
+            content = dict(file)
+            images = content["images"].tolist()
+            records = _by_image(images, content["records"], content["lengths"])
+            hashes = dict(zip(images, content["hashes"].tolist(), strict=True))
+            edges = _by_image(images, content["edges"], content["edge_lengths"]) if "edges" in content else {}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise OvssError(f"{path} is damaged: {error}. Delete it; its images will be evaluated again.") from error
     if fingerprint is not None and str(content["fingerprint"]) != fingerprint:
         raise OvssError(f"{path} belongs to another run. Delete it, or choose another folder with output=DIR.")
-    images = content["images"].tolist()
-    records = np.split(content["records"], np.cumsum(content["lengths"])[:-1])
-    return dict(zip(images, records, strict=False)), dict(zip(images, content["hashes"].tolist(), strict=True))
+    return records, hashes, edges
+
+
+def _by_image(images: list[str], records: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(images, np.split(records, np.cumsum(lengths)[:-1]), strict=False))
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,20 @@ from rich.table import Table
 from ..errors import OvssError
 from ..files import write_atomic
 
-METRICS = ("mIoU", "mAcc", "aAcc", "fwIoU", "mIoU_seen", "mIoU_unseen", "hIoU")
+PARTIAL = " (partial)"
+METRICS = (
+    "mIoU",
+    "mAcc",
+    "aAcc",
+    "fwIoU",
+    "mIoU_seen",
+    "mIoU_unseen",
+    "hIoU",
+    "IoU_object",
+    "CoI_mIoU",
+    "mIoU_quirk255",
+    "mBoundaryIoU",
+)
 
 
 def frame(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -21,12 +34,8 @@ def frame(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
     is one for which something untrained stood in."""
     rows = []
     for result in results:
-        marks = " (partial)" if result["partial"] else ""
-        marks += "".join(f" {name}={value}" for name, value in result["overridden"].items())
-        stand_ins = [kind for kind, source in result.get("sources", {}).items() if source["stand_in"]]
-        marks += f" (stand-in {', '.join(stand_ins)})" if stand_ins else ""
         row = {
-            "segmentor": result["segmentor"] + marks,
+            "segmentor": marked_name(result),
             "clip": result["clip"],
             "dataset": result["dataset"],
             "protocol": result["protocol"],
@@ -35,14 +44,24 @@ def frame(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def marked_name(result: dict[str, Any]) -> str:
+    """The segmentor with what distinguishes its result from that of a plain run of it on all images."""
+    marks = PARTIAL if result["partial"] else ""
+    marks += "".join(f" {name}={value}" for name, value in result["overridden"].items())
+    stand_ins = [kind for kind, source in result.get("sources", {}).items() if source["stand_in"]]
+    return result["segmentor"] + marks + (f" (stand-in {', '.join(stand_ins)})" if stand_ins else "")
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """A GitHub table; the best mIoU of each data set is bold."""
-    best = table.groupby("dataset")["mIoU"].transform("max")
+    """A GitHub table; the best mIoU of each data set, where there is such a column, is bold."""
     cells = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)).replace("nan", "–")
-    cells["mIoU"] = [f"**{cell}**" if top else cell for cell, top in zip(cells["mIoU"], table["mIoU"] == best, strict=True)]
+    if "mIoU" in table:
+        best = table.groupby("dataset")["mIoU"].transform("max")
+        cells["mIoU"] = [f"**{cell}**" if top else cell for cell, top in zip(cells["mIoU"], table["mIoU"] == best, strict=True)]
+    numbers = {name for name in table if pd.api.types.is_float_dtype(table[name])}
     lines = [
         "| " + " | ".join(cells.columns) + " |",
-        "|" + "|".join(" --- " if c not in METRICS else " ---: " for c in cells.columns) + "|",
+        "|" + "|".join(" ---: " if c in numbers else " --- " for c in cells.columns) + "|",
     ]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells.itertuples(index=False)), ""])
 
@@ -69,9 +88,14 @@ def terminal(table: pd.DataFrame) -> Table:
 def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
     """table.md and table.csv in `folder`."""
     table = frame(results)
-    write_atomic(folder / "table.md", lambda path: path.write_text(markdown(table)))
-    write_atomic(folder / "table.csv", lambda path: path.write_text(csv(table)))
+    write_table(table, folder / "table")
     return table
+
+
+def write_table(table: pd.DataFrame, base: Path) -> None:
+    """<base>.md and <base>.csv."""
+    for suffix, text in ((".md", markdown(table)), (".csv", csv(table))):
+        write_atomic(base.with_name(base.name + suffix), lambda path, text=text: path.write_text(text))
 
 
 def differences(table: pd.DataFrame, expected: str | Path, tolerance: float) -> list[str]:

@@ -14,6 +14,7 @@ from end_to_end.tools import ROOT, command, evaluate, evaluate_here, results
 from miniature import write_voc
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
+from ovss_bench.evaluation.per_image import per_image
 from ovss_bench.results.store import read_counts
 
 FAST = ["recipe.resize=none", "recipe.window=48", "recipe.stride=48"]  # a few windows per scene
@@ -80,9 +81,9 @@ def test_everything_can_be_computed_again_from_the_counts_beside_a_result(demo_r
     folder, _ = demo_run
     dataset = ob.load_dataset("demo")
     for path in (folder / "results/runs").rglob("*.npz"):
-        counts, hashes = read_counts(path)
+        counts, hashes, _ = read_counts(path)
         (result,) = [r for r in results(path.parent).values() if path.stem.startswith(f"{r['segmentor']}-")]
-        again = metrics(total(counts.values(), 37), dataset.unseen, dataset.background)
+        again = metrics(total(counts.values(), 37), dataset.facts) | per_image(counts.values(), 37)
         assert {name: round(100 * value, 8) for name, value in again.items()} == result["metrics"]
         assert len(hashes) == 3
 
@@ -105,7 +106,7 @@ def test_the_python_interface_gives_the_numbers_of_the_tool(demo_run, tmp_path):
     assert result.metrics == results(folder)["sclip/demo"]["metrics"]
     assert result.data["fingerprint"] == results(folder)["sclip/demo"]["fingerprint"]
     single = ob.segment(segmentor, dataset.image(dataset.samples[0])).label_map.numpy()
-    counts, _ = read_counts(result.path.with_suffix(".npz"))
+    counts, *_ = read_counts(result.path.with_suffix(".npz"))
     again = total([confusion(dataset.label(dataset.samples[0]), single, 37)], 37)
     assert abs(again - total([counts["scene_000"]], 37)).sum() <= 2  # another batch: a tie may fall otherwise
 
@@ -116,10 +117,10 @@ def test_segmentors_with_equal_recipes_share_one_trunk_pass(monkeypatch):
     monkeypatch.setattr(ob.DenseCLIP, "trunk", lambda *args, **options: passes.append(1) or trunk(*args, **options))
     from ovss_bench.results.run import make_job, run_jobs
 
-    run_jobs([make_job("sclip", clip, dataset)], dataset, limit=2, quiet=True)
+    run_jobs([make_job("sclip", clip, dataset)], limit=2, quiet=True)
     alone = len(passes)
     passes.clear()
-    run_jobs([make_job(name, clip, dataset) for name in SIX], dataset, limit=2, quiet=True)
+    run_jobs([make_job(name, clip, dataset) for name in SIX], limit=2, quiet=True)
     assert len(passes) == alone
 
 
@@ -292,8 +293,8 @@ def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
     assert "going on" in again.stderr
     expected = _undisturbed(quiet, limit)
     for path in sorted(disturbed.rglob("*.npz")):
-        counts, hashes = read_counts(path)
-        known, known_hashes = expected[path.stem.split("-")[0]]
+        counts, hashes, _ = read_counts(path)
+        known, known_hashes, _ = expected[path.stem.split("-")[0]]
         assert hashes == known_hashes
         assert all(np.array_equal(counts[image], known[image]) for image in known)
     assert not list(disturbed.rglob("*.shards"))

@@ -1,0 +1,71 @@
+"""Suites: data sets that papers report together, with the averages that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import OvssError, unknown
+from ..files import config_names, load_config
+
+PREFIX = "suite/"
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean of a metric over data sets; a member may be the name of an average before it, which then counts as one."""
+
+    name: str
+    members: tuple[str, ...]
+    metric: str = "mIoU"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """configs/dataset/suite/<name>.yaml."""
+
+    name: str
+    full_name: str
+    datasets: tuple[str, ...]
+    averages: tuple[Average, ...]
+
+
+def load_suite(name: str) -> Suite:
+    """By its name with or without `suite/`. Raises OvssError for an unknown one."""
+    name = name.removeprefix(PREFIX)
+    if name not in config_names("dataset/suite"):
+        raise unknown("suite", name, config_names("dataset/suite"))
+    config = load_config("dataset/suite", name)
+    averages = tuple(read_average(label, entry) for label, entry in config["averages"].items())
+    return Suite(name, config["full_name"], tuple(config["datasets"]), averages)
+
+
+def read_average(name: str, entry: Sequence[str] | Mapping[str, Any]) -> Average:
+    """An entry of `averages`: a list of members, or {of: members, metric: NAME}."""
+    if isinstance(entry, Mapping):
+        return Average(name, tuple(entry["of"]), entry.get("metric", "mIoU"))
+    return Average(name, tuple(entry))
+
+
+def mean_of(averages: Sequence[Average], figures: Mapping[tuple[str, str], float]) -> dict[str, tuple[float | None, list[str]]]:
+    """For each average its value from `figures` (data set, metric) -> percent, and the data sets for which there is none; the
+    value is None unless all are there."""
+    result: dict[str, tuple[float | None, list[str]]] = {}
+    for average in averages:
+        values, missing = [], []
+        for member in average.members:
+            value, lacking = result.get(member) or (figures.get((member, average.metric)), [member])
+            values.append(value)
+            missing += lacking if value is None else []
+        result[average.name] = (None if missing else sum(values) / len(values), missing)
+    return result
+
+
+def expand(names: Sequence[str]) -> tuple[list[str], list[Suite]]:
+    """The data sets that are named, themselves or by their suites, each once, and the suites."""
+    suites = [load_suite(name) for name in names if name.startswith(PREFIX)]
+    members = [member for name in names for member in (load_suite(name).datasets if name.startswith(PREFIX) else [name])]
+    if len(set(names)) < len(names):
+        raise OvssError(f"dataset={list(names)}: expected different names.")
+    return list(dict.fromkeys(members)), suites

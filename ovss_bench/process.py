@@ -1,0 +1,95 @@
+"""What long-running commands need: an end that keeps what is done, a folder of their own, all cores."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .errors import OvssError
+
+
+@contextmanager
+def terminate_cleanly() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, so that what is pending gets written; main thread only, as Python has it."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def locked(folder: Path, option: str) -> Iterator[None]:
+    """Keeps other processes from writing to the same folder; `option` is what chooses another one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OvssError(
+            f"cannot write {folder}: {error.strerror}. Change its permissions or choose another folder with {option}=DIR."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OvssError(f"another process is writing to {folder}. Wait for it, or choose another folder.") from None
+        yield
+
+
+def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """Yields (item, `function(item)`, or the OvssError that it raised) as they are done, from `workers` forked processes.
+
+    The processes have `function` from the fork, so that it may be any callable; items and results are pickled."""
+    items = iter(items)
+    context = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import torch
+    try:
+        with terminate_cleanly(), ProcessPoolExecutor(workers, context, _begin, (function,)) as pool:
+            running = {pool.submit(_call, item): item for item in islice(items, 4 * workers)}
+            try:
+                while running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        item = running.pop(future)
+                        running |= {pool.submit(_call, following): following for following in islice(items, 1)}
+                        error = future.exception()
+                        if error is not None and not isinstance(error, OvssError):
+                            raise error
+                        yield item, error or future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise OvssError("a worker process was killed, perhaps for want of memory. Run it again with workers=1.") from error
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    """Ctrl-C reaches all processes of a terminal; only the parent shall answer it, after the files in hand are written."""
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _call(item: Any) -> Any:
+    return _function(item)

@@ -1,0 +1,49 @@
+"""A paper's table with ours beside it, for files and for a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from ..files import write_atomic
+from .paper import PaperTable, side_by_side
+from .tables import csv, markdown
+
+
+def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder: Path) -> pd.DataFrame:
+    """<table>.csv, a line per cell with sources, and <table>.md as the paper has it, of which the cells are returned: `ours
+    (published, difference)`."""
+    lines = side_by_side(table, results)
+    cells = grid(lines)
+    base = folder / f"table_{table.name}"
+    write_atomic(base.with_suffix(".csv"), lambda path: path.write_text(csv(lines)))
+    text = f"{table.title}\n\n{markdown(cells)}\nPublished: {table.source}\n"
+    write_atomic(base.with_suffix(".md"), lambda path: path.write_text(text))
+    return cells
+
+
+def grid(lines: pd.DataFrame) -> pd.DataFrame:
+    """The lines of `side_by_side` as a table of texts: a row per run, a column per data set and average."""
+    cells = lines.assign(text=[_text(line) for line in lines.itertuples()])
+    table = cells.pivot(index="row", columns="column", values="text")
+    table = table.loc[lines["row"].unique(), lines["column"].unique()]
+    return table.rename_axis(None, axis=1).rename_axis("ours (published, difference)").reset_index()
+
+
+def terminal_paper(table: PaperTable, cells: pd.DataFrame) -> Table:
+    """For a screen."""
+    view = Table(*cells.columns, box=None, pad_edge=False, title=table.title, title_justify="left")
+    for row in cells.itertuples(index=False):
+        view.add_row(*row)
+    return view
+
+
+def _text(line: Any) -> str:
+    ours = "–" if pd.isna(line.ours) else f"{line.ours:.2f}"
+    if pd.isna(line.published):
+        return ours
+    return f"{ours} ({line.published:g}" + ("" if pd.isna(line.difference) else f", {line.difference:+.2f}") + ")"
