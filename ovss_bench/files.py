@@ -43,6 +43,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ovss_bench"
 
 
+def weights_folders() -> list[Path]:
+    """Where weights are looked for before they are downloaded: the folder that `OVSS_WEIGHTS` names, and the package's own."""
+    chosen = os.environ.get("OVSS_WEIGHTS")
+    return [Path(chosen).expanduser(), WEIGHTS] if chosen else [WEIGHTS]
+
+
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary file beside `path` and renames it, so that readers see the old file or the whole new
     one."""

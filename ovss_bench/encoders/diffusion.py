@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError, unknown
-from ..files import config_names, digest, load_config
+from ..files import config_names, digest, load_config, weights_folders
 from .clip import PRECISIONS, state_digest
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ def _locate(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
         entry = load_config("diffusion", name)
         if entry.get("stand_in"):
             return entry, None
-        own = Path(os.environ.get("OVSS_WEIGHTS") or os.devnull).expanduser() / entry["repo"].rpartition("/")[2]
-        return entry, own if own.is_dir() else entry["repo"]
+        own = (folder / entry["repo"].rpartition("/")[2] for folder in weights_folders())
+        return entry, next((folder for folder in own if folder.is_dir()), entry["repo"])
     folder = Path(name).expanduser()
     if folder.is_dir():
         return {}, folder

@@ -7,7 +7,6 @@ Shapes: image (H, W, 3); S side of the networks' square input; N masks.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..errors import OvssError
-from ..files import digest
+from ..files import digest, weights_folders
 from ..image import normalize
 from .clip import state_digest
 
@@ -193,8 +192,9 @@ def load_network(network: str, weights: str) -> nn.Module:
     """
     import transformers
 
-    own = Path(os.environ.get("OVSS_WEIGHTS", "")).expanduser() / weights.rpartition("/")[2]
-    source = next((str(folder) for folder in (Path(weights).expanduser(), own) if (folder / "config.json").is_file()), weights)
+    name = weights.rpartition("/")[2]
+    places = (Path(weights).expanduser(), *(folder / name for folder in weights_folders()))
+    source = next((str(folder) for folder in places if (folder / "config.json").is_file()), weights)
     local = source != weights or Path(weights).exists() or weights.count("/") != 1
     try:
         model, report = getattr(transformers, network).from_pretrained(
@@ -209,8 +209,8 @@ def load_network(network: str, weights: str) -> nn.Module:
             ) from error
         raise OvssError(
             f"the weights {weights} are not on this machine and could not be downloaded from https://huggingface.co/{weights} "
-            f"({reason}). Download them elsewhere (hf download {weights} --local-dir {own.name}), then put that folder "
-            f"into the one that the environment variable OVSS_WEIGHTS names, or name it: settings.weights=/path/to/{own.name}."
+            f"({reason}). Download them elsewhere (hf download {weights} --local-dir {name}), then put that folder "
+            f"into the one that the environment variable OVSS_WEIGHTS names, or name it: settings.weights=/path/to/{name}."
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

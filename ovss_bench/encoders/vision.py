@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, digest, load_config
+from ..files import WEIGHTS, config_names, digest, load_config, weights_folders
 from ..image import STATISTICS
 from .checkpoints import read_weights
 from .clip import PRECISIONS, state_digest
@@ -190,8 +190,7 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
 
     An entry names its official `file`, and where that comes from: `url`, or `hub`, a repository on huggingface.co.
     """
-    folders = [Path(os.environ["OVSS_WEIGHTS"]).expanduser()] if os.environ.get("OVSS_WEIGHTS") else []
-    folders.append(WEIGHTS)
+    folders = weights_folders()
     entries = {entry: load_config(group, entry) for entry in config_names(group)}
     if name in entries:
         entry = entries[name]
