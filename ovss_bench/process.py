@@ -6,15 +6,19 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import OvssError
+
+SECONDS_TO_END = 1.0  # in which the workers of a process that was killed have noticed it, and hold its lock no longer
 
 
 @contextmanager
@@ -46,11 +50,22 @@ def locked(folder: Path, option: str) -> Iterator[None]:
             f"cannot write {folder}: {error.strerror}. Change its permissions or choose another folder with {option}=DIR."
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OvssError(f"another process is writing to {folder}. Wait for it, or choose another folder.") from None
+        deadline = time.monotonic() + SECONDS_TO_END
+        while not _has(lock):
+            if time.monotonic() > deadline:
+                raise OvssError(
+                    f"another process is writing to {folder}. Wait for it, or choose another folder with {option}=DIR."
+                )
+            time.sleep(0.05)
         yield
+
+
+def _has(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
@@ -60,7 +75,7 @@ def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: 
     items = iter(items)
     context = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import torch
     try:
-        with terminate_cleanly(), ProcessPoolExecutor(workers, context, _begin, (function,)) as pool:
+        with terminate_cleanly(), ProcessPoolExecutor(workers, context, _begin, (function, os.getpid())) as pool:
             running = {pool.submit(_call, item): item for item in islice(items, 4 * workers)}
             try:
                 while running:
@@ -78,18 +93,21 @@ def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: 
         raise OvssError("a worker process was killed, perhaps for want of memory. Run it again with workers=1.") from error
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _begin(function: Callable[[Any], Any]) -> None:
+def _begin(function: Callable[[Any], Any], parent: int) -> None:
     """Ctrl-C reaches all processes of a terminal; only the parent shall answer it, after the files in hand are written."""
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _call(item: Any) -> Any:
     return _function(item)
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would wait for work for ever, and keep the lock that it has from the fork."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)

@@ -56,7 +56,15 @@ class _Task:
         elif time.monotonic() - self.told > SECONDS_PER_LINE:
             self.told = time.monotonic()
             left = (self.count - self.done) / self._speed
-            self.progress.say(f"{self.title}: {self.done}/{self.count} {self.unit}, {self._speed:.1f} {self.unit}/s, {left:.0f} s left")
+            self.progress.say(
+                f"{self.title}: {self.done}/{self.count} {self.unit}, {self._speed:.1f} {self.unit}/s, {left:.0f} s left"
+            )
+
+    def __enter__(self) -> _Task:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         if self.bar:

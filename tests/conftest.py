@@ -1,12 +1,16 @@
 """What all tests share: a cache folder of their own, and a tiny CLIP from a seed."""
 
 import os
+from functools import cache as once
 
 import pytest
 import torch
 
 import ovss_bench as ob
-from miniature import write_voc
+from miniatures import MINIATURES
+from miniatures.voc import write_voc
+from ovss_bench.datasets.base import dataset_config
+from ovss_bench.datasets.prepare import prepare
 from parity.seeded import clip_state_dict, query_features
 
 
@@ -52,3 +56,19 @@ def voc(tmp_path_factory):
     root = tmp_path_factory.mktemp("voc")
     write_voc(root, images=10)
     return root
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """`prepared(name)`: one data root for all, with the miniature of a data set in it, prepared. Not to be written to."""
+    root = tmp_path_factory.mktemp("data")
+    write = once(lambda writer: writer(root))
+
+    @once
+    def of(name):
+        write(MINIATURES[name])
+        if "prepare" in dataset_config(name)[1]:
+            prepare(name, root, quiet=True)
+        return root
+
+    return of

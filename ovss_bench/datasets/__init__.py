@@ -1,3 +1,3 @@
 """Importing a module here registers its loaders."""
 
-from . import base, demo  # noqa: F401
+from . import base, coco, demo  # noqa: F401

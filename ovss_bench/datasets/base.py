@@ -63,7 +63,6 @@ class SegDataset:
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         self.name, self.config = name, config
         self.root = self.locate(root)
-        self._refuse_unfinished()
         self.mmseg = self._open()
         self.classes: tuple[str, ...] = tuple(name.strip() for name in self.mmseg.metainfo["classes"])
         self.palette: list[list[int]] = [list(colour) for colour in self.mmseg.metainfo["palette"]]
@@ -82,13 +81,15 @@ class SegDataset:
             )
         wanted = [self.config["images"], self.config["labels"], *filter(None, [self.config.get("ids")])]
         for folder in self.config["folders"]:
+            self._refuse_unfinished(Path(root) / folder)
             if all((Path(root) / folder / path).exists() for path in wanted):
                 return Path(root) / folder
         raise MissingData(f"data set '{self.name}' was not found in {root}. Expected:\n{self.tree(root)}")
 
-    def _refuse_unfinished(self) -> None:
-        for path in (self.config["images"], self.config["labels"]):
-            for mark in (self.root / path).glob(UNFINISHED + "*"):
+    def _refuse_unfinished(self, folder: Path) -> None:
+        raw = self.config.get("prepare", {}).get("raw", ())
+        for path in (self.config["images"], self.config["labels"], *raw):
+            for mark in (folder / path).glob(UNFINISHED + "*"):
                 raise MissingData(
                     f"data set '{self.name}' is half prepared: {mark.parent} is not complete. Go on with: "
                     f"{mark.read_text().strip() or f'python tools/datasets.py prepare {self.name}'}"
@@ -170,13 +171,17 @@ class SegDataset:
         """(H, W, 3) uint8 RGB."""
         return read_image(sample.image_path)
 
+    def raw_label(self, sample: Sample) -> np.ndarray:
+        """(H, W) int32 as stored. Raises OvssError for an unreadable map."""
+        try:
+            return np.array(Image.open(sample.label_path), dtype=np.int32)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise OvssError(f"label map {sample.label_path} cannot be read: {error}. Copy or convert it again.") from error
+
     def label(self, sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H, W) classes after the data set's rules. Raises OvssError for an unreadable map, three channels, other values,
         or another size than that of the image, if it is given."""
-        try:
-            label = np.array(Image.open(sample.label_path), dtype=np.int32)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise OvssError(f"label map {sample.label_path} cannot be read: {error}. Copy or convert it again.") from error
+        label = self.raw_label(sample)
         if label.ndim != 2:
             raise OvssError(
                 f"label map {sample.label_path} has {label.shape[-1]} channels, expected one of class "

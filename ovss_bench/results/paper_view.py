@@ -16,12 +16,16 @@ from .tables import csv, markdown
 
 def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder: Path) -> pd.DataFrame:
     """<table>.csv, a line per cell with sources, and <table>.md as the paper has it, of which the cells are returned: `ours
-    (published, difference)`."""
+    (published, difference)`. Below it stand the figures of those who disagree with it."""
     lines = side_by_side(table, results)
     cells = grid(lines)
     base = folder / f"table_{table.name}"
     write_atomic(base.with_suffix(".csv"), lambda path: path.write_text(csv(lines)))
-    text = f"{table.title}\n\n{markdown(cells)}\nPublished: {table.source}\n"
+    others = [
+        f"- {line.row} on {line.column}: {line.also}" for line in lines.itertuples() if isinstance(line.also, str) and line.also
+    ]
+    notes = "\n".join(["Also published:", "", *others, ""]) if others else ""
+    text = f"{table.title}\n\n{markdown(cells)}\nPublished: {table.source}\n\n{notes}"
     write_atomic(base.with_suffix(".md"), lambda path: path.write_text(text))
     return cells
 
@@ -46,4 +50,5 @@ def _text(line: Any) -> str:
     ours = "–" if pd.isna(line.ours) else f"{line.ours:.2f}"
     if pd.isna(line.published):
         return ours
-    return f"{ours} ({line.published:g}" + ("" if pd.isna(line.difference) else f", {line.difference:+.2f}") + ")"
+    published = f"{line.published:.2f}" if line.average else f"{line.published:g}"  # as it is printed
+    return f"{ours} ({published}" + ("" if pd.isna(line.difference) else f", {line.difference:+.2f}") + ")"

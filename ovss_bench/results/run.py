@@ -252,21 +252,22 @@ def _predictions(
     """For each image its id, and of every job the confusion records, the label map's hash and perhaps the boundary records; or
     what is wrong with the image."""
     first = jobs[0].dataset
-    keyed = ((image, partial(first.image, image[0])) for image in images)
+    by_id = {image[0].id: image for image in images}
+    keyed = ((name, partial(first.image, image[0])) for name, image in by_id.items())
     cache = FeatureCache(runtime.feature_cache) if runtime.feature_cache else None
     segmentors = [job.segmentor for job in jobs]
-    for image, outcome in predict(segmentors, keyed, batch=runtime.batch, workers=runtime.workers, cache=cache):
+    for name, outcome in predict(segmentors, keyed, batch=runtime.batch, workers=runtime.workers, cache=cache):
         if isinstance(outcome, OvssError):
-            yield image[0].id, outcome
+            yield name, outcome
             continue
         maps = [prediction.label_map.cpu().numpy().astype(np.uint16) for prediction in outcome]
         try:
             truths = {
-                name: dataset.label(sample, outcome[0].image_size)
-                for (name, dataset), sample in zip(datasets.items(), image, strict=True)
+                each: dataset.label(sample, outcome[0].image_size)
+                for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
             }
         except OvssError as error:
-            yield image[0].id, error
+            yield name, error
             continue
         found = []
         for job, label_map in zip(jobs, maps, strict=True):
@@ -279,7 +280,7 @@ def _predictions(
             pair = truth, label_map, len(dataset.classes), dataset.ignore_index
             hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
             found.append((confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None))
-        yield image[0].id, found
+        yield name, found
 
 
 def _result(

@@ -11,7 +11,7 @@ from PIL import Image
 
 import ovss_bench as ob
 from end_to_end.tools import ROOT, command, evaluate, evaluate_here, results
-from miniature import write_voc
+from miniatures.voc import write_voc
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
 from ovss_bench.evaluation.per_image import per_image

@@ -12,7 +12,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
 import ovss_bench as ob
-from miniature import write_label, write_voc
+from miniatures.voc import write_label, write_voc
 from ovss_bench.datasets.demo import draw_demo
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import ovss_bench as ob
-from miniature import write_voc
+from miniatures.voc import write_voc
 from ovss_bench.datasets.suites import Average, expand, load_suite, mean_of
 from ovss_bench.evaluation.boundary import boundary_total, mean_boundary_iou
 from ovss_bench.files import config_names
