@@ -7,7 +7,7 @@ prediction = ob.segment(ob.build_segmentor("sclip", clip=clip, vocabulary=vocabu
 """
 
 from . import segmentors as _segmentors  # noqa: F401  (registers the methods)
-from .datasets.base import load_dataset
+from .datasets.base import SegDataset, load_dataset
 from .encoders.bank import RegionBank, load_bank
 from .encoders.clip import DenseCLIP, load_clip
 from .encoders.diffusion import load_diffusion
@@ -36,6 +36,7 @@ __all__ = [
     "RegionBank",
     "Runtime",
     "Scene",
+    "SegDataset",
     "Segmentor",
     "Vocabulary",
     "WindowBatch",

@@ -4,9 +4,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from end_to_end.tools import ROOT, evaluate, results
+from end_to_end.tools import ROOT, evaluate, results, run
+from miniatures.drawing import encoded, scene, write_files
+from ovss_bench.files import config_names
 
 README = ROOT / "README.md"
 
@@ -16,7 +20,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_a_new_method_in_25_lines_runs_as_the_readme_has_it(tmp_path):
-    (code,) = [block for block in blocks("python") if "register_module" in block]
+    (code,) = [block for block in blocks("python") if "SEGMENTORS.register_module" in block]
     assert code.count("\n") <= 25
     (tmp_path / "my_method.py").write_text(code)
     (line,) = [line for block in blocks("bash") for line in block.splitlines() if "plugins=" in line]
@@ -32,6 +36,48 @@ def test_the_python_example_runs(tmp_path):
     (code,) = [block for block in blocks("python") if "load_clip" in block]
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def my_data(tmp_path):
+    """Photos and masks beside the five lines of the README."""
+    (code,) = blocks("yaml")
+    assert code.count("\n") == 5
+    (tmp_path / "my_data.yaml").write_text(code)
+    for number in range(3):
+        image, label = scene(number, [number, (number + 1) % 3])
+        write_files(tmp_path, {f"photos/{number}.jpg": encoded(image, "JPEG")})
+        write_files(tmp_path, {f"masks/{number}.png": encoded(label.astype(np.uint8), "PNG")})
+    return tmp_path
+
+
+def test_own_data_in_five_lines_runs_as_the_readme_has_it(my_data):
+    (line,) = [line for block in blocks("bash") for line in block.splitlines() if "my_data.yaml" in line]
+    arguments = line.split("tools/eval.py ")[1].replace("clip=vit_b16", "clip=demo").split()
+    evaluate(*arguments, cwd=my_data)
+    (result,) = results(my_data).values()
+    assert [row["class"] for row in result["per_class"]] == ["road", "tree", "car"]
+    assert result["images"] == {"expected": 3, "evaluated": 3, "failed": {}}
+    done = run("datasets.py", "check", "my_data.yaml", cwd=my_data)
+    assert "my_data" in done.stdout
+
+
+def test_a_loader_of_ones_own_runs_as_the_readme_has_it(my_data):
+    (code,) = [block for block in blocks("python") if "DATASETS.register_module" in block]
+    (my_data / "inverted.py").write_text(code)
+    for path in (my_data / "masks").iterdir():
+        path.write_bytes(encoded(np.where(np.array(Image.open(path)) == 1, 0, 255).astype(np.uint8), "PNG"))
+    config = (my_data / "my_data.yaml").read_text() + "loader: inverted\n"
+    (my_data / "my_data.yaml").write_text(config.replace("[road, [tree, bush], car]", "[ground, road]"))
+    evaluate("plugins=[inverted.py]", "segmentor=clip", "dataset=my_data.yaml", cwd=my_data)
+    (result,) = results(my_data).values()
+    assert all(row["true"] > 0 for row in result["per_class"])
+
+
+def test_the_data_sets_of_the_readme_are_all(tmp_path):
+    text = README.read_text()
+    for name in [*config_names("dataset"), *(f"suite/{suite}" for suite in config_names("dataset/suite"))]:
+        assert f"`{name}`" in text, name
 
 
 def test_its_table_is_the_committed_one():

@@ -1,0 +1,81 @@
+"""Data sets: what there is, preparing them from the official archives, and finding what is wrong with them.
+
+python tools/datasets.py list [NAME]  data_root=/data          what is here, what is missing; with NAME all about one
+python tools/datasets.py prepare NAME data_root=/data [source=/downloads yes=true rerun=true workers=8]
+python tools/datasets.py check NAME   data_root=/data [workers=8 out=FILE against=FILE]
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ovss_bench.datasets.check import check, view
+from ovss_bench.datasets.prepare import prepare
+from ovss_bench.errors import OvssError, unknown
+from ovss_bench.options import parse_options, run_tool
+from ovss_bench.results.overview import card, overview
+
+COMMON = {"data_root": os.environ.get("OVSS_DATA")}
+PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "workers": os.cpu_count() or 1, "plugins": []}
+CHECK = COMMON | {"workers": os.cpu_count() or 1, "out": None, "against": None, "plugins": []}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", help="list, prepare or check")
+    parser.add_argument("words", nargs="*", help="the name of a data set, and options NAME=VALUE")
+    arguments = parser.parse_args()
+    if arguments.command not in COMMANDS:
+        raise unknown("command", arguments.command, COMMANDS)
+    names = [word for word in arguments.words if "=" not in word]
+    return COMMANDS[arguments.command](names, [word for word in arguments.words if "=" in word])
+
+
+def list_datasets(names: list[str], words: list[str]) -> int:
+    root = parse_options(words, COMMON)["data_root"]
+    for part in map(card, names, [root] * len(names)) if names else [overview(root)]:
+        _print(part)
+    return 0
+
+
+def prepare_datasets(names: list[str], words: list[str]) -> int:
+    options = parse_options(words, PREPARE)
+    for name in _named(names):
+        prepare(name, options["data_root"], **{key: options[key] for key in ("source", "yes", "rerun", "workers")})
+    return 0
+
+
+def check_datasets(names: list[str], words: list[str]) -> int:
+    options = parse_options(words, CHECK)
+    root = options.pop("data_root")
+    names = _named(names)
+    if len(names) > 1 and (options["out"] or options["against"]):
+        raise OvssError("out=FILE and against=FILE are for one data set at a time.")
+    wrong = False
+    for name in names:
+        report = check(name, root, workers=options["workers"], out=options["out"], against=options["against"])
+        _print(view(report))
+        wrong |= bool(report.findings)
+    return int(wrong)
+
+
+def _print(part: RenderableType) -> None:
+    Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200).print(part)
+
+
+def _named(names: list[str]) -> list[str]:
+    if not names:
+        raise OvssError("name a data set; python tools/datasets.py list shows them.")
+    return names
+
+
+COMMANDS = {"list": list_datasets, "prepare": prepare_datasets, "check": check_datasets}
+
+
+if __name__ == "__main__":
+    run_tool(main)
