@@ -75,8 +75,8 @@ def main(config: DictConfig) -> int:
         failures=failures,
     )
     status = _show(console, [result.data for result in results], suites, paper, options) if results else 0
-    for name in absent:
-        console.print(f"not here: {name}; python tools/datasets.py list {name}", markup=False)
+    for name, error in absent.items():
+        console.print(f"not here: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})", markup=False)
     for error in failures or ():
         print(f"error: {error}", file=sys.stderr)
     return 2 if failures else status

@@ -8,26 +8,41 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from .errors import OvssError, unknown
 from .registry import load_plugin
 
 
 def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, `limit` and `workers` as positive whole numbers; loads `plugins`. Raises OvssError for unknown names."""
+    """The options, each of the kind of its default (text if that is None), `limit` and `workers` positive whole numbers; loads
+    `plugins`. Raises OvssError for unknown names and for values of another kind."""
     for word in words:
         if "=" not in word:
             raise OvssError(f"'{word}': expected NAME=VALUE, of {', '.join(defaults)}.")
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    except YAMLError as error:
+        raise OvssError(f"{' '.join(words)}: expected NAME=VALUE; put values with brackets or quotes in quotes.") from error
     for key, value in given.items():
         if key not in defaults:
             raise unknown("option", key, defaults)
-        if key in ("limit", "workers") and value != defaults[key] and (type(value) is not int or value < 1):
-            raise OvssError(f"{key}={value}: expected a whole number of at least 1.")
-        if isinstance(defaults[key], dict) and not isinstance(value, dict):
-            raise OvssError(f"{key}={value}: expected {key}.NAME=VALUE.")
-        if isinstance(defaults[key], bool) and not isinstance(value, bool):
-            raise OvssError(f"{key}={value}: expected true or false.")
+        default = defaults[key]
+        if key in ("limit", "workers"):
+            if value != default and (type(value) is not int or value < 1):
+                raise OvssError(f"{key}={value}: expected a whole number of at least 1.")
+        elif isinstance(default, dict):
+            if not isinstance(value, dict):
+                raise OvssError(f"{key}={value}: expected {key}.NAME=VALUE.")
+        elif isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise OvssError(f"{key}={value}: expected true or false.")
+        elif isinstance(default, list):
+            given[key] = [value] if isinstance(value, str) else value or []
+        elif isinstance(value, int | float):  # a folder may be called 2012, or 007
+            given[key] = next(word for word in reversed(words) if word.startswith(f"{key}=")).partition("=")[2]
+        elif isinstance(value, list | dict):
+            raise OvssError(f"{key}={value}: expected one name.")
     options = {**defaults, **given}
     for plugin in options.get("plugins", ()):
         load_plugin(plugin)

@@ -71,39 +71,42 @@ def _has(lock: IO[str]) -> bool:
 def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
     """Yields (item, `function(item)`, or the OvssError that it raised) as they are done, from `workers` forked processes.
 
-    The processes have `function` from the fork, so that it may be any callable; items and results are pickled."""
-    items = iter(items)
+    The processes have function and items from the fork, so that both may be anything; only results are pickled.
+    """
+    items = list(items)
+    left = iter(range(len(items)))
     context = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import torch
     try:
-        with terminate_cleanly(), ProcessPoolExecutor(workers, context, _begin, (function, os.getpid())) as pool:
-            running = {pool.submit(_call, item): item for item in islice(items, 4 * workers)}
+        with terminate_cleanly(), ProcessPoolExecutor(workers, context, _begin, (function, items, os.getpid())) as pool:
+            running = {pool.submit(_call, number): number for number in islice(left, 4 * workers)}
             try:
                 while running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
-                        item = running.pop(future)
-                        running |= {pool.submit(_call, following): following for following in islice(items, 1)}
+                        number = running.pop(future)
+                        running |= {pool.submit(_call, following): following for following in islice(left, 1)}
                         error = future.exception()
                         if error is not None and not isinstance(error, OvssError):
                             raise error
-                        yield item, error or future.result()
+                        yield items[number], error or future.result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     except BrokenProcessPool as error:
         raise OvssError("a worker process was killed, perhaps for want of memory. Run it again with workers=1.") from error
 
 
-def _begin(function: Callable[[Any], Any], parent: int) -> None:
+def _begin(function: Callable[[Any], Any], items: list[Any], parent: int) -> None:
     """Ctrl-C reaches all processes of a terminal; only the parent shall answer it, after the files in hand are written."""
-    global _function
-    _function = function
+    global _work
+    _work = function, items
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _call(item: Any) -> Any:
-    return _function(item)
+def _call(number: int) -> Any:
+    function, items = _work
+    return function(items[number])
 
 
 def _end_with(parent: int) -> None:

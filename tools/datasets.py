@@ -14,15 +14,16 @@ from rich.console import Console, RenderableType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ovss_bench.datasets.check import check, view
+from ovss_bench.datasets.check import check
+from ovss_bench.datasets.manifest import view
 from ovss_bench.datasets.prepare import prepare
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.results.overview import card, overview
 
-COMMON = {"data_root": os.environ.get("OVSS_DATA")}
-PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "workers": os.cpu_count() or 1, "plugins": []}
-CHECK = COMMON | {"workers": os.cpu_count() or 1, "out": None, "against": None, "plugins": []}
+COMMON = {"data_root": os.environ.get("OVSS_DATA"), "plugins": []}
+PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "workers": os.cpu_count() or 1}
+CHECK = COMMON | {"workers": os.cpu_count() or 1, "out": None, "against": None}
 
 
 def main() -> int:
@@ -51,14 +52,12 @@ def prepare_datasets(names: list[str], words: list[str]) -> int:
 
 
 def check_datasets(names: list[str], words: list[str]) -> int:
-    options = parse_options(words, CHECK)
-    root = options.pop("data_root")
-    names = _named(names)
+    options, names = parse_options(words, CHECK), _named(names)
     if len(names) > 1 and (options["out"] or options["against"]):
         raise OvssError("out=FILE and against=FILE are for one data set at a time.")
     wrong = False
     for name in names:
-        report = check(name, root, workers=options["workers"], out=options["out"], against=options["against"])
+        report = check(name, options["data_root"], **{key: options[key] for key in ("workers", "out", "against")})
         _print(view(report))
         wrong |= bool(report.findings)
     return int(wrong)

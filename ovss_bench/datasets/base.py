@@ -140,14 +140,14 @@ class SegDataset:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """All images, in mmseg's order. Raises OvssError if there is none or a file is missing."""
+        """All images, in mmseg's order. Raises MissingData if there is none or a file is missing."""
         samples = self.listed
         if not samples:
-            raise OvssError(f"data set '{self.name}' lists no image. Expected:\n{self.tree(self.root)}")
+            raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree(self.root)}")
         missing = [path for sample in samples for path in (sample.image_path, sample.label_path) if not path.is_file()]
         if missing:
             shown = "\n".join(f"  {path}" for path in missing[:5])
-            raise OvssError(
+            raise MissingData(
                 f"data set '{self.name}' lacks {len(missing)} of its files, the "
                 f"first:\n{shown}\nExpected:\n{self.tree(self.root)}"
             )
@@ -255,9 +255,17 @@ def names_path(dataset: str, names: str) -> Path:
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
     """A data set of configs/dataset by name, or of a YAML file of one's own; `root` defaults to the environment variable
-    OVSS_DATA, and for a file of one's own to its folder."""
+    OVSS_DATA. The data of a file of one's own are beside it, or in the root."""
     name, config, folder = dataset_config(name)
-    return DATASETS.get(config.get("loader", "mmseg"))(name, config, folder or root)
+    loader = DATASETS.get(config.get("loader", "mmseg"))
+    if folder is None:
+        return loader(name, config, root)
+    try:
+        return loader(name, config, folder)
+    except MissingData:
+        if root is None:
+            raise
+        return loader(name, config, root)
 
 
 def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:

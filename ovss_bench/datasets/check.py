@@ -10,239 +10,24 @@ import hashlib
 import json
 import os
 import re
-import struct
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from glob import escape
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from ..errors import OvssError
 from ..files import write_atomic
 from ..process import in_processes
 from ..progress import Progress
-from .base import Sample, SegDataset, dataset_config, load_dataset
+from .base import Sample, SegDataset, load_dataset
+from .manifest import Finding, Report, compare, read_manifest
+from .survey import IMAGES, Seen, Survey, look
 
-IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-COLOURS = 64  # the most frequent colours of a label that are looked up in the palette
 # A JPEG scatters values along outlines: pixels with at most one neighbour of their value. A value is stray if most of its
 # pixels are scattered; of a map that went through JPEG half the values are, or a tenth of the pixels that are no class.
 STRAY_VALUES, STRAY_SHARE, SCATTERED_OUTSIDE = 3, 0.5, 0.1
 SPLITS = re.compile("train|val|test")
-SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One mistake: its kind (of `CHECKS`), the file or folder, what is wrong there, and how it is repaired."""
-
-    kind: str
-    file: Path | None
-    what: str
-    hint: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a check found. `histogram`: value after the data set's rules -> pixels; `labels`: id -> digest of the label map;
-    `fingerprint` is that of the results, None if files are missing; `ids_digest` the SHA-256 of the sorted ids, a line each."""
-
-    name: str
-    root: Path
-    findings: list[Finding]
-    images: int
-    classes: tuple[str, ...]
-    ignore_index: int
-    histogram: dict[int, int]
-    labels: dict[str, str]
-    fingerprint: str | None
-    ids_digest: str
-
-    @property
-    def classes_present(self) -> list[int]:
-        return [value for value in self.histogram if 0 <= value < len(self.classes)]
-
-    def manifest(self) -> dict[str, Any]:
-        """What two users compare to know that they hold the same data."""
-        return {
-            "dataset": self.name,
-            "images": self.images,
-            "ids_sha256": self.ids_digest,
-            "fingerprint": self.fingerprint,
-            "histogram": {str(value): pixels for value, pixels in self.histogram.items()},
-            "labels": self.labels,
-        }
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One image and its label as they were read; sizes are None and errors empty for files that are not there.
-
-    `values`: stored value -> pixels. `colours`: colour -> pixels, of a label with several channels. `stray`: the number of
-    values whose pixels are mostly scattered; `scattered_outside`: the share of scattered ones among the pixels of no class.
-    """
-
-    sample: Sample
-    image_size: tuple[int, int] | None = None
-    image_error: str = ""
-    label_size: tuple[int, int] | None = None
-    label_error: str = ""
-    format: str | None = None
-    bits: int = 16
-    values: Mapping[int, int] = field(default_factory=dict)
-    colours: Mapping[tuple[int, ...], int] | None = None
-    stray: int = 0
-    scattered_outside: float = 0.0
-    digest: str = ""
-
-
-def look(dataset: SegDataset, sample: Sample) -> Seen:
-    """Reads an image and its label completely."""
-    facts: dict[str, Any] = {}
-    if sample.image_path.is_file():
-        try:
-            facts["image_size"] = dataset.image(sample).shape[:2]
-        except OvssError as error:
-            facts["image_error"] = str(error)
-    if sample.label_path.is_file():
-        try:
-            facts |= _look_at_label(dataset, sample)
-        except OvssError as error:
-            facts["label_error"] = str(error)
-        except (ValueError, EOFError, struct.error) as error:  # of damaged TIFF files
-            facts["label_error"] = f"label map cannot be read: {error}"
-    return Seen(sample, **facts)
-
-
-def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    with suppress(OSError), Image.open(sample.label_path) as image:  # a class may read other files than images
-        facts |= {"format": image.format, "bits": 8 if image.mode in ("1", "L", "P") else 16}
-    label = dataset.label(sample) if _reads_itself(dataset) else dataset.raw_label(sample)
-    facts["label_size"] = label.shape[:2]
-    if label.ndim > 2:
-        return facts | {"colours": _colours(label)}
-    values, scattered = _count(label), _count(label[_equal_neighbours(label) <= 1])
-    foreign = [value for value in values if not _is_value(dataset, _ruled(dataset, value))]
-    outside = sum(values[value] for value in foreign)
-    return facts | {
-        "values": values,
-        "stray": sum(2 * scattered.get(value, 0) >= pixels for value, pixels in values.items()),
-        "scattered_outside": sum(scattered.get(value, 0) for value in foreign) / max(outside, 1),
-        "digest": hashlib.sha256(repr(label.shape).encode() + label.astype("<i4").tobytes()).hexdigest()[:16],
-    }
-
-
-def _reads_itself(dataset: SegDataset) -> bool:
-    """Whether a class reads its labels in its own way, and gives them with its rules applied."""
-    return type(dataset).label is not SegDataset.label
-
-
-def _ruled(dataset: SegDataset, value: int) -> int:
-    return value if _reads_itself(dataset) else int(dataset.ruled(np.array([value]))[0])
-
-
-def _is_value(dataset: SegDataset, value: int) -> bool:
-    return 0 <= value < len(dataset.classes) or value == dataset.ignore_index
-
-
-def _count(label: np.ndarray) -> dict[int, int]:
-    """Value -> pixels. To count is far quicker than to sort, but the values must be small."""
-    if not label.size or (label.min() >= 0 and label.max() < 1 << 16):
-        counts = np.bincount(label.ravel())
-        values = np.flatnonzero(counts)
-        return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
-    values, counts = np.unique(label, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
-    """The most frequent colours of (H, W, channels), alpha left out."""
-    channels = label[..., : 3 if label.shape[2] >= 3 else 1].reshape(label.shape[0] * label.shape[1], -1)
-    colours, counts = np.unique(channels, axis=0, return_counts=True)
-    return {tuple(colours[i].tolist()): int(counts[i]) for i in counts.argsort()[::-1][:COLOURS]}
-
-
-def _equal_neighbours(label: np.ndarray) -> np.ndarray:
-    """(H, W): how many of the four neighbours have the pixel's value; beyond the border all do."""
-    equal = np.full(label.shape, 4, np.uint8)
-    rows, columns = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
-    equal[1:] -= rows
-    equal[:-1] -= rows
-    equal[:, 1:] -= columns
-    equal[:, :-1] -= columns
-    return equal
-
-
-@dataclass
-class Survey:
-    """All that was read of a data set, for the checks."""
-
-    dataset: SegDataset
-    seen: list[Seen]
-    explained: set[Path] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.facts: dict[str, Any] = self.dataset.config.get("check") or {}
-        self.ids = Counter(seen.sample.id for seen in self.seen)
-        self.pixels: Counter[int] = Counter()  # stored value -> pixels
-        for seen in self.seen:
-            self.pixels.update(seen.values)
-        self.ruled = {value: _ruled(self.dataset, value) for value in self.pixels}
-        self.foreign = {value for value in self.pixels if not _is_value(self.dataset, self.ruled[value])}
-
-    @property
-    def labels(self) -> list[Seen]:
-        """The label maps that were read and are not explained yet."""
-        return [seen for seen in self.seen if seen.values and seen.sample.label_path not in self.explained]
-
-    @property
-    def coloured(self) -> list[Seen]:
-        """The label maps of several channels that are not explained yet."""
-        return [seen for seen in self.seen if seen.colours is not None and seen.sample.label_path not in self.explained]
-
-    @property
-    def shifts(self) -> bool:
-        """Whether the data set's rules turn 0 into ignored, and other values into the one before."""
-        return not _reads_itself(self.dataset) and _ruled(self.dataset, 0) == self.dataset.ignore_index
-
-    @cached_property
-    def histogram(self) -> dict[int, int]:
-        total: Counter[int] = Counter()
-        for value, pixels in self.pixels.items():
-            total[self.ruled[value]] += pixels
-        return dict(sorted(total.items()))
-
-    @cached_property
-    def list_file(self) -> Path | None:
-        return self.dataset.root / self.dataset.config["ids"] if self.dataset.config.get("ids") else None
-
-    @cached_property
-    def label_files(self) -> dict[str, Path]:
-        """Every file in or beside the label folder, by its name."""
-        folder = self.dataset.root / self.dataset.config["labels"]
-        return {path.name: path for path in sorted(folder.parent.rglob("*")) if path.suffix.lower() in IMAGES}
-
-    @cached_property
-    def orphans(self) -> list[Path]:
-        """Labels whose image is not listed; none where a list says which images count."""
-        if self.list_file is not None:
-            return []
-        folder, suffix = self.dataset.root / self.dataset.config["labels"], self.dataset.config["label_suffix"]
-        known = {seen.sample.label_path for seen in self.seen}
-        images = {seen.sample.image_path for seen in self.seen}  # which may be in the same folder
-        return sorted(path for path in folder.rglob(f"*{suffix}") if path not in known | images and path.name[0] != ".")
-
 
 Found = Iterator[tuple[Path | None, str]]
 
@@ -266,7 +51,8 @@ def ids_twice(survey: Survey) -> Found:
 def missing_ids(survey: Survey) -> Found:
     for seen in survey.seen:
         if not seen.sample.image_path.is_file() and not seen.sample.label_path.is_file():
-            yield seen.sample.image_path, f"{seen.sample.id} is in {survey.list_file.name}, but has neither image nor label"
+            listed = (survey.list_file or _images(survey)).name
+            yield seen.sample.image_path, f"{seen.sample.id} is in {listed}, but has neither image nor label"
 
 
 def label_without_image(survey: Survey) -> Found:
@@ -518,24 +304,21 @@ def check(
     `out` writes the manifest (JSON), `against` compares with one that somebody else wrote. Raises OvssError if the data set is
     not there at all, or half prepared.
     """
-    theirs = _read_manifest(Path(against), name) if against is not None else None
+    theirs = read_manifest(Path(against), name) if against is not None else None
     dataset = load_dataset(name, root)
-    samples, seen = dict(enumerate(dataset.listed)), {}
-    with Progress(quiet).start(f"check of {dataset.name}", len(samples)) as bar:
-        for number, outcome in in_processes(
-            lambda number: look(dataset, samples[number]), samples, workers or os.cpu_count() or 1
-        ):
-            if isinstance(outcome, OvssError):
-                raise outcome
-            seen[number] = outcome
+    seen: dict[Sample, Seen] = {}
+    with Progress(quiet).start(f"check of {dataset.name}", len(dataset.listed)) as bar:
+        for sample, outcome in in_processes(partial(look, dataset), dataset.listed, workers or os.cpu_count() or 1):
+            seen[sample] = outcome
             bar.advance()
-    survey = Survey(dataset, [seen[number] for number in samples])
+    survey = Survey(dataset, [seen[sample] for sample in dataset.listed])
     findings, words = [], _words(name, dataset, root)
     for entry in CHECKS:
         found = [Finding(entry.kind, file, what, entry.hint.format(**words).strip()) for file, what in entry.find(survey)]
         survey.explained |= {finding.file for finding in found}
         findings += found
-    complete = bool(samples) and all(sample.image_path.is_file() and sample.label_path.is_file() for sample in samples.values())
+    files = [path for sample in dataset.listed for path in (sample.image_path, sample.label_path)]
+    complete = bool(files) and all(path.is_file() for path in files)
     report = Report(
         dataset.name,
         dataset.root,
@@ -572,87 +355,13 @@ def _words(name: str, dataset: SegDataset, root: str | Path | None) -> dict[str,
     return {"again": again, "pairs": pairs, **values}
 
 
-def _read_manifest(path: Path, name: str) -> dict[str, Any]:
-    own = dataset_config(name)[0]
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise OvssError(f"manifest {path} cannot be read: {error}. Expected a file that check wrote with out=FILE.") from error
-    if not isinstance(manifest, dict) or not {"dataset", "histogram", "labels", "fingerprint"} <= manifest.keys():
-        raise OvssError(f"{path} is no manifest. Expected a file that check wrote with out=FILE.")
-    if manifest["dataset"] != own:
-        raise OvssError(f"manifest {path} is of {manifest['dataset']}, not of {own}.")
-    return manifest
-
-
-def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> Iterator[Finding]:
-    """The differences from a manifest."""
-    hint = "One of the two copies is not the official data: check both."
-    paths = {sample.id: sample.label_path for sample in dataset.listed}
-    here, there = report.labels, theirs["labels"]
-    for what, ids in (("only here", here.keys() - there.keys()), ("only in the manifest", there.keys() - here.keys())):
-        for name in sorted(ids):
-            yield Finding("other ids than in the manifest", paths.get(name), f"{name} is {what}", hint)
-    changed = [name for name in sorted(here.keys() & there.keys()) if here[name] != there[name]]
-    for name in changed:
-        yield Finding("other labels than in the manifest", paths[name], "holds other class numbers", hint)
-    ours, other = ({int(value): n for value, n in pixels.items()} for pixels in (report.histogram, theirs["histogram"]))
-    for value in sorted(ours.keys() | other.keys()):
-        if ours.get(value, 0) != other.get(value, 0):
-            what = f"{value} {_name(report, value)}: {ours.get(value, 0)} pixels here, {other.get(value, 0)} in the manifest"
-            yield Finding("other pixels of a class than in the manifest", None, what, hint)
-    if here == there and report.fingerprint != theirs["fingerprint"]:
-        yield Finding(
-            "other bytes than in the manifest",
-            None,
-            "ids and class numbers are the same, but image files have other sizes, or label files other bytes",
-            "The images may be of another release or saved again, which changes results; labels of other bytes, written by "
-            "another version of Pillow, do no harm.",
-        )
-
-
-def view(report: Report) -> Group:
-    """A report for the terminal: facts, histogram, findings by kind."""
-    facts = Table(box=None, pad_edge=False, show_header=False, title=f"{report.name} in {report.root}", title_justify="left")
-    facts.add_row("images", str(report.images))
-    facts.add_row("fingerprint", report.fingerprint or "none, files are missing")
-    facts.add_row("sha256 of the ids", report.ids_digest)
-    histogram = Table(box=None, pad_edge=False)
-    for column in ("value", "class", "pixels", "share"):
-        histogram.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
-    total = sum(report.histogram.values())
-    for value, pixels in report.histogram.items():
-        histogram.add_row(str(value), Text(_name(report, value)), str(pixels), f"{pixels / total:.2%}")
-    parts: list[Any] = [facts, Text(), histogram, Text()]
-    absent = sorted(set(range(len(report.classes))) - set(report.classes_present))
-    if absent:
-        names = ", ".join(f"{value} {report.classes[value]}" for value in absent)
-        parts.append(Text(f"note: {len(absent)} of {len(report.classes)} classes never occur: {names}\n"))
-    for kind, group in groupby(report.findings, lambda finding: finding.kind):
-        findings = list(group)
-        parts.append(Text(f"{kind}: {len(findings)}", style="bold red"))
-        for finding in findings[:SHOWN]:
-            parts.append(Text(f"  {finding.file}: {finding.what}" if finding.file else f"  {finding.what}"))
-        if len(findings) > SHOWN:
-            parts.append(Text(f"  and {len(findings) - SHOWN} more"))
-        parts.append(Text(f"  -> {findings[0].hint}\n"))
-    parts.append(Text(f"{len(report.findings)} findings" if report.findings else "nothing is wrong"))
-    return Group(*parts)
-
-
-def _name(report: Report, value: int) -> str:
-    if value == report.ignore_index:
-        return "ignored"
-    return report.classes[value] if 0 <= value < len(report.classes) else "(no class)"
-
-
 def _sibling_lists(survey: Survey) -> Iterator[tuple[Path, set[str]]]:
     """The lists of other splits beside that of this one; train.txt and test.txt beside val.txt, not trainval.txt."""
     if survey.list_file is not None:
         own = set(SPLITS.findall(survey.list_file.stem))
         for path in sorted(survey.list_file.parent.glob("*.txt")):
             split = set(SPLITS.findall(path.stem))
-            if path != survey.list_file and len(split) == 1 and split != own:
+            if path != survey.list_file and len(split) == 1 and split != own and (own or split == {"train"}):
                 yield path, {line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()}
 
 

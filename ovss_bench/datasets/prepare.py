@@ -10,7 +10,7 @@ import os
 import shlex
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ def prepare(
     """Prepares a data set of configs/dataset, or of a YAML file of one's own, below the data root.
 
     Archives are taken from `source` (default: the root); those that are not there are downloaded if their licence permits it
-    and `yes` accepts it. `rerun` makes again what is there. Raises OvssError that says what is missing and what to do.
+    and `yes` accepts it. `rerun` makes again what is there; without it, a data set that is complete needs neither archives nor
+    raw files. Raises OvssError that says what is missing and what to do.
     """
     given, (name, config, own) = str(name), dataset_config(name)
     progress, root = Progress(quiet), root or own
@@ -57,6 +58,12 @@ def prepare(
     if root is None:
         raise OvssError("name the folder of all data sets: data_root=DIR, or the environment variable OVSS_DATA.")
     plan, root = config.get("prepare", {}), Path(root)
+    loader = DATASETS.get(config.get("loader", "mmseg"))
+    with suppress(OvssError):
+        dataset = loader(name, config, root)
+        if not rerun and len(dataset.samples) == dataset.expected_images:
+            progress.say(f"{name} is ready: {dataset.expected_images} images in {dataset.root}")
+            return
     folder, source = dataset_folder(config, root), Path(source or root)
     words = ["python", "tools/datasets.py", "prepare", given, f"data_root={root}"]
     command = shlex.join(words if source == root else [*words, f"source={source}"])
@@ -68,7 +75,8 @@ def prepare(
         _unpack(archives, folder, source, command, rerun, progress)
         if "converter" in plan:
             _convert(name, config, folder, command, workers or os.cpu_count() or 1, rerun, progress)
-    found = len(DATASETS.get(config.get("loader", "mmseg"))(name, config, root).samples)
+    with _explained(config):
+        found = len(loader(name, config, root).samples)
     expected = config.get("expected_images")
     progress.say(f"{name} is ready: {found} images in {folder}")
     if expected not in (None, found):
@@ -96,8 +104,11 @@ def _unpack(archives: list[Archive], folder: Path, source: Path, command: str, r
     missing = _missing(archives, folder)
     for archive in archives:
         path = source / archive.file
-        if archive not in missing and not (rerun and path.is_file()):
-            continue
+        if archive not in missing:
+            if rerun and not path.is_file():
+                progress.say(f"note: {path} is not there; what was unpacked from it stays as it is")
+            if not (rerun and path.is_file()):
+                continue
         if not path.is_file():
             path = download(archive, source, progress)
         elif not is_official(path, archive):
@@ -113,11 +124,7 @@ def _instructions(name: str, config: dict[str, Any], absent: list[Archive], fold
         lines += [
             f"      or, unpacked: {inside or 'all of it'} as {folder / outside}" for inside, outside in archive.paths.items()
         ]
-    for title, key in (("Licence", "licence"), ("Where", "link")):
-        if key in config:
-            lines.append(f"{title}: {config[key]}")
-    if config["prepare"].get("note"):
-        lines.append(config["prepare"]["note"])
+    lines += _terms(config)
     if not all(archive.url for archive in absent):
         lines.append("They must be fetched by hand; put them there, then: " + command)
     else:
@@ -125,11 +132,28 @@ def _instructions(name: str, config: dict[str, Any], absent: list[Archive], fold
     return "\n".join(lines)
 
 
+def _terms(config: dict[str, Any]) -> list[str]:
+    """Licence, home and what must be done by hand, as far as the configuration says."""
+    facts = {"Licence": config.get("licence"), "Where": config.get("link")}
+    note = config.get("prepare", {}).get("note")
+    return [f"{title}: {value}" for title, value in facts.items() if value] + ([note] if note else [])
+
+
+@contextmanager
+def _explained(config: dict[str, Any]) -> Iterator[None]:
+    """Adds to an error about files that are not there where they come from."""
+    try:
+        yield
+    except OvssError as error:
+        raise OvssError("\n".join([str(error), *_terms(config)])) from error
+
+
 def _convert(
     name: str, config: dict[str, Any], folder: Path, command: str, workers: int, rerun: bool, progress: Progress
 ) -> None:
     converter = config["prepare"]["converter"]
-    tasks = list(CONVERTERS.get(converter)(folder))
+    with _explained(config):
+        tasks = list(CONVERTERS.get(converter)(folder))
     left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
     if len(left) < len(tasks):
         progress.say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
@@ -164,7 +188,7 @@ def run_task(task: Task) -> None:
     try:
         task.make(*task.arguments)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        files = ", ".join(str(argument) for argument in task.arguments if isinstance(argument, Path))
+        files = ", ".join(str(argument) for argument in task.arguments if isinstance(argument, Path) and argument.exists())
         raise OvssError(f"{files}: {error}") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from rich.console import Group
@@ -30,16 +32,22 @@ def overview(root: str | None) -> Table:
 
 def card(name: str, root: str | None) -> Group:
     """Everything about one data set."""
-    name, config, _ = dataset_config(name)
-    view = Table(box=None, pad_edge=False, show_header=False, title=f"{name}: {config['full_name']}", title_justify="left")
+    given, (name, config, _) = name, dataset_config(name)
+    view = Table(
+        box=None,
+        pad_edge=False,
+        show_header=False,
+        title=f"{name}: {config.get('full_name', 'of your own')}",
+        title_justify="left",
+    )
     view.add_column(style="bold")
     view.add_column(overflow="fold")
     folder = f"{root or 'DATA_ROOT'}/{config.get('folders', ['(drawn)'])[0]}"
     facts: dict[str, Any] = {
-        "here": state_of(name, root)[0],
-        "licence": config["licence"],
+        "here": state_of(given, root)[0],
+        "licence": config.get("licence"),
         "link": config.get("link"),
-        "classes": class_count(name),
+        "classes": class_count(given),
         "background": config.get("background", "none"),
         "images expected": config.get("expected_images", "not known"),
         "images": f"{folder}/{config['images']}/<id>{config['image_suffix']}" if "images" in config else None,
@@ -58,7 +66,7 @@ def card(name: str, root: str | None) -> Group:
         ", ".join(sorted(figures["method"][figures["dataset"] == name].unique())) or "no published figure here"
     )
     facts["note"] = config.get("prepare", {}).get("note")
-    facts["prepare"] = f"python tools/datasets.py prepare {name} data_root=DIR" if "prepare" in config else None
+    facts["prepare"] = f"python tools/datasets.py prepare {given} data_root=DIR" if "prepare" in config else None
     for key, value in facts.items():
         if value is not None:
             view.add_row(key, str(value))
@@ -79,7 +87,8 @@ def state_of(name: str, root: str | None) -> tuple[str, SegDataset | None]:
 
 
 def class_count(name: str) -> int:
-    from mmseg.registry import DATASETS as MMSEG
+    with redirect_stdout(StringIO()):  # the fork prints that an optional package is not there
+        from mmseg.registry import DATASETS as MMSEG
 
     config = dataset_config(name)[1]
     if config.get("loader") == "demo":

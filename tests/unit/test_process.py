@@ -1,0 +1,148 @@
+"""Work in several processes, and what becomes of it and of locks when a process is killed."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import ovss_bench as ob
+from ovss_bench.process import in_processes, locked, terminate_cleanly
+
+FORK = multiprocessing.get_context("fork")
+
+
+def started(function, *arguments):
+    process = FORK.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def square(number):
+    if number == 7:
+        raise ob.OvssError("seven")
+    return number**2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_item_comes_back_with_its_result_or_its_error(workers):
+    outcomes = dict(in_processes(square, range(50), workers))
+    assert str(outcomes.pop(7)) == "seven"
+    assert outcomes == {number: number**2 for number in range(50) if number != 7}
+
+
+def test_nothing_to_do_ends_at_once():
+    assert list(in_processes(square, [], 2)) == []
+
+
+class Unpicklable:
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        raise AssertionError("pickled")
+
+    def __call__(self, other):
+        return self.value + other.value
+
+
+def test_functions_and_items_may_be_anything():
+    items = [Unpicklable(number) for number in range(5)]
+    outcomes = {item.value: outcome for item, outcome in in_processes(Unpicklable(1), items, 2)}
+    assert outcomes == {number: number + 1 for number in range(5)}
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_and_not_the_end_of_time():
+    with pytest.raises(AssertionError, match="pickled"):
+        list(in_processes(Unpicklable, range(20), 2))
+
+
+def test_a_caller_may_stop_early():
+    results = in_processes(square, range(1000), 2)
+    next(results)
+    results.close()
+
+
+def test_other_errors_are_raised():
+    with pytest.raises(ZeroDivisionError):
+        list(in_processes(lambda number: 1 // number, [1, 0, 2], 1))
+
+
+def test_a_worker_that_is_killed_is_said():
+    with pytest.raises(ob.OvssError, match=r"a worker process was killed.*workers=1"):
+        list(in_processes(lambda _: os.kill(os.getpid(), signal.SIGKILL), [1, 2, 3], 1))
+
+
+def is_running(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def work_with_lock(folder):
+    def write(number):
+        (folder / f"{os.getpid()}").touch()
+        time.sleep(60)
+
+    os.setpgrp()
+    with locked(folder, "out"):
+        list(in_processes(write, range(2), 2))
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent_and_give_its_lock_back(kind, tmp_path):
+    parent = started(work_with_lock, tmp_path)
+
+    def workers():
+        return [int(path.name) for path in tmp_path.glob("[0-9]*")]
+
+    wait_for(lambda: len(workers()) == 2)
+    if kind == signal.SIGTERM:  # it waits for what its workers have in hand; who does not want that kills it
+        os.kill(parent.pid, kind)
+        time.sleep(0.1)
+    os.kill(parent.pid, signal.SIGKILL)
+    with locked(tmp_path, "out"):
+        pass
+    wait_for(lambda: not any(map(is_running, workers())), 2)
+    parent.join()
+
+
+def hold(folder, ready, done):
+    with locked(folder, "out"):
+        ready.set()
+        done.wait()
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    ready, done = FORK.Event(), FORK.Event()
+    other = started(hold, tmp_path / "new", ready, done)
+    ready.wait(20)
+    with pytest.raises(ob.OvssError, match=r"another process is writing to .*new.*out=DIR"), locked(tmp_path / "new", "out"):
+        pass
+    done.set()
+    other.join()
+    with locked(tmp_path / "new", "out"):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_said():
+    with pytest.raises(ob.OvssError, match=r"cannot write /proc/new.*data_root=DIR"), locked(Path("/proc/new"), "data_root"):
+        pass
+
+
+def test_sigterm_becomes_an_ordinary_end():
+    with pytest.raises(SystemExit) as end, terminate_cleanly():
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
