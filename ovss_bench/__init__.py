@@ -19,6 +19,7 @@ from .errors import OvssError
 from .inference.engine import Prediction, make_scene, segment
 from .recipe import compose_recipe, segmentor_names
 from .registry import DATASETS, SEGMENTORS, load_plugin
+from .results.load import load_results
 from .results.run import EvalResult, Runtime, evaluate
 from .segmentors.attention import attend
 from .segmentors.base import LastBlockSegmentor, Scene, Segmentor, WindowBatch
@@ -52,6 +53,7 @@ __all__ = [
     "load_foreground",
     "load_plugin",
     "load_regions",
+    "load_results",
     "load_vision",
     "make_scene",
     "segment",

@@ -32,11 +32,10 @@ from ..progress import Progress
 from ..recipe import compose_recipe, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
+from .form import VERSION
 from .provenance import provenance, source_digest
 from .published import compare_published
 from .store import RunStore
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Runtime:
     workers: int = 2  # reader threads
     skip_bad_images: bool = False
     boundary: bool = False  # measure mBoundaryIoU, too
+    maps: bool = False  # keep the label maps, for the pictures of a report
     feature_cache: str | None = None  # folder for region maps and the like, to be used again by other runs
 
 
@@ -248,9 +248,8 @@ def _run_pass(
 
 def _predictions(
     jobs: Sequence[Job], datasets: Mapping[str, SegDataset], images: Sequence[tuple[Sample, ...]], runtime: Runtime
-) -> Iterator[tuple[str, list[tuple[np.ndarray, str, np.ndarray | None]] | OvssError]]:
-    """For each image its id, and of every job the confusion records, the label map's hash and perhaps the boundary records; or
-    what is wrong with the image."""
+) -> Iterator[tuple[str, list[tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]] | OvssError]]:
+    """For each image its id, and of every job what `RunStore.add` takes; or what is wrong with the image."""
     first = jobs[0].dataset
     by_id = {image[0].id: image for image in images}
     keyed = ((name, partial(first.image, image[0])) for name, image in by_id.items())
@@ -279,7 +278,8 @@ def _predictions(
             truth = resize_truth(truth, recipe.resize, label_map.shape)
             pair = truth, label_map, len(dataset.classes), dataset.ignore_index
             hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
-            found.append((confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None))
+            edges = boundary_counts(*pair) if runtime.boundary else None
+            found.append((confusion(*pair), hash, edges, label_map if runtime.maps else None))
         yield name, found
 
 
@@ -305,7 +305,7 @@ def _result(
     if segmentor.clip.device.type == "cuda":
         timing["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
     data = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION,
         "segmentor": job.name,
         "clip": segmentor.clip.name,
         "dataset": dataset.name,
@@ -368,7 +368,7 @@ class _Memory:
     def discard(self) -> None:
         pass
 
-    def add(self, image: str, counts: np.ndarray, hash: str, edges: np.ndarray | None) -> None:
+    def add(self, image: str, counts: np.ndarray, hash: str, edges: np.ndarray | None, label_map: object) -> None:
         self.counts[image] = counts
         if edges is not None:
             self.edges[image] = edges

@@ -13,14 +13,17 @@ import os
 import shutil
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import OvssError
 from ..evaluation.confusion import DTYPE
-from ..files import write_atomic
+from ..files import digest, write_atomic
+from .form import checked
 
 IMAGES_PER_SHARD = 16
 SECONDS_PER_SHARD = 10
@@ -94,8 +97,22 @@ class RunStore:
         finally:
             self._lock.close()
 
-    def add(self, image: str, counts: np.ndarray, hash: str, edges: np.ndarray | None = None) -> None:
-        """Confusion records, hash of the label map, and boundary records if they are wanted."""
+    def map_path(self, image: str) -> Path:
+        """Where the label map of an image is kept if it is: an 8 or 16-bit PNG."""
+        return self.base.with_name(self.base.name + ".maps") / f"{image}.png"
+
+    def add(
+        self,
+        image: str,
+        counts: np.ndarray,
+        hash: str,
+        edges: np.ndarray | None = None,
+        label_map: np.ndarray | None = None,
+    ) -> None:
+        """Confusion records, hash of the label map, and, if they are wanted, boundary records and the label map itself."""
+        if label_map is not None:
+            picture = Image.fromarray(label_map.astype(np.uint8) if label_map.max() < 256 else label_map)
+            write_atomic(self.map_path(image), picture.save)
         self.counts[image], self.hashes[image] = counts, hash
         if edges is not None:
             self.edges[image] = edges
@@ -112,7 +129,9 @@ class RunStore:
     def finish(self, result: dict[str, Any], images: list[str]) -> None:
         """Writes the counts of `images`, then the result, then removes the shards."""
         self._write_counts(self.counts_path, images)
-        write_atomic(self.result_path, lambda path: path.write_text(dump(result)))
+        text = dump(result)
+        checked(json.loads(text), f"the result for {self.result_path}")
+        write_atomic(self.result_path, lambda path: path.write_text(text))
         self._pending = []
         shutil.rmtree(self._shards)
 
@@ -128,6 +147,7 @@ class RunStore:
         if self.edges:
             edges = [self.edges[image] for image in images]
             content |= {"edge_lengths": np.array([len(e) for e in edges], np.int64), "edges": np.concatenate(edges)}
+        content["checksum"] = np.array(_checksum(content))
         write_atomic(path, lambda temporary: np.savez_compressed(temporary, **content))
 
 
@@ -139,6 +159,8 @@ def read_counts(
     try:
         with np.load(path, allow_pickle=False) as file:
             content = dict(file)
+            if "checksum" in content and str(content.pop("checksum")) != _checksum(content):
+                raise ValueError("its checksum is wrong")
             images = content["images"].tolist()
             records = _by_image(images, content["records"], content["lengths"])
             hashes = dict(zip(images, content["hashes"].tolist(), strict=True))
@@ -150,16 +172,23 @@ def read_counts(
     return records, hashes, edges
 
 
+def _checksum(content: Mapping[str, np.ndarray]) -> str:
+    parts = [part for name in sorted(content) for part in (name, content[name].dtype.str, content[name].tobytes())]
+    return digest(*parts)
+
+
 def _by_image(images: list[str], records: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(images, np.split(records, np.cumsum(lengths)[:-1]), strict=False))
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result JSON. Raises OvssError if it is missing or damaged."""
+    """A result JSON in its present form, whatever version wrote it. Raises OvssError if it is missing, damaged or of another
+    form."""
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise OvssError(f"result {path} cannot be read: {error}. Delete it and run again.") from error
+    return checked(content, f"result {path}")
 
 
 def dump(result: dict[str, Any]) -> str:

@@ -1,0 +1,134 @@
+"""The form of result files: what is written and read is checked, earlier versions are read, and damage is told."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+import ovss_bench as ob
+from ovss_bench.results.form import FOLDER, VERSION, checked, documentation, schema
+from ovss_bench.results.load import load_results, result_paths
+from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.results.store import read_counts, read_result
+
+FAST = {"resize": "none", "window": 48, "stride": 48}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two results of three scenes each."""
+    folder, clip, dataset = tmp_path_factory.mktemp("results"), ob.load_clip("demo"), ob.load_dataset("demo")
+    run_jobs([make_job(name, clip, dataset, overrides=FAST) for name in ("clip", "sclip")], limit=3, output=folder, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def result(folder):
+    return read_result(result_paths(folder)[0])
+
+
+def test_results_are_of_the_present_form(result):
+    assert result["schema_version"] == VERSION
+    assert checked(copy.deepcopy(result), "it") == result
+    assert set(result) == set(schema()["properties"])
+
+
+def test_every_version_has_a_schema():
+    assert sorted(path.name for path in FOLDER.glob("*.json")) == [f"result-{n + 1}.json" for n in range(VERSION)]
+
+
+def test_the_first_version_is_read(result, tmp_path):
+    old = {key: value for key, value in result.items() if key not in ("published", "sources")} | {"schema_version": 1}
+    path = tmp_path / "clip-0123456789ab.json"
+    path.write_text(json.dumps(old))
+    read = read_result(path)
+    assert read["schema_version"] == VERSION
+    assert read["metrics"] == result["metrics"]
+    assert "before published figures" in read["published"]["why_not"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema_version": VERSION + 1}, "newer ovss-bench"),
+        ({"schema_version": None}, "is not a result"),
+        ({"schema_version": 0}, "is not a result"),
+        ({"metrics": {"mIoU": "high"}}, r"metrics.mIoU must be number or null"),
+        ({"images": {"expected": 3}}, r"images must contain"),
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"more": 1}, "must not contain"),
+        ({"fingerprint": "xyz"}, "fingerprint must match pattern"),
+    ],
+    ids=str,
+)
+def test_what_has_another_form_is_refused(change, words, result):
+    with pytest.raises(ob.OvssError, match=words):
+        checked(result | change, "result FILE")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '"x"', "{}"])
+def test_files_that_are_no_results_are_refused(text, tmp_path):
+    path = tmp_path / "clip-0123456789ab.json"
+    path.write_text(text)
+    with pytest.raises(ob.OvssError, match=r"clip-0123456789ab\.json"):
+        read_result(path)
+
+
+def test_nothing_of_another_form_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovss_bench.results.run.VERSION", "two")
+    clip, dataset = ob.load_clip("demo"), ob.load_dataset("demo")
+    with pytest.raises(ob.OvssError, match="is not a result"):
+        run_jobs([make_job("clip", clip, dataset, overrides=FAST)], limit=1, output=tmp_path, quiet=True)
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_results_come_as_a_data_frame(folder):
+    frame = load_results(folder, partial=True)
+    assert frame["segmentor"].tolist() == ["clip", "sclip"]
+    assert {"mIoU", "hIoU", "mIoU_per_image", "images_evaluated", "published", "device", "path"} <= set(frame)
+    assert frame["images_evaluated"].tolist() == [3, 3]
+    assert load_results(folder).empty
+
+
+def test_a_damaged_result_is_left_out_with_a_warning(folder, tmp_path):
+    for path in result_paths(folder):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "naclip-0123456789ab.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"naclip-0123456789ab\.json cannot be read"):
+        frame = load_results(tmp_path, partial=True)
+    assert len(frame) == 2
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ob.OvssError, match="no result"):
+        load_results(tmp_path)
+
+
+def test_a_changed_count_is_found_by_its_checksum(folder, tmp_path):
+    (path, *_) = sorted(folder.rglob("*.npz"))
+    content = dict(np.load(path))
+    content["records"] = content["records"].copy()
+    content["records"]["pixels"][0] += 1
+    np.savez_compressed(tmp_path / "changed.npz", **content)
+    with pytest.raises(ob.OvssError, match=r"changed\.npz is damaged: its checksum is wrong"):
+        read_counts(tmp_path / "changed.npz")
+    del content["checksum"]
+    np.savez_compressed(tmp_path / "old.npz", **content)  # of before there was one
+    assert len(read_counts(tmp_path / "old.npz")[0]) == 3
+
+
+def test_label_maps_are_kept_on_request(tmp_path):
+    clip, dataset = ob.load_clip("demo"), ob.load_dataset("demo")
+    job = make_job("clip", clip, dataset, overrides=FAST)
+    (result,) = run_jobs([job], limit=2, output=tmp_path, runtime=ob.Runtime(maps=True), quiet=True)
+    maps = sorted(tmp_path.rglob("*.png"))
+    assert [path.stem for path in maps] == ["scene_000", "scene_099"]
+    assert maps[0].parent == result.path.with_suffix(".maps")
+
+
+def test_the_documentation_is_that_of_the_schema():
+    text = documentation()
+    for name in schema()["properties"]:
+        assert f"`{name}`" in text
+    assert "`per_class[].IoU`" in text
