@@ -92,9 +92,9 @@ def load_table(name: str | Path) -> PaperTable:
 
 
 def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A line per row and column of the table: `ours` (NaN without a complete result of that run), `published` (the first figure
-    of the cell), their `difference` in points where they are comparable, `second_hand`, `source`, and `also`, what others state
-    for the same cell.
+    """A line per row and column of the table: `ours` (NaN without a complete result of that run), for what something untrained
+    `stood_in`, `published` (the first figure of the cell), their `difference` in points where they are comparable,
+    `second_hand`, `source`, and `also`, what others state for the same cell.
 
     Averages follow the columns of each row. They are NaN unless all their columns are there.
     """
@@ -114,11 +114,15 @@ def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.
 def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     figures = table.figures(row, dataset)
     first = figures[0] if figures else {"miou": math.nan, "metric": "mIoU", "comparable": False}
-    ours = _ours(row, dataset, first["metric"] if first["comparable"] else "mIoU", results)
+    result = _result(row, dataset, results)
+    stood_in = ", ".join(stand_ins(result)) if result else ""
+    ours = result["metrics"].get(first["metric"] if first["comparable"] else "mIoU") if result else None
+    ours = math.nan if ours is None else float(ours)
     return {
         "ours": ours,
+        "stood_in": stood_in,
         "published": first["miou"],
-        "difference": ours - first["miou"] if first["comparable"] else math.nan,
+        "difference": ours - first["miou"] if first["comparable"] and not stood_in else math.nan,
         "second_hand": first.get("second_hand"),
         "source": first.get("source"),
         "also": "; ".join(
@@ -127,17 +131,17 @@ def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapp
     }
 
 
-def _ours(row: PaperRow, dataset: str, metric: str, results: Sequence[Mapping[str, Any]]) -> float:
-    """The metric of the run that a cell stands for, NaN if there is none on all images."""
+def _result(row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The result of the run that a cell stands for, if there is one on all images."""
     for result in results:
         if (result["segmentor"], result["clip"], result["dataset"]) != (row.segmentor, row.clip, dataset):
             continue
-        if result["protocol"] != "paper" or result["partial"] or stand_ins(result) or result["metrics"].get(metric) is None:
+        if result["protocol"] != "paper" or result["partial"]:
             continue
         run = (row.segmentor, row.clip, dataset)
         if settings(*run, result["overridden"]) == settings(*run, row.overrides(dataset)):
-            return float(result["metrics"][metric])
-    return math.nan
+            return result
+    return None
 
 
 def _table(name: str, content: Any) -> PaperTable:

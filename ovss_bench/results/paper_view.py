@@ -48,6 +48,8 @@ def terminal_paper(table: PaperTable, cells: pd.DataFrame) -> Table:
 
 def _text(line: Any) -> str:
     ours = "–" if pd.isna(line.ours) else f"{line.ours:.2f}"
+    if isinstance(line.stood_in, str) and line.stood_in:
+        ours += f" with a stand-in for {line.stood_in}"
     if pd.isna(line.published):
         return ours
     published = f"{line.published:.2f}" if line.average else f"{line.published:g}"  # as it is printed

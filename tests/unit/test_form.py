@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
+from end_to_end.tools import ROOT
 from ovss_bench.results.form import FOLDER, VERSION, checked, documentation, schema
 from ovss_bench.results.load import load_results, result_paths
 from ovss_bench.results.run import make_job, run_jobs
@@ -132,3 +133,5 @@ def test_the_documentation_is_that_of_the_schema():
     for name in schema()["properties"]:
         assert f"`{name}`" in text
     assert "`per_class[].IoU`" in text
+    written = (ROOT / "docs/results.md").read_text()
+    assert text in written, "make it again: ovss_bench.results.form.documentation()"
