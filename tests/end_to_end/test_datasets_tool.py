@@ -154,7 +154,7 @@ def test_from_archives_to_a_manifest(tmp_path):
 
 def test_a_preparation_that_is_interrupted_goes_on(own):
     words = ["prepare", "mine.yaml", "plugins=converter.py", "workers=2"]
-    (own / "converter.py").write_text(PLUGIN.replace("SECONDS", "0.5"))
+    (own / "converter.py").write_text(PLUGIN.replace("SECONDS", "3"))
     environment = {key: value for key, value in os.environ.items() if key != "OVSS_DATA"}
     process = subprocess.Popen(
         command("datasets.py", *words), cwd=own, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
-from ovss_bench.files import CONFIGS
 from ovss_bench.vocabulary import TEMPLATES, read_names
 from parity.seeded import clip_state_dict, query_features
 
@@ -79,14 +78,6 @@ def test_repeated_queries_are_allowed(tmp_path):
 def test_bad_names_are_refused(names, message):
     with pytest.raises(ob.OvssError, match=message):
         ob.Vocabulary.from_names(names)
-
-
-@pytest.mark.parametrize("path", sorted((CONFIGS / "names").rglob("*.txt")), ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_packaged_names_fit_their_data_set(path, voc):
-    dataset = ob.load_dataset(path.parent.name, voc)
-    vocabulary = dataset.vocabulary(path.stem, "photo")
-    assert len(read_names(path)[0]) == len(dataset.classes) == len(vocabulary.classes)
-    assert set(vocabulary.group) - {-1} == set(range(len(dataset.classes)))
 
 
 @pytest.mark.parametrize(
