@@ -223,8 +223,7 @@ class SegDataset:
     @property
     def facts(self) -> DatasetFacts:
         """What the metrics must know."""
-        interest = tuple(self.config.get("interest", ()))
-        return DatasetFacts(self.background, self.unseen, self.config.get("object"), interest, self.ignore_index)
+        return _facts(self.config)
 
     @cached_property
     def images_digest(self) -> str:
@@ -266,6 +265,16 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
         if root is None:
             raise
         return loader(name, config, root)
+
+
+def facts_of(name: str) -> DatasetFacts:
+    """What the metrics must know of a data set that need not be here; of one that is not of configs/dataset, nothing."""
+    return _facts(dataset_config(name)[1]) if name in config_names("dataset") else DatasetFacts()
+
+
+def _facts(config: dict[str, Any]) -> DatasetFacts:
+    unseen, interest = (tuple(config.get(key, ())) for key in ("unseen", "interest"))
+    return DatasetFacts(config.get("background"), unseen, config.get("object"), interest, config.get("ignore_index", 255))
 
 
 def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:

@@ -1,0 +1,432 @@
+"""Comparing runs: levels, what contributes, what differs, pairs of folders, damage; and the figures that are published."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import ovss_bench as ob
+from ovss_bench.datasets.base import facts_of, names_path
+from ovss_bench.evaluation.confusion import total
+from ovss_bench.evaluation.metrics import class_metrics, metrics
+from ovss_bench.recipe import compose_recipe
+from ovss_bench.results import compare, reproduced
+from ovss_bench.results.compare import Run, compare_paths, compare_runs, read_run, status
+from ovss_bench.results.compare_view import lines_of, summary
+from ovss_bench.results.load import result_paths
+from ovss_bench.results.reproduced import checklist, compare_with_published, rounding
+from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.vocabulary import read_names
+from unit.test_bootstrap import by_id, drawn
+
+FAST = {"resize": "none", "window": 48, "stride": 48}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two real results of three scenes each."""
+    folder, clip, dataset = tmp_path_factory.mktemp("results"), ob.load_clip("demo"), ob.load_dataset("demo")
+    run_jobs([make_job(name, clip, dataset, overrides=FAST) for name in ("clip", "sclip")], limit=3, output=folder, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """`copied(name)`: a copy of the folder."""
+    return lambda name: shutil.copytree(folder, tmp_path / name)
+
+
+def changed(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+CLASSES = ["sky", "cat", "dog", "<b>sea</b>"]
+
+
+def made(counts, hashes=None, **values):
+    """A run with these counts by id; its figures are those of the counts."""
+    matrix = total(counts.values(), 4)
+    each = class_metrics(matrix)
+    source = {"source_digest": "0" * 64, "device": "CPU", "threads": 1, "world_size": 1, "python": "3.12", "platform": "Linux"}
+    result = {
+        "segmentor": "sclip",
+        "clip": "demo",
+        "dataset": "demo",
+        "protocol": "paper",
+        "overridden": {},
+        "partial": False,
+        "metrics": {"mIoU": 100 * metrics(matrix)["mIoU"]},
+        "recipe": {"logit_scale": {"value": 40, "origin": "here"}},
+        "per_class": [{"class": name, "IoU": 100 * each["IoU"][c]} for c, name in enumerate(CLASSES)],
+        "sources": {"vfm": {"name": "demo", "digest": "1" * 64, "stand_in": False}},
+        "weights_digest": "2" * 64,
+        "names_digest": "3" * 64,
+        "dataset_fingerprint": "4" * 64,
+        "precision": "fp32",
+        "provenance": source | {"plugins": {}, "packages": {"torch": "2.6"}},
+    }
+    return Run("made", result | values, counts, hashes or dict.fromkeys(counts, "f"))
+
+
+def shifted(counts, share, only=None):
+    """The counts with a share of what is right made wrong: taken for the next class (the last but one, for the last)."""
+    result = {}
+    for name, records in counts.items():
+        matrix = total([records], 4)
+        if only is None or name in only:
+            for c in range(4):
+                moved = int(matrix[c, c] * share)
+                matrix[c, c] -= moved
+                matrix[c, c + 1 if c < 3 else 2] += moved
+        truth, prediction = np.nonzero(matrix)
+        result[name] = np.array([*zip(truth, prediction, matrix[truth, prediction], strict=True)], records.dtype)
+    return result
+
+
+# Levels
+
+
+def test_the_same_label_maps_and_counts_are_identical():
+    counts = by_id(drawn(1, 20, 4, 8))
+    found = compare_runs(made(counts), made(copy.deepcopy(counts), recipe={"logit_scale": {"value": 20, "origin": "there"}}))
+    assert found["level"] == "identical"
+    assert found["difference"] == {"value": 0, "low": 0, "high": 0}
+    assert found["contributing_images"] == found["contributing_classes"] == []
+    assert found["settings"] == [{"name": "recipe.logit_scale", "a": 40, "b": 20}]
+    assert lines_of(found) == [
+        "sclip with demo on demo: identical (label maps and counts of 20 images)",
+        "  settings that differ:",
+        "    recipe.logit_scale: 40 -> 20",
+    ]
+
+
+def test_other_label_maps_with_the_same_counts_are_equivalent():
+    counts = by_id(drawn(1, 20, 4, 8))
+    found = compare_runs(made(counts), made(counts, hashes=dict.fromkeys(counts, "e")), tolerance=0)
+    assert found["level"] == "equivalent"
+    assert found["images"] == {"compared": 20, "other_maps": 20, "other_counts": 0}
+
+
+@pytest.mark.parametrize(
+    ("share", "tolerance", "level"),
+    [(0.0001, 0.1, "equivalent"), (0.05, 0.1, "different"), (0.05, 20, "equivalent"), (0.05, 0, "different")],
+)
+def test_the_interval_decides(share, tolerance, level):
+    counts = by_id(drawn(2, 60, 4, 8))
+    a, b = made(counts), made(shifted(counts, share), hashes=dict.fromkeys(counts, "e"))
+    found = compare_runs(a, b, tolerance)
+    assert found["level"] == level
+    assert found["difference"]["value"] == pytest.approx(b.result["metrics"]["mIoU"] - a.result["metrics"]["mIoU"], abs=1e-4)
+    assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"] < 0
+
+
+def test_what_goes_both_ways_is_inconclusive():
+    counts, others = by_id(drawn(3, 20, 4, 8)), by_id(drawn(4, 20, 4, 8))
+    found = compare_runs(made(counts), made(others))
+    assert found["level"] == "inconclusive"
+    assert found["difference"]["low"] < 0 < found["difference"]["high"]
+    assert found["other_labels"] == 20
+    assert "  the truth of 20 images is not the same: other labels, or another size" in lines_of(found)
+
+
+def test_one_image_has_no_interval():
+    counts = by_id(drawn(3, 1, 4, 8))
+    found = compare_runs(made(counts), made(shifted(counts, 0.5)))
+    assert found["level"] == "inconclusive"
+    assert "no interval: it takes two images or more" in "\n".join(lines_of(found))
+
+
+# What contributes, and what is set otherwise
+
+
+def test_images_and_classes_that_contribute_most_come_first():
+    counts = by_id(drawn(5, 40, 4, 8))
+    a, b = made(counts), made(shifted(counts, 0.3, only=["image 00007", "image 00021"]))
+    found = compare_runs(a, b)
+    assert {entry["image"] for entry in found["contributing_images"]} == {"image 00007", "image 00021"}
+    for entry in found["contributing_images"]:
+        without = b.counts | {entry["image"]: a.counts[entry["image"]]}
+        lost = b.result["metrics"]["mIoU"] - 100 * metrics(total(without.values(), 4))["mIoU"]
+        assert entry["points"] == pytest.approx(lost, abs=1e-4)
+    classes = found["contributing_classes"]
+    assert sum(entry["points"] for entry in classes) == pytest.approx(found["difference"]["value"], abs=5e-4)
+    assert [abs(entry["points"]) for entry in classes] == sorted([abs(entry["points"]) for entry in classes], reverse=True)
+    for entry in classes:
+        c = CLASSES.index(entry["class"])
+        assert (entry["a"], entry["b"]) == pytest.approx([run.result["per_class"][c]["IoU"] for run in (a, b)], abs=1e-4)
+
+
+def test_a_class_that_only_one_run_predicts_contributes_what_it_takes_from_the_mean():
+    counts = by_id([np.array([(0, 0, 50), (1, 1, 50)], drawn(1, 1, 4, 2)[0].dtype)] * 5)
+    other = by_id([np.array([(0, 0, 49), (0, 2, 1), (1, 1, 50)], drawn(1, 1, 4, 2)[0].dtype)] * 5)
+    found = compare_runs(made(counts), made(other))
+    assert found["difference"]["value"] == pytest.approx(100 * ((0.98 + 1 + 0) / 3 - 1), abs=1e-4)
+    assert sum(entry["points"] for entry in found["contributing_classes"]) == pytest.approx(
+        found["difference"]["value"], abs=1e-3
+    )
+    dog = found["contributing_classes"][0]
+    assert (dog["class"], dog["b"]) == ("dog", 0)
+    assert np.isnan(dog["a"])
+    assert "dog: – -> 0.00" in "\n".join(lines_of(found))
+
+
+def test_every_setting_that_differs_is_named():
+    counts = by_id(drawn(1, 5, 4, 8))
+    a = made(counts)
+    b = made(counts, precision="fp16", weights_digest="9" * 64, sources={}, recipe={"stride": {"value": 8, "origin": "x"}})
+    b.result["provenance"] |= {"threads": 2, "packages": {"torch": "2.7"}}
+    found = {entry["name"]: (entry["a"], entry["b"]) for entry in compare_runs(a, b)["settings"]}
+    assert found == {
+        "recipe.logit_scale": (40, None),
+        "recipe.stride": (None, 8),
+        "vfm name": ("demo", None),
+        "vfm digest": ("1" * 64, None),
+        "vfm stand_in": (False, None),
+        "weights_digest": ("2" * 64, "9" * 64),
+        "precision": ("fp32", "fp16"),
+        "threads": (1, 2),
+        "packages torch": ("2.6", "2.7"),
+    }
+    text = lines_of(compare_runs(a, b))
+    assert "    weights_digest: 222222222222 -> 999999999999" in text
+    assert "    recipe.stride: not there -> 8" in text
+
+
+# Files and folders
+
+
+def test_copies_are_identical(folder, copied):
+    found = compare_paths(folder, copied("other"))
+    assert [entry["level"] for entry in found] == ["identical", "identical"]
+    assert status(found) == 0
+    assert summary(found) == "2 identical"
+
+
+def test_files_of_other_methods_and_overrides_can_be_compared(folder):
+    (found,) = compare_paths(*result_paths(folder))
+    assert (found["a"]["segmentor"], found["b"]["segmentor"]) == ("clip", "sclip")
+    assert found["images"]["compared"] == 3
+    assert lines_of(found)[0].startswith("clip (partial) ") or "clip resize=none" in lines_of(found)[0]
+
+
+def test_folders_are_matched_whatever_is_overridden(folder, copied):
+    other = copied("other")
+    for path in result_paths(other):
+        changed(path, overridden={"stride": 8})
+    assert [entry["level"] for entry in compare_paths(folder, other)] == ["identical", "identical"]
+
+
+def test_several_runs_of_a_method_are_matched_by_what_is_overridden(copied):
+    a, b = copied("a"), copied("b")
+    for side in (a, b):
+        path = result_paths(side)[0]
+        twin = path.with_name("clip-00000000aaaa.json")
+        shutil.copy(path, twin)
+        shutil.copy(path.with_suffix(".npz"), twin.with_suffix(".npz"))
+        changed(twin, overridden={"stride": 8})
+    found = compare_paths(a, b)
+    assert [entry["level"] for entry in found] == ["identical"] * 3
+    assert all(entry["a"]["overridden"] == entry["b"]["overridden"] for entry in found)
+    changed(b / "demo/demo/clip-00000000aaaa.json", overridden={"stride": 9})
+    found = compare_paths(a, b)
+    assert sorted(entry["level"] for entry in found) == ["error", "error", "identical", "identical"]
+    changed(b / "demo/demo/clip-00000000aaaa.json", overridden=FAST)
+    with pytest.raises(
+        ob.OvssError, match=r"b holds 2 results of clip with demo on demo: clip-00000000aaaa.json, clip-.*Name the"
+    ):
+        compare_paths(a, b)
+
+
+def test_a_file_is_compared_with_its_counterpart_of_a_folder(folder, copied):
+    other, path = copied("other"), result_paths(folder)[0]
+    for pair in ((path, other), (other, path)):
+        (found,) = compare_paths(*pair)
+        assert (found["level"], found["a"]["segmentor"]) == ("identical", "clip")
+
+
+def test_what_is_in_one_folder_only_is_an_error(folder, copied):
+    other = copied("other")
+    result_paths(other)[1].unlink()
+    found = compare_paths(folder, other)
+    assert [entry["level"] for entry in found] == ["identical", "error"]
+    assert status(found) == 2
+    assert "has no counterpart in" in lines_of(found[1])[0]
+    assert status(compare_paths(other, folder)) == 2
+
+
+def test_the_worst_level_is_the_status():
+    def of(*levels):
+        return status([{"level": level} for level in levels])
+
+    assert of("identical", "equivalent") == 0
+    assert of("identical", "inconclusive") == 3
+    assert of("inconclusive", "different", "equivalent") == 1
+    assert of("different", "error") == 2
+
+
+def test_damage_is_named(copied):
+    (path, other) = result_paths(copied("damaged"))
+    values = json.loads(path.read_text())
+    values["per_class"][0]["correct"] += 1
+    changed(path, **values)
+    with pytest.raises(ob.OvssError, match=r"clip-.*json and its counts .*npz do not state the same images and pixels"):
+        read_run(path)
+    shutil.copy(path.with_suffix(".npz"), other.with_suffix(".npz"))
+    with pytest.raises(ob.OvssError, match="belongs to another run"):
+        read_run(other)
+    other.with_suffix(".npz").unlink()
+    with pytest.raises(ob.OvssError, match=r"the counts of .*sclip-.*json are missing: expected .*npz"):
+        read_run(other)
+
+
+def test_other_classes_and_other_images_are_refused():
+    a = made(by_id(drawn(1, 5, 4, 8)))
+    b = made(a.counts, per_class=[{"class": name} for name in "abcd"], dataset="voc21")
+    with pytest.raises(ob.OvssError, match=r"other classes \(demo, voc21\)"):
+        compare_runs(a, b)
+    with pytest.raises(ob.OvssError, match=r"1 of 5 images are not in the second run: image 00004"):
+        compare_runs(a, made(by_id(drawn(1, 4, 4, 8))))
+
+
+# Published figures
+
+
+def published(**values):
+    """A result for which a figure is published: naclip with ViT-B/16 on voc21 (64.07)."""
+    run = "naclip", "vit_b16", "voc21"
+    recipe = compose_recipe(run[0], clip=run[1], dataset=run[2])
+    entries, _ = read_names(names_path("voc21", recipe.names))
+    words = ob.Vocabulary.from_names(entries, background=0, templates=recipe.templates)
+    result = {
+        **dict(zip(("segmentor", "clip", "dataset"), run, strict=True)),
+        "protocol": "paper",
+        "overridden": {},
+        "partial": False,
+        "images": {"expected": 1449, "evaluated": 1449, "failed": {}},
+        "recipe": json.loads(json.dumps({name: {"value": value, "origin": "x"} for name, value in recipe.values().items()})),
+        "per_class": [{"class": entry[0], "true": 1} for entry in entries],
+        "weights_digest": "2" * 64,
+        "names_digest": words.digest,
+        "dataset_fingerprint": "4" * 64,
+        "precision": "fp32",
+        "sources": {},
+        "provenance": {"command": "python tools/eval.py", "source_digest": reproduced.source_digest(), "plugins": {}},
+    }
+    return result | values
+
+
+def states(result):
+    return {what: state for what, state, _ in checklist(result)}
+
+
+def test_a_run_as_the_recipe_has_it_is_not_suspicious():
+    found = states(published())
+    assert set(found.values()) == {"ok", "not known"}
+    assert {what for what, state in found.items() if state == "not known"} == {"weights", "data set"}
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("scale and threshold", {"recipe": {"threshold": 0.3}}),
+        ("scale and threshold", {"recipe": {"logit_scale": 100}}),
+        ("resize and windows", {"recipe": {"short_side": 448}}),
+        ("refinement", {"recipe": {"pamr_dilations": [1, 2]}}),
+        ("names and templates", {"recipe": {"templates": "photo"}}),
+        ("activation", {"recipe": {"activation": "gelu"}}),
+        ("other settings", {"recipe": {"sigma": 3.0}}),
+        ("texts", {"names_digest": "7" * 64}),
+        ("precision", {"precision": "fp16"}),
+        ("images", {"images": {"expected": 1449, "evaluated": 1448, "failed": {"x": "unreadable"}}}),
+        ("images", {"images": {"expected": 10, "evaluated": 10, "failed": {}}}),
+        ("code", {"provenance": {"source_digest": "0" * 64}}),
+        ("plug-ins", {"provenance": {"plugins": {"mine.py": "0"}}}),
+        ("weights", {"provenance": {"command": "python tools/eval.py clip=vit_b16 weights=my.pt"}}),
+        ("weights", {"provenance": {"command": "python tools/eval.py clip=vit_b16:laion2b_s34b_b88k"}}),
+        ("classes", {"per_class": {20: {"true": 0}}}),
+    ],
+    ids=str,
+)
+def test_the_usual_reasons_for_a_gap_are_found(what, change):
+    result = published()
+    for name, value in change.items():
+        if name == "recipe":
+            result["recipe"] |= {key: {"value": item, "origin": "x"} for key, item in value.items()}
+        elif name == "per_class":
+            for c, item in value.items():
+                result["per_class"][c] |= item
+        else:
+            result[name] = result[name] | value if isinstance(value, dict) else value
+    found = states(result)
+    assert found[what] == "suspicious"
+    others = {key for key, state in found.items() if state == "suspicious"} - {what}
+    assert others <= {"texts"}
+
+
+def test_the_digests_on_record_decide(monkeypatch):
+    def config(group, name, load=reproduced.load_config):
+        return load(group, name) | {"clip": {"weights_digest": "2" * 64}, "dataset": {"fingerprint": "4" * 64}}[group]
+
+    monkeypatch.setattr(reproduced, "load_config", config)
+    found = states(published())
+    assert (found["weights"], found["data set"]) == ("ok", "ok")
+    found = states(published(weights_digest="5" * 64, dataset_fingerprint="5" * 64))
+    assert (found["weights"], found["data set"]) == ("suspicious", "suspicious")
+
+
+def test_sources_without_a_record_are_named():
+    source = {"name": "dino_vitb8", "digest": "8" * 64, "stand_in": False}
+    (check,) = [check for check in checklist(published(sources={"vfm": source})) if check[0] == "vfm"]
+    assert check[1] == "not known"
+    assert "dino_vitb8, digest 888888888888" in check[2]
+
+
+@pytest.mark.parametrize(("figure", "expected"), [(64.07, 0.005), (64.1, 0.05), (64.0, 0.05), (17.123, 0.0005)])
+def test_rounding_is_half_of_the_last_printed_decimal(figure, expected):
+    assert rounding(figure) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["voc21", "voc20", "inria", "chase_db1"])
+def test_facts_of_data_sets_are_those_of_loaded_ones(name, prepared):
+    assert facts_of(name) == ob.load_dataset(name, prepared(name)).facts
+
+
+@pytest.mark.parametrize(
+    ("shift", "level"), [(0.0, "equivalent"), (0.04, "equivalent"), (-30.0, "different"), (0.2, "inconclusive")]
+)
+def test_ours_is_held_against_the_figure(shift, level, monkeypatch, tmp_path):
+    counts = by_id(drawn(6, 30, 21, 12))
+    figure = round(100 * metrics(total(counts.values(), 21))["mIoU"], 1) + shift
+    path = tmp_path / "naclip-0123456789ab.json"
+    path.touch()
+    figures = [
+        {"miou": miou, "metric": "mIoU", "method": "naclip", "variant": "v", "source": s, "second_hand": second}
+        for miou, s, second in ((figure, "README", False), (1.5, "a listing", True), (figure, "the same", True))
+    ]
+    run = Run(path, published(metrics={"mIoU": 5.0}), counts, {})
+    monkeypatch.setattr(reproduced, "read_run", lambda _: run)
+    monkeypatch.setattr(reproduced, "compare_published", lambda _: {"figures": figures, "why_not": None})
+    ((found,), without) = compare_with_published(path, 0.1)
+    assert (found["level"], without) == (level, [])
+    difference = found["difference"]
+    assert difference["low"] < difference["value"] < difference["high"]
+    text = "\n".join(lines_of(found))
+    assert "(v; README)" in text
+    assert "also published: 1.5 (a listing)" in text
+    assert "the same" not in text
+    assert "ok          names and templates: names sclip, templates imagenet80" in text
+
+
+def test_without_a_published_figure_the_reason_is_given(folder):
+    with pytest.raises(ob.OvssError, match=r"no published figure is meant for .*the demo CLIP is this project's own"):
+        compare_with_published(folder)
+
+
+def test_results_hold_all_that_comparisons_read(folder):
+    run = read_run(result_paths(folder)[0])
+    names = [name for name, _ in compare._flat(run.result)]
+    assert len(names) == len(set(names))
+    assert {"recipe.logit_scale", "packages torch", "source_digest"} <= set(names)
+    assert len(list(checklist(run.result))) >= 9
