@@ -1,0 +1,144 @@
+"""The images of a report: which of a run's are shown, and small pictures of input, truth, prediction and error."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..datasets.base import Sample, SegDataset
+from ..errors import OvssError
+from ..evaluation.confusion import confusion
+from ..evaluation.metrics import divide
+from ..evaluation.per_image import image_areas
+from ..files import digest
+from ..image import resize_truth
+from .figures import palette
+
+NO_CLASS, IGNORED = (20, 20, 20), (245, 245, 245)
+# Of pictures of errors, told apart by lightness, too.
+ERROR = {"right": (214, 226, 240), "wrong": (200, 55, 35), "without truth": (140, 150, 160)}
+CLASSES_NAMED = 8  # below a picture
+
+
+def image_ious(counts: Mapping[str, np.ndarray], classes: int) -> dict[str, float]:
+    """Percent by image: the mean IoU of the classes in its truth. Images without a counted pixel are left out."""
+    found = {}
+    for image, records in counts.items():
+        correct, predicted, true = image_areas(records, classes)
+        present = true > 0
+        if present.any():
+            found[image] = 100 * float(divide(correct, predicted + true - correct)[present].mean())
+    return found
+
+
+def choose(ious: Mapping[str, float], number: int, seed: str) -> dict[str, list[str]]:
+    """A third each of `number` images: the best, the worst (worst first), and random ones, which for one seed are the same in
+    all runs unless they are among a run's best or worst."""
+    ranked = sorted(ious, key=lambda image: (-ious[image], image))
+    best, rest = ranked[: (number + 2) // 3], ranked[(number + 2) // 3 :]
+    split = max(0, len(rest) - (number + 1) // 3)
+    left = sorted(rest[:split], key=lambda image: digest(seed, image))
+    return {"best": best, "worst": rest[split:][::-1], "random": left[: number // 3]}
+
+
+def side_for(pictures: int) -> int:
+    """The longer side of a picture such that a page with that many images stays below about 15 MB."""
+    return int(np.clip(256 * (400 / max(pictures, 1)) ** 0.5, 112, 256))
+
+
+class Pictures:
+    """Makes the pictures of the runs on one data set, of which the longer side has `side` pixels at most."""
+
+    def __init__(self, dataset: SegDataset, side: int) -> None:
+        self.dataset, self.side = dataset, side
+        self.samples: dict[str, Sample] = {sample.id: sample for sample in dataset.listed}
+        classes = len(dataset.classes)
+        colours = np.array(dataset.palette, np.uint8).reshape(-1, 3)
+        if len(np.unique(colours, axis=0)) != classes:  # none of its own, or one that does not tell the classes apart
+            colours = palette(classes)
+        self.colours = np.concatenate([colours, np.array([NO_CLASS, IGNORED], np.uint8)])
+        self._inputs: dict[tuple, str] = {}
+
+    def of(self, image: str, map_path: Path, recipe: Mapping[str, Any], records: np.ndarray) -> dict[str, Any]:
+        """Pictures as data URIs, and the classes of one image with their IoU, the largest first.
+
+        `recipe`: values by name. `records`: what the run counted on the image. Raises OvssError if image, truth or label map
+        cannot be read or are not those of the run.
+        """
+        if image not in self.samples:
+            raise OvssError(f"{self.dataset.name} has no image {image}.")
+        sample, classes = self.samples[image], len(self.dataset.classes)
+        try:
+            label_map = np.array(Image.open(map_path)).astype(np.int32)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise OvssError(f"the label map {map_path} cannot be read: {error}") from error
+        if label_map.ndim != 2 or label_map.max() > classes:
+            raise OvssError(f"{map_path} is no label map of {self.dataset.name}.")
+        original, truth = self.dataset.image(sample), self._truth(sample, recipe, label_map.shape)
+        if not np.array_equal(confusion(truth, label_map, classes, self.dataset.ignore_index), records):
+            raise OvssError(f"image {image} of {self.dataset.name}, its truth or its label map changed since the run.")
+        ignored = truth == self.dataset.ignore_index
+        error = np.where(ignored, 2, truth != label_map)
+        key = image, label_map.shape, recipe["resize"]
+        if key not in self._inputs:
+            self._inputs[key] = self._input(original, recipe, label_map.shape)
+        return {
+            "input": self._inputs[key],
+            "truth": self._map(np.where(ignored, classes + 1, truth), self.colours),
+            "prediction": self._map(label_map, self.colours),
+            "error": self._map(error, np.array(list(ERROR.values()), np.uint8)),
+            "classes": _classes(records, classes),
+        }
+
+    def _truth(self, sample: Sample, recipe: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray:
+        """As the run counted it (results/run.py)."""
+        truth, ignore = self.dataset.label(sample), self.dataset.ignore_index
+        if np.count_nonzero((truth != ignore) & (truth != self.dataset.background)) < recipe["min_foreground"]:
+            truth = np.full_like(truth, ignore)
+        return resize_truth(truth, recipe["resize"], size)
+
+    def _input(self, image: np.ndarray, recipe: Mapping[str, Any], size: tuple[int, ...]) -> str:
+        """What of the image was scored, as JPEG."""
+        picture = Image.fromarray(image)
+        if recipe["resize"] == "center_crop":
+            channels = [resize_truth(channel, recipe["resize"], size) for channel in np.moveaxis(image, -1, 0)]
+            picture = Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+        buffer = io.BytesIO()
+        picture.resize(self._small(*size), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=70, optimize=True)
+        return _uri("jpeg", buffer)
+
+    def _map(self, label_map: np.ndarray, colours: np.ndarray) -> str:
+        """A palette PNG with only the colours that occur, whatever the number of classes."""
+        picture = Image.fromarray(label_map.astype(np.int32)).resize(self._small(*label_map.shape), Image.Resampling.NEAREST)
+        present, indices = np.unique(np.array(picture), return_inverse=True)
+        if len(present) <= 256:
+            small = Image.fromarray(indices.reshape(picture.height, picture.width).astype(np.uint8), "P")
+            small.putpalette(colours[present].tobytes())
+        else:
+            small = Image.fromarray(colours[np.array(picture)])
+        buffer = io.BytesIO()
+        small.save(buffer, "PNG", optimize=True)
+        return _uri("png", buffer)
+
+    def _small(self, height: int, width: int) -> tuple[int, int]:
+        """(width, height), never larger than it is."""
+        scale = min(1.0, self.side / max(height, width))
+        return max(1, round(scale * width)), max(1, round(scale * height))
+
+
+def _classes(records: np.ndarray, classes: int) -> list[list[Any]]:
+    """[class, IoU in percent] of the largest classes in truth and prediction."""
+    correct, predicted, true = image_areas(records, classes)
+    union = predicted + true - correct
+    largest = np.argsort(-union, kind="stable")[:CLASSES_NAMED]
+    return [[int(c), round(100 * correct[c] / union[c], 1)] for c in largest if union[c]]
+
+
+def _uri(kind: str, buffer: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
