@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,9 +16,11 @@ from rich.table import Table
 
 from .datasets.base import MissingData, SegDataset, dataset_config, load_dataset
 from .datasets.suites import Suite, expand
+from .distributed import Shard, World
 from .encoders.clip import DenseCLIP, clip_label, load_clip
 from .encoders.sources import SOURCES
 from .errors import OvssError, unknown
+from .options import checked_options
 from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from .registry import load_plugin
 from .results.averages import terminal_averages, write_averages
@@ -39,31 +40,35 @@ class Plan:
     overrides: dict[str, Any]
 
 
-def main(config: DictConfig) -> int:
+def main(config: DictConfig, world: World | None = None) -> int:
     """Evaluates what the configuration names; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data
-    sets could not be evaluated."""
-    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
-    for plugin in options["plugins"]:
-        load_plugin(plugin)
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
-    paper = load_table(options["table"]) if options["table"] else None
-    plans, suites = _plans(options, paper)
+    sets could not be evaluated. Of the processes of a `world` only rank 0 prints, and writes tables."""
+    world = world or World()
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200, quiet=world.rank > 0)
+    options = checked_options(OmegaConf.to_container(config, resolve=True))
     runtime = options["runtime"]
-    torch.set_num_threads(runtime["threads"] or os.cpu_count() or 1)
-    if options["dry_run"]:
-        for plan in plans:
-            _print_recipe(console, plan, options)
-        return 0
-    collected = bool(suites or paper)  # of these, what is here is evaluated, and the rest is told
-    datasets, absent = _load(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
-    for dataset in datasets.values():
-        if dataset.expected_images not in (None, len(dataset.samples)):
-            console.print(
-                f"note: {dataset.name} has {len(dataset.samples)} images here, "
-                f"{dataset.expected_images} are expected; the results are marked as partial"
-            )
-    clips: dict[tuple, DenseCLIP] = {}
-    jobs = [_job(plan, datasets[plan.dataset], options, clips) for plan in plans if plan.dataset in datasets]
+    torch.set_num_threads(world.threads(runtime["threads"]))
+    runtime["device"] = world.device(runtime["device"])
+    with world.together():
+        for plugin in options["plugins"]:
+            load_plugin(plugin)
+        shard = Shard.of(options["shard"])
+        paper = load_table(options["table"]) if options["table"] else None
+        plans, suites = _plans(options, paper)
+        if options["dry_run"]:
+            for plan in plans:
+                _print_recipe(console, plan, options)
+            return 0
+        collected = bool(suites or paper)  # of these, what is here is evaluated, and the rest is told
+        datasets, absent = _load(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
+        for dataset in datasets.values():
+            if dataset.expected_images not in (None, len(dataset.samples)):
+                console.print(
+                    f"note: {dataset.name} has {len(dataset.samples)} images here, "
+                    f"{dataset.expected_images} are expected; the results are marked as partial"
+                )
+        clips: dict[tuple, DenseCLIP] = {}
+        jobs = [_job(plan, datasets[plan.dataset], options, clips) for plan in plans if plan.dataset in datasets]
     failures: list[OvssError] | None = [] if len(datasets) > 1 else None
     results = run_jobs(
         jobs,
@@ -72,18 +77,27 @@ def main(config: DictConfig) -> int:
         output=options["output"],
         rerun=options["rerun"],
         runtime=Runtime(**{name: value for name, value in runtime.items() if name not in ("device", "threads")}),
+        quiet=world.rank > 0,
         failures=failures,
+        shard=shard,
+        world=world,
     )
-    status = _show(console, [result.data for result in results], suites, paper, options) if results else 0
+    status = _show(console, [result.data for result in results], suites, paper, options, world) if results else 0
     for name, error in absent.items():
         console.print(f"not here: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})", markup=False)
-    for error in failures or ():
-        print(f"error: {error}", file=sys.stderr)
+    if not world.rank:
+        for error in failures or ():
+            print(f"error: {error}", file=sys.stderr)
     return 2 if failures else status
 
 
 def _show(
-    console: Console, results: list[dict[str, Any]], suites: list[Suite], paper: PaperTable | None, options: dict[str, Any]
+    console: Console,
+    results: list[dict[str, Any]],
+    suites: list[Suite],
+    paper: PaperTable | None,
+    options: dict[str, Any],
+    world: World,
 ) -> int:
     """Prints and writes the tables; the exit status, by `expect`."""
     folder = Path(options["output"])
@@ -95,7 +109,7 @@ def _show(
         console.print(terminal_paper(paper, write_paper(paper, results, folder)))
     console.print(
         f"Results: {folder}/ (table.md, table.csv; one JSON and one npz per row). Again: "
-        f"{shlex.join([Path(sys.executable).name, *sys.argv])}",
+        f"{shlex.join([*world.launcher, *sys.argv])}",
         markup=False,
     )
     if options["expect"]:
@@ -159,7 +173,7 @@ def _job(plan: Plan, dataset: SegDataset, options: dict[str, Any], clips: dict[t
     recipe = compose_recipe(plan.segmentor, clip=label, dataset=dataset.name, protocol=protocol, overrides=plan.overrides)
     key = name, pretrained, recipe.precision
     if key not in clips:
-        device = options["runtime"]["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = options["runtime"]["device"]
         clips[key] = load_clip(name, pretrained=pretrained, precision=recipe.precision, device=device)
     return make_job(plan.segmentor, clips[key], dataset, protocol, plan.overrides)
 

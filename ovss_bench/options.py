@@ -49,6 +49,56 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
     return options
 
 
+TEXT = ("weights", "table", "vfm", "regions", "foreground", "diffusion", "bank", "data_root", "expect", "shard", "device")
+SWITCHES = ("rerun", "dry_run", "debug", "skip_bad_images", "boundary", "maps")
+KINDS = {  # of the options of tools/eval.py; which may be null, and which are taken for lists if one is given
+    **dict.fromkeys((*TEXT, "feature_cache"), "a text, or null"),
+    **dict.fromkeys(("clip", "protocol", "output"), "a text"),
+    **dict.fromkeys(("segmentor", "dataset", "plugins"), "one text, or a list"),
+    "ids": "one text, or a list, or null",
+    **dict.fromkeys(("limit", "threads", "batch"), "a whole number of at least 1, or null"),
+    "workers": "a whole number of at least 1",
+    **dict.fromkeys(SWITCHES, "true or false"),
+    "tolerance": "a number, 0 or more",
+    "recipe": "recipe.NAME=VALUE",
+}
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The composed options of tools/eval.py, numbers that stand for names as text. Raises OvssError for those of another
+    kind."""
+    result = {}
+    for key, value in options.items():
+        if key == "runtime":
+            if not isinstance(value, dict):
+                raise OvssError(f"runtime={value}: expected runtime.NAME=VALUE.")
+            result[key] = checked_options(value)
+            continue
+        kind = KINDS[key]
+        if "text" in kind:
+            several = isinstance(value, list) and "list" in kind
+            items = [str(item) if _is_number(item) else item for item in (value if several else [value])]
+            fits = all(isinstance(item, str) and item for item in items) or (value is None and "null" in kind)
+            result[key] = items if several or (key in ("plugins", "ids") and value is not None) else items[0]
+        else:
+            whole = type(value) is int and value >= 1
+            fits = {
+                "a whole number of at least 1, or null": whole or value is None,
+                "a whole number of at least 1": whole,
+                "true or false": isinstance(value, bool),
+                "a number, 0 or more": _is_number(value) and value >= 0,
+                "recipe.NAME=VALUE": isinstance(value, dict),
+            }[kind]
+            result[key] = value
+        if not fits:
+            raise OvssError(f"{key}={value}: expected {kind}.")
+    return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def run_tool(work: Callable[[], int | None]) -> None:
     """Runs a tool and ends the process: with the status that `work` returns, or 2 and one line for an error."""
     try:

@@ -1,43 +1,61 @@
 """Evaluates segmentors on data sets: `python tools/eval.py segmentor=sclip clip=vit_b16 dataset=voc21 data_root=/data`.
 
 Everything that can be set is in configs/tools/eval.yaml; `recipe.NAME=VALUE` overrides a value of the recipes, `-m` runs a
-grid.
+grid, `torchrun --nproc-per-node N tools/eval.py ...` one run in N processes.
 """
 
 import os
+import re
 import sys
 import traceback
+import warnings
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ovss_bench.distributed import KEPT, join
 from ovss_bench.errors import OvssError, unknown
-from ovss_bench.files import CONFIGS
+from ovss_bench.files import CONFIGS, PACKAGE
+from ovss_bench.main import main
+from ovss_bench.process import terminate_cleanly
+
+LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 
 @hydra.main(config_path=str(CONFIGS / "tools"), config_name="eval", version_base="1.3")
 def evaluate(config: DictConfig) -> None:
-    from ovss_bench.main import main
-
+    world, wrong = join(), None
     try:
-        status = main(config)
+        with terminate_cleanly():
+            status = main(config, world)
     except OvssError as error:
         if config.debug:
             traceback.print_exc()
-        fail(error)
+        status, wrong = 2, error
     except KeyboardInterrupt:
-        fail("interrupted; what was finished is kept, the same command goes on")
+        status, wrong = 2, f"interrupted; {KEPT}"
+    except SystemExit as end:
+        others = ", as when another process of the run has died" if world.size > 1 else ""
+        status, wrong = end.code, f"ended by SIGTERM{others}; {KEPT}"
+    if isinstance(wrong, OvssError) and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise OvssError(str(wrong))  # to be told when the other runs of the grid have ended, wherever they run
+    if wrong and world.speaks():
+        print(f"error: {wrong}", file=sys.stderr, flush=True)
     if status:
         sys.exit(status)
 
 
 def fail(message: object) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun have the same arguments
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -47,7 +65,11 @@ def checked(arguments: list[str]) -> list[str]:
     keys = [key for key in known if key not in ("defaults", "hydra", "runtime")] + [f"runtime.{key}" for key in known.runtime]
     result = []
     for argument in arguments:
-        key = argument.partition("=")[0]
+        key, _, value = argument.partition("=")
+        if not argument.startswith("-") and not re.fullmatch(r"hydra/\w+|(\+\+?|~)?[A-Za-z_][\w.]*", key):
+            raise OvssError(f"'{argument}': expected NAME=VALUE.")
+        if key == "hydra/launcher" and value in LAUNCHERS:
+            check_launcher(value)
         if (
             "=" in argument
             and not argument.startswith(("-", "+", "~", "hydra"))
@@ -59,6 +81,19 @@ def checked(arguments: list[str]) -> list[str]:
     return sorted(result, key=lambda argument: not argument.startswith("-"))  # argparse wants its flags together
 
 
+def check_launcher(name: str) -> None:
+    try:
+        distribution(f"hydra-{LAUNCHERS[name]}-launcher")
+    except PackageNotFoundError:
+        raise OvssError(
+            f"hydra/launcher={name} needs a package that is not installed: pip install hydra-{LAUNCHERS[name]}-launcher"
+        ) from None
+    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the jobs
+    # The presets have the names that everybody knows, which are those of the packages' own.
+    warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")
+
+
 if __name__ == "__main__":
     given = sys.argv[1:]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its errors itself, and end with status 1
@@ -67,3 +102,7 @@ if __name__ == "__main__":
         evaluate()
     except (OvssError, HydraException, OmegaConfBaseException) as error:
         fail(error)
+    except Exception as error:
+        if "submitit" not in sys.modules and "ray" not in sys.modules:
+            raise
+        fail(f"a run of the grid has ended without a result, {KEPT}: {error}")

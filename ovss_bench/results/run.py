@@ -9,32 +9,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..datasets.base import Sample, SegDataset
+from ..distributed import Shard, World, split
 from ..encoders.clip import DenseCLIP
 from ..encoders.sources import FeatureCache, NamedSource
 from ..errors import OvssError
-from ..evaluation.boundary import boundary_counts, boundary_total, mean_boundary_iou
-from ..evaluation.confusion import confusion, total
-from ..evaluation.metrics import areas, class_metrics, metrics
-from ..evaluation.per_image import per_image
+from ..evaluation.boundary import boundary_counts
+from ..evaluation.confusion import confusion
 from ..files import digest
-from ..image import resize_truth
+from ..image import resize, resize_truth
 from ..inference.engine import predict
+from ..inference.windows import SlidingWindow
 from ..process import terminate_cleanly
 from ..progress import Progress
 from ..recipe import compose_recipe, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
 from .form import VERSION
+from .merge import complete, part_of
 from .provenance import provenance, source_digest
-from .published import compare_published
 from .store import RunStore
 
 
@@ -142,34 +143,45 @@ def run_jobs(
     runtime: Runtime | None = None,
     quiet: bool = False,
     failures: list[OvssError] | None = None,
+    shard: Shard | None = None,
+    world: World | None = None,
 ) -> list[EvalResult]:
     """Runs jobs, those on the same images with equal trunk recipes in one pass, and returns their results in the order given.
 
     A job whose result is there already is not repeated unless `rerun`; one that was interrupted goes on where it stopped. If a
     list of `failures` is given, the error of a pass goes there, and the other passes go on; their results are returned.
+
+    A `shard` evaluates its part of the images and leaves it for results/merge.py; it has no results. With a `world` of several
+    processes, all call this with the same arguments; rank 0 makes and returns the results.
     """
+    world = world or World()
     runtime = runtime or Runtime()
     done: dict[int, EvalResult] = {}
     passes: dict[tuple, list[int]] = {}
     progress = Progress(quiet)
+    with world.together():
+        for i, job in enumerate(jobs):
+            job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), runtime.boundary)
+            store = _store(output, job)
+            result = store.finished() if store and not rerun and not world.rank else None
+            if result:
+                progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
+                done[i] = EvalResult(result, store.result_path)
+    finished, fingerprints = zip(*world.gather((set(done), [job.fingerprint for job in jobs])), strict=True)
+    if any(other != fingerprints[0] for other in fingerprints):
+        raise OvssError("the processes of this run differ in data, weights or code. Start all of them with the same.")
     for i, job in enumerate(jobs):
-        job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), runtime.boundary)
-        store = _store(output, job)
-        result = store.finished() if store and not rerun else None
-        if result:
-            progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
-            done[i] = EvalResult(result, store.result_path)
-        else:
+        if i not in finished[0]:
             passes.setdefault(job.pass_key, []).append(i)
     for numbers in passes.values():
         try:
-            results = _run_pass([jobs[i] for i in numbers], limit, ids, output, rerun, runtime, progress)
+            results = _run_pass([jobs[i] for i in numbers], limit, ids, output, rerun, runtime, progress, shard, world)
         except OvssError as error:
             if failures is None:
                 raise
             failures.append(error)
             continue
-        done |= dict(zip(numbers, results, strict=True))
+        done |= dict(zip(numbers, results, strict=False))
     return [done[i] for i in sorted(done)]
 
 
@@ -188,9 +200,9 @@ def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> 
     return digest(*parts, segmentor.vocabulary.digest, dataset.fingerprint, source_digest(), chosen)
 
 
-def _store(output: str | Path | None, job: Job) -> RunStore | None:
+def _store(output: str | Path | None, job: Job, shard: Shard | None = None, helper: bool = False) -> RunStore | None:
     clip = job.segmentor.clip.name
-    return None if output is None else RunStore(output, job.dataset.name, clip, job.name, job.fingerprint)
+    return None if output is None else RunStore(output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper)
 
 
 def _run_pass(
@@ -201,33 +213,45 @@ def _run_pass(
     rerun: bool,
     runtime: Runtime,
     progress: Progress,
+    shard: Shard | None,
+    world: World,
 ) -> list[EvalResult]:
-    """One pass over the images for all jobs, which share images and trunk."""
-    stores = [_store(output, job) or _Memory() for job in jobs]
+    """One pass over the images for all jobs, which share images and trunk. Of several processes rank 0 plans and finishes."""
+    stores = [_store(output, job, shard, helper=world.rank > 0) or _Memory() for job in jobs]
     datasets = {job.dataset.name: job.dataset for job in jobs}
     samples = {name: dataset.select(limit, ids) for name, dataset in datasets.items()}
     images = list(zip(*samples.values(), strict=True))  # of each image its sample in every data set
+    own = _split(images, shard.count, jobs[0])[shard.number - 1] if shard else images
+    title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(datasets)}"
     began, started = time.monotonic(), datetime.now(UTC)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
         stack.enter_context(terminate_cleanly())
-        for store in stores:
-            if rerun:
-                store.discard()
-            stack.enter_context(store)
-        left = [image for image in images if any(image[0].id not in store.counts for store in stores)]
-        title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(datasets)}"
-        if len(left) < len(images):
-            progress.say(f"{title}: going on, {len(images) - len(left)} of {len(images)} images are done")
-        task = progress.start(title, len(left))
-        for image, outcome in _predictions(jobs, datasets, left, runtime):
-            if isinstance(outcome, OvssError):
-                failed[image] = str(outcome)
-            else:
-                for store, records in zip(stores, outcome, strict=True):
-                    store.add(image, *records)
-            task.advance()
+        with world.together():
+            for store in stores:
+                stack.enter_context(store)
+                for damage in store.damaged:
+                    progress.say(damage)
+                if rerun:
+                    store.discard()
+        done, *_ = world.gather({image.id for image, *_ in own if all(image.id in store.counts for store in stores)})
+        left = [image for image in own if image[0].id not in done]
+        if done:
+            progress.say(f"{title}: going on, {len(done)} of {len(own)} images are done")
+        mine = _split(left, world.size, jobs[0])[world.rank]
+        task = progress.start(title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
+        with world.together():
+            for image, outcome in _predictions(jobs, datasets, mine, runtime):
+                if isinstance(outcome, OvssError):
+                    failed[image] = str(outcome)
+                else:
+                    for store, records in zip(stores, outcome, strict=True):
+                        store.add(image, *records)
+                task.advance()
+            for store in stores:
+                store.flush()
         task.stop()
+        failed = {image: reason for part in world.gather(failed) for image, reason in part.items()}
         if failed and not runtime.skip_bad_images:
             shown = "\n".join(f"  {name}: {reason}" for name, reason in list(failed.items())[:10])
             raise OvssError(
@@ -235,15 +259,45 @@ def _run_pass(
                 f"for the next start:\n{shown}\n"
                 "Repair them, or leave them out with runtime.skip_bad_images=true (the result is then marked as partial)."
             )
-        seconds = time.monotonic() - began
-        evaluated = [image.id for image, *_ in images if image.id not in failed]
+        if world.rank:
+            return []
+        timing = {"seconds": round(time.monotonic() - began, 2), "images": len(left), "segmentors_in_pass": len(jobs)}
+        evaluated = [image.id for image, *_ in own if image.id not in failed]
         results = []
         for job, store in zip(jobs, stores, strict=True):
-            timing = {"seconds": round(seconds, 2), "images": len(left), "segmentors_in_pass": len(jobs)}
-            data = _result(job, store.counts, store.edges, evaluated, failed, timing, started)
+            store.collect(evaluated)
+            head, facts = _head(job, timing, started, world), job.dataset.facts
+            if shard:
+                if left or not store.part_path.is_file():
+                    store.write_part(part_of(head, facts, [image.id for image, *_ in images], evaluated, failed))
+                progress.say(f"{job.name} on {job.dataset.name}: shard {shard} is done; python tools/merge.py {output}")
+                continue
+            data = complete(head, facts, store.counts, store.edges, evaluated, failed)
             store.finish(data, evaluated)
             results.append(EvalResult(data, store.result_path))
     return results
+
+
+def _split(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> list[list[tuple[Sample, ...]]]:
+    """The images in `parts` lists with about equally many windows, or patches where windows have several sizes."""
+    recipe, patch = job.segmentor.recipe, job.segmentor.clip.patch_size
+
+    @cache
+    def cost(size: tuple[int, int]) -> int:
+        resized = resize(np.zeros((*size[::-1], 3), np.uint8), recipe.resize, recipe.short_side, recipe.long_side, patch)
+        windows = SlidingWindow.of(*resized.shape[:2], recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
+        return len(windows.origins) * windows.rows.cells * windows.columns.cells
+
+    def size(image: Path) -> tuple[int, int]:
+        try:
+            with Image.open(image) as picture:
+                return picture.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # to be told by who reads it
+            return 1, 1
+
+    if parts == 1:
+        return [list(images)]
+    return [[images[i] for i in part] for part in split([cost(size(sample.image_path)) for sample, *_ in images], parts)]
 
 
 def _predictions(
@@ -283,49 +337,25 @@ def _predictions(
         yield name, found
 
 
-def _result(
-    job: Job,
-    counts: Mapping[str, np.ndarray],
-    edges: Mapping[str, np.ndarray],
-    evaluated: Sequence[str],
-    failed: Mapping[str, str],
-    timing: dict[str, Any],
-    started: datetime,
-) -> dict[str, Any]:
+def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> dict[str, Any]:
+    """A result without what comes from counts (results/merge.py fills that in)."""
     dataset = job.dataset
-    matrix = total((counts[image] for image in evaluated), len(dataset.classes))
-    correct, predicted, true = areas(matrix)
-    per_class = class_metrics(matrix)
-    figures = metrics(matrix, dataset.facts) | per_image([counts[image] for image in evaluated], len(dataset.classes))
-    if edges:
-        figures["mBoundaryIoU"] = mean_boundary_iou(boundary_total((edges[image] for image in evaluated), len(dataset.classes)))
     segmentor, recipe = job.segmentor, job.segmentor.recipe
-    expected = dataset.expected_images or len(dataset.samples)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if segmentor.clip.device.type == "cuda":
-        timing["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    data = {
+        timing = timing | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20)}
+    return {
         "schema_version": VERSION,
         "segmentor": job.name,
         "clip": segmentor.clip.name,
         "dataset": dataset.name,
         "protocol": job.protocol,
-        "metrics": {name: round(100 * value, 8) for name, value in figures.items()},
-        "images": {"expected": expected, "evaluated": len(evaluated), "failed": dict(failed)},
-        "partial": len(evaluated) != expected,
+        "metrics": {},
+        "images": {"expected": dataset.expected_images or len(dataset.samples)},
+        "partial": False,
         "overridden": dict(sorted(job.overrides.items())),
         "recipe": {name: {"value": value, "origin": recipe.origins[name]} for name, value in recipe.values().items()},
-        "per_class": [
-            {
-                "class": name,
-                "IoU": round(100 * float(per_class["IoU"][c]), 8),
-                "Acc": round(100 * float(per_class["Acc"][c]), 8),
-                "correct": int(correct[c]),
-                "predicted": int(predicted[c]),
-                "true": int(true[c]),
-            }
-            for c, name in enumerate(dataset.classes)
-        ],
+        "per_class": [{"class": name} for name in dataset.classes],
         "fingerprint": job.fingerprint,
         "weights_digest": segmentor.clip.weights_digest,
         "sources": {
@@ -339,15 +369,10 @@ def _result(
         "names_digest": segmentor.vocabulary.digest,
         "dataset_fingerprint": dataset.fingerprint,
         "precision": segmentor.clip.precision,
-        "timing": timing
-        | {
-            "images_per_second": round(timing["images"] / max(timing["seconds"], 1e-9), 2),
-            "started": started.isoformat(timespec="seconds"),
-        },
+        "timing": timing | {"images_per_second": 0, "started": started.isoformat(timespec="seconds")},
         "peak_memory_mib": round(peak),
-        "provenance": provenance(segmentor.clip.device),
+        "provenance": provenance(segmentor.clip.device) | {"world_size": world.size},
     }
-    return data | {"published": compare_published(data)}
 
 
 class _Memory:
@@ -358,6 +383,7 @@ class _Memory:
     def __init__(self) -> None:
         self.counts: dict[str, np.ndarray] = {}
         self.edges: dict[str, np.ndarray] = {}
+        self.damaged: list[str] = []
 
     def __enter__(self) -> _Memory:
         return self
@@ -366,6 +392,12 @@ class _Memory:
         pass
 
     def discard(self) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def collect(self, images: list[str]) -> None:
         pass
 
     def add(self, image: str, counts: np.ndarray, hash: str, edges: np.ndarray | None, label_map: object) -> None:

@@ -1,7 +1,9 @@
 """The only writer under results/: shards of finished images while a run goes on, one JSON and one npz when it is done.
 
 A run's files are `<dataset>/<clip>/<segmentor>-<fingerprint>.json`, `.npz` (counts per image) and, until it is done, the folder
-`.shards`. The fingerprint is that of everything that makes two runs the same, so runs never mix, and resuming is reading.
+`.shards`. The fingerprint is that of everything that makes two runs the same, so runs never mix, and resuming is reading. Any
+number of processes and machines may add shards to that folder: no two shards have the same name, and what one says of an image
+all would say.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import shutil
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from ..distributed import Shard
 from ..errors import OvssError
 from ..evaluation.confusion import DTYPE
 from ..files import digest, write_atomic
@@ -27,21 +33,52 @@ from .form import checked
 
 IMAGES_PER_SHARD = 16
 SECONDS_PER_SHARD = 10
+SECONDS_TO_APPEAR = 90  # of a file that another machine has written; NFS looks for new ones every 60 s at the latest
+
+# What NumPy and zipfile raise for files with wrong bytes in them.
+DAMAGES = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 class RunStore:
-    """Counts of one run, by image id. Used as a context: it holds the run's lock, and writes what is pending at the end,
-    whatever the reason."""
+    """Counts of one run, by image id. Used as a context: it holds the run's locks, and writes what is pending at the end,
+    whatever the reason.
 
-    def __init__(self, output: str | Path, dataset: str, clip: str, segmentor: str, fingerprint: str) -> None:
+    A run has one process at a time that reads and finishes it; processes with different `shard`s may work side by side. A
+    `helper` only adds shards, on behalf of a process that holds the locks.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        dataset: str,
+        clip: str,
+        segmentor: str,
+        fingerprint: str,
+        shard: Shard | None = None,
+        helper: bool = False,
+    ) -> None:
         self.base = Path(output) / dataset / clip / f"{segmentor}-{fingerprint[:12]}"
         self.fingerprint = fingerprint
+        self.shard, self.helper = shard, helper
         self.counts: dict[str, np.ndarray] = {}
         self.hashes: dict[str, str] = {}
         self.edges: dict[str, np.ndarray] = {}
+        self.damaged: list[str] = []  # what was wrong with shards that had to be thrown away
+        self._read: set[str] = set()
         self._pending: list[str] = []
         self._written = time.monotonic()
-        self._lock: IO | None = None
+        self._locks: list[IO] = []
 
     @property
     def result_path(self) -> Path:
@@ -50,6 +87,10 @@ class RunStore:
     @property
     def counts_path(self) -> Path:
         return self.base.with_name(self.base.name + ".npz")
+
+    @property
+    def part_path(self) -> Path:
+        return self._shards / f"part-{self.shard.number}-of-{self.shard.count}.json"
 
     @property
     def _shards(self) -> Path:
@@ -62,40 +103,98 @@ class RunStore:
         return read_result(self.result_path)
 
     def discard(self) -> None:
-        """Forgets what an interrupted run left."""
-        shutil.rmtree(self._shards, ignore_errors=True)
+        """Forgets what an interrupted run left; a shard leaves alone what is perhaps not its own."""
+        if self.shard is None and not self.helper:
+            for path in [*self._shard_files(), *self._shards.glob("part-*.json")]:
+                path.unlink(missing_ok=True)
+        self.counts, self.hashes, self.edges = {}, {}, {}
 
     def __enter__(self) -> RunStore:
-        try:
-            self._shards.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._shards / "lock").open("w")
-        except OSError as error:
-            raise OvssError(
-                f"cannot write {self._shards}: {error.strerror}. Change its permissions or choose "
-                "another folder with output=DIR."
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OvssError(
-                f"another process is working on {self.base}. Wait for it, or choose another folder with output=DIR."
-            ) from None
-        for path in sorted(self._shards.glob("[0-9]*.npz")):
+        if not self.helper:
             try:
-                counts, hashes, edges = read_counts(path, self.fingerprint)
-            except OvssError:
-                path.unlink()  # damaged: its images are evaluated again
-                continue
-            self.counts |= counts
-            self.hashes |= hashes
-            self.edges |= edges
+                self._hold("lock", fcntl.LOCK_EX if self.shard is None else fcntl.LOCK_SH)
+                if self.shard is not None:
+                    self._hold(f"lock-{self.shard.number}-of-{self.shard.count}", fcntl.LOCK_EX)
+            except BaseException:
+                self._release()
+                raise
+            if self.shard is None:
+                for left in self.base.parent.glob(f".{self.base.name}.*"):  # temporary files of a process that was killed
+                    left.unlink(missing_ok=True)
+            self.read()
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
             self.flush()
         finally:
-            self._lock.close()
+            self._release()
+
+    def _hold(self, name: str, kind: int) -> None:
+        """Takes a lock for this process, shared or exclusive. Raises OvssError if another process has it."""
+        path = self._shards / name
+        while True:
+            try:
+                self._shards.mkdir(parents=True, exist_ok=True)
+                lock = path.open("w")
+            except OSError as error:
+                raise OvssError(
+                    f"cannot write {self._shards}: {error.strerror}. Change its permissions or choose "
+                    "another folder with output=DIR."
+                ) from error
+            self._locks.append(lock)
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OvssError(
+                    f"another process is working on {self.base}. Wait for it, or choose another folder with output=DIR."
+                ) from None
+            except OSError as error:
+                raise OvssError(
+                    f"{self._shards} cannot be locked: {error.strerror}. Choose another file system with output=DIR."
+                ) from error
+            if _is_open(path, lock):
+                return  # else the process that had it has finished the run, and the folder is gone or a new one
+
+    def _release(self) -> None:
+        for lock in self._locks:
+            lock.close()
+        self._locks = []
+
+    def _shard_files(self) -> list[Path]:
+        return sorted(self._shards.glob("[0-9]*.npz"))
+
+    def read(self) -> None:
+        """Takes in the shards that are new. Damaged ones are deleted and told: their images are to be evaluated again."""
+        for path in self._shard_files():
+            if path.name in self._read:
+                continue
+            self._read.add(path.name)
+            try:
+                counts, hashes, edges = read_counts(path, self.fingerprint)
+            except OvssError as error:
+                self.damaged.append(str(error))
+                path.unlink(missing_ok=True)
+                continue
+            self.counts |= counts
+            self.hashes |= hashes
+            self.edges |= edges
+
+    def collect(self, images: list[str]) -> None:
+        """Waits until the shards of the other processes, which have evaluated these images, are to be seen: on a network file
+        system that may take a while. Raises OvssError if they are not."""
+        deadline = time.monotonic() + SECONDS_TO_APPEAR
+        while True:
+            self.read()
+            missing = [image for image in images if image not in self.counts]
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                raise OvssError(
+                    f"{len(missing)} images that other processes have evaluated, {missing[0]} the first, are not in "
+                    f"{self._shards}. All processes need one output folder; without one use shard=I/N and tools/merge.py."
+                )
+            time.sleep(0.2)
 
     def map_path(self, image: str) -> Path:
         """Where the label map of an image is kept if it is: an 8 or 16-bit PNG."""
@@ -122,8 +221,9 @@ class RunStore:
 
     def flush(self) -> None:
         if self._pending:
-            number = max((int(path.stem) for path in self._shards.glob("[0-9]*.npz")), default=0) + 1
-            self._write_counts(self._shards / f"{number:06d}.npz", self._pending)
+            path = self._shards / f"{len(self._read):06d}-{secrets.token_hex(8)}.npz"  # of no other writer
+            self._write_counts(path, self._pending)
+            self._read.add(path.name)
             self._pending, self._written = [], time.monotonic()
 
     def finish(self, result: dict[str, Any], images: list[str]) -> None:
@@ -133,7 +233,12 @@ class RunStore:
         checked(json.loads(text), f"the result for {self.result_path}")
         write_atomic(self.result_path, lambda path: path.write_text(text))
         self._pending = []
-        shutil.rmtree(self._shards)
+        shutil.rmtree(self._shards, ignore_errors=True)
+
+    def write_part(self, part: dict[str, Any]) -> None:
+        """What a shard's process knows of the run besides counts, with which tools/merge.py completes the result."""
+        text = json.dumps(part | {"shard": [self.shard.number, self.shard.count]})
+        write_atomic(self.part_path, lambda temporary: temporary.write_text(f"{digest(text)}\n{text}\n"))
 
     def _write_counts(self, path: Path, images: list[str]) -> None:
         records = [self.counts[image] for image in images]
@@ -162,14 +267,36 @@ def read_counts(
             if "checksum" in content and str(content.pop("checksum")) != _checksum(content):
                 raise ValueError("its checksum is wrong")
             images = content["images"].tolist()
+            if not content["hashes"].shape == content["images"].shape == (len(content["images"]),):
+                raise ValueError("its arrays do not belong together")
             records = _by_image(images, content["records"], content["lengths"])
             hashes = dict(zip(images, content["hashes"].tolist(), strict=True))
             edges = _by_image(images, content["edges"], content["edge_lengths"]) if "edges" in content else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise OvssError(f"{path} is damaged: {error}. Delete it; its images will be evaluated again.") from error
     if fingerprint is not None and str(content["fingerprint"]) != fingerprint:
         raise OvssError(f"{path} belongs to another run. Delete it, or choose another folder with output=DIR.")
     return records, hashes, edges
+
+
+def read_parts(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What `RunStore.write_part` left in a folder of shards, in order, and what is wrong with parts that are damaged."""
+    parts, damaged = [], []
+    for path in folder.glob("part-*.json"):
+        checksum, _, text = path.read_text(errors="replace").partition("\n")
+        if checksum == digest(text.rstrip("\n")):
+            parts.append(json.loads(text))
+        else:
+            damaged.append(f"{path} is damaged: its checksum is wrong. Delete it and start its shard again.")
+    return sorted(parts, key=lambda part: part["shard"][::-1]), damaged
+
+
+def _is_open(path: Path, file: IO) -> bool:
+    """Whether the file that is open is (still) the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _checksum(content: Mapping[str, np.ndarray]) -> str:
@@ -178,6 +305,9 @@ def _checksum(content: Mapping[str, np.ndarray]) -> str:
 
 
 def _by_image(images: list[str], records: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    flat = records.ndim == lengths.ndim == 1 and records.dtype.names and lengths.dtype.kind == "i"
+    if not flat or len(lengths) != len(images) or (lengths < 0).any() or lengths.sum() != len(records):
+        raise ValueError("its arrays do not belong together")
     return dict(zip(images, np.split(records, np.cumsum(lengths)[:-1]), strict=False))
 
 
@@ -186,7 +316,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     form."""
     try:
         content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OvssError(f"result {path} cannot be read: {error}. Delete it and run again.") from error
     return checked(content, f"result {path}")
 

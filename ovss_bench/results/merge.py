@@ -1,0 +1,144 @@
+"""What makes a result of counts: at the end of a run, or later of the parts that `shard=I/N` left, without data and GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import OvssError
+from ..evaluation.boundary import boundary_total, mean_boundary_iou
+from ..evaluation.confusion import total
+from ..evaluation.metrics import DatasetFacts, areas, class_metrics, metrics
+from ..evaluation.per_image import per_image
+from .published import compare_published
+from .store import RunStore, read_parts
+
+# In provenance, what may differ between the parts of one result without a word.
+FREE = ("command", "world_size")
+
+
+def complete(
+    head: Mapping[str, Any],
+    facts: DatasetFacts,
+    counts: Mapping[str, np.ndarray],
+    edges: Mapping[str, np.ndarray],
+    evaluated: Sequence[str],
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    """The result of a run: `head`, which holds all that does not come from counts, with the figures of the images evaluated."""
+    classes = len(head["per_class"])
+    records = [counts[image] for image in evaluated]
+    matrix = total(records, classes)
+    correct, predicted, true = areas(matrix)
+    per_class = class_metrics(matrix)
+    figures = metrics(matrix, facts) | per_image(records, classes)
+    if edges:
+        figures["mBoundaryIoU"] = mean_boundary_iou(boundary_total((edges[image] for image in evaluated), classes))
+    expected, timing = head["images"]["expected"], head["timing"]
+    result = dict(head) | {
+        "metrics": {name: round(100 * value, 8) for name, value in figures.items()},
+        "images": {"expected": expected, "evaluated": len(evaluated), "failed": dict(failed)},
+        "partial": len(evaluated) != expected,
+        "per_class": [
+            {
+                "class": row["class"],
+                "IoU": round(100 * float(per_class["IoU"][c]), 8),
+                "Acc": round(100 * float(per_class["Acc"][c]), 8),
+                "correct": int(correct[c]),
+                "predicted": int(predicted[c]),
+                "true": int(true[c]),
+            }
+            for c, row in enumerate(head["per_class"])
+        ],
+        "timing": timing | {"images_per_second": round(timing["images"] / max(timing["seconds"], 1e-9), 2)},
+    }
+    return result | {"published": compare_published(result)}
+
+
+def part_of(
+    head: Mapping[str, Any], facts: DatasetFacts, images: Sequence[str], own: Sequence[str], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a shard's process leaves for `merge` beside counts: the head, all images of the run, what became of its own."""
+    return {"head": head, "facts": asdict(facts), "images": images, "own": own, "failed": failed}
+
+
+def merge(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Makes the result of the parts in a run's folder of shards; returns it with what should be known about it.
+
+    Raises OvssError if images are missing (it says which, and what evaluates them) or if a part is still being worked on.
+    """
+    parts, notes = read_parts(folder)
+    if not parts:
+        raise OvssError("\n".join(notes))
+    head = parts[0]["head"]
+    with RunStore(folder.parents[2], head["dataset"], head["clip"], head["segmentor"], head["fingerprint"]) as store:
+        notes += store.damaged
+        images, failed = parts[0]["images"], {}
+        for part in parts:
+            failed |= part["failed"]
+        evaluated = [image for image in images if image in store.counts]
+        failed = {image: reason for image, reason in failed.items() if image not in store.counts}
+        missing = [image for image in images if image not in store.counts and image not in failed]
+        if missing:
+            raise OvssError("\n".join([*notes, _what_is_missing(store.base, parts, missing)]))
+        facts = {name: tuple(value) if isinstance(value, list) else value for name, value in parts[0]["facts"].items()}
+        heads = [part["head"] for part in parts]
+        result = complete(_joined(heads), DatasetFacts(**facts), store.counts, store.edges, evaluated, failed)
+        store.finish(result, evaluated)
+    return result, notes + _differences(heads)
+
+
+def part_folders(folder: Path) -> list[Path]:
+    """The folders of shards at or below `folder` that hold parts. Raises OvssError if there is none."""
+    found = sorted({path.parent for path in folder.rglob("part-*.json") if path.parent.suffix == ".shards"})
+    if not found:
+        raise OvssError(f"there are no parts to be merged in {folder}. tools/eval.py shard=I/N output=DIR writes them.")
+    return found
+
+
+def _what_is_missing(base: Path, parts: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+    count, lacking = parts[0]["shard"][1], set(missing)
+    whole = {part["shard"][0] for part in parts if part["shard"][1] == count and not lacking & set(part["own"])}
+    again = ", ".join(f"shard={number}/{count}" for number in range(1, count + 1) if number not in whole)
+    shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+    return (
+        f"{base}: {len(missing)} of {len(parts[0]['images'])} images are missing: {shown}. Start these again, or copy their "
+        f"files here: {again}."
+    )
+
+
+def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One head for all: the first, with the sums and maxima of what was measured."""
+    timings = [head["timing"] for head in heads]
+    timing = timings[0] | {
+        "seconds": round(sum(timing["seconds"] for timing in timings), 2),
+        "images": sum(timing["images"] for timing in timings),
+        "started": min(timing["started"] for timing in timings),
+    }
+    if any("peak_gpu_memory_mib" in timing for timing in timings):
+        timing["peak_gpu_memory_mib"] = max(timing.get("peak_gpu_memory_mib", 0) for timing in timings)
+    return dict(heads[0]) | {
+        "timing": timing,
+        "peak_memory_mib": max(head["peak_memory_mib"] for head in heads),
+        "provenance": heads[0]["provenance"] | {"world_size": sum(head["provenance"]["world_size"] for head in heads)},
+    }
+
+
+def _differences(heads: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the parts' provenance: equal counts are only certain where it is equal."""
+    notes = []
+    first, *others = [_flat(head["provenance"]) for head in heads]
+    for key in sorted(first):
+        values = list(dict.fromkeys(str(each.get(key)) for each in (first, *others)))
+        if len(values) > 1:
+            notes.append(f"the parts were evaluated with different {key}: {', '.join(values)}")
+    return notes
+
+
+def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in provenance.items() if key not in FREE and key != "packages"}
+    return flat | provenance["packages"]

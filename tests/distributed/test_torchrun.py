@@ -1,0 +1,72 @@
+"""torchrun: the same counts from any number of processes, and what becomes of a run of which one has died."""
+
+import os
+import signal
+
+import pytest
+
+from distributed.started import counted, rank_of, run, start, wait_for
+from ovss_bench.results.load import result_paths
+from ovss_bench.results.store import read_result
+
+WORDS = ["output=runs", "limit=40", "segmentor=sclip", "recipe.resize=none", "recipe.pamr_steps=0", "recipe.stride=12"]
+thorough = pytest.mark.skipif("OVSS_THOROUGH" not in os.environ, reason="starts many processes; set OVSS_THOROUGH=1")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    out, _ = run(*WORDS, cwd=folder)
+    return folder / "runs", out
+
+
+def killed(rank, folder):
+    """A run of two processes, of which one is killed after the first shard; what the other says, and the shards."""
+    process = start(*WORDS, cwd=folder, processes=2)
+    shards = wait_for(lambda: list(folder.rglob("*.shards/[0-9]*.npz")))
+    os.kill(rank_of(process.pid, rank), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode
+    (told,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "has died" in told
+    assert "what was finished is kept, the same command goes on" in told
+    assert all(path.exists() for path in shards)
+
+
+def test_when_a_process_dies_the_others_say_so_and_three_go_on_to_the_same_counts(alone, tmp_path):
+    expected, printed = alone
+    killed(1, tmp_path)
+    out, err = run(*WORDS, cwd=tmp_path, processes=3, OMP_NUM_THREADS="4")
+    assert counted(tmp_path / "runs") == counted(expected)
+    (result,) = [read_result(path) for path in result_paths(tmp_path / "runs")]
+    assert result["provenance"]["world_size"] == 3
+    assert result["provenance"]["threads"] == 1  # as eval.py was told
+    assert 0 < result["timing"]["images"] < 40
+    assert not list(tmp_path.rglob("*.shards"))
+    assert out.splitlines()[:-1] == printed.splitlines()[:-1]
+    assert "Again: torchrun --nproc-per-node 3 " in out.splitlines()[-1]
+    ours = [line for line in err.splitlines() if line.startswith("sclip on demo")]
+    assert "going on" in ours[0]
+    assert all("process 1 of 3" in line for line in ours[1:])
+
+
+@thorough
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_gives_the_same_counts(processes, alone, tmp_path):
+    run(*WORDS, cwd=tmp_path, processes=processes)
+    assert counted(tmp_path / "runs") == counted(alone[0])
+
+
+@thorough
+def test_the_first_process_may_die_too(alone, tmp_path):
+    killed(0, tmp_path)
+    _, err = run(*WORDS, cwd=tmp_path)
+    assert "going on" in err
+    assert counted(tmp_path / "runs") == counted(alone[0])
+
+
+@thorough
+def test_a_mistake_is_told_once(tmp_path):
+    _, err = run("segmentor=sclipp", "limit=1", cwd=tmp_path, processes=2, status=1)  # torchrun knows no other status
+    assert err.count("error: unknown segmentor 'sclipp'") == 1

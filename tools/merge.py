@@ -1,0 +1,48 @@
+"""Makes results of the parts that `tools/eval.py shard=I/N` has left: `python tools/merge.py FOLDER`, where FOLDER is the
+output folder of those runs, or one into which the output folders of several machines were copied. Needs neither data nor GPU.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ovss_bench.errors import OvssError
+from ovss_bench.options import run_tool
+from ovss_bench.results.merge import merge, part_folders
+from ovss_bench.results.tables import frame, terminal
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/runs"), help="default: results/runs")
+    folder = parser.parse_args().folder
+    run_tool(lambda: merged(folder))
+
+
+def merged(folder: Path) -> int:
+    """Merges what is complete, and tells what is not; 0 if all is."""
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
+    results, errors = [], []
+    for parts in part_folders(folder):
+        try:
+            result, notes = merge(parts)
+        except OvssError as error:
+            errors.append(error)
+            continue
+        results.append(result)
+        for note in notes:
+            console.print(f"note: {result['segmentor']} on {result['dataset']}: {note}", markup=False)
+    if results:
+        console.print(terminal(frame(results)))
+        console.print(f"Results: {folder}/", markup=False)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+if __name__ == "__main__":
+    main()
