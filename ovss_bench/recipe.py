@@ -10,7 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from .errors import OvssError, unknown
 from .files import config_names, load_config
@@ -24,6 +29,9 @@ CHOICES = {
     "precision": ("fp32", "fp16", "bf16"),
     "activation": ("gelu", "quick_gelu", None),
 }
+MOST = 32767  # pixels: what OpenCV can resize to
+# The keys of a segmentor's file, and how many mappings deep each is.
+DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3}
 _NOT_VALUES = ("segmentor", "hyperparameters", "origins")
 
 
@@ -65,23 +73,24 @@ class Recipe:
                 if value not in CHOICES[name]:
                     raise unknown(f"value of {name}", value, map(str, CHOICES[name]))
             elif name == "layer_norm_eps":
-                if value is not None and not (isinstance(value, float) and value > 0):
-                    raise self._wrong(name, value, "a positive number, or null")
+                if value is not None and not (isinstance(value, float) and 0 < value < 1):
+                    raise self._wrong(name, value, "a positive number below 1, or null")
             elif name == "pad_multiple":
                 if value is not None and not _positive(value):
-                    raise self._wrong(name, value, "a positive number of pixels, or null")
+                    raise self._wrong(name, value, f"a positive number of pixels up to {MOST}, or null")
             elif name == "window":
                 if value != "whole" and not _positive(value):
-                    raise self._wrong(name, value, "a positive number of pixels, or whole")
+                    raise self._wrong(name, value, f"a positive number of pixels up to {MOST}, or whole")
             elif name == "pamr_dilations":
                 if not isinstance(value, tuple) or not value or not all(map(_positive, value)):
-                    raise self._wrong(name, value, "a list of positive numbers of pixels")
+                    raise self._wrong(name, value, f"a list of positive numbers of pixels up to {MOST}")
             elif hints[name] is int and name not in ("pamr_steps", "min_foreground"):
                 if not _positive(value):
-                    raise self._wrong(name, value, "a positive whole number")
+                    raise self._wrong(name, value, f"a positive whole number up to {MOST}")
             elif hints[name] in (int, float):
                 whole = hints[name] is int
-                if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= 0:
+                number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+                if not number or not 0 <= value < 1e30:  # beyond, 32 bits hold infinity only
                     raise self._wrong(name, value, f"a {'whole ' if whole else ''}number, 0 or more")
             elif value is not None and not isinstance(value, str):
                 raise self._wrong(name, value, "a name")
@@ -126,6 +135,8 @@ def compose_recipe(
 
     `overrides` may hold recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and bad values.
     """
+    from .registry import RECIPES
+
     config, segmentor_class = segmentor_config(segmentor)
     hyperparameters = segmentor_class.hyperparameters()
     values, origins = {}, {}
@@ -133,9 +144,9 @@ def compose_recipe(
         values[name], origins[name] = value, f"default of {segmentor_class.__name__}"
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
-    base = ("recipe.yaml", load_config(".", "recipe"))
-    own = (f"segmentor/{segmentor}.yaml", config)
-    rules = (f"protocol/{protocol}.yaml", load_config("protocol", protocol))
+    base = ("configs/recipe.yaml", load_config(".", "recipe"))
+    own = (str(RECIPES.get(segmentor, f"configs/segmentor/{segmentor}.yaml")), config)
+    rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol))
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
     for section in sections:
         for file, content in (base, own):
@@ -159,23 +170,53 @@ def compose_recipe(
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
-    """The configuration of a segmentor and its class. A registered method needs no file; a variant's file names its
-    `method`."""
-    from .registry import SEGMENTORS
+    """The configuration of a segmentor and its class, of this project or of a plug-in. A registered method needs no file; a
+    variant's file names its `method`."""
+    from .registry import RECIPES, SEGMENTORS, load_installed, not_found
 
     if name in config_names("segmentor"):
         config = load_config("segmentor", name)
         return config, SEGMENTORS.get(config.get("method", name))
+    if name not in RECIPES and name not in SEGMENTORS.module_dict:
+        load_installed(name)
+    if name in RECIPES:
+        config = _read(RECIPES[name])
+        return config, SEGMENTORS.get(config.get("method", name))
     if name not in SEGMENTORS.module_dict:
-        raise unknown("segmentor", name, segmentor_names())
+        raise not_found("segmentor", name, segmentor_names())
     return {}, SEGMENTORS.get(name)
 
 
 def segmentor_names() -> list[str]:
-    """Everything that `segmentor=` takes: the configurations and the registered methods."""
-    from .registry import SEGMENTORS
+    """Everything that `segmentor=` takes: the configurations and the registered methods. Installed plug-ins are among them once
+    one was asked for."""
+    from .registry import RECIPES, SEGMENTORS
 
-    return sorted({*config_names("segmentor"), *SEGMENTORS.module_dict})
+    return sorted({*config_names("segmentor"), *SEGMENTORS.module_dict, *RECIPES})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe of a plug-in. Raises OvssError for what has not the form of one."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise OvssError(f"recipe {path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise OvssError(f"recipe {path}: expected the keys {', '.join(DEPTHS)}.")
+    for key, value in config.items():
+        if key not in DEPTHS:
+            raise unknown(f"key of recipe {path}", key, DEPTHS)
+        _check_depth(value, DEPTHS[key], f"recipe {path}: {key}")
+    return config
+
+
+def _check_depth(value: Any, depth: int, where: str) -> None:
+    """Whether a section is as many mappings deep as it must be; one that is left empty holds nothing."""
+    fits = isinstance(value, dict | None) if depth else isinstance(value, str)
+    if not fits:
+        raise OvssError(f"{where}: expected {'NAME: VALUE below it' if depth else 'a text'}.")
+    for key, inner in (value or {}).items() if depth > 1 else ():
+        _check_depth(inner, depth - 1, f"{where}.{key}")
 
 
 def _merge(values: dict, origins: dict, content: Mapping, file: str, section: tuple[str | None, ...]) -> None:
@@ -184,8 +225,8 @@ def _merge(values: dict, origins: dict, content: Mapping, file: str, section: tu
     for key in section:
         part = part.get(key) or {}
     for name, value in part.items():
-        values[name], origins[name] = value, f"configs/{file} {'.'.join(section)}"
+        values[name], origins[name] = value, f"{file} {'.'.join(section)}"
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST

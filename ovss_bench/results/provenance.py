@@ -31,14 +31,15 @@ PACKAGES = [
 ]
 
 
-@cache
 def source_digest() -> str:
     """SHA-256 over the package's Python files and the plug-ins: what a run's fingerprint says about the code."""
+    return digest(_own_digest(), *sorted(PLUGINS.values()))
+
+
+@cache
+def _own_digest() -> str:
     files = sorted(PACKAGE.rglob("*.py"))
-    return digest(
-        *(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())),
-        *sorted(PLUGINS.values()),
-    )
+    return digest(*(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())))
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,239 @@
+"""Methods from outside: files, installed packages, their recipes, and what is wrong with them."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import ovss_bench as ob
+from ovss_bench import registry
+from ovss_bench.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS, load_plugin
+from ovss_bench.results.provenance import source_digest
+
+METHOD = """
+import ovss_bench as ob
+
+@ob.SEGMENTORS.register_module(name="{name}")
+class Method(ob.LastBlockSegmentor):
+    sharpness: float = 2.0
+
+    def mix(self, q, k, v, grid):
+        return ob.attend(v, v, v, scale=self.sharpness * v.shape[-1] ** -0.5)
+"""
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    """What a test registers is forgotten after it."""
+    parts = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES, PLUGINS, registry._IMPORTED)
+    before, modules = [dict(part) for part in parts], set(sys.modules)
+    yield
+    for part, content in zip(parts, before, strict=True):
+        part.clear()
+        part.update(content)
+    for name in set(sys.modules) - modules:
+        if name.startswith(("outside_", "ovss_bench_plugin_")):
+            del sys.modules[name]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_brings_a_method(tmp_path):
+    path = write(tmp_path / "mine.py", METHOD.format(name="mine"))
+    load_plugin(path)
+    load_plugin(path)
+    assert ob.compose_recipe("mine").hyperparameters["sharpness"] == 2
+    assert list(PLUGINS) == [str(path)]
+
+
+def test_files_of_the_same_name_in_two_folders_are_two(tmp_path):
+    for name in ("one", "other"):
+        load_plugin(write(tmp_path / name / "mine.py", METHOD.format(name=name)))
+    assert {"one", "other"} <= set(ob.segmentor_names())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def", "SyntaxError"),
+        ("import nothing_of_this_name", "ModuleNotFoundError"),
+        ("raise SystemExit('gone')", "SystemExit: gone"),
+        (METHOD.format(name="sclip"), "sclip is already registered"),
+        ("import ovss_bench as ob\nraise ob.OvssError('not on this machine')", "not on this machine"),
+        ("\0", "SyntaxError"),
+    ],
+)
+def test_a_broken_file_is_named_and_leaves_nothing(text, reason, tmp_path):
+    path = write(tmp_path / "bad.py", METHOD.format(name="half") + text)
+    known, modules = set(ob.segmentor_names()), set(sys.modules)
+    with pytest.raises(ob.OvssError, match=rf"(?s)bad\.py cannot be imported.*{reason}"):
+        load_plugin(path)
+    assert set(ob.segmentor_names()) == known
+    assert "ovss_bench_plugin_bad" not in set(sys.modules) - modules
+    assert not PLUGINS.keys() & {str(path)}
+    path.write_text(METHOD.format(name="half"))  # mended
+    load_plugin(path)
+    assert "half" in ob.segmentor_names()
+
+
+def test_what_is_no_python_file_is_refused(tmp_path):
+    for name in ("missing.py", "."):
+        with pytest.raises(ob.OvssError, match="does not exist"):
+            load_plugin(tmp_path / name)
+    with pytest.raises(ob.OvssError, match=r"must end in \.py"):
+        load_plugin(write(tmp_path / "method.txt", METHOD.format(name="mine")))
+
+
+def test_a_file_brings_recipes(tmp_path):
+    write(tmp_path / "configs/segmentor/mine.yaml", "recipe: {logit_scale: 60}\nper_clip:\n  demo: {sharpness: 3}\n")
+    write(tmp_path / "configs/segmentor/mine_soft.yaml", "method: mine\nper_dataset:\n  voc21: {sharpness: 0.5}\n")
+    load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
+    recipe = ob.compose_recipe("mine", clip="demo", overrides={"threshold": 0.5})
+    assert (recipe.logit_scale, recipe.hyperparameters["sharpness"], recipe.threshold) == (60, 3, 0.5)
+    assert recipe.origins["sharpness"] == f"{tmp_path}/configs/segmentor/mine.yaml per_clip.demo"
+    assert recipe.origins["resize"] == "configs/recipe.yaml recipe"
+    assert ob.compose_recipe("mine_soft", dataset="voc21").hyperparameters["sharpness"] == 0.5
+    assert {"mine", "mine_soft"} <= set(ob.segmentor_names())
+
+
+def test_a_recipe_that_is_there_already_is_not_replaced(tmp_path):
+    write(tmp_path / "configs/segmentor/sclip.yaml", "recipe: {logit_scale: 1}\n")
+    with pytest.raises(ob.OvssError, match=r"mine\.py cannot be imported: there is a recipe 'sclip' already"):
+        load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
+    assert ob.compose_recipe("sclip").logit_scale == 40
+    assert "mine" not in ob.segmentor_names()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("recipe: [", "cannot be read"),
+        ("3", r"cannot be read|expected the keys"),
+        ("- recipe", "expected the keys"),
+        ("recip: {window: 3}", "unknown key .*recipe"),
+        ("recipe: 3", "recipe: expected NAME: VALUE"),
+        ("per_clip: {demo: 3}", r"per_clip\.demo: expected NAME: VALUE"),
+        ("per_clip_dataset: {demo: {demo: 3}}", r"per_clip_dataset\.demo\.demo: expected"),
+        ("method: [sclip]", "method: expected a text"),
+        ("method: sclp", "unknown segmentor 'sclp'"),
+        ("recipe: {windo: 3}", "windo"),
+        ("recipe: {logit_scale: big}", r"logit_scale='big' \(from .*mine\.yaml recipe\)"),
+        ("recipe: {sharpness: high}", "sharpness='high'"),
+        ("recipe: ${oops}", r"cannot be read|expected NAME"),
+        ("\xff\xfe\x00", r"cannot be read|expected the keys"),
+    ],
+)
+def test_a_bad_recipe_is_named(text, reason, tmp_path):
+    write(tmp_path / "configs/segmentor/mine.yaml", text)
+    load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
+    with pytest.raises(ob.OvssError, match=reason):
+        ob.compose_recipe("mine", clip="demo", dataset="demo")
+
+
+@pytest.mark.parametrize("text", ["", "recipe:\n", "paper: none yet\nper_clip:\n  demo:\n"])
+def test_empty_sections_say_nothing(text, tmp_path):
+    write(tmp_path / "configs/segmentor/mine.yaml", text)
+    load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
+    assert ob.compose_recipe("mine", clip="demo").hyperparameters["sharpness"] == 2
+
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "{name}"
+version = "0.3"
+[project.entry-points."ovss_bench.plugins"]
+{name} = "{name}{module}"
+[tool.hatch.build.targets.wheel]
+include = ["{name}*"]
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder into which pip has installed three packages, one of which is broken."""
+    folder, target = tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("site")
+    for name, module in (("outside_good", ".methods"), ("outside_single", ""), ("outside_broken", "")):
+        write(folder / name / "pyproject.toml", PROJECT.format(name=name, module=module))
+    write(folder / "outside_good/outside_good/__init__.py", "")
+    write(folder / "outside_good/outside_good/methods.py", METHOD.format(name="outside_good"))
+    write(folder / "outside_good/outside_good/configs/segmentor/outside_good.yaml", "recipe: {sharpness: 5}\n")
+    write(folder / "outside_single/outside_single.py", METHOD.format(name="by_another_name"))
+    write(folder / "outside_broken/outside_broken.py", METHOD.format(name="half") + "\n1 / 0\n")
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--target", target]
+    done = subprocess.run([*install, *folder.iterdir()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture
+def installed(site, monkeypatch):
+    monkeypatch.syspath_prepend(site)
+    importlib.invalidate_caches()
+    registry._package_digest.cache_clear()
+    return site
+
+
+def test_packages_are_imported_when_something_is_asked_for_that_is_not_known(installed):
+    ob.compose_recipe("sclip", clip="demo")
+    assert "outside_good" not in ob.segmentor_names()
+    with pytest.warns(UserWarning, match=r"'outside_broken' of outside_broken 0\.3 .*ZeroDivisionError"):
+        recipe = ob.compose_recipe("by_another_name")
+    assert recipe.hyperparameters["sharpness"] == 2
+    assert "half" not in ob.segmentor_names()
+
+
+@pytest.mark.filterwarnings("ignore:plug-in 'outside_broken'")
+def test_a_package_has_a_subfolder_for_its_recipes(installed):
+    recipe = ob.compose_recipe("outside_good")
+    assert recipe.hyperparameters["sharpness"] == 5
+    assert recipe.origins["sharpness"] == f"{installed}/outside_good/configs/segmentor/outside_good.yaml recipe"
+
+
+def test_a_broken_package_is_an_error_where_it_is_wanted(installed):
+    for _ in range(2):
+        with pytest.raises(ob.OvssError, match=r"plug-in 'outside_broken' of outside_broken 0\.3.*ZeroDivisionError"):
+            ob.compose_recipe("outside_broken")
+    with pytest.raises(ob.OvssError, match=r"segmentor 'half'.*These plug-ins cannot be imported: outside_broken\."):
+        ob.compose_recipe("half")
+
+
+@pytest.mark.filterwarnings("ignore:plug-in 'outside_broken'")
+def test_only_what_is_used_is_part_of_a_runs_fingerprint(installed):
+    before = source_digest()
+    ob.compose_recipe("by_another_name")
+    one = source_digest()
+    assert set(PLUGINS) == {str(installed / "outside_single.py")}
+    ob.compose_recipe("outside_good")
+    assert set(PLUGINS) == {str(installed / "outside_single.py"), str(installed / "outside_good")}
+    assert len({before, one, source_digest()}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:plug-in 'outside_broken'")
+@pytest.mark.parametrize("first", ["file", "name"])
+def test_a_file_of_an_installed_package_is_imported_once(first, installed):
+    steps = {"file": lambda: load_plugin(installed / "outside_single.py"), "name": lambda: ob.compose_recipe("by_another_name")}
+    for step in sorted(steps, key=lambda step: step != first):
+        steps[step]()
+    with pytest.raises(ob.OvssError, match=r"plug-ins cannot be imported: outside_broken\."):
+        ob.compose_recipe("nothing")
+    assert set(PLUGINS) == {str(installed / "outside_single.py")}
+
+
+def test_a_class_that_was_simply_defined_is_part_of_the_fingerprint():
+    before = source_digest()
+
+    @ob.SEGMENTORS.register_module(name="here")
+    class Here(ob.LastBlockSegmentor):
+        pass
+
+    ob.compose_recipe("here")
+    assert source_digest() != before
