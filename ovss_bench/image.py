@@ -32,8 +32,9 @@ def read_image(path: str | Path) -> np.ndarray:
         data = Path(path).read_bytes()
         if not _has_end(data):
             Image.open(io.BytesIO(data)).load()
-    except OSError as error:
-        raise OvssError(f"image {path} cannot be read: {error}. Copy or download it again.") from error
+    except Exception as error:  # of damaged files Pillow raises nearly anything
+        reason = str(error) or type(error).__name__
+        raise OvssError(f"image {path} cannot be read: {reason}. Copy or download it again.") from error
     try:
         image = mmcv.imfrombytes(data, flag="color", backend="cv2") if data else None
     except cv2.error:

@@ -163,14 +163,14 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query that holds a
     comma in double quotes, white space around them ignored. A line `distractors: ...` lists queries of no class."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # some editors begin with a mark, which is no letter
     except (OSError, UnicodeDecodeError) as error:
         raise OvssError(
             f"names file {path} cannot be read: {error}. Expected UTF-8 text, a line per class, synonyms separated by commas."
         ) from error
     distractors = [line.removeprefix("distractors:") for line in lines if line.startswith("distractors:")]
     lines = [line for line in lines if not line.startswith("distractors:")]
-    names, extra = ([_split(line) for line in part] for part in (lines, distractors))
+    names, extra = ([_split(line, path) for line in part] for part in (lines, distractors))
     for number, entry in enumerate(names, 1):
         if not all(entry):
             raise OvssError(
@@ -186,8 +186,14 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     return names, [query for entry in extra for query in entry]
 
 
-def _split(line: str) -> list[str]:
-    return [query.strip() for query in next(csv.reader([line], skipinitialspace=True), []) or [""]]
+def _split(line: str, path: str | Path) -> list[str]:
+    try:
+        return [query.strip() for query in next(csv.reader([line], skipinitialspace=True, strict=True), []) or [""]]
+    except csv.Error as error:
+        raise OvssError(
+            f"names file {path}: the line {line[:60]!r} cannot be split ({error}). Expected names separated by commas, and "
+            "double quotes, if any, around a whole name."
+        ) from error
 
 
 def _background(background: bool | int | None, count: int) -> int | None:

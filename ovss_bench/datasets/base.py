@@ -26,12 +26,17 @@ from ..image import read_image
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
 
-KEYS = (
-    *("extends", "loader", "mmseg", "full_name", "link", "licence"),
-    *("folders", "images", "labels", "ids", "image_suffix", "label_suffix", "expected_images"),
-    *("classes", "palette", "names", "names_of", "background", "reduce_zero_label", "ignore_index"),
-    *("unseen", "object", "interest", "check", "prepare"),
-)
+KEYS = {  # what configs/dataset and YAML files of one's own may hold
+    **dict.fromkeys(("extends", "loader", "mmseg", "full_name", "link", "licence", "names", "names_of"), "a text"),
+    **dict.fromkeys(("images", "labels", "ids", "image_suffix", "label_suffix"), "a text"),
+    **dict.fromkeys(("expected_images", "background", "ignore_index", "object"), "a whole number, 0 or more"),
+    **dict.fromkeys(("unseen", "interest"), "a list of class numbers"),
+    **dict.fromkeys(("check", "prepare"), "NAME: VALUE below it"),
+    "folders": "a list of texts",
+    "classes": "a list of names, or of lists of synonyms (in quotes what YAML takes for numbers or for true and false)",
+    "palette": "a list of [red, green, blue]",
+    "reduce_zero_label": "true or false",
+}
 # A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
 UNFINISHED = ".unfinished"
 
@@ -172,11 +177,15 @@ class SegDataset:
         return read_image(sample.image_path)
 
     def raw_label(self, sample: Sample) -> np.ndarray:
-        """(H, W) int32 as stored. Raises OvssError for an unreadable map."""
+        """(H, W) int32 as stored. Raises OvssError for an unreadable map, or one of fractions."""
         try:
-            return np.array(Image.open(sample.label_path), dtype=np.int32)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise OvssError(f"label map {sample.label_path} cannot be read: {error}. Copy or convert it again.") from error
+            stored = np.array(Image.open(sample.label_path))
+        except Exception as error:  # of damaged files Pillow raises nearly anything
+            reason = str(error) or type(error).__name__
+            raise OvssError(f"label map {sample.label_path} cannot be read: {reason}. Copy or convert it again.") from error
+        if stored.dtype.kind == "f" and not np.array_equal(stored, np.trunc(stored)):
+            raise OvssError(f"label map {sample.label_path} holds fractions, expected class numbers. Convert it again.")
+        return stored.astype(np.int32)
 
     def label(self, sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H, W) classes after the data set's rules. Raises OvssError for an unreadable map, three channels, other values,
@@ -265,6 +274,10 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
         if root is None:
             raise
         return loader(name, config, root)
+    except OvssError:
+        raise
+    except Exception as error:  # what mmseg raises for values that it cannot use
+        raise OvssError(f"data set file {folder / name}.yaml cannot be used: {type(error).__name__}: {error}") from error
 
 
 def facts_of(name: str) -> DatasetFacts:
@@ -306,10 +319,15 @@ def _own(path: Path) -> dict[str, Any]:
     wanted = ("images", "labels", "image_suffix", "label_suffix")
     if not isinstance(config, dict):
         raise OvssError(f"data set file {path} is not a mapping. Expected the keys {', '.join(wanted)}, and names or classes.")
-    config = _extended(config)
-    for key in config:
+    for key, value in config.items():
         if key not in KEYS:
             raise unknown(f"key in {path}", key, KEYS)
+        if value is not None and not _fits(value, KEYS[key]):
+            raise OvssError(f"data set file {path}: {key}={value!r}: expected {KEYS[key]}.")
+    if config.get("extends") is not None and config["extends"] not in config_names("dataset"):
+        raise unknown(f"dataset that {path} extends", config["extends"], config_names("dataset"))
+    config = {key: value for key, value in config.items() if key != "extends" or value is not None}
+    config = {key: value for key, value in _extended(config).items() if value is not None}
     missing = [key for key in wanted if key not in config]
     if "mmseg" not in config and not {"names", "classes"} & set(config):
         missing.append("names (a file with a line per class) or classes (a list)")
@@ -319,4 +337,46 @@ def _own(path: Path) -> dict[str, Any]:
     if entries is not None:
         config["synonyms"] = [entry if isinstance(entry, list) else [str(entry)] for entry in entries]
         config["classes"] = [entry[0] for entry in config["synonyms"]]
+    _check_classes(config, path)
     return {"folders": ["."]} | config
+
+
+def _check_classes(config: dict[str, Any], path: Path) -> None:
+    """Class numbers must be those of classes, where the file lists them."""
+    count = len(config.get("classes", ()))
+    for key in ("background", "object", "unseen", "interest") if count else ():
+        value = config.get(key, [])
+        wrong = [number for number in (value if isinstance(value, list) else [value]) if number >= count]
+        if wrong:
+            raise OvssError(f"data set file {path}: {key}={value}, but the classes are 0 to {count - 1}.")
+    if config.get("ignore_index", 255) < count:
+        raise OvssError(f"data set file {path}: ignore_index={config.get('ignore_index', 255)} is the number of a class.")
+    if count and len(config.get("palette", config.get("classes"))) != count:
+        raise OvssError(f"data set file {path}: palette has {len(config['palette'])} colours for {count} classes.")
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is what KEYS says of it."""
+
+    def number(item: Any) -> bool:
+        return type(item) is int and item >= 0
+
+    def listed(fits: Any) -> bool:
+        return isinstance(value, list) and all(map(fits, value))
+
+    def colour(item: Any) -> bool:
+        return isinstance(item, list) and len(item) == 3 and all(type(part) is int and 0 <= part < 256 for part in item)
+
+    def entry(item: Any) -> bool:
+        return isinstance(item, str) or (isinstance(item, list) and bool(item) and all(isinstance(part, str) for part in item))
+
+    checks = {
+        "a text": lambda: isinstance(value, str),
+        "a list of texts": lambda: bool(value) and listed(lambda item: isinstance(item, str)),
+        "a list of class numbers": lambda: listed(number),
+        "a whole number, 0 or more": lambda: number(value),
+        "a list of [red, green, blue]": lambda: listed(colour),
+        "true or false": lambda: isinstance(value, bool),
+        "NAME: VALUE below it": lambda: isinstance(value, dict),
+    }
+    return checks.get(kind, lambda: bool(value) and listed(entry))()

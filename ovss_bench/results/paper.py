@@ -161,6 +161,8 @@ def _table(name: str, content: Any) -> PaperTable:
         if dataset not in config_names("dataset"):
             raise unknown("dataset", dataset, config_names("dataset"))
     for average, columns in averages.items():
+        if not isinstance(columns, list) or not columns:
+            raise OvssError(f"average '{average}': expected a list of columns.")
         for column in columns:
             if column not in datasets:
                 raise unknown(f"column of the average '{average}'", column, datasets)

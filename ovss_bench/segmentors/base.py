@@ -5,6 +5,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -122,6 +123,8 @@ class Segmentor:
         allowed = tuple(get_args(hint) or (hint,))
         number = int in allowed or float in allowed
         fits = isinstance(value, (int, float) if float in allowed else allowed) and not (number and isinstance(value, bool))
+        if isinstance(value, float) and not math.isfinite(value):
+            fits = False
         if not fits and not (value is None and type(None) in allowed):
             raise OvssError(f"{name}={value!r}: expected {getattr(hint, '__name__', hint)}.")
 

@@ -76,6 +76,8 @@ class SCCLIP(Segmentor):
 
     def anomalies(self, patches: Tensor) -> Tensor:
         """(B, N, D) -> (B, N) bool: those beyond the quantile of the local outlier factors of their window."""
+        if not 0 <= self.lof_contamination <= 1:
+            raise OvssError(f"lof_contamination={self.lof_contamination}: expected a share of the patches, 0 to 1.")
         factors = self.outlier_factors(patches)
         return factors > factors.quantile(1 - self.lof_contamination, 1, keepdim=True)
 

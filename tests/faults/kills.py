@@ -1,0 +1,118 @@
+"""SIGKILL at random moments: `python tests/faults/kills.py times=100 [seed=0]`. Every run that was killed, once or several
+times, is then resumed, and must end with the counts, label maps and metrics of a run that nobody disturbed.
+
+Runs are forked from a process that has imported everything, so that most kills meet a run at work, not one that starts.
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from end_to_end.tools import evaluate_here
+from ovss_bench.options import parse_options
+from ovss_bench.results import store
+from ovss_bench.results.load import result_paths
+from ovss_bench.results.provenance import source_digest
+from ovss_bench.results.store import read_counts, read_result
+
+ARGUMENTS = ["segmentor=[clip,sclip]", "limit=20", "runtime.batch=8", "runtime.maps=true", "runtime.boundary=true"]
+ARGUMENTS += ["recipe.resize=none", "recipe.window=48", "recipe.stride=48"]
+LONG = 600  # seconds after which a run hangs
+TIMES = ("timing", "peak_memory_mib", "provenance")  # what may differ between two runs
+
+
+def run(output: Path, images_per_shard: int) -> None:
+    """What a child does. Small shards: more moments at which something is half written."""
+    store.IMAGES_PER_SHARD = images_per_shard
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    evaluate_here(f"output={output}", *ARGUMENTS)
+
+
+def start(output: Path, images_per_shard: int) -> multiprocessing.Process:
+    child = multiprocessing.get_context("fork").Process(target=run, args=(output, images_per_shard))
+    child.start()
+    return child
+
+
+def finish(output: Path, images_per_shard: int = 16) -> float:
+    """Runs to the end; the seconds that it took."""
+    began = time.monotonic()
+    child = start(output, images_per_shard)
+    child.join(LONG)
+    if child.is_alive():
+        child.kill()
+        raise AssertionError(f"the run hangs: {output}")
+    assert child.exitcode == 0, f"the run has ended with status {child.exitcode}: {output}"
+    return time.monotonic() - began
+
+
+def outcome(output: Path) -> dict[str, tuple]:
+    """Of each segmentor what must not depend on kills."""
+    found = {}
+    for path in result_paths(output):
+        result = read_result(path)
+        counts, hashes, edges = read_counts(path.with_suffix(".npz"))
+        arrays = {f"{kind} {image}": part for kind, parts in (("c", counts), ("e", edges)) for image, part in parts.items()}
+        maps = {map.name: map.read_bytes() for map in path.with_suffix(".maps").glob("[!.]*")}
+        found[result["segmentor"]] = ({k: v for k, v in result.items() if k not in TIMES}, hashes, maps, arrays)
+    return found
+
+
+def compare(found: dict[str, tuple], expected: dict[str, tuple]) -> None:
+    assert found.keys() == expected.keys()
+    for name, (result, hashes, maps, arrays) in expected.items():
+        other = found[name][0]
+        assert other == result, [key for key in result if other.get(key) != result[key]]
+        assert found[name][1:3] == (hashes, maps), name
+        assert found[name][-1].keys() == arrays.keys()
+        assert all(np.array_equal(found[name][-1][key], array) for key, array in arrays.items()), name
+
+
+def kill_and_resume(times: int, seed: int, folder: Path) -> tuple[int, int]:
+    """Kills runs that many times in all. Returns how many kills met a run before its end, and how many runs there were."""
+    chance, met, runs, given = random.Random(seed), 0, 0, 0
+    source_digest()  # once, for all children: an edit meanwhile would make other runs of them
+    duration = finish(folder / "quiet")
+    expected = outcome(folder / "quiet")
+    assert set(expected) == {"clip", "sclip"}
+    while given < times:
+        output, per_shard = folder / f"run{runs}", chance.choice([1, 3, 16])
+        for _ in range(min(chance.randint(1, 3), times - given)):
+            child = start(output, per_shard)
+            child.join(chance.uniform(0, 1.1 * duration))
+            met += child.is_alive()
+            child.kill()
+            child.join()
+            given += 1
+        finish(output, per_shard)
+        compare(outcome(output), expected)
+        assert not list(output.rglob("*.shards"))
+        shutil.rmtree(output)
+        runs += 1
+    return met, runs
+
+
+def main() -> None:
+    options = parse_options(sys.argv[1:], {"times": 100, "seed": 0})
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        met, runs = kill_and_resume(int(options["times"]), int(options["seed"]), Path(folder))
+    print(
+        f"{options['times']} kills in {runs} runs, {met} of them before the run had ended; all resumed runs are identical "
+        f"to an undisturbed one ({time.monotonic() - began:.0f} s)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Result files and counts in which something was changed."""
+
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import ovss_bench as ob
+from fuzz.common import VALUES, damaged, inputs, outcome
+from ovss_bench.results.form import VERSION, checked, schema
+from ovss_bench.results.load import load_results, result_paths
+from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.results.store import read_counts, read_result
+
+FAST = {"resize": "none", "window": 48, "stride": 48}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """The path of a result of two scenes."""
+    folder = tmp_path_factory.mktemp("results")
+    job = make_job("clip", ob.load_clip("demo"), ob.load_dataset("demo"), overrides=FAST)
+    run_jobs([job], limit=2, output=folder, quiet=True)
+    return result_paths(folder)[0]
+
+
+@st.composite
+def changed(draw, content):
+    """A copy in which single values were replaced, left out or added."""
+    content = copy.deepcopy(content)
+    for _ in range(draw(st.integers(1, 3))):
+        part, depth = content, draw(st.integers(0, 4))
+        while depth and (keys := list(part if isinstance(part, dict) else range(len(part)))):
+            inner = part[draw(st.sampled_from(keys))]
+            if not isinstance(inner, dict | list) or not inner:
+                break
+            part, depth = inner, depth - 1
+        keys = list(part if isinstance(part, dict) else range(len(part)))
+        key = draw(st.sampled_from(keys)) if keys else None
+        kind = draw(st.sampled_from(["replace", "remove", "add"]))
+        if kind == "replace" and keys:
+            part[key] = draw(VALUES)
+        elif kind == "remove" and keys:
+            del part[key]
+        elif isinstance(part, dict):
+            part[draw(st.text(max_size=4))] = draw(VALUES)
+    return content
+
+
+def read(path):
+    """As the tools do: alone, and as a frame."""
+    found = outcome(read_result, path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        frame = outcome(load_results, path.parent, partial=True)
+    if isinstance(found, ob.OvssError):
+        assert path.name in str(found)
+        assert told
+        assert frame.empty
+    else:
+        assert found["schema_version"] == VERSION
+        assert checked(found, "it") == found
+        assert len(frame) == 1
+        known = found["metrics"].get("mIoU")
+        assert known is None or frame["mIoU"][0] == known
+    return found
+
+
+@inputs(0.1)
+@given(draw=st.data())
+def test_changed_results(result, tmp_path_factory, draw):
+    known = json.loads(result.read_text())
+    path = tmp_path_factory.getbasetemp() / "json" / result.name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(draw.draw(changed(known))))
+    read(path)
+
+
+@inputs(0.05)
+@given(draw=st.data())
+@example(b"[" * 100_000)
+@example(b'{"schema_version": ' + b"1" * 5000 + b"}")
+@example(b'{"schema_version": 2.0}')
+@example(b"\xff\xfe{}")
+def test_damaged_results(result, tmp_path_factory, draw):
+    path = tmp_path_factory.getbasetemp() / "text" / result.name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(draw if isinstance(draw, bytes) else draw.draw(damaged(result.read_bytes())))
+    read(path)
+
+
+def same(one, other):
+    return all(a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(one, other, strict=True))
+
+
+@inputs(0.15)
+@given(draw=st.data())
+def test_damaged_counts_are_never_read_as_others(result, tmp_path_factory, draw):
+    """Whatever byte is changed: an error, or what was written."""
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    counts = result.with_suffix(".npz")
+    path.write_bytes(draw.draw(damaged(counts.read_bytes())))
+    found = outcome(read_counts, path)
+    if isinstance(found, ob.OvssError):
+        assert str(path) in str(found)
+    else:
+        assert same(found, read_counts(counts))
+
+
+@inputs(0.03)
+@given(draw=st.data())
+def test_counts_of_another_form_are_refused(result, tmp_path_factory, draw):
+    """Arrays that are missing, or of other shapes and types, without a checksum, as files of before there was one have none."""
+    path = tmp_path_factory.getbasetemp() / "other.npz"
+    content = dict(np.load(result.with_suffix(".npz")))
+    del content["checksum"]
+    name = draw.draw(st.sampled_from(sorted(content)))
+    other = [
+        np.zeros(0),
+        np.array(3),
+        np.array("x"),
+        content[name][:-1] if content[name].ndim else content[name],
+        np.ones((2, 2)),
+    ]
+    replacement = draw.draw(st.sampled_from([None, *range(len(other))]))
+    if replacement is None:
+        del content[name]
+    else:
+        content[name] = other[replacement]
+    np.savez(path, **content)
+    found = outcome(read_counts, path)
+    if not isinstance(found, ob.OvssError):
+        assert same(found, read_counts(result.with_suffix(".npz")))
+
+
+def test_the_schema_is_strict_about_everything_that_it_describes():
+    """A field that is not described could hold anything."""
+
+    def walk(part, where):
+        if part.get("type") == "object" or "properties" in part:
+            assert "additionalProperties" in part, where
+        for key, inner in part.get("properties", {}).items():
+            walk(inner, f"{where}.{key}")
+
+    walk(schema(), "result")
