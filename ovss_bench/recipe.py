@@ -94,6 +94,8 @@ class Recipe:
                     raise self._wrong(name, value, f"a {'whole ' if whole else ''}number, 0 or more")
             elif value is not None and not isinstance(value, str):
                 raise self._wrong(name, value, "a name")
+        if self.resize == "center_crop" and self.scored_at != "resized":
+            raise self._wrong("scored_at", self.scored_at, "resized, since what center_crop cuts off has no label")
         if self.window != "whole" and self.stride > self.window:
             raise self._wrong("stride", self.stride, f"at most the window, {self.window}, or pixels between windows stay empty")
 

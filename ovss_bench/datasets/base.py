@@ -22,7 +22,7 @@ from yaml import YAMLError
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
 from ..files import CONFIGS, config_names, digest, load_config
-from ..image import read_image
+from ..image import read_image, resize_truth
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
 
@@ -210,6 +210,13 @@ class SegDataset:
                 "the right way?"
             )
         return label
+
+    def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray:
+        """A label as a recipe has it counted: at the `size` (H, W) of a result, and all of it ignored where less than
+        `min_foreground` pixels are of objects (CLIP-DIY on COCO)."""
+        if np.count_nonzero((label != self.ignore_index) & (label != self.background)) < min_foreground:
+            label = np.full_like(label, self.ignore_index)
+        return resize_truth(label, resize, size)
 
     def ruled(self, label: np.ndarray) -> np.ndarray:
         """Stored values -> classes: mmseg's rules, but not in its 8 bits, into which larger values would silently fold."""

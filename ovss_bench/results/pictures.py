@@ -80,7 +80,8 @@ class Pictures:
             raise OvssError(f"the label map {map_path} cannot be read: {error}") from error
         if label_map.ndim != 2 or label_map.max() > classes:
             raise OvssError(f"{map_path} is no label map of {self.dataset.name}.")
-        original, truth = self.dataset.image(sample), self._truth(sample, recipe, label_map.shape)
+        original, label = self.dataset.image(sample), self.dataset.label(sample)
+        truth = self.dataset.scored(label, label_map.shape, recipe["resize"], recipe["min_foreground"])
         if not np.array_equal(confusion(truth, label_map, classes, self.dataset.ignore_index), records):
             raise OvssError(f"image {image} of {self.dataset.name}, its truth or its label map changed since the run.")
         ignored = truth == self.dataset.ignore_index
@@ -95,13 +96,6 @@ class Pictures:
             "error": self._map(error, np.array(list(ERROR.values()), np.uint8)),
             "classes": _classes(records, classes),
         }
-
-    def _truth(self, sample: Sample, recipe: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray:
-        """As the run counted it (results/run.py)."""
-        truth, ignore = self.dataset.label(sample), self.dataset.ignore_index
-        if np.count_nonzero((truth != ignore) & (truth != self.dataset.background)) < recipe["min_foreground"]:
-            truth = np.full_like(truth, ignore)
-        return resize_truth(truth, recipe["resize"], size)
 
     def _input(self, image: np.ndarray, recipe: Mapping[str, Any], size: tuple[int, ...]) -> str:
         """What of the image was scored, as JPEG."""

@@ -25,7 +25,7 @@ from ..errors import OvssError
 from ..evaluation.boundary import boundary_counts
 from ..evaluation.confusion import confusion
 from ..files import digest
-from ..image import resize, resize_truth
+from ..image import resize
 from ..inference.engine import predict
 from ..inference.windows import SlidingWindow
 from ..process import terminate_cleanly
@@ -325,11 +325,7 @@ def _predictions(
         found = []
         for job, label_map in zip(jobs, maps, strict=True):
             dataset, recipe = job.dataset, job.segmentor.recipe
-            truth = truths[dataset.name]
-            if np.count_nonzero((truth != dataset.ignore_index) & (truth != dataset.background)) < recipe.min_foreground:
-                truth = np.full_like(truth, dataset.ignore_index)
-            # All of one pass have the same resize rule and are scored at the same size.
-            truth = resize_truth(truth, recipe.resize, label_map.shape)
+            truth = dataset.scored(truths[dataset.name], label_map.shape, recipe.resize, recipe.min_foreground)
             pair = truth, label_map, len(dataset.classes), dataset.ignore_index
             hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
             edges = boundary_counts(*pair) if runtime.boundary else None

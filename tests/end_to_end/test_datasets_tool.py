@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -154,11 +155,12 @@ def test_from_archives_to_a_manifest(tmp_path):
 
 def test_a_preparation_that_is_interrupted_goes_on(own):
     words = ["prepare", "mine.yaml", "plugins=converter.py", "workers=2"]
-    (own / "converter.py").write_text(PLUGIN.replace("SECONDS", "3"))
+    (own / "converter.py").write_text(PLUGIN.replace("SECONDS", "1"))
     environment = {key: value for key, value in os.environ.items() if key != "OVSS_DATA"}
     process = subprocess.Popen(
-        command("datasets.py", *words), cwd=own, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command("datasets.py", *words), cwd=own, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # who runs in the background may ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((own / "labels").glob("[0-9]*.png")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)

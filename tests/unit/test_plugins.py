@@ -25,9 +25,10 @@ class Method(ob.LastBlockSegmentor):
 
 @pytest.fixture(autouse=True)
 def registered():
-    """What a test registers is forgotten after it."""
+    """What a test registers is forgotten after it, and what tests before it used is no concern of it."""
     parts = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES, PLUGINS, registry._IMPORTED)
     before, modules = [dict(part) for part in parts], set(sys.modules)
+    PLUGINS.clear()
     yield
     for part, content in zip(parts, before, strict=True):
         part.clear()

@@ -311,3 +311,9 @@ def test_every_value_names_its_source(segmentor):
     for key, value in yaml.compose(text).value:
         if key.value in ("recipe", "per_clip", "per_dataset", "per_clip_dataset"):
             check(value, {key.start_mark.line} & commented)
+
+
+def test_what_center_crop_cuts_off_cannot_be_scored():
+    with pytest.raises(ob.OvssError, match="scored_at='original'.*center_crop"):
+        compose_recipe("sclip", overrides={"resize": "center_crop"})
+    assert compose_recipe("sclip", overrides={"resize": "center_crop", "scored_at": "resized"}).resize == "center_crop"
