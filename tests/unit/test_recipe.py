@@ -314,6 +314,6 @@ def test_every_value_names_its_source(segmentor):
 
 
 def test_what_center_crop_cuts_off_cannot_be_scored():
-    with pytest.raises(ob.OvssError, match="scored_at='original'.*center_crop"):
+    with pytest.raises(ob.OvssError, match=r"scored_at='original'.*center_crop"):
         compose_recipe("sclip", overrides={"resize": "center_crop"})
     assert compose_recipe("sclip", overrides={"resize": "center_crop", "scored_at": "resized"}).resize == "center_crop"
