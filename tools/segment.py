@@ -5,16 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ovss_bench as ob
 from ovss_bench.encoders.sources import SOURCES
-from ovss_bench.errors import OvssError, unknown
+from ovss_bench.errors import OvssError
 from ovss_bench.files import write_atomic
 from ovss_bench.image import read_image
+from ovss_bench.options import parse_options, run_tool
 from ovss_bench.results.figures import legend_picture, palette, palette_image
 
 OPTIONS = {"segmentor": "sclip", "clip": "demo", "weights": None, "plugins": [], "recipe": {}} | dict.fromkeys(SOURCES)
@@ -28,21 +27,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("segmented"), help="folder of the two pictures (default: segmented)")
     parser.add_argument("options", nargs="*", help=f"{' '.join(f'{key}=' for key in OPTIONS)} as in tools/eval.py")
     arguments = parser.parse_intermixed_args()
-    try:
-        segment(arguments)
-    except (OvssError, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(lambda: segment(arguments))
 
 
 def segment(arguments: argparse.Namespace) -> None:
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.options))
-    for key in given:
-        if key not in OPTIONS:
-            raise unknown("option", key, OPTIONS)
-    options = OPTIONS | given
-    for plugin in options["plugins"]:
-        ob.load_plugin(plugin)
+    options = parse_options(arguments.options, OPTIONS)
     names = [[name.strip() for name in entry.split(",")] for entry in arguments.classes.split(";") if entry.strip()]
     if len(names) < 2:
         raise OvssError('give at least two classes, e.g. --classes "cat; grass, lawn; sky": every pixel gets the best of them.')
