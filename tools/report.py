@@ -21,8 +21,8 @@ from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import write_atomic
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.results.latex import latex
-from ovss_bench.results.load import frame_of
-from ovss_bench.results.report import interval_of, make_report, read_slim, select
+from ovss_bench.results.load import LARGE, frame_of, read_results
+from ovss_bench.results.report import interval_of, make_report, select
 from ovss_bench.results.report_view import csv, markdown
 
 FILTERS = ("segmentor", "clip", "dataset", "protocol")
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     folders = [word for word in arguments.words if "=" not in word] or ["results/runs"]
     options = checked([word for word in arguments.words if "=" in word])
-    found, damaged = read_slim(folders)
+    found, damaged = read_results(*folders, leave_out=LARGE)
     for error in damaged:
         say(f"left out: {error}")
     results = select(found, {name: options[name] for name in FILTERS}, options["partial"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import OvssError
 from .form import schema
 from .store import read_result
 
+LARGE = ("per_class", "recipe")  # fields that need much memory, and that no table has
 NAME = re.compile(r".+-[0-9a-f]{12}\.json")
 
 
@@ -26,14 +27,16 @@ def result_paths(folder: str | Path) -> list[Path]:
     return paths
 
 
-def read_results(folder: str | Path) -> tuple[dict[Path, dict[str, Any]], list[OvssError]]:
-    """The results below a folder by their files, and what is wrong with those that cannot be read."""
+def read_results(*folders: str | Path, leave_out: Collection[str] = ()) -> tuple[dict[Path, dict[str, Any]], list[OvssError]]:
+    """The results below folders by their files, without the fields `leave_out`, and what is wrong with unreadable files."""
     results, damaged = {}, []
-    for path in result_paths(folder):
+    for path in dict.fromkeys(path for folder in folders for path in result_paths(folder)):
         try:
-            results[path] = read_result(path)
+            result = read_result(path)
         except OvssError as error:
             damaged.append(error)
+            continue
+        results[path] = {key: value for key, value in result.items() if key not in leave_out}
     return results, damaged
 
 
@@ -42,7 +45,7 @@ def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd
 
     Partial results only if asked for; files that cannot be read are left out with a warning.
     """
-    results, damaged = read_results(folder)
+    results, damaged = read_results(folder, leave_out=LARGE)
     for error in damaged:
         warnings.warn(str(error), stacklevel=2)
     return frame_of({path: result for path, result in results.items() if partial or not result["partial"]})

@@ -4,7 +4,7 @@ footnotes for whatever makes a number another one than it seems."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,6 @@ from ..datasets.suites import Average, Suite, mean_of
 from ..errors import OvssError, unknown
 from ..evaluation import bootstrap
 from ..evaluation.metrics import RULES
-from .load import result_paths
 from .published import stand_ins
 from .store import read_counts, read_result
 
@@ -90,19 +89,6 @@ class Report:
         metric = self.metrics[0] if len(self.metrics) == 1 else "the metric of each column"
         common = [f"{name} {getattr(self.rows[0], name)}" for name in ("clip", "protocol") if name not in self.labels]
         return "; ".join([f"{self.title}: {metric} in percent", *common]) + "."
-
-
-def read_slim(folders: Iterable[str | Path]) -> tuple[dict[Path, dict[str, Any]], list[OvssError]]:
-    """The results below folders without what is large in them and in no table, and what is wrong with unreadable files."""
-    results, damaged = {}, []
-    for path in dict.fromkeys(path for folder in folders for path in result_paths(folder)):
-        try:
-            result = read_result(path)
-        except OvssError as error:
-            damaged.append(error)
-            continue
-        results[path] = {key: value for key, value in result.items() if key not in ("per_class", "recipe")}
-    return results, damaged
 
 
 def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool) -> dict[Path, Mapping[str, Any]]:

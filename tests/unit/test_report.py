@@ -11,10 +11,11 @@ import pytest
 import ovss_bench as ob
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.files import digest
+from ovss_bench.results import load
 from ovss_bench.results import report as module
 from ovss_bench.results.latex import escape, latex
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.report import interval_of, make_report, read_slim, select
+from ovss_bench.results.load import LARGE, read_results, result_paths
+from ovss_bench.results.report import interval_of, make_report, select
 from ovss_bench.results.report_view import csv, markdown
 from ovss_bench.results.run import make_job, run_jobs
 from ovss_bench.results.store import dump, read_result
@@ -309,9 +310,10 @@ def test_of_many_results_each_is_read_once_and_what_is_large_is_dropped(made, tm
             dump(result | {"segmentor": f"m{number % 25}", "dataset": f"d{number // 25}", "fingerprint": fingerprint})
         )
     opened = []
-    monkeypatch.setattr(module, "read_result", lambda path: opened.append(path) or read_result(path))
+    for reader in (module, load):
+        monkeypatch.setattr(reader, "read_result", lambda path: opened.append(path) or read_result(path))
     monkeypatch.setattr(module, "read_counts", lambda *_: pytest.fail("no counts are needed"))
-    results, damaged = read_slim([tmp_path])
+    results, damaged = read_results(tmp_path, leave_out=LARGE)
     assert damaged == []
     report = make_report(results)
     assert (len(opened), len(set(opened))) == (200, 200)
@@ -322,6 +324,6 @@ def test_of_many_results_each_is_read_once_and_what_is_large_is_dropped(made, tm
 def test_what_cannot_be_read_is_told(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "results")
     (tmp_path / "results" / "naclip-0123456789ab.json").write_text("{")
-    results, (error,) = read_slim([tmp_path])
+    results, (error,) = read_results(tmp_path, leave_out=LARGE)
     assert len(results) == 2
     assert "naclip-0123456789ab.json" in str(error)
