@@ -11,6 +11,7 @@ from miniatures import MINIATURES
 from miniatures.voc import write_voc
 from ovss_bench.datasets.base import dataset_config
 from ovss_bench.datasets.prepare import prepare
+from ovss_bench.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS
 from parity.seeded import clip_state_dict, query_features
 
 
@@ -31,6 +32,17 @@ def same_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def same_plugins():
+    """What a test registers is forgotten after it: plug-ins in use are part of the fingerprints of later runs."""
+    parts = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES, PLUGINS)
+    before = [dict(part) for part in parts]
+    yield
+    for part, content in zip(parts, before, strict=True):
+        part.clear()
+        part.update(content)
 
 
 @pytest.fixture(scope="session")

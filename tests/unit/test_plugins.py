@@ -25,14 +25,12 @@ class Method(ob.LastBlockSegmentor):
 
 @pytest.fixture(autouse=True)
 def registered():
-    """What a test registers is forgotten after it, and what tests before it used is no concern of it."""
-    parts = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES, PLUGINS, registry._IMPORTED)
-    before, modules = [dict(part) for part in parts], set(sys.modules)
+    """What a test imports is forgotten after it, and what tests before it used is no concern of it."""
+    before, modules = dict(registry._IMPORTED), set(sys.modules)
     PLUGINS.clear()
     yield
-    for part, content in zip(parts, before, strict=True):
-        part.clear()
-        part.update(content)
+    registry._IMPORTED.clear()
+    registry._IMPORTED.update(before)
     for name in set(sys.modules) - modules:
         if name.startswith(("outside_", "ovss_bench_plugin_")):
             del sys.modules[name]
