@@ -6,6 +6,8 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,7 @@ def main(config: DictConfig, world: World | None = None) -> int:
                     f"note: {dataset.name} has {len(dataset.samples)} images here, "
                     f"{dataset.expected_images} are expected; the results are marked as partial"
                 )
-        clips: dict[tuple, DenseCLIP] = {}
-        jobs = [_job(plan, datasets[plan.dataset], options, clips) for plan in plans if plan.dataset in datasets]
+        jobs = [_job(plan, datasets[plan.dataset], options) for plan in plans if plan.dataset in datasets]
     failures: list[OvssError] | None = [] if len(datasets) > 1 else None
     results = run_jobs(
         jobs,
@@ -129,14 +130,16 @@ def _plans(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Plan
         rows = [row for row in paper.rows if row.segmentor]
         overrides = split_overrides([row.segmentor for row in rows], own)
         return [
-            Plan(row.segmentor, row.clip, dataset, row.overrides(dataset) | overrides[row.segmentor])
+            Plan(row.segmentor, row.clip, dataset, row.overrides(dataset) | chosen)
             for dataset in paper.datasets
             for row in rows
+            for chosen in overrides[row.segmentor]
         ], []
     names = _listed(options["segmentor"])
     datasets, suites = expand(_listed(options["dataset"]))
     overrides = split_overrides(names, own)
-    return [Plan(name, str(options["clip"]), dataset, overrides[name]) for dataset in datasets for name in names], suites
+    clip = str(options["clip"])
+    return [Plan(name, clip, dataset, own) for dataset in datasets for name in names for own in overrides[name]], suites
 
 
 def _load(names: Iterable[str], root: str | None, skip_missing: bool) -> tuple[dict[str, SegDataset], dict[str, MissingData]]:
@@ -157,25 +160,43 @@ def _load(names: Iterable[str], root: str | None, skip_missing: bool) -> tuple[d
     return datasets, absent
 
 
-def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each segmentor the overrides that concern it: recipe values all, hyperparameters those that it has."""
+def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """For each segmentor the overrides that concern it: recipe values all, hyperparameters those that it has. A list in the
+    place of one value stands for several, and the rows are all combinations of them."""
     own = {name: segmentor_config(name)[1].hyperparameters() for name in names}
     known = {*RECIPE_VALUES, *(key for keys in own.values() for key in keys)}
     for key in recipe:
         if key not in known:
             raise unknown(f"recipe value or hyperparameter of {', '.join(names)}", key, known)
-    return {name: {key: value for key, value in recipe.items() if key in RECIPE_VALUES or key in own[name]} for name in names}
+
+    def choices(name: str, key: str, value: Any) -> list[tuple[str, Any]]:
+        is_list = key == "pamr_dilations" or isinstance(own[name].get(key), tuple)
+        several = isinstance(value, list) and value and (not is_list or isinstance(value[0], list))
+        return [(key, item) for item in value] if several else [(key, value)]
+
+    return {
+        name: [
+            dict(chosen)
+            for chosen in product(*(choices(name, *item) for item in recipe.items() if item[0] in {*RECIPE_VALUES, *own[name]}))
+        ]
+        for name in names
+    }
 
 
-def _job(plan: Plan, dataset: SegDataset, options: dict[str, Any], clips: dict[tuple, DenseCLIP]) -> Job:
+def _job(plan: Plan, dataset: SegDataset, options: dict[str, Any]) -> Job:
     name, pretrained, label = _clip(plan.clip, options["weights"])
     protocol = options["protocol"]
     recipe = compose_recipe(plan.segmentor, clip=label, dataset=dataset.name, protocol=protocol, overrides=plan.overrides)
-    key = name, pretrained, recipe.precision
-    if key not in clips:
-        device = options["runtime"]["device"]
-        clips[key] = load_clip(name, pretrained=pretrained, precision=recipe.precision, device=device)
-    return make_job(plan.segmentor, clips[key], dataset, protocol, plan.overrides)
+    file = Path(pretrained or name)
+    changed = file.stat().st_mtime_ns if file.is_file() else None
+    clip = _loaded(name, pretrained, recipe.precision, options["runtime"]["device"], changed)
+    return make_job(plan.segmentor, clip, dataset, protocol, plan.overrides)
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str, pretrained: str | None, precision: str | None, device: str, changed: int | None) -> DenseCLIP:
+    """Rows, and the runs of a grid in one process, share what they load, unless its file has changed."""
+    return load_clip(name, pretrained=pretrained, precision=precision, device=device)
 
 
 def _clip(clip: str, weights: str | None) -> tuple[str, str | None, str]:

@@ -50,16 +50,16 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
 
 
 TEXT = ("weights", "table", "vfm", "regions", "foreground", "diffusion", "bank", "data_root", "expect", "shard", "device")
-SWITCHES = ("rerun", "dry_run", "debug", "skip_bad_images", "boundary", "maps")
+SWITCHES = ("rerun", "dry_run", "debug", "skip_bad_images", "boundary", "maps", "compile", "profile")
 KINDS = {  # of the options of tools/eval.py; which may be null, and which are taken for lists if one is given
-    **dict.fromkeys((*TEXT, "feature_cache"), "a text, or null"),
+    **dict.fromkeys((*TEXT, "feature_cache", "trunk_cache"), "a text, or null"),
     **dict.fromkeys(("clip", "protocol", "output"), "a text"),
     **dict.fromkeys(("segmentor", "dataset", "plugins"), "one text, or a list"),
     "ids": "one text, or a list, or null",
     **dict.fromkeys(("limit", "threads", "batch"), "a whole number of at least 1, or null"),
     "workers": "a whole number of at least 1",
     **dict.fromkeys(SWITCHES, "true or false"),
-    "tolerance": "a number, 0 or more",
+    **dict.fromkeys(("tolerance", "trunk_cache_gb"), "a number, 0 or more"),
     "recipe": "recipe.NAME=VALUE",
 }
 

@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -58,6 +59,25 @@ def locked(folder: Path, option: str) -> Iterator[None]:
                 )
             time.sleep(0.05)
         yield
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Yields `function(item)` in the order of the items, from threads that work a little ahead. What ends the items early ends
+    this after the results of those before."""
+    ended = None
+    ahead: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                while len(ahead) > 2 * workers:
+                    yield ahead.popleft().result()
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            ended = error
+        while ahead:
+            yield ahead.popleft().result()
+    if ended:
+        raise ended
 
 
 def _has(lock: IO[str]) -> bool:

@@ -26,7 +26,7 @@ CHOICES = {
     "normalize": ("clip", "clip_exact", "imagenet"),
     "position": ("offset", "size", "antialias", "bilinear"),
     "scored_at": ("original", "resized", "short_448"),
-    "precision": ("fp32", "fp16", "bf16"),
+    "precision": ("fp32", "fp16", "bf16", None),
     "activation": ("gelu", "quick_gelu", None),
 }
 MOST = 32767  # pixels: what OpenCV can resize to
@@ -53,7 +53,7 @@ class Recipe:
     position: str
     activation: str | None
     layer_norm_eps: float | None
-    precision: str
+    precision: str | None
     names: str | None
     templates: str
     logit_scale: float

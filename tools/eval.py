@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -64,6 +65,7 @@ def checked(arguments: list[str]) -> list[str]:
     known = OmegaConf.load(CONFIGS / "tools" / "eval.yaml")
     keys = [key for key in known if key not in ("defaults", "hydra", "runtime")] + [f"runtime.{key}" for key in known.runtime]
     result = []
+    grid = bool({"-m", "--multirun"} & set(arguments)) and not any(word.startswith("hydra/launcher=") for word in arguments)
     for argument in arguments:
         key, _, value = argument.partition("=")
         if not argument.startswith("-") and not re.fullmatch(r"hydra/\w+|(\+\+?|~)?[A-Za-z_][\w.]*", key):
@@ -77,8 +79,16 @@ def checked(arguments: list[str]) -> list[str]:
             and key not in keys
         ):
             raise unknown("option", key, keys)
-        result.append(f"++{argument}" if argument.startswith("recipe.") else argument)
+        result.append(f"++{in_one_run(argument, grid)}" if argument.startswith("recipe.") else argument)
     return sorted(result, key=lambda argument: not argument.startswith("-"))  # argparse wants its flags together
+
+
+def in_one_run(argument: str, grid: bool) -> str:
+    """Recipe values of a grid that runs in this process become a list, so that they share what does not depend on them."""
+    override = OverridesParser.create().parse_override(f"++{argument}") if grid else None
+    if not override or not override.is_choice_sweep():
+        return argument
+    return f"{override.key_or_group}=[{','.join(override.sweep_string_iterator())}]"
 
 
 def check_launcher(name: str) -> None:

@@ -25,7 +25,7 @@ from .position import resample_position
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
 }
 
 
@@ -90,9 +90,10 @@ class DenseCLIP:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
         self.activation = self.text_activation = activation
         self.layer_norm_eps = layer_norm_eps
+        self._run_block: Callable[[BlockView, Tensor], Tensor] = BlockView.__call__
         self.patch_size: int = visual.patch_size[0]
         self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
-        self.depth = len(blocks)
+        self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
@@ -102,14 +103,21 @@ class DenseCLIP:
         other.layer_norm_eps = layer_norm_eps or self.layer_norm_eps
         return other
 
+    def compile(self) -> None:
+        """Runs the trunk's blocks through torch.compile from now on, which takes its time at the first batch of each shape."""
+        self._run_block = torch.compile(BlockView.__call__, dynamic=False)
+
     @property
     def device(self) -> torch.device:
         return self.model.visual.conv1.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.model.visual.conv1.weight.dtype
+
+    @property
     def precision(self) -> str:
-        dtype = self.model.visual.conv1.weight.dtype
-        return next(name for name, value in PRECISIONS.items() if value == dtype)
+        return next(name for name, value in PRECISIONS.items() if value == self.dtype)
 
     def block(self, index: int, grid: tuple[int, int]) -> BlockView:
         return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
@@ -132,7 +140,7 @@ class DenseCLIP:
             if i in keep:
                 states[i] = x
             if i < self.depth - 1:
-                x = self.block(i, grid)(x)
+                x = self._run_block(self.block(i, grid), x)
         return Trunk(x, grid, states)
 
     def project(self, x: Tensor) -> Tensor:
@@ -171,7 +179,7 @@ def load_clip(
     state_dict: dict[str, Tensor] | None = None,
     activation: str | None = None,
     layer_norm_eps: float = 1e-5,
-    precision: str = "fp32",
+    precision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> DenseCLIP:
     """A CLIP ViT, ready to be opened up.
@@ -180,10 +188,13 @@ def load_clip(
     architecture can be told from its tensors (OpenAI's TorchScript archives and state dicts) or is written in its metadata.
     `pretrained`: open_clip's tag or a local file for that architecture. `state_dict`: a state dict in OpenAI's naming.
     `activation`: `quick_gelu` or `gelu`; by default what the weights were trained with (a state dict or file without that
-    knowledge counts as OpenAI's: QuickGELU). Weights are kept in the values that they come in, then cast to `precision`.
+    knowledge counts as OpenAI's: QuickGELU). Weights are kept in the values that they come in, then cast to `precision`, by
+    default fp32 on a CPU and fp16 on a GPU.
 
     Raises OvssError: unknown name or tag, missing file, tensors that don't fit, an architecture without a class token.
     """
+    if precision is None:
+        precision = "fp32" if torch.device(device).type == "cpu" else "fp16"
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if activation not in (None, *ACTIVATIONS):

@@ -4,6 +4,10 @@ The official order is: grid -> bilinear to the (padded) window -> cut -> sum ove
 the original size. All steps are linear, window starts are a Cartesian product and the count is a product of a count per row
 and one per column, so the chain is one separable map: Out[q] = M_h G[q] M_w^T, with G[q] the grids of all windows side by
 side and M = U(out <- length) diag(1/count) S, where S stacks U(window <- cells) at the starts. Rows of M have 6 to 8 non-zeros.
+
+The result is made in tiles that stay in a core's cache until their labels are known: Q x H x W numbers exist nowhere. With the
+cells of all windows in the order of their positions, those that a tile needs are neighbours, and both products are plain
+matrix products with the queries, last in memory, as columns.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ import torch
 from torch import Tensor
 
 from .windows import Axis, SlidingWindow
+
+TILE_BYTES = {"cpu": 2**21, "cuda": 2**28}  # what stays in a core's cache; what keeps a GPU busy
+TILE_COLUMNS = 64
 
 
 def bilinear_matrix(out: int, size: int) -> Tensor:
@@ -30,27 +37,53 @@ def bilinear_matrix(out: int, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def axis_matrix(axis: Axis, cells: int, out: int) -> Tensor:
-    """M of one side, for grids of `cells` over each padded window: (out, windows * cells) float32."""
+def axis_matrix(axis: Axis, cells: int, out: int) -> tuple[Tensor, Tensor]:
+    """M of one side, for grids of `cells` over each padded window: (out, windows * cells) float32 with the cells in the order
+    of their positions, and that order (windows * cells)."""
     window = bilinear_matrix(axis.padded, cells)[axis.before : axis.before + axis.size]
     total = torch.zeros(axis.length, len(axis.starts) * cells, dtype=torch.float64)
     count = torch.zeros(axis.length, 1, dtype=torch.float64)
     for i, start in enumerate(axis.starts):
         total[start : start + axis.size, i * cells : (i + 1) * cells] = window
         count[start : start + axis.size] += 1
-    return (bilinear_matrix(out, axis.length) @ (total / count)).float()
+    position = torch.tensor(axis.starts).view(-1, 1) + (torch.arange(cells) + 0.5) * axis.padded / cells
+    order = position.flatten().argsort(stable=True)
+    return (bilinear_matrix(out, axis.length) @ (total / count))[:, order].float(), order
 
 
-def compose(grids: Tensor, windows: SlidingWindow, size: tuple[int, int], block: int = 32) -> Iterator[tuple[slice, Tensor]]:
-    """Yields (rows, cosines (Q, len(rows), W)) in blocks of rows of the original size (H, W).
+@lru_cache(maxsize=1024)
+def _parts(axis: Axis, cells: int, out: int, length: int) -> list[tuple[slice, slice, Tensor]]:
+    """M of one side in parts of `length` rows: (rows, the cells that they need, M of both)."""
+    matrix, _ = axis_matrix(axis, cells, out)
+    parts = []
+    for start in range(0, out, length):
+        part = matrix[start : start + length]
+        used = part.any(0).nonzero()
+        needed = slice(int(used.min()), int(used.max()) + 1)
+        parts.append((slice(start, start + len(part)), needed, part[:, needed].contiguous()))
+    return parts
 
-    `grids` (windows, Q, cells_y, cells_x) in the order of `windows.origins`; the cells need not be CLIP's patches.
+
+def compose(
+    grids: Tensor, windows: SlidingWindow, size: tuple[int, int], tile_bytes: int | None = None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yields (rows, columns, cosines (rows, columns, Q)) of tiles that cover the original size (H, W).
+
+    `grids` (windows, Q, cells_y, cells_x) in the order of `windows.origins`; the cells need not be CLIP's patches. A tile lives
+    in memory that the next one takes.
     """
-    rows, columns = windows.rows, windows.columns
-    joined = grids.unflatten(0, (len(rows.starts), len(columns.starts))).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
-    vertical = axis_matrix(rows, grids.shape[2], size[0]).to(grids.device)
-    across = joined @ axis_matrix(columns, grids.shape[3], size[1]).to(grids.device).T
-    for start in range(0, size[0], block):
-        part = vertical[start : start + block]
-        used = part.any(0).nonzero()[:, 0]
-        yield slice(start, start + len(part)), torch.einsum("rk,qkw->qrw", part[:, used], across[:, used])
+    rows, columns, device = windows.rows, windows.columns, grids.device
+    queries, cells_y, cells_x = grids.shape[1:]
+    pixels = max(1, (tile_bytes or TILE_BYTES[device.type]) // (4 * queries))
+    width = min(size[1], max(TILE_COLUMNS, pixels // size[0]))
+    height = min(size[0], max(1, pixels // width))
+    joined = grids.unflatten(0, (len(rows.starts), len(columns.starts))).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    orders = (axis_matrix(*side)[1].to(device) for side in ((rows, cells_y, size[0]), (columns, cells_x, size[1])))
+    joined = joined[next(orders)[:, None], next(orders)]
+    buffer = torch.empty(height * width * queries, device=device)
+    for across, cells, horizontal in _parts(columns, cells_x, size[1], width):
+        strip = (horizontal.to(device) @ joined[:, cells]).flatten(1)
+        for down, cells, vertical in _parts(rows, cells_y, size[0], height):
+            tile = buffer[: len(vertical) * strip.shape[1]].view(len(vertical), -1)
+            torch.mm(vertical.to(device), strip[cells], out=tile)
+            yield down, across, tile.view(len(vertical), -1, queries)

@@ -20,17 +20,26 @@ def class_scores(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float) ->
 
 
 def label(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float, threshold: float) -> Tensor:
-    """(Q, ...) cosines -> (...) int64 classes, without class scores: the best class is that of the best query.
+    """(..., Q) cosines, the queries in the order of `vocabulary.by_class`, -> (...) int64 classes, without class scores: the
+    best class is that of the best query. Overwrites the cosines.
 
     Where the softmax probability of that query, exp(max - logsumexp), is below `threshold`, the label is the background.
     """
-    group, order = vocabulary.by_class
-    best, query = (cosines if order is None else cosines[order.to(cosines.device)]).max(0)
-    labels = group.to(cosines.device)[query]
+    classes, _ = vocabulary.by_class
+    query = _argmax(cosines[..., : len(classes)])
+    labels = classes.to(cosines.device)[query]
     if threshold > 0:
-        normaliser = (logit_scale * (cosines - best)).exp().sum(0)
+        best = cosines.gather(-1, query[..., None])
+        normaliser = cosines.sub_(best).mul_(logit_scale).exp_().sum(-1)
         labels[1 / normaliser < threshold] = vocabulary.background
     return labels
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """Over the last dimension, the first of equal values. On the CPU NumPy's, which takes a quarter of the time."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().argmax(-1))
+    return values.max(-1).indices
 
 
 def decide(scores: Tensor, background: int | None, threshold: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -119,6 +120,10 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "images": sum(timing["images"] for timing in timings),
         "started": min(timing["started"] for timing in timings),
     }
+    stages = Counter()
+    for each in timings:
+        stages.update(each.get("stages", {}))
+    timing["stages"] = {stage: round(seconds, 3) for stage, seconds in stages.items()}
     if any("peak_gpu_memory_mib" in timing for timing in timings):
         timing["peak_gpu_memory_mib"] = max(timing.get("peak_gpu_memory_mib", 0) for timing in timings)
     return dict(heads[0]) | {

@@ -145,7 +145,8 @@ def _names(result: Mapping[str, Any]) -> Check:
 def _precision(result: Mapping[str, Any]) -> Check:
     run = result["segmentor"], result["clip"], result["dataset"]
     wanted, found = compose_recipe(run[0], clip=run[1], dataset=run[2]).precision, result["precision"]
-    return "precision", OK if found == wanted else SUSPICIOUS, found if found == wanted else f"{found}, the recipe has {wanted}"
+    usual = (wanted,) if wanted else ("fp32", "fp16")
+    return "precision", *((OK, found) if found in usual else (SUSPICIOUS, f"{found}, the recipe has {' or '.join(usual)}"))
 
 
 def _data(result: Mapping[str, Any]) -> Iterator[Check]:

@@ -21,18 +21,20 @@ from ..datasets.base import Sample, SegDataset
 from ..distributed import Shard, World, split
 from ..encoders.clip import DenseCLIP
 from ..encoders.sources import FeatureCache, NamedSource
+from ..encoders.trunk_cache import TrunkCache
 from ..errors import OvssError
 from ..evaluation.boundary import boundary_counts
 from ..evaluation.confusion import confusion
 from ..files import digest
 from ..image import resize
-from ..inference.engine import predict
+from ..inference.engine import Prediction, predict
 from ..inference.windows import SlidingWindow
-from ..process import terminate_cleanly
+from ..process import in_threads, terminate_cleanly
 from ..progress import Progress
 from ..recipe import compose_recipe, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
+from ..stages import Stages
 from .form import VERSION
 from .merge import complete, part_of
 from .provenance import provenance, source_digest
@@ -49,6 +51,10 @@ class Runtime:
     boundary: bool = False  # measure mBoundaryIoU, too
     maps: bool = False  # keep the label maps, for the pictures of a report
     feature_cache: str | None = None  # folder for region maps and the like, to be used again by other runs
+    trunk_cache: str | None = None  # folder for the tokens that enter the last block
+    trunk_cache_gb: float = 20  # how large it may become
+    compile: bool = False  # blocks by torch.compile: a minute at the start, then faster
+    profile: bool = False  # print where the time goes, and write a trace
 
 
 @dataclass(frozen=True, repr=False)
@@ -240,13 +246,17 @@ def _run_pass(
             progress.say(f"{title}: going on, {len(done)} of {len(own)} images are done")
         mine = _split(left, world.size, jobs[0])[world.rank]
         task = progress.start(title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
+        if runtime.compile:
+            jobs[0].segmentor.clip.compile()
+        stages = Stages(jobs[0].segmentor.clip.device, runtime.profile and world.rank == 0)
         with world.together():
-            for image, outcome in _predictions(jobs, datasets, mine, runtime):
+            for image, outcome in _predictions(jobs, datasets, mine, runtime, stages):
                 if isinstance(outcome, OvssError):
                     failed[image] = str(outcome)
                 else:
-                    for store, records in zip(stores, outcome, strict=True):
-                        store.add(image, *records)
+                    with stages("store"):
+                        for store, records in zip(stores, outcome, strict=True):
+                            store.add(image, *records)
                 task.advance()
             for store in stores:
                 store.flush()
@@ -261,7 +271,14 @@ def _run_pass(
             )
         if world.rank:
             return []
-        timing = {"seconds": round(time.monotonic() - began, 2), "images": len(left), "segmentors_in_pass": len(jobs)}
+        seconds = time.monotonic() - began
+        timing = {"seconds": round(seconds, 2), "images": len(left), "segmentors_in_pass": len(jobs)}
+        timing["stages"] = {stage: round(value, 3) for stage, value in stages.seconds.items()}
+        if runtime.profile:
+            progress.say(stages.table(seconds))
+            if output is not None:
+                stages.write_trace(stores[0].trace_path)
+                progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {stores[0].trace_path}")
         evaluated = [image.id for image, *_ in own if image.id not in failed]
         results = []
         for job, store in zip(jobs, stores, strict=True):
@@ -301,36 +318,56 @@ def _split(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> list[l
 
 
 def _predictions(
-    jobs: Sequence[Job], datasets: Mapping[str, SegDataset], images: Sequence[tuple[Sample, ...]], runtime: Runtime
+    jobs: Sequence[Job],
+    datasets: Mapping[str, SegDataset],
+    images: Sequence[tuple[Sample, ...]],
+    runtime: Runtime,
+    stages: Stages,
 ) -> Iterator[tuple[str, list[tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]] | OvssError]]:
     """For each image its id, and of every job what `RunStore.add` takes; or what is wrong with the image."""
     first = jobs[0].dataset
     by_id = {image[0].id: image for image in images}
-    keyed = ((name, partial(first.image, image[0])) for name, image in by_id.items())
-    cache = FeatureCache(runtime.feature_cache) if runtime.feature_cache else None
-    segmentors = [job.segmentor for job in jobs]
-    for name, outcome in predict(segmentors, keyed, batch=runtime.batch, workers=runtime.workers, cache=cache):
+
+    def count(item: tuple[str, list[Prediction] | OvssError]) -> tuple[str, list[tuple] | OvssError]:
+        name, outcome = item
         if isinstance(outcome, OvssError):
-            yield name, outcome
-            continue
-        maps = [prediction.label_map.cpu().numpy().astype(np.uint16) for prediction in outcome]
+            return item
         try:
-            truths = {
-                each: dataset.label(sample, outcome[0].image_size)
-                for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
-            }
+            with stages("read labels"):
+                truths = {
+                    each: dataset.label(sample, outcome[0].image_size)
+                    for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
+                }
         except OvssError as error:
-            yield name, error
-            continue
-        found = []
-        for job, label_map in zip(jobs, maps, strict=True):
-            dataset, recipe = job.dataset, job.segmentor.recipe
-            truth = dataset.scored(truths[dataset.name], label_map.shape, recipe.resize, recipe.min_foreground)
-            pair = truth, label_map, len(dataset.classes), dataset.ignore_index
-            hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
-            edges = boundary_counts(*pair) if runtime.boundary else None
-            found.append((confusion(*pair), hash, edges, label_map if runtime.maps else None))
-        yield name, found
+            return name, error
+        with stages("count"):
+            return name, [
+                _counted(job, prediction, truths[job.dataset.name], runtime)
+                for job, prediction in zip(jobs, outcome, strict=True)
+            ]
+
+    predictions = predict(
+        [job.segmentor for job in jobs],
+        ((name, partial(first.image, image[0])) for name, image in by_id.items()),
+        batch=runtime.batch,
+        workers=runtime.workers,
+        cache=FeatureCache(runtime.feature_cache) if runtime.feature_cache else None,
+        trunk_cache=TrunkCache(runtime.trunk_cache, 1e9 * runtime.trunk_cache_gb) if runtime.trunk_cache else None,
+        stages=stages,
+    )
+    return in_threads(count, predictions, runtime.workers)
+
+
+def _counted(
+    job: Job, prediction: Prediction, truth: np.ndarray, runtime: Runtime
+) -> tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]:
+    """Confusion records, hash, and if they are wanted boundary records and the map itself."""
+    label_map = prediction.label_map.numpy().astype(np.uint16)
+    dataset, recipe = job.dataset, job.segmentor.recipe
+    truth = dataset.scored(truth, label_map.shape, recipe.resize, recipe.min_foreground)
+    pair = truth, label_map, len(dataset.classes), dataset.ignore_index
+    hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
+    return confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None, label_map if runtime.maps else None
 
 
 def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> dict[str, Any]:

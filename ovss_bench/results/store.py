@@ -89,6 +89,10 @@ class RunStore:
         return self.base.with_name(self.base.name + ".npz")
 
     @property
+    def trace_path(self) -> Path:
+        return self.base.with_name(self.base.name + ".trace.json")
+
+    @property
     def part_path(self) -> Path:
         return self._shards / f"part-{self.shard.number}-of-{self.shard.count}.json"
 

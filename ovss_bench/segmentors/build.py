@@ -34,5 +34,5 @@ def instantiate(
     sources = dict(given or {})
     for kind in SOURCES:
         if own.get(kind) and kind not in sources:
-            sources[kind] = named_source(kind, own[kind], own.get("feature"), recipe.precision, str(clip.device))
+            sources[kind] = named_source(kind, own[kind], own.get("feature"), clip.precision, str(clip.device))
     return method(clip, vocabulary, recipe, sources)

@@ -64,7 +64,9 @@ class CLIPDIY(Segmentor):
 
     def decide(self, scores: Tensor, scene: Scene) -> Tensor:
         """Every query is a class of its own up to here: the class of the best."""
-        return label(scores, self.vocabulary, logit_scale=1, threshold=0)
+        order = self.vocabulary.by_class[1]
+        ordered = scores if order is None else scores[order]
+        return label(ordered.movedim(0, -1), self.vocabulary, logit_scale=1, threshold=0)
 
     def patch_cosines(self, scene: Scene) -> list[Tensor]:
         """For each size the cosines (Q, rows, columns) of its patches with the queries."""

@@ -338,7 +338,7 @@ def test_a_run_as_the_recipe_has_it_is_not_suspicious():
         ("activation", {"recipe": {"activation": "gelu"}}),
         ("other settings", {"recipe": {"sigma": 3.0}}),
         ("texts", {"names_digest": "7" * 64}),
-        ("precision", {"precision": "fp16"}),
+        ("precision", {"precision": "bf16"}),
         ("images", {"images": {"expected": 1449, "evaluated": 1448, "failed": {"x": "unreadable"}}}),
         ("images", {"images": {"expected": 10, "evaluated": 10, "failed": {}}}),
         ("code", {"provenance": {"source_digest": "0" * 64}}),

@@ -165,7 +165,7 @@ BAD = {
     "normalize": ["none", None],
     "position": ["nearest", None],
     "activation": ["relu", 1],
-    "precision": ["fp8", None, 32],
+    "precision": ["fp8", 32],
     "layer_norm_eps": [-1e-5, "small", True],
     "names": [3, ["sclip"]],
     "templates": [80],

@@ -117,25 +117,30 @@ def test_composition_equals_the_plain_loop(resized, size, window, stride, patch,
     grids = torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
     expected = plain_loop(grids, windows, size, window, stride, patch, pad)
     result = torch.full_like(expected, torch.nan)
-    for rows, block in compose(grids, windows, size, block=19):
-        result[:, rows] = block
+    for rows, columns, tile in compose(grids, windows, size, tile_bytes=20_000):
+        result[:, rows, columns] = tile.movedim(-1, 0)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [1, 7, 32, 1000])
-def test_blocks_cover_every_row_once(block):
+@pytest.mark.parametrize("tile_bytes", [1, 3000, 10_000, 50_000])
+def test_tiles_cover_every_pixel_once_and_are_small(tile_bytes):
     windows = SlidingWindow.of(60, 70, 48, 24, 8, "none")
     grids = torch.rand(len(windows.origins), 2, 6, 6, generator=torch.Generator().manual_seed(3))
-    (_, whole), *_ = compose(grids, windows, (75, 90), block=75)
-    parts = list(compose(grids, windows, (75, 90), block=block))
-    assert [row for rows, _ in parts for row in range(rows.start, rows.stop)] == list(range(75))
-    torch.testing.assert_close(torch.cat([part for _, part in parts], 1), whole, rtol=0, atol=1e-6)
+    ((*_, whole),) = compose(grids, windows, (75, 90), tile_bytes=2**20)
+    covered, joined = torch.zeros(75, 90), torch.zeros_like(whole)
+    for rows, columns, tile in compose(grids, windows, (75, 90), tile_bytes):
+        assert tile.nbytes <= max(tile_bytes, 2 * 4 * 64)
+        covered[rows, columns] += 1
+        joined[rows, columns] = tile
+    assert (covered == 1).all()
+    torch.testing.assert_close(joined, whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("pad", ["none", "center", "corner"])
 def test_rows_of_the_matrix_sum_to_one(length, pad):
     side = axis(length, 48, 24, 16, pad)
-    matrix = axis_matrix(side, side.cells, 83)
+    matrix, order = axis_matrix(side, side.cells, 83)
     torch.testing.assert_close(matrix.sum(1), torch.ones(83))
     assert ((matrix != 0).sum(1) <= 8).all()
+    assert sorted(order.tolist()) == list(range(matrix.shape[1]))

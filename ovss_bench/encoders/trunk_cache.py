@@ -1,0 +1,104 @@
+"""The trunk's tokens on disk: runs that change only what comes after the trunk do not run it again."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Collection, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import OvssError
+from ..files import PACKAGE, digest, write_atomic
+from .sources import image_key
+
+
+class TrunkCache:
+    """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped when they are read.
+
+    A file's name is a digest of all that its content depends on: weights and precision, what of the recipe comes before,
+    the image's bytes, and the code. Together they hold at most `limit` bytes: where a new file does not fit, those that this
+    run has not used go first, the longest unused at the head; those of this run stay, and if they fill the folder, nothing
+    more is kept. (Were they removed for each other, the next run over the same images would find none of them.)
+    """
+
+    def __init__(self, folder: str | Path, limit: float) -> None:
+        self.folder, self.limit = Path(folder), limit
+        self.began = time.time()
+        files = [(entry.stat(), path) for path in self.folder.glob("*/*.safetensors") for entry in [path]]
+        self.size = sum(stat.st_size for stat, _ in files)
+        self._unused = sorted(((stat.st_mtime, stat.st_size, path) for stat, path in files), reverse=True)
+        self._full = False
+
+    def get(self, maker: str, image: np.ndarray, blocks: Collection[int]) -> dict[int, Tensor] | None:
+        """What `maker` (see `maker_digest`) made of an image (H, W, 3): block -> its inputs; None if one is not here."""
+        key = image_key(image)
+        found = {}
+        for block in blocks:
+            path = self._path(maker, key, block)
+            try:
+                with safe_open(path, "pt") as file:
+                    found[block] = file.get_tensor("tokens")
+                    if file.metadata()["checksum"] != _checksum(found[block]):
+                        raise OSError("its checksum is wrong")
+                os.utime(path)
+            except FileNotFoundError:
+                return None
+            except (OSError, SafetensorError) as error:
+                warnings.warn(f"{path} is damaged ({error}); its image is encoded again.", stacklevel=2)
+                return None
+        return found
+
+    def put(self, maker: str, image: np.ndarray, states: Mapping[int, Tensor]) -> None:
+        """Keeps the inputs of blocks, as far as there is room."""
+        key = image_key(image)
+        for block, tokens in states.items():
+            if self._full or not self._make_room(tokens.nbytes):
+                return
+            tokens = tokens.cpu().contiguous()
+            metadata = {"checksum": _checksum(tokens)}
+            path = self._path(maker, key, block)
+            try:
+                write_atomic(path, lambda path, tokens=tokens, kept=metadata: save_file({"tokens": tokens}, path, kept))
+            except (OvssError, SafetensorError) as error:
+                warnings.warn(f"the trunk cache keeps nothing more: {error}", stacklevel=2)
+                self._full = True
+            self.size += tokens.nbytes
+
+    def _make_room(self, wanted: int) -> bool:
+        while self.size + wanted > self.limit and self._unused:
+            _, size, path = self._unused.pop()
+            try:
+                if path.stat().st_mtime < self.began:
+                    path.unlink()
+                    self.size -= size
+            except FileNotFoundError:  # removed by another run
+                self.size -= size
+        return self.size + wanted <= self.limit
+
+    def _path(self, maker: str, key: str, block: int) -> Path:
+        name = digest(maker, key, str(block))
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def maker_digest(weights_digest: str, precision: str, trunk_key: tuple, device: str) -> str:
+    """What stands for all that tokens depend on beside the image."""
+    return digest(weights_digest, precision, repr(trunk_key), device, torch.__version__, _code())
+
+
+@cache
+def _code() -> str:
+    files = ("encoders/clip.py", "encoders/position.py", "image.py", "inference/windows.py")
+    return digest(*((PACKAGE / file).read_bytes() for file in files))
+
+
+def _checksum(tokens: Tensor) -> str:
+    return f"{zlib.crc32(tokens.view(torch.uint8).numpy()):08x}"
