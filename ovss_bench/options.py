@@ -15,8 +15,9 @@ from .registry import load_plugin
 
 
 def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, each of the kind of its default (text if that is None), `limit` and `workers` positive whole numbers; loads
-    `plugins`. Raises OvssError for unknown names and for values of another kind."""
+    """The options, each of the kind of its default (text if that is None); whole numbers are not below 1, or the default, other
+    numbers not below 0; `limit`, `workers`, `threads` and `batch` are whole numbers in any case. Loads `plugins`. Raises
+    OvssError for unknown names and for values of another kind."""
     for word in words:
         if "=" not in word:
             raise OvssError(f"'{word}': expected NAME=VALUE, of {', '.join(defaults)}.")
@@ -28,9 +29,13 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
         if key not in defaults:
             raise unknown("option", key, defaults)
         default = defaults[key]
-        if key in ("limit", "workers"):
-            if value != default and (type(value) is not int or value < 1):
-                raise OvssError(f"{key}={value}: expected a whole number of at least 1.")
+        if key in ("limit", "workers", "threads", "batch") or type(default) is int:
+            least = 0 if default == 0 else 1
+            if value != default and (type(value) is not int or value < least):
+                raise OvssError(f"{key}={value}: expected a whole number of at least {least}.")
+        elif type(default) is float:
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                raise OvssError(f"{key}={value}: expected a number, 0 or more.")
         elif isinstance(default, dict):
             if not isinstance(value, dict):
                 raise OvssError(f"{key}={value}: expected {key}.NAME=VALUE.")

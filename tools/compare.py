@@ -30,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     paths = [word for word in arguments.words if "=" not in word or Path(word).exists()]
     options = parse_options([word for word in arguments.words if word not in paths], OPTIONS)
-    tolerance = _number(options["tolerance"])
+    tolerance = options["tolerance"]
     wanted = "RUN --published" if arguments.published else "A B"
     if len(paths) != (1 if arguments.published else 2):
         raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(paths) or 'none'}.")
@@ -51,16 +51,6 @@ def main() -> int:
     if len(comparisons) > 1:
         print(f"{len(comparisons)} comparisons: {summary(comparisons)}")
     return status(comparisons)
-
-
-def _number(value: object) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise OvssError(f"tolerance={value}: expected points of mIoU, 0 or more.")
-    return number
 
 
 if __name__ == "__main__":

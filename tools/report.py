@@ -80,10 +80,6 @@ def main() -> None:
 
 def checked(words: list[str]) -> dict:
     options = parse_options(words, OPTIONS)
-    for name in ("digits", "images"):
-        if not str(options[name]).isdecimal() or int(options[name]) < 1:
-            raise OvssError(f"{name}={options[name]}: expected a whole number of at least 1.")
-        options[name] = int(options[name])
     if options["format"] not in (None, *FORMATS):
         raise unknown("format", options["format"], FORMATS)
     if options["suite"] and options["dataset"]:

@@ -103,6 +103,12 @@ class DenseCLIP:
         other.layer_norm_eps = layer_norm_eps or self.layer_norm_eps
         return other
 
+    def to(self, device: str | torch.device, precision: str) -> None:
+        """Moves the weights, and casts those of linear layers, convolutions and attention, as OpenAI's code does."""
+        if precision != "fp32":
+            open_clip.model.convert_weights_to_lp(self.model, PRECISIONS[precision])
+        self.model.to(device)
+
     def compile(self) -> None:
         """Runs the trunk's blocks through torch.compile from now on, which takes its time at the first batch of each shape."""
         self._run_block = torch.compile(BlockView.__call__, dynamic=False)
@@ -158,6 +164,11 @@ class DenseCLIP:
         return torch.cat([F.normalize(self.model.encode_text(tokens).float(), dim=-1) for tokens in chunks])
 
 
+def default_precision(device: str | torch.device) -> str:
+    """As OpenAI's loader has it."""
+    return "fp32" if torch.device(device).type == "cpu" else "fp16"
+
+
 def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float) -> Tensor:
     """LayerNorm in float32, whatever the precision of x, as the official fp16 codes have it."""
     return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), eps).to(x.dtype)
@@ -193,8 +204,7 @@ def load_clip(
 
     Raises OvssError: unknown name or tag, missing file, tensors that don't fit, an architecture without a class token.
     """
-    if precision is None:
-        precision = "fp32" if torch.device(device).type == "cpu" else "fp16"
+    precision = precision or default_precision(device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if activation not in (None, *ACTIVATIONS):
@@ -231,9 +241,7 @@ def load_clip(
         raise OvssError(f"the weights of clip '{label}' do not fit its architecture: {str(error)[:600]}") from error
     tokenizer = _tokenizer(architecture, config)
     clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
-    if dtype != torch.float32:
-        open_clip.model.convert_weights_to_lp(model, dtype)
-    model.to(device)
+    clip.to(device, precision)
     return clip
 
 

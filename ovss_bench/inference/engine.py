@@ -34,7 +34,7 @@ from .scores import drop_small_classes, label
 from .windows import SlidingWindow
 
 # About as many tokens as keep two cores, or a GPU, busy; more only costs memory.
-TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 65536}
+TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}
 # Of a GPU's free memory, and the numbers of a block's width that a token needs while it passes through.
 MEMORY_SHARE, NUMBERS_PER_WIDTH = 0.5, 32
 ROWS = 16  # of refined cosines at a time

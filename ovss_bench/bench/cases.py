@@ -1,0 +1,152 @@
+"""What `tools/bench.py` measures on: a CLIP of random weights or a real one, drawn images, and queries that tell patches
+apart."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..datasets.base import SegDataset, load_dataset
+from ..datasets.scenes import DEMO_CLOTHS, draw_scene
+from ..encoders.clip import DenseCLIP, default_precision, load_clip
+from ..errors import OvssError, unknown
+from ..files import config_names
+from ..inference.engine import make_scene
+from ..inference.windows import SlidingWindow
+from ..results.run import Job
+from ..segmentors.base import Segmentor
+from ..segmentors.build import build_segmentor
+from ..vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Case:
+    """The options of `tools/bench.py`, see configs/bench."""
+
+    clip: str
+    dataset: str | None
+    segmentor: list[str]
+    classes: int
+    queries: int
+    threshold: float
+    height: int
+    width: int
+    images: int
+    short_side: int
+    window: int
+    stride: int
+    device: str
+    precision: str | None
+    threads: int | None
+    batch: int | None
+    official: bool
+    trunk_cache: bool
+
+
+def jobs_of(case: Case, folder: Path) -> list[Job]:
+    """The case's segmentors on its images, which are written to `folder` unless they are those of a data set."""
+    clip = _clip(case)
+    if case.dataset:
+        dataset = load_dataset(case.dataset)
+        vocabulary = dataset.vocabulary("demo", "notebook7") if dataset.name == "demo" else dataset.vocabulary(None, "photo")
+        segmentors = [build_segmentor(name, clip=clip, vocabulary=vocabulary, pamr_steps=0) for name in case.segmentor]
+    else:
+        dataset = _drawn(case, folder)
+        options = {"resize": "keep_ratio", "short_side": case.short_side, "long_side": 2048, "pad": "none"}
+        options |= {"window": case.window, "stride": case.stride, "threshold": case.threshold, "pamr_steps": 0}
+        options |= {"activation": None, "position": "offset", "normalize": "clip"}
+        segmentors = []
+        for name in case.segmentor:
+            plain = build_segmentor(name, clip=clip, vocabulary=_any_queries(case, clip), **options)
+            vocabulary = segmentors[0].vocabulary if segmentors else _queries(case, plain, dataset)
+            segmentors.append(type(plain)(clip, vocabulary, plain.recipe, plain.sources))
+    return [Job(name, own, dataset, "paper", {}) for name, own in zip(case.segmentor, segmentors, strict=True)]
+
+
+def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
+    """The data set with the first images and labels read beforehand."""
+    other = copy.copy(dataset)
+    samples = dataset.select(limit)
+    images = {sample.id: dataset.image(sample) for sample in samples}
+    labels = {sample.id: dataset.label(sample) for sample in samples}
+    other.image = lambda sample: images[sample.id]
+    other.label = lambda sample, size=None: labels[sample.id]
+    return other
+
+
+def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
+    """All windows of an image as the encoder sees them (B, 3, h, w)."""
+    recipe, scene = segmentor.recipe, make_scene(image, segmentor)
+    patch = segmentor.clip.patch_size
+    sides = scene.resized.shape[:2]
+    windows = SlidingWindow.of(*sides, recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
+    return torch.stack(windows.cut(scene.pixels))
+
+
+def bare_encoder(clip: DenseCLIP) -> Callable[[torch.Tensor], torch.Tensor]:
+    """open_clip's own forward pass of the image tower, class token only, as one encodes images with it."""
+
+    @torch.inference_mode()
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return F.normalize(clip.model.encode_image(pixels.to(clip.device, clip.dtype)).float(), dim=-1)
+
+    return encode
+
+
+def _clip(case: Case) -> DenseCLIP:
+    if case.clip in config_names("clip"):
+        return load_clip(case.clip, precision=case.precision, device=case.device)
+    if case.clip not in open_clip.list_models():
+        raise unknown("clip", case.clip, [*config_names("clip"), *open_clip.list_models()])
+    torch.manual_seed(0)
+    model = open_clip.create_model(case.clip, force_quick_gelu=True)
+    clip = DenseCLIP(model, open_clip.get_tokenizer(case.clip), case.clip, "quick_gelu")
+    clip.to(case.device, case.precision or default_precision(case.device))
+    return clip
+
+
+def _drawn(case: Case, folder: Path) -> SegDataset:
+    """Drawn scenes as JPEG, labels as PNG with all classes in them, and the YAML by which they are a data set."""
+    if not 0 < case.classes <= case.queries:
+        raise OvssError(f"classes={case.classes} queries={case.queries}: expected at least one query per class.")
+    rng = np.random.RandomState(0)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+    for number in range(case.images):
+        image, index = draw_scene(rng, case.height, case.width, list(DEMO_CLOTHS)[:12], number % 5, (60, 120))
+        label = (index.astype(np.int32) * 37 + rng.randint(case.classes)) % case.classes
+        Image.fromarray(image).save(folder / "images" / f"{number:04d}.jpg", quality=92)
+        Image.fromarray(label.astype(np.uint8 if case.classes < 255 else np.uint16)).save(
+            folder / "labels" / f"{number:04d}.png"
+        )
+    lines = ["images: images", "labels: labels", "image_suffix: .jpg", "label_suffix: .png"]
+    lines += [f"ignore_index: {max(255, case.classes)}", *(["background: 0"] if case.threshold else [])]
+    lines += [f"classes: [{', '.join(f'class {number}' for number in range(case.classes))}]"]
+    (folder / "drawn.yaml").write_text("\n".join(lines))
+    return load_dataset(folder / "drawn.yaml")
+
+
+def _any_queries(case: Case, clip: DenseCLIP) -> Vocabulary:
+    return Vocabulary.from_features(torch.eye(1, clip.model.visual.output_dim), background=case.threshold > 0)
+
+
+def _queries(case: Case, segmentor: Segmentor, dataset: SegDataset) -> Vocabulary:
+    """Queries with which random weights give label maps of many pieces: embeddings of patches, less what all have in
+    common."""
+    clip, generator = segmentor.clip, torch.Generator().manual_seed(0)
+    trunk = clip.trunk(windows_of(segmentor, dataset.image(dataset.samples[0]))[:4].to(clip.device), (), "offset")
+    patches = clip.head(clip.block(-1, trunk.grid)(trunk.tokens)[:, 1:]).flatten(0, 1).cpu()
+    patches = patches - patches.mean(0)
+    mixed = torch.randn(case.queries, len(patches), generator=generator) @ patches
+    group = sorted(
+        [*range(case.classes), *torch.randint(case.classes, (case.queries - case.classes,), generator=generator).tolist()]
+    )
+    return Vocabulary.from_features(mixed, group, background=case.threshold > 0)

@@ -1,0 +1,146 @@
+"""Measuring: the same images through the bare encoder, our run and an official-style loop, in turn, several times."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..inference.engine import predict
+from ..progress import Progress
+from ..results.provenance import provenance
+from ..results.run import Job, Runtime, run_jobs
+from .cases import Case, bare_encoder, in_memory, jobs_of, windows_of
+from .official import official_counts, official_label_map, official_miou
+
+MIB = 2**20
+
+
+def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
+    """Seconds of every way in every round, their ratio to the bare encoder in the same round, stages, memory, and on how many
+    pixels the official-style loop has the same label."""
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = jobs_of(case, Path(folder))
+        ways, stages = _ways(case, jobs, Path(folder))
+        agreement = _agreement(case, jobs) if case.official else {}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        peaks: dict[str, float] = {}
+        for number in range(rounds + 1):  # the first warms up
+            for name, way in ways.items():
+                spent, peak = _timed(way, jobs[0].segmentor.clip.device)
+                if number:
+                    seconds[name].append(spent)
+                    peaks[name] = max(peaks.get(name, 0), peak)
+            progress.say(f"round {number} of {rounds}: " + ", ".join(f"{n} {_last(s)}" for n, s in seconds.items()))
+    device = jobs[0].segmentor.clip.device
+    bare = seconds["bare encoder"]
+    return {
+        "case": asdict(case),
+        "seconds": seconds,
+        "ratios": {name: _spread([a / b for a, b in zip(own, bare, strict=True)]) for name, own in seconds.items()},
+        "stages": {name: round(value / rounds, 4) for name, value in stages.items()},
+        "peak_memory_mib": {name: round(value) for name, value in peaks.items()},
+        "agreement": agreement,
+        "provenance": provenance(device),
+    }
+
+
+def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """What is measured, by name; the seconds of the stages of our run on files are added up in the second result."""
+    dataset, segmentor = jobs[0].dataset, jobs[0].segmentor
+    memory = in_memory(dataset, case.images)
+    samples = dataset.select(case.images)
+    windows = torch.cat([windows_of(segmentor, memory.image(sample)) for sample in samples])
+    encode = bare_encoder(segmentor.clip)
+    stages: dict[str, float] = {}
+    made = iter(range(10**9))
+
+    def ours(source: Any, trunk_cache: Path | None = None) -> None:
+        own = [Job(job.name, job.segmentor, source, job.protocol, job.overrides) for job in jobs]
+        runtime = Runtime(batch=case.batch, trunk_cache=str(trunk_cache) if trunk_cache else None)
+        first, *_ = run_jobs(own, limit=case.images, output=folder / f"run{next(made)}", runtime=runtime, quiet=True)
+        if source is dataset and not trunk_cache:
+            for stage, spent in first.data["timing"]["stages"].items():
+                stages[stage] = stages.get(stage, 0) + spent
+
+    def official() -> None:
+        for job in jobs:
+            for sample in samples:
+                labels = official_label_map(job.segmentor, dataset.image(sample))
+                official_counts(labels, dataset.label(sample), len(dataset.classes))
+
+    ways = {
+        "bare encoder": lambda: encode(windows),
+        "ours, in memory": lambda: ours(memory),
+        "ours, from files": lambda: ours(dataset),
+    }
+    if case.trunk_cache:
+        ways["ours, trunk cache"] = lambda: ours(dataset, folder / "trunk")
+    if case.official:
+        ways["official style"] = official
+    return ways, stages
+
+
+def _agreement(case: Case, jobs: list[Job]) -> dict[str, Any]:
+    """Pixels with equal labels, in percent, and the mIoU of both, for each segmentor."""
+    dataset = jobs[0].dataset
+    samples = dataset.select(case.images)
+    keyed = [(number, dataset.image(sample)) for number, sample in enumerate(samples)]
+    ours = dict(predict([job.segmentor for job in jobs], keyed, batch=case.batch))
+    found = {}
+    for place, job in enumerate(jobs):
+        equal, pixels, counts = 0, 0, ([], [])
+        for number, image in keyed:
+            pair = official_label_map(job.segmentor, image).cpu(), ours[number][place].label_map
+            equal, pixels = equal + int((pair[0] == pair[1]).sum()), pixels + pair[0].numel()
+            for kept, labels in zip(counts, pair, strict=True):
+                kept.append(official_counts(labels, dataset.label(samples[number]), len(dataset.classes)))
+        mious = [round(official_miou(each), 4) for each in counts]
+        found[job.name] = {"equal_pixels": 100 * equal / pixels, "official_miou": mious[0], "our_miou": mious[1]}
+    return found
+
+
+def _timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Seconds, and how far memory rises above what was in use, in MiB."""
+    gc.collect()
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / MIB if gpu else _resident("VmRSS")
+    if not gpu:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    began = time.perf_counter()
+    way()
+    if gpu:
+        torch.cuda.synchronize()
+    spent = time.perf_counter() - began
+    return spent, (torch.cuda.max_memory_allocated() / MIB if gpu else _resident("VmHWM")) - before
+
+
+def _resident(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 4),
+        "least": round(min(values), 4),
+        "most": round(max(values), 4),
+    }
+
+
+def _last(values: list[float]) -> str:
+    return f"{values[-1]:.2f} s" if values else "–"

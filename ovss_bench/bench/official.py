@@ -1,0 +1,70 @@
+"""An evaluation loop in the style of the official codes (SCLIP's and its forks on mmseg), to measure against, never to evaluate
+with: one window at a time, padded to the size of the image to be added, all maps at full size in every step, synonyms by a
+product with a one-hot mask, counts by `histc`. Written from the description in shared/background/perf.md, section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..image import normalize, resize
+from ..segmentors.base import Segmentor, WindowBatch
+
+
+@torch.inference_mode()
+def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
+    """The label map (H, W) of an image (H, W, 3) uint8 RGB. Windows without padding; no hooks beside `patch_logits`."""
+    recipe, vocabulary, device = segmentor.recipe, segmentor.vocabulary, segmentor.clip.device
+    resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
+    pixels = normalize(resized, recipe.normalize)[None].to(device)
+    height, width = pixels.shape[2:]
+    window, stride = recipe.window, recipe.stride
+    total = pixels.new_zeros(1, len(vocabulary.group), height, width)
+    count = pixels.new_zeros(1, 1, height, width)
+    for row in range(max(height - window + stride - 1, 0) // stride + 1):
+        for column in range(max(width - window + stride - 1, 0) // stride + 1):
+            bottom, right = min(row * stride + window, height), min(column * stride + window, width)
+            top, left = max(bottom - window, 0), max(right - window, 0)
+            crop = pixels[:, :, top:bottom, left:right]
+            padded = _to_patches(crop, segmentor.clip.patch_size) if recipe.pad == "center" else crop
+            logits = segmentor.patch_logits(WindowBatch(padded))
+            logits = F.interpolate(logits, padded.shape[2:], mode="bilinear")
+            above, before = ((big - small) // 2 for big, small in zip(padded.shape[2:], crop.shape[2:], strict=True))
+            logits = logits[:, :, above : above + crop.shape[2], before : before + crop.shape[3]]
+            total += F.pad(logits, (left, width - right, top, height - bottom))
+            count[:, :, top:bottom, left:right] += 1
+    cosines = F.interpolate(total / count, image.shape[:2], mode="bilinear")[0]
+    scores = (cosines * recipe.logit_scale).softmax(0)
+    classes = len(vocabulary.classes)
+    if classes < len(vocabulary.group):
+        group = torch.tensor(vocabulary.group, device=device)
+        one_hot = (group == torch.arange(classes, device=device)[:, None]).to(scores)
+        scores = (scores[None] * one_hot[..., None, None]).amax(1)
+    labels = scores.argmax(0)
+    if recipe.threshold > 0:
+        labels[scores.amax(0) < recipe.threshold] = vocabulary.background
+    return labels
+
+
+def official_counts(labels: Tensor, truth: np.ndarray, classes: int) -> Tensor:
+    """Intersection, prediction and truth (3, C) of one image, as mmseg's `IoUMetric` has them."""
+    truth = torch.from_numpy(truth).to(labels.device)
+    labels, truth = labels[truth != 255], truth[truth != 255]
+    parts = (labels[labels == truth], labels, truth)
+    return torch.stack([torch.histc(part.float(), bins=classes, min=0, max=classes - 1) for part in parts]).cpu()
+
+
+def official_miou(counts: Iterable[Tensor]) -> float:
+    """In percent, over the classes that occur."""
+    hit, predicted, true = sum(each.double() for each in counts)
+    return 100 * float((hit / (predicted + true - hit)).nanmean())
+
+
+def _to_patches(crop: Tensor, patch: int) -> Tensor:
+    """Zeros around a window, the odd one after, to a multiple of the patch (ClearCLIP)."""
+    down, right = (-side % patch for side in crop.shape[2:])
+    return F.pad(crop, (right // 2, right - right // 2, down // 2, down - down // 2))
