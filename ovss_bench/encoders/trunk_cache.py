@@ -20,6 +20,8 @@ from ..errors import OvssError
 from ..files import PACKAGE, digest, write_atomic
 from .sources import image_key
 
+HEADER = 1024  # bytes, at most, of a file beside the tokens
+
 
 class TrunkCache:
     """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped when they are read.
@@ -33,7 +35,7 @@ class TrunkCache:
     def __init__(self, folder: str | Path, limit: float) -> None:
         self.folder, self.limit = Path(folder), limit
         self.began = time.time()
-        files = [(entry.stat(), path) for path in self.folder.glob("*/*.safetensors") for entry in [path]]
+        files = [(path.stat(), path) for path in self.folder.glob("*/*.safetensors")]
         self.size = sum(stat.st_size for stat, _ in files)
         self._unused = sorted(((stat.st_mtime, stat.st_size, path) for stat, path in files), reverse=True)
         self._full = False
@@ -61,17 +63,17 @@ class TrunkCache:
         """Keeps the inputs of blocks, as far as there is room."""
         key = image_key(image)
         for block, tokens in states.items():
-            if self._full or not self._make_room(tokens.nbytes):
+            if self._full or not self._make_room(tokens.nbytes + HEADER):
                 return
             tokens = tokens.cpu().contiguous()
             metadata = {"checksum": _checksum(tokens)}
             path = self._path(maker, key, block)
             try:
                 write_atomic(path, lambda path, tokens=tokens, kept=metadata: save_file({"tokens": tokens}, path, kept))
+                self.size += path.stat().st_size
             except (OvssError, SafetensorError) as error:
                 warnings.warn(f"the trunk cache keeps nothing more: {error}", stacklevel=2)
                 self._full = True
-            self.size += tokens.nbytes
 
     def _make_room(self, wanted: int) -> bool:
         while self.size + wanted > self.limit and self._unused:

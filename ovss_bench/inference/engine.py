@@ -189,8 +189,8 @@ class _Forward:
         if self.full and (windows.rows.size, windows.columns.size) == (self.full.rows.size, self.full.columns.size):
             self.queue += items
             while len(self.queue) >= self.batch:
-                self.run(self.queue[: self.batch], self.batch)
-                del self.queue[: self.batch]
+                full, self.queue = self.queue[: self.batch], self.queue[self.batch :]
+                self.run(full, self.batch)
         elif items:
             own = min(self.batch_given or batch_size(windows, self.clip), len(items))
             for start in range(0, len(items), own):

@@ -1,0 +1,247 @@
+"""What the loop does, counted: forward passes, windows in them, sizes of tensors, files read, images held."""
+
+import gc
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ovss_bench as ob
+from ovss_bench.bench.official import official_label_map
+from ovss_bench.encoders.trunk_cache import TrunkCache
+from ovss_bench.inference.engine import predict
+from ovss_bench.process import in_threads
+from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.segmentors.base import Scene
+from parity.seeded import query_features, rgb_image
+from stand_ins import sources_of
+
+SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original", "pamr_steps": 0}
+IMAGES = {f"image{n}": rgb_image(70 + n, *size) for n, size in enumerate([(120, 150), (50, 31), (100, 260), (90, 90)])}
+# Whether a middle block, or more than the last, is read again from the cache is not the same code.
+CACHED = ["clip", "maskclip", "sclip", "clearclip", "naclip", "gem", "scclip", "resclip", "cliptrase", "corrclip", "proxyclip"]
+
+
+def build(name, clip, vocabulary, **options):
+    crop = {"resize": "keep_ratio"} if ob.compose_recipe(name).resize == "center_crop" else {}
+    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(SMALL | crop | sources_of(name) | options))
+
+
+def label_maps(segmentors, images=IMAGES, **options):
+    found = {key: [p.label_map for p in outcome] for key, outcome in predict(segmentors, images.items(), **options)}
+    assert list(found) == list(images)
+    return found
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for key in one for a, b in zip(one[key], other[key], strict=True))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The number of windows of every pass of the trunk."""
+    sizes, trunk = [], ob.DenseCLIP.trunk
+
+    def counted(self, pixels, *arguments):
+        sizes.append(len(pixels))
+        return trunk(self, pixels, *arguments)
+
+    monkeypatch.setattr(ob.DenseCLIP, "trunk", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("name", ["clip", "sclip", "naclip"])
+def test_the_loop_in_the_style_of_the_official_codes_gives_the_same_labels(name, tiny_clip, tiny_vocabulary):
+    for options in ({}, {"threshold": 0.3}, {"pad": "center", "window": 50, "stride": 30}):
+        segmentor = build(name, tiny_clip, tiny_vocabulary, **{"pad": "none", "position": "offset"} | options)
+        for key, (labels,) in label_maps([segmentor], batch=5).items():
+            assert (official_label_map(segmentor, IMAGES[key]) == labels).float().mean() > 0.9999
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_with_a_full_trunk_cache_no_trunk_runs_and_the_labels_are_the_same(name, tiny_clip, tiny_vocabulary, passes, tmp_path):
+    segmentor = build(name, tiny_clip, tiny_vocabulary)
+    expected = label_maps([segmentor], batch=5)
+    first = label_maps([segmentor], batch=5, trunk_cache=TrunkCache(tmp_path, 1e9))
+    passes.clear()
+    again = label_maps([segmentor], batch=5, trunk_cache=TrunkCache(tmp_path, 1e9))
+    if name != "cliptrase":  # its regions take a pass over the whole image
+        assert passes == []
+    assert equal(expected, first)
+    assert equal(expected, again)
+
+
+def test_methods_that_change_the_last_block_share_a_trunk_cache(tiny_clip, tiny_vocabulary, passes, tmp_path):
+    build_one = lambda name: build(name, tiny_clip, tiny_vocabulary, pad="none")  # noqa: E731
+    label_maps([build_one("sclip")], batch=5, trunk_cache=TrunkCache(tmp_path, 1e9))
+    passes.clear()
+    for name in ("clip", "maskclip", "clearclip", "naclip"):
+        label_maps([build_one(name)], batch=5, trunk_cache=TrunkCache(tmp_path, 1e9))
+    assert passes == []
+    label_maps(
+        [build("sclip", tiny_clip, tiny_vocabulary, pad="none", stride=16)], batch=5, trunk_cache=TrunkCache(tmp_path, 1e9)
+    )
+    assert passes
+
+
+def test_an_image_that_is_not_in_the_cache_is_encoded_among_those_that_are(tiny_clip, tiny_vocabulary, tmp_path):
+    segmentor = build("sclip", tiny_clip, tiny_vocabulary)
+    some = {key: IMAGES[key] for key in ("image0", "image3")}
+    label_maps([segmentor], some, batch=5, trunk_cache=TrunkCache(tmp_path, 1e9))
+    assert equal(label_maps([segmentor], batch=5, trunk_cache=TrunkCache(tmp_path, 1e9)), label_maps([segmentor], batch=5))
+
+
+def test_thresholds_share_the_logits(tiny_clip, tiny_vocabulary, monkeypatch):
+    calls, patch_logits = [], ob.LastBlockSegmentor.patch_logits
+    monkeypatch.setattr(
+        ob.LastBlockSegmentor, "patch_logits", lambda self, batch: calls.append(self) or patch_logits(self, batch)
+    )
+    segmentors = [build("sclip", tiny_clip, tiny_vocabulary, threshold=value) for value in (0.0, 0.3, 0.4)]
+    together = label_maps(segmentors, batch=5)
+    assert {id(segmentor) for segmentor in calls} == {id(segmentors[0])}
+    for place, segmentor in enumerate(segmentors):
+        alone = label_maps([segmentor], batch=5)
+        assert all(torch.equal(maps[place], alone[key][0]) for key, maps in together.items())
+    assert not equal({key: maps[:1] for key, maps in together.items()}, {key: maps[2:] for key, maps in together.items()})
+
+
+@pytest.mark.parametrize("batch", [None, 16])
+def test_where_memory_does_not_suffice_batches_are_halved(batch, tiny_clip, tiny_vocabulary, monkeypatch):
+    segmentor = build("sclip", tiny_clip, tiny_vocabulary)
+    expected = label_maps([segmentor], batch=batch)
+    sizes, trunk = [], ob.DenseCLIP.trunk
+
+    def small(self, pixels, *arguments):
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return trunk(self, pixels, *arguments)
+
+    monkeypatch.setattr(ob.DenseCLIP, "trunk", small)
+    found = label_maps([segmentor], batch=batch)
+    same = sum(int((a == b).sum()) for key in found for a, b in zip(found[key], expected[key], strict=True))
+    assert same / sum(maps[0].numel() for maps in expected.values()) > 0.99999
+    assert max(sizes) > 3
+    first = next(place for place, size in enumerate(sizes) if size <= 3)
+    assert max(sizes[first:]) <= 3  # what did not fit is not tried again
+
+
+def test_where_memory_does_not_suffice_for_a_window_that_is_an_error(tiny_clip, tiny_vocabulary, monkeypatch):
+    def none(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(ob.DenseCLIP, "trunk", none)
+    with pytest.raises(ob.OvssError, match="memory does not suffice for one window"):
+        label_maps([build("sclip", tiny_clip, tiny_vocabulary)])
+
+
+def test_other_errors_of_a_pass_are_not_taken_for_want_of_memory(tiny_clip, tiny_vocabulary, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(ob.DenseCLIP, "trunk", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        label_maps([build("sclip", tiny_clip, tiny_vocabulary)])
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that a tensor made by an operator has, views of larger ones not counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, torch.Tensor):
+                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_no_tensor_holds_all_queries_at_full_size(threshold, tiny_clip):
+    image = {"large": rgb_image(1, 600, 800)}
+    largest = {}
+    for queries in (21, 1281):
+        group = sorted(q % 21 for q in range(queries))
+        vocabulary = ob.Vocabulary.from_features(query_features(31, queries), group, background=True)
+        segmentor = build("sclip", tiny_clip, vocabulary, threshold=threshold)
+        with Largest() as seen:
+            label_maps([segmentor], image, batch=6)
+        largest[queries] = seen.bytes
+    assert largest[1281] < 1281 * 600 * 800 * 4 / 100
+    assert largest[1281] - largest[21] < 16e6
+
+
+def test_images_are_let_go_when_they_are_done(tiny_clip, tiny_vocabulary):
+    segmentor = build("sclip", tiny_clip, tiny_vocabulary)
+    most = 0
+    for key, _ in predict([segmentor], ((n, rgb_image(n, 70, 90)) for n in range(60)), batch=4, workers=2):
+        if key % 15 == 14:
+            gc.collect()
+            most = max(most, sum(isinstance(thing, Scene) for thing in gc.get_objects()))
+    assert most <= 24  # two a image: those that are read ahead, and those with windows in the queue
+
+
+def test_every_file_is_read_once_for_all_segmentors_and_class_sets(tiny_clip, voc, monkeypatch):
+    reads = Counter()
+    for name in ("image", "raw_label"):
+        original = getattr(ob.SegDataset, name)
+
+        def counted(self, sample, name=name, original=original):
+            reads[name, self.name, sample.id] += 1
+            return original(self, sample)
+
+        monkeypatch.setattr(ob.SegDataset, name, counted)
+    datasets = [ob.load_dataset(name, voc) for name in ("voc21", "voc20")]
+    overrides = {"templates": "none", "threshold": 0.0, "area_threshold": 0.0, "pamr_steps": 0, "pad": "none", "short_side": 80}
+    overrides |= {"window": 64, "stride": 32}
+    jobs = [make_job(n, tiny_clip, d, overrides=overrides) for d in datasets for n in ("clip", "sclip", "clearclip")]
+    run_jobs(jobs, limit=4, quiet=True)
+    assert set(reads.values()) == {1}
+    assert len(reads) == 4 + 2 * 4
+
+
+def test_in_threads_keeps_the_order_and_what_came_before_an_end():
+    assert list(in_threads(lambda n: n * n, range(30), 3)) == [n * n for n in range(30)]
+
+    def items():
+        yield from range(5)
+        raise SystemExit(3)
+
+    found = []
+
+    def consume():
+        for result in in_threads(str, items(), 2):
+            found.append(result)
+
+    with pytest.raises(SystemExit):
+        consume()
+    assert found == list("01234")
+
+
+def test_compiled_blocks_give_the_same_labels(tiny_vocabulary, tiny_state_dict, monkeypatch):
+    clip = ob.load_clip(state_dict=tiny_state_dict)
+    segmentor = build("sclip", clip, tiny_vocabulary)
+    expected = label_maps([segmentor], batch=5)
+    compiled, real = [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiled.append(options) or real(function, backend="eager")
+    )
+    segmentor.clip.compile()
+    assert compiled == [{"dynamic": False}]
+    assert equal(label_maps([segmentor], batch=5), expected)
+
+
+def test_label_maps_are_of_the_vocabulary_with_distractors_and_unsorted_queries(tiny_clip):
+    features = query_features(31, 7)
+    group = [2, 0, -1, 1, 0, -1, 2]
+    vocabulary = ob.Vocabulary.from_features(features, group, background=True)
+    segmentor = build("sclip", tiny_clip, vocabulary, threshold=0.2)
+    (fast,) = label_maps([segmentor], {"one": IMAGES["image0"]}, batch=5)["one"]
+    ((_, (slow,)),) = predict([segmentor], [("one", IMAGES["image0"])], batch=5, keep_scores=True)
+    assert (fast == slow.label_map).float().mean() > 0.9999
+    assert len(np.unique(fast)) > 1
