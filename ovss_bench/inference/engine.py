@@ -203,14 +203,19 @@ class _Forward:
             self.queue = []
 
     def run(self, items: Sequence[_Item], batch: int) -> None:
-        """Forward passes of `items`, padded to `batch` windows; in halves where memory does not suffice, from then on."""
-        try:
-            results = self._pass(items, batch)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            results = None
-        if results is None:  # outside of the handler, which would keep what has filled the memory
+        """Forward passes of `items`, padded to `batch` windows; of half as many from where memory does not suffice."""
+        while items:
+            try:
+                results = self._pass(items[:batch], batch)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                results = None
+            if results:
+                self._take(items[:batch], *results)
+                items = items[batch:]
+                continue
+            # Outside of the handler, whose error keeps what has filled the memory.
             if batch == 1:
                 raise OvssError(
                     "memory does not suffice for one window. Use a smaller window, fewer segmentors at a time, or "
@@ -218,19 +223,19 @@ class _Forward:
                 )
             if self.on_gpu:
                 torch.cuda.empty_cache()
-            half = (batch + 1) // 2
-            if self.batch and batch == self.batch:
-                self.batch = half
-            for start in range(0, len(items), half):
-                self.run(items[start : start + half], half)
-            return
+            if batch == self.batch:
+                self.batch = (batch + 1) // 2
+            batch = (batch + 1) // 2
+
+    def _take(self, items: Sequence[_Item], trunk: Trunk, logits: dict[int, Tensor]) -> None:
+        """Gives the images what a pass has found out about their windows."""
         self.passes += 1
-        trunk, logits = results
+        last = self.clip.depth - 1
         for row, item in enumerate(items):
             for number, own in logits.items():
                 item.image.grids[number][item.cell] = own[row]
             for block, windows in item.image.states.items():
-                windows[item.cell] = trunk.tokens[row] if block == self.clip.depth - 1 else trunk.states[block][row]
+                windows[item.cell] = (trunk.tokens if block == last else trunk.states[block])[row]
             item.image.missing -= 1
 
     @torch.inference_mode()
