@@ -10,12 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rich.console import Console
-
 from ovss_bench.bench.cases import Case
 from ovss_bench.bench.measure import measure
-from ovss_bench.bench.view import plot, table
-from ovss_bench.errors import OvssError
+from ovss_bench.bench.view import plot, stages, table
 from ovss_bench.files import config_names, load_config, write_atomic
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import Progress
@@ -65,9 +62,7 @@ def main() -> None:
         results[name] = measure(case, rounds, progress)
         text = json.dumps(results[name], indent=1)
         write_atomic(out / f"{name}.json", lambda path, text=text: path.write_text(text))
-    if not results:
-        raise OvssError("nothing was measured.")
-    Console(soft_wrap=True).print(table(results))
+    print(f"{table(results)}\n{stages(results)}")
     write_atomic(out / "ratios.png", lambda path: plot(results, path))
     print(f"Results: {out}/ (a JSON for each case, ratios.png)")
 

@@ -13,10 +13,12 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from ..datasets.base import SegDataset, load_dataset
 from ..datasets.scenes import DEMO_CLOTHS, draw_scene
 from ..encoders.clip import DenseCLIP, default_precision, load_clip
+from ..encoders.position import resample_position
 from ..errors import OvssError, unknown
 from ..files import config_names
 from ..inference.engine import make_scene
@@ -91,12 +93,16 @@ def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
     return torch.stack(windows.cut(scene.pixels))
 
 
-def bare_encoder(clip: DenseCLIP) -> Callable[[torch.Tensor], torch.Tensor]:
-    """open_clip's own forward pass of the image tower, class token only, as one encodes images with it."""
+def bare_encoder(clip: DenseCLIP, grid: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """open_clip's own forward pass of the image tower, class token only, as one encodes images with it, for windows of `grid`
+    patches."""
+    visual = copy.copy(clip.model.visual)
+    position = resample_position(visual.positional_embedding, grid, clip.stored_grid, "offset")
+    visual._parameters = visual._parameters | {"positional_embedding": nn.Parameter(position, requires_grad=False)}
 
     @torch.inference_mode()
     def encode(pixels: torch.Tensor) -> torch.Tensor:
-        return F.normalize(clip.model.encode_image(pixels.to(clip.device, clip.dtype)).float(), dim=-1)
+        return F.normalize(visual(pixels.to(clip.device, clip.dtype)).float(), dim=-1)
 
     return encode
 

@@ -21,6 +21,7 @@ from .cases import Case, bare_encoder, in_memory, jobs_of, windows_of
 from .official import official_counts, official_label_map, official_miou
 
 MIB = 2**20
+BARE, OFFICIAL = "bare encoder", "official style"
 
 
 def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
                     peaks[name] = max(peaks.get(name, 0), peak)
             progress.say(f"round {number} of {rounds}: " + ", ".join(f"{n} {_last(s)}" for n, s in seconds.items()))
     device = jobs[0].segmentor.clip.device
-    bare = seconds["bare encoder"]
+    bare = seconds[BARE]
     return {
         "case": asdict(case),
         "seconds": seconds,
@@ -60,7 +61,8 @@ def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable
     memory = in_memory(dataset, case.images)
     samples = dataset.select(case.images)
     windows = torch.cat([windows_of(segmentor, memory.image(sample)) for sample in samples])
-    encode = bare_encoder(segmentor.clip)
+    patch = segmentor.clip.patch_size
+    encode = bare_encoder(segmentor.clip, tuple(side // patch for side in windows.shape[2:]))
     stages: dict[str, float] = {}
     made = iter(range(10**9))
 
@@ -79,14 +81,14 @@ def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable
                 official_counts(labels, dataset.label(sample), len(dataset.classes))
 
     ways = {
-        "bare encoder": lambda: encode(windows),
+        BARE: lambda: encode(windows),
         "ours, in memory": lambda: ours(memory),
         "ours, from files": lambda: ours(dataset),
     }
     if case.trunk_cache:
         ways["ours, trunk cache"] = lambda: ours(dataset, folder / "trunk")
     if case.official:
-        ways["official style"] = official
+        ways[OFFICIAL] = official
     return ways, stages
 
 

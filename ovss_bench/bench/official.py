@@ -1,6 +1,6 @@
 """An evaluation loop in the style of the official codes (SCLIP's and its forks on mmseg), to measure against, never to evaluate
 with: one window at a time, padded to the size of the image to be added, all maps at full size in every step, synonyms by a
-product with a one-hot mask, counts by `histc`. Written from the description in shared/background/perf.md, section 4."""
+product with a one-hot mask, counts by `histc`."""
 
 from __future__ import annotations
 

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from rich.table import Table
+import pandas as pd
+
+from ..results.tables import markdown
+from .measure import OFFICIAL
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row per case and way: time for an image, ratio to the bare encoder (median, least and most), memory, stages."""
-    view = Table(box=None, pad_edge=False)
-    for column in ("case", "way", "s / image", "bare = 1", "least", "most", "MiB", "equal pixels", "stages"):
-        view.add_column(column, justify="left" if column in ("case", "way", "stages") else "right", overflow="fold")
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, a row per case and way: seconds per image, their ratio to the bare encoder in the same round (median, least to
+    most), how far memory rose, and where the labels of the official-style loop are ours."""
+    rows = []
     for name, result in results.items():
         for way, ratio in result["ratios"].items():
-            seconds = sorted(result["seconds"][way])[len(result["seconds"][way]) // 2] / result["case"]["images"]
-            equal = min((each["equal_pixels"] for each in result["agreement"].values()), default=None)
-            view.add_row(
-                name,
-                way,
-                f"{seconds:.3f}",
-                *(f"{ratio[key]:.3f}" for key in ("median", "least", "most")),
-                str(result["peak_memory_mib"][way]),
-                f"{equal:.4f} %" if way == "official style" and equal is not None else "",
-                _stages(result) if way == "ours, from files" else "",
+            equal = [each["equal_pixels"] for each in result["agreement"].values()] if way == OFFICIAL else []
+            rows.append(
+                {
+                    "case": name,
+                    "way": way,
+                    "s / image": f"{median(result['seconds'][way]) / result['case']['images']:.3f}",
+                    "bare = 1": f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})",
+                    "MiB": f"{result['peak_memory_mib'][way]}",
+                    "same labels": f"{min(equal):.4f} %" if equal else "",
+                }
             )
-    return view
+    return markdown(pd.DataFrame(rows))
+
+
+def stages(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, a row per case: milliseconds per image of each stage of our run on files."""
+    rows = [
+        {"case": name} | {key: f"{1000 * value / result['case']['images']:.0f} ms" for key, value in result["stages"].items()}
+        for name, result in results.items()
+    ]
+    return markdown(pd.DataFrame(rows).fillna(""))
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -46,9 +58,3 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time, bare encoder = 1")
     figure.savefig(path, format="png", dpi=120)
-
-
-def _stages(result: Mapping[str, Any]) -> str:
-    images = result["case"]["images"]
-    rows = sorted(result["stages"].items(), key=lambda row: -row[1])
-    return ", ".join(f"{stage} {1000 * seconds / images:.0f} ms" for stage, seconds in rows if seconds / images >= 0.0005)
