@@ -16,7 +16,8 @@ from .encoders.regions import load_regions
 from .encoders.sources import image_key
 from .encoders.vision import load_vision
 from .errors import OvssError
-from .inference.engine import Prediction, make_scene, segment
+from .inference.engine import make_scene, segment
+from .inference.finish import Prediction
 from .recipe import compose_recipe, segmentor_names
 from .registry import DATASETS, SEGMENTORS, load_plugin
 from .results.load import load_results

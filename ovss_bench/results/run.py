@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,18 @@ from PIL import Image
 from ..datasets.base import Sample, SegDataset
 from ..distributed import Shard, World, split
 from ..encoders.clip import DenseCLIP
-from ..encoders.sources import FeatureCache, NamedSource
-from ..encoders.trunk_cache import TrunkCache
+from ..encoders.sources import NamedSource
 from ..errors import OvssError
-from ..evaluation.boundary import boundary_counts
-from ..evaluation.confusion import confusion
 from ..files import digest
 from ..image import resize
-from ..inference.engine import Prediction, predict
 from ..inference.windows import SlidingWindow
-from ..process import in_threads, terminate_cleanly
+from ..process import terminate_cleanly
 from ..progress import Progress
 from ..recipe import compose_recipe, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
 from ..stages import Stages
+from .counting import counted
 from .form import VERSION
 from .merge import complete, part_of
 from .provenance import provenance, source_digest
@@ -250,7 +246,7 @@ def _run_pass(
             jobs[0].segmentor.clip.compile()
         stages = Stages(jobs[0].segmentor.clip.device, runtime.profile and world.rank == 0)
         with world.together():
-            for image, outcome in _predictions(jobs, datasets, mine, runtime, stages):
+            for image, outcome in counted(jobs, datasets, mine, runtime, stages):
                 if isinstance(outcome, OvssError):
                     failed[image] = str(outcome)
                 else:
@@ -315,59 +311,6 @@ def _split(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> list[l
     if parts == 1:
         return [list(images)]
     return [[images[i] for i in part] for part in split([cost(size(sample.image_path)) for sample, *_ in images], parts)]
-
-
-def _predictions(
-    jobs: Sequence[Job],
-    datasets: Mapping[str, SegDataset],
-    images: Sequence[tuple[Sample, ...]],
-    runtime: Runtime,
-    stages: Stages,
-) -> Iterator[tuple[str, list[tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]] | OvssError]]:
-    """For each image its id, and of every job what `RunStore.add` takes; or what is wrong with the image."""
-    first = jobs[0].dataset
-    by_id = {image[0].id: image for image in images}
-
-    def count(item: tuple[str, list[Prediction] | OvssError]) -> tuple[str, list[tuple] | OvssError]:
-        name, outcome = item
-        if isinstance(outcome, OvssError):
-            return item
-        try:
-            with stages("read labels"):
-                truths = {
-                    each: dataset.label(sample, outcome[0].image_size)
-                    for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
-                }
-        except OvssError as error:
-            return name, error
-        with stages("count"):
-            return name, [
-                _counted(job, prediction, truths[job.dataset.name], runtime)
-                for job, prediction in zip(jobs, outcome, strict=True)
-            ]
-
-    predictions = predict(
-        [job.segmentor for job in jobs],
-        ((name, partial(first.image, image[0])) for name, image in by_id.items()),
-        batch=runtime.batch,
-        workers=runtime.workers,
-        cache=FeatureCache(runtime.feature_cache) if runtime.feature_cache else None,
-        trunk_cache=TrunkCache(runtime.trunk_cache, 1e9 * runtime.trunk_cache_gb) if runtime.trunk_cache else None,
-        stages=stages,
-    )
-    return in_threads(count, predictions, runtime.workers)
-
-
-def _counted(
-    job: Job, prediction: Prediction, truth: np.ndarray, runtime: Runtime
-) -> tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]:
-    """Confusion records, hash, and if they are wanted boundary records and the map itself."""
-    label_map = prediction.label_map.numpy().astype(np.uint16)
-    dataset, recipe = job.dataset, job.segmentor.recipe
-    truth = dataset.scored(truth, label_map.shape, recipe.resize, recipe.min_foreground)
-    pair = truth, label_map, len(dataset.classes), dataset.ignore_index
-    hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
-    return confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None, label_map if runtime.maps else None
 
 
 def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torchvision import transforms
 
 import ovss_bench as ob
 from ovss_bench.image import read_image, resize, resize_truth, result_size
-from ovss_bench.inference.engine import nearest
+from ovss_bench.inference.finish import nearest
 from parity.seeded import rgb_image
 
 COLOUR = rgb_image(5, 37, 52)

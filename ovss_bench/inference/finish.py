@@ -1,0 +1,154 @@
+"""From the patch logits of all windows of an image to what the segmentors make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OvssError
+from ..segmentors.base import Scene, Segmentor
+from ..stages import Stages
+from .compose import compose
+from .forward import PendingImage, has_hooks, overrides
+from .refine import pamr
+from .scores import drop_small_classes, label
+from .windows import SlidingWindow
+
+ROWS = 16  # of refined cosines at a time
+
+
+@dataclass
+class Prediction:
+    """`label_map` (H, W) int64 in the vocabulary's order, C for "no class"; `scores` (P, h, w) float32 that the decision was
+    taken on, in the planes that the method has (mostly the classes), if asked for; `image_size` of the image."""
+
+    label_map: Tensor
+    image_size: tuple[int, int]
+    scores: Tensor | None = None
+
+
+@torch.inference_mode()
+def finish(
+    segmentors: Sequence[Segmentor], image: PendingImage, *, keep_scores: bool, stages: Stages
+) -> Callable[[], list[Prediction]]:
+    """What the segmentors make of an image of which all windows are there, as a function that waits for it."""
+    results = [_predict(segmentor, image, n, keep_scores, stages) for n, segmentor in enumerate(segmentors)]
+    event = None
+    if segmentors[0].clip.device.type == "cuda":
+        event = torch.cuda.Event()
+        event.record()
+
+    def deliver() -> list[Prediction]:
+        if event:
+            event.synchronize()
+        for number, (_, finite) in enumerate(results):
+            if not finite:
+                raise _not_finite(segmentors[number], image, number)
+        return [replace(prediction, label_map=prediction.label_map.long()) for prediction, _ in results]
+
+    return deliver
+
+
+def _predict(
+    segmentor: Segmentor, image: PendingImage, number: int, keep_scores: bool, stages: Stages
+) -> tuple[Prediction, Tensor | bool]:
+    """What a segmentor, the `number`-th, makes of an image, and whether its scores are finite; on the way to this side of a
+    GPU."""
+    scene = image.scenes[number]
+    if overrides(segmentor, "image_scores"):
+        with stages("image scores"):
+            scores = segmentor.image_scores(scene)
+        finite = torch.isfinite(scores).all()
+        if not finite:
+            raise _not_finite(segmentor, image, number)
+        with stages("decide"):
+            labels = nearest(segmentor.decide(scores, scene), scene.size)
+    else:
+        with stages("compose"):
+            grids = torch.stack(image.grids[number])
+            finite = torch.isfinite(grids).all()
+            if has_hooks(segmentor) and not finite:
+                raise _not_finite(segmentor, image, number)
+            labels, scores = _labels(segmentor, grids, image.windows, scene, keep_scores)
+    if overrides(segmentor, "correct"):
+        with stages("correct"):
+            labels = segmentor.correct(labels, scene)
+    shown = segmentor.final_scores(scores) if keep_scores else None
+    return Prediction(_to_host(labels.to(torch.int32)), scene.original.shape[:2], shown), _to_host(finite)
+
+
+def _labels(
+    segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene, keep_scores: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The label map, and the scores if they are to be kept or the decision needs them."""
+    recipe, vocabulary = segmentor.recipe, segmentor.vocabulary
+    own_rule = overrides(segmentor, "scores") or overrides(segmentor, "decide")
+    small_classes = recipe.area_threshold and not own_rule  # other planes than classes have no such threshold
+    if not (own_rule or small_classes or keep_scores):
+        labels = torch.empty(scene.size, dtype=torch.int64, device=grids.device)
+        for rows, columns, cosines in _tiles(segmentor, grids, windows, scene, vocabulary.by_class[1]):
+            labels[rows, columns] = label(cosines, vocabulary, recipe.logit_scale, recipe.threshold)
+        return labels, None
+    scores = None
+    for rows, columns, cosines in _tiles(segmentor, grids, windows, scene):
+        planes = segmentor.scores(cosines.movedim(-1, 0))
+        if scores is None:
+            scores = planes.new_empty(len(planes), *scene.size)
+        scores[:, rows, columns] = planes
+    if small_classes:
+        scores = drop_small_classes(scores, vocabulary.background, recipe.area_threshold)
+    return segmentor.decide(scores, scene), scores
+
+
+def _tiles(
+    segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene, order: Tensor | None = None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Cosines (rows, columns, Q) at the size of the result, tile by tile, with the queries in another `order` if there is one;
+    where something refines them, all of them had to be made."""
+    recipe, order = segmentor.recipe, slice(None) if order is None else order.to(grids.device)
+    if not recipe.pamr_steps and not overrides(segmentor, "refine"):
+        yield from compose(grids[:, order], windows, scene.size)
+        return
+    cosines = grids.new_empty(grids.shape[1], *scene.size)
+    for rows, columns, tile in compose(grids, windows, scene.size):
+        cosines[:, rows, columns] = tile.movedim(-1, 0)
+    if recipe.pamr_steps:
+        guide = F.interpolate(scene.pixels[None].to(cosines.device), scene.size, mode="bilinear")[0]
+        cosines = pamr(guide, cosines, recipe.pamr_steps, recipe.pamr_dilations)
+    cosines = segmentor.refine(cosines, scene)[order]
+    for start in range(0, scene.size[0], ROWS):
+        rows = slice(start, start + ROWS)
+        yield rows, slice(None), cosines[:, rows].movedim(0, -1).contiguous()
+
+
+def _to_host(result: Tensor) -> Tensor:
+    """On the way to the CPU, if it is on a GPU."""
+    if result.device.type == "cpu":
+        return result
+    return torch.empty_like(result, device="cpu", pin_memory=True).copy_(result, non_blocking=True)
+
+
+def _not_finite(segmentor: Segmentor, image: PendingImage, number: int) -> OvssError:
+    """The error that names the image and the first window without finite scores, if the method goes by windows."""
+    bad = [
+        origin
+        for origin, grid in zip(image.windows.origins, image.grids[number], strict=False)
+        if grid is not None and not torch.isfinite(grid).all()
+    ]
+    where = f", window at (y, x) = {bad[0]}" if bad else ""
+    return OvssError(
+        f"{segmentor.recipe.segmentor} gives non-finite scores (NaN or infinity) in image {image.key}{where}. "
+        f"Check the weights and the precision ({segmentor.clip.precision})."
+    )
+
+
+def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(h, w) -> (H, W), the nearest in OpenCV's sense: row floor(i h / H), column floor(j w / W)."""
+    if labels.shape == size:
+        return labels
+    rows, columns = (torch.arange(new, device=labels.device) * old // new for new, old in zip(size, labels.shape, strict=True))
+    return labels[rows[:, None], columns]

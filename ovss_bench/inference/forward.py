@@ -1,0 +1,227 @@
+"""The queue of windows of all images, and the forward passes that it is emptied by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..encoders.clip import DenseCLIP, Trunk
+from ..encoders.trunk_cache import TrunkCache, maker_digest
+from ..errors import OvssError
+from ..segmentors.base import Scene, Segmentor, WindowBatch
+from ..stages import Stages
+from .windows import SlidingWindow
+
+# About as many tokens as keep two cores, or a GPU, busy; more only costs memory.
+TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}
+# Of a GPU's free memory, and the numbers of a block's width that a token needs while it passes through.
+MEMORY_SHARE, NUMBERS_PER_WIDTH = 0.5, 32
+
+
+@dataclass(eq=False)
+class PendingImage:
+    """An image on its way, with a scene for each segmentor: `grids[segmentor][window]` (Q, h, w) fill up until no window is
+    `missing`. `known` are the trunk's tokens by block, from the cache; `states` those that are to be kept there."""
+
+    key: Any
+    scenes: list[Scene]
+    windows: SlidingWindow
+    missing: int
+    grids: list[list[Tensor | None]]
+    known: dict[int, Tensor] | None
+    states: dict[int, list[Tensor | None]] = field(default_factory=dict)
+
+
+@dataclass
+class _Item:
+    """A window in the queue."""
+
+    image: PendingImage
+    cell: int
+    pixels: Tensor
+
+
+class Forward:
+    """The queue of windows, and the forward passes of all segmentors that go by windows."""
+
+    def __init__(
+        self, segmentors: Sequence[Segmentor], batch: int | None, trunk_cache: TrunkCache | None, stages: Stages
+    ) -> None:
+        self.segmentors, self.stages = segmentors, stages
+        self.clip, self.recipe = segmentors[0].clip, segmentors[0].recipe
+        self.on_gpu = self.clip.device.type != "cpu"
+        self.chosen = [number for number, segmentor in enumerate(segmentors) if not overrides(segmentor, "image_scores")]
+        # Segmentors that differ in their decision only share their logits.
+        self.as_number = {number: number for number in self.chosen}
+        for number in self.chosen:
+            self.as_number[number] = next(
+                other for other in self.chosen if other == number or _same_logits(segmentors[other], segmentors[number])
+            )
+        self.needs = frozenset().union(*(segmentors[number].needs for number in self.chosen))
+        self.trunk_cache = trunk_cache if self.chosen else None
+        key = self.recipe.trunk_key
+        self.maker = maker_digest(self.clip.weights_digest, self.clip.precision, key, self.clip.device.type)
+        window = self.recipe.window
+        self.full = None if window == "whole" else self.geometry(window, window)
+        self.batch, self.batch_given = batch or (self.full and batch_size(self.full, self.clip)), batch
+        self.queue: list[_Item] = []
+        self.passes = 0
+
+    def geometry(self, height: int, width: int) -> SlidingWindow:
+        recipe = self.recipe
+        patch = self.clip.patch_size
+        return SlidingWindow.of(height, width, recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
+
+    def known(self, image: np.ndarray) -> dict[int, Tensor] | None:
+        """The trunk's tokens for an image (H, W, 3), if they are in the cache."""
+        if self.trunk_cache is None:
+            return None
+        with self.stages("trunk cache"):
+            return self.trunk_cache.get(self.maker, image, self.needs | {self.clip.depth - 1})
+
+    def keep(self, image: PendingImage) -> None:
+        if image.states:
+            with self.stages("trunk cache"):
+                states = {block: torch.stack(windows) for block, windows in image.states.items()}
+                self.trunk_cache.put(self.maker, image.scenes[0].original, states)
+
+    def image(self, key: Any, scenes: list[Scene], known: dict[int, Tensor] | None) -> PendingImage:
+        windows = self.geometry(*scenes[0].resized.shape[:2])
+        count = len(windows.origins) if self.chosen else 0
+        image = PendingImage(key, scenes, windows, count, [[None] * count for _ in scenes], known)
+        if self.trunk_cache and known is None:
+            image.states = {block: [None] * count for block in self.needs | {self.clip.depth - 1}}
+        return image
+
+    def add(self, image: PendingImage) -> None:
+        """Queues the windows of an image, and runs the batches that are full."""
+        windows = image.windows
+        pixels = image.scenes[0].pixels
+        items = [_Item(image, cell, window) for cell, window in enumerate(windows.cut(pixels))] if image.missing else []
+        if self.full and (windows.rows.size, windows.columns.size) == (self.full.rows.size, self.full.columns.size):
+            self.queue += items
+            while len(self.queue) >= self.batch:
+                full, self.queue = self.queue[: self.batch], self.queue[self.batch :]
+                self.run(full, self.batch)
+        elif items:
+            own = min(self.batch_given or batch_size(windows, self.clip), len(items))
+            for start in range(0, len(items), own):
+                self.run(items[start : start + own], own)
+
+    def end(self, pad: bool) -> None:
+        """Runs what is left in the queue."""
+        if self.queue:
+            self.run(self.queue, self.batch if pad else len(self.queue))
+            self.queue = []
+
+    def run(self, items: Sequence[_Item], batch: int) -> None:
+        """Forward passes of `items`, padded to `batch` windows; of half as many from where memory does not suffice."""
+        while items:
+            try:
+                results = self._pass(items[:batch], batch)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                results = None
+            if results:
+                self._take(items[:batch], *results)
+                items = items[batch:]
+                continue
+            # Outside of the handler, whose error keeps what has filled the memory.
+            if batch == 1:
+                raise OvssError(
+                    "memory does not suffice for one window. Use a smaller window, fewer segmentors at a time, or "
+                    "recipe.precision=fp16 on a GPU."
+                )
+            if self.on_gpu:
+                torch.cuda.empty_cache()
+            if batch == self.batch:
+                self.batch = (batch + 1) // 2
+            batch = (batch + 1) // 2
+
+    def _take(self, items: Sequence[_Item], trunk: Trunk, logits: dict[int, Tensor]) -> None:
+        """Gives the images what a pass has found out about their windows."""
+        self.passes += 1
+        last = self.clip.depth - 1
+        for row, item in enumerate(items):
+            for number, own in logits.items():
+                item.image.grids[number][item.cell] = own[row]
+            for block, windows in item.image.states.items():
+                windows[item.cell] = (trunk.tokens if block == last else trunk.states[block])[row]
+            item.image.missing -= 1
+
+    @torch.inference_mode()
+    def _pass(self, items: Sequence[_Item], batch: int) -> tuple[Trunk, dict[int, Tensor]]:
+        """The trunk, and the patch logits (batch, Q, h, w) of the segmentors that go by windows."""
+        padding = batch - len(items)
+        pixels = F.pad(torch.stack([item.pixels for item in items]), (0, 0, 0, 0, 0, 0, 0, padding))
+        images = list({id(item.image): item.image for item in items}.values())
+        with self.stages("encode"):
+            trunk = self._known_trunk(items, pixels, padding) or self.clip.trunk(pixels, self.needs, self.recipe.position)
+        windows = WindowBatch(
+            pixels,
+            origins=torch.tensor([item.image.windows.origins[item.cell] for item in items] + [(0, 0)] * padding),
+            sizes=torch.tensor([i.image.scenes[0].resized.shape[:2] for i in items] + [pixels.shape[2:]] * padding),
+            images=torch.tensor([images.index(item.image) for item in items] + [0] * padding),
+            trunk=trunk,
+        )
+        logits = {}
+        with self.stages("last block"):
+            for number, same in self.as_number.items():
+                own = replace(windows, scenes=[image.scenes[number] for image in images])
+                logits[number] = logits[same] if same in logits else self.segmentors[number].patch_logits(own)
+        return trunk, logits
+
+    def _known_trunk(self, items: Sequence[_Item], pixels: Tensor, padding: int) -> Trunk | None:
+        """The trunk of a batch of which all tokens are in the cache."""
+        if any(item.image.known is None for item in items):
+            return None
+        states = {
+            block: F.pad(torch.stack([item.image.known[block][item.cell] for item in items]), (0, 0, 0, 0, 0, padding))
+            for block in items[0].image.known
+        }
+        states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
+        grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
+        return Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs})
+
+
+def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:
+    """Windows per forward pass: by their tokens, and on a GPU by the memory that is free."""
+    tokens = windows.rows.cells * windows.columns.cells + 1
+    most = TOKENS_PER_BATCH[clip.device.type] // tokens
+    if clip.device.type == "cuda":
+        per_token = NUMBERS_PER_WIDTH * clip.width * torch.finfo(clip.dtype).bits // 8
+        most = min(most, int(MEMORY_SHARE * torch.cuda.mem_get_info(clip.device)[0] / per_token / tokens))
+    return max(1, most)
+
+
+def _same_logits(one: Segmentor, other: Segmentor) -> bool:
+    """Whether two segmentors differ in nothing but what comes after their patch logits, and use no by-products of them."""
+    plain = {"threshold", "area_threshold", "pamr_steps", "pamr_dilations", "min_foreground", "names", "templates"}
+    values = [{name: v for name, v in s.recipe.values().items() if name not in plain} for s in (one, other)]
+    return (
+        type(one) is type(other)
+        and not has_hooks(one)
+        and values[0] == values[1]
+        and one.vocabulary.digest == other.vocabulary.digest
+        and all(one.sources[kind] is source for kind, source in other.sources.items())
+    )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def has_hooks(segmentor: Segmentor) -> bool:
+    """Whether a method does more than to give patch logits."""
+    return any(overrides(segmentor, hook) for hook in ("prepare", "refine", "scores", "decide", "correct"))
+
+
+def overrides(segmentor: Segmentor, hook: str) -> bool:
+    return getattr(type(segmentor), hook) is not getattr(Segmentor, hook)
