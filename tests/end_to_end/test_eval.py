@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -122,6 +123,53 @@ def test_segmentors_with_equal_recipes_share_one_trunk_pass(monkeypatch):
     passes.clear()
     run_jobs([make_job(name, clip, dataset) for name in SIX], limit=2, quiet=True)
     assert len(passes) == alone
+
+
+def test_values_of_a_recipe_share_one_pass_also_in_a_grid(tmp_path):
+    done = evaluate("-m", "segmentor=sclip", "recipe.threshold=0.1,0.3", "limit=2", *FAST, cwd=tmp_path)
+    assert done.stderr.count("sclip on demo: 2 images in") == 1
+    found = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
+    assert sorted(result["overridden"]["threshold"] for result in found) == [0.1, 0.3]
+    assert all(result["timing"]["segmentors_in_pass"] == 2 for result in found)
+    again = evaluate("segmentor=sclip", "recipe.threshold=[0.1,0.3]", "limit=2", *FAST, cwd=tmp_path)
+    assert again.stderr.count("already done") == 2
+    alone = evaluate("segmentor=sclip", "recipe.threshold=0.3", "limit=2", *FAST, "output=alone", cwd=tmp_path)
+    assert alone.returncode == 0
+    (one,) = results(tmp_path / "alone").values()
+    (same,) = [result for result in found if result["overridden"]["threshold"] == 0.3]
+    assert one["metrics"] == same["metrics"]
+    assert one["fingerprint"] == same["fingerprint"]
+
+
+def test_lists_where_a_list_is_one_value(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["segmentor=sclip", "limit=1", "recipe.pamr_steps=1", *FAST]
+    evaluate_here(*arguments, "recipe.pamr_dilations=[2,4]", "output=one")
+    evaluate_here(*arguments, "recipe.pamr_dilations=[[2,4],[4,8]]", "output=two")
+    found = [json.loads(path.read_text()) for folder in ("one", "two") for path in (tmp_path / folder).rglob("*.json")]
+    assert sorted(result["recipe"]["pamr_dilations"]["value"] for result in found) == [[2, 4], [2, 4], [4, 8]]
+
+
+def test_a_profile_shows_the_stages_and_leaves_a_trace(tmp_path):
+    done = evaluate("segmentor=sclip", "limit=1", "runtime.profile=true", *FAST, cwd=tmp_path)
+    for stage in ("read", "resize", "encode", "last block", "compose", "read labels", "count", "store"):
+        assert f"\n{stage} " in done.stderr
+    (trace,) = tmp_path.rglob("*.trace.json")
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"encode", "last block", "compose", "aten::scaled_dot_product_attention"} <= names
+    (result,) = [json.loads(path.read_text()) for path in tmp_path.rglob("sclip-*.json") if path != trace]
+    assert result["timing"]["stages"]["encode"] > 0
+
+
+def test_counts_do_not_depend_on_the_trunk_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["segmentor=[sclip,gem,scclip]", "limit=3", *FAST]
+    for output, cache in (("none", "null"), ("first", "kept"), ("second", "kept")):
+        evaluate_here(*arguments, f"output={output}", f"runtime.trunk_cache={cache}")
+    assert list((tmp_path / "kept").rglob("*.safetensors"))
+    none, *others = [results(tmp_path / output) for output in ("none", "first", "second")]
+    for other in others:
+        assert {key: result["per_class"] for key, result in other.items()} == {k: r["per_class"] for k, r in none.items()}
 
 
 def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path):

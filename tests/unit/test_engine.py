@@ -12,6 +12,7 @@ import ovss_bench as ob
 from ovss_bench.bench.official import official_label_map
 from ovss_bench.encoders.trunk_cache import TrunkCache
 from ovss_bench.inference.engine import predict
+from ovss_bench.inference.forward import Forward
 from ovss_bench.process import in_threads
 from ovss_bench.results.run import make_job, run_jobs
 from ovss_bench.segmentors.base import Scene
@@ -174,6 +175,18 @@ def test_no_tensor_holds_all_queries_at_full_size(threshold, tiny_clip):
         largest[queries] = seen.bytes
     assert largest[1281] < 1281 * 600 * 800 * 4 / 100
     assert largest[1281] - largest[21] < 16e6
+
+
+def test_label_maps_that_come_a_batch_later_as_from_a_gpu_are_the_same(tiny_clip, tiny_vocabulary, monkeypatch):
+    segmentors = [build(name, tiny_clip, tiny_vocabulary, pad="none") for name in ("sclip", "clearclip")]
+    expected, init = label_maps(segmentors, batch=5), Forward.__init__
+
+    def on_gpu(self, *arguments):
+        init(self, *arguments)
+        self.on_gpu = True
+
+    monkeypatch.setattr(Forward, "__init__", on_gpu)
+    assert equal(label_maps(segmentors, batch=5), expected)
 
 
 def test_images_are_let_go_when_they_are_done(tiny_clip, tiny_vocabulary):
