@@ -10,17 +10,19 @@ import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
 from .checkpoints import adapt_state_dict, openai_architecture, read_weights
 from .position import resample_position
+
+if TYPE_CHECKING:
+    from open_clip.transformer import ResidualAttentionBlock
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,6 +81,8 @@ class DenseCLIP:
     """The image tower of a CLIP ViT in parts, and its text tower. Runs without gradients in the precision of its weights."""
 
     def __init__(self, model: nn.Module, tokenizer: Callable, name: str, activation: str, layer_norm_eps: float = 1e-5) -> None:
+        from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
         visual = model.visual
         blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
         plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
@@ -184,6 +188,8 @@ def load_clip(
 
     Raises OvssError: unknown name or tag, missing file, tensors that don't fit, an architecture without a class token.
     """
+    import open_clip
+
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if activation not in (None, *ACTIVATIONS):
@@ -243,6 +249,8 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
         return dict(architecture)
     if architecture is None:
         return openai_architecture(state_dict)
+    import open_clip
+
     config = dict(open_clip.get_model_config(architecture) or {})
     if not config:
         raise unknown("open_clip architecture", architecture, open_clip.list_models())
@@ -250,12 +258,16 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
 
 
 def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
+    import open_clip
+
     if isinstance(architecture, str):
         return open_clip.get_tokenizer(architecture)
     return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
 
 
 def _tags(architecture: str) -> list[str]:
+    import open_clip
+
     return open_clip.list_pretrained_tags_by_model(architecture)
 
 
@@ -268,6 +280,8 @@ def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None
         if Path(pretrained).suffix:
             raise OvssError(f"weights {pretrained} do not exist. Give the path of a file (safetensors, .pt or .bin).")
         raise unknown(f"weights tag for {architecture}", pretrained, _tags(architecture) if architecture else [])
+    import open_clip
+
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     try:
         path = Path(open_clip.download_pretrained(config))
