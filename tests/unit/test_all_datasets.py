@@ -15,8 +15,8 @@ from mmseg.structures import SegDataSample
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
 from miniatures import MINIATURES
-from ovss_bench.datasets.base import dataset_config
 from ovss_bench.datasets.check import check
+from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.prepare import prepare
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import areas, metrics
