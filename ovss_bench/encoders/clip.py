@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
 from .checkpoints import adapt_state_dict, openai_architecture, read_weights
+from .deferred import deferred
 from .position import resample_position
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
+# What open_clip imports for models that are no plain ViT, and torchvision for one function: several seconds.
+OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
 
 
 class BlockView:
@@ -188,12 +191,12 @@ def load_clip(
 
     Raises OvssError: unknown name or tag, missing file, tensors that don't fit, an architecture without a class token.
     """
-    import open_clip
-
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if activation not in (None, *ACTIVATIONS):
         raise unknown("activation", activation, ACTIVATIONS)
+    with deferred(*OTHERS):
+        import open_clip
     entry, architecture = {}, None
     label = clip_label(name, pretrained)
     if state_dict is None:
