@@ -1,4 +1,5 @@
-"""Reading, resizing and normalising images as the official evaluation code does (mmcv on cv2)."""
+"""Reading, resizing and normalising images as the official evaluation code does: what mmcv does with cv2, without mmcv, which
+imports torch."""
 
 from __future__ import annotations
 
