@@ -39,6 +39,13 @@ class Registry(mmengine.Registry):
             importlib.import_module(location)
         return self._module_dict
 
+    def __len__(self) -> int:
+        return len(self.module_dict)
+
+    def __repr__(self) -> str:
+        _ = self.module_dict
+        return super().__repr__()
+
     @property
     def registered(self) -> dict[str, type]:
         """What is registered so far, without importing anything for it."""

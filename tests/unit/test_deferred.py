@@ -59,6 +59,12 @@ def test_the_package_has_all_its_names():
         _ = ob.load_clp
 
 
+def test_the_registries_show_everything():
+    code = "import ovss_bench as ob; print(len(ob.DATASETS), 'coco_2014' in repr(ob.DATASETS), 'sclip' in repr(ob.SEGMENTORS))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["3", "True", "True"], done.stderr
+
+
 def test_open_clip_s_other_models_can_still_be_made():
     """In a process of its own, in which nothing else has imported open_clip."""
     code = """
