@@ -6,26 +6,31 @@ vocabulary = ob.Vocabulary.from_names([["sky", "wall"], ["cat"], ["dog"]], backg
 prediction = ob.segment(ob.build_segmentor("sclip", clip=clip, vocabulary=vocabulary), image)
 """
 
-from . import segmentors as _segmentors  # noqa: F401  (registers the methods)
-from .datasets.base import SegDataset, load_dataset
-from .encoders.bank import RegionBank, load_bank
-from .encoders.clip import DenseCLIP, load_clip
-from .encoders.diffusion import load_diffusion
-from .encoders.foreground import load_foreground
-from .encoders.regions import load_regions
-from .encoders.sources import image_key
-from .encoders.vision import load_vision
-from .errors import OvssError
-from .inference.engine import make_scene, segment
-from .inference.finish import Prediction
-from .recipe import compose_recipe, segmentor_names
-from .registry import DATASETS, SEGMENTORS, load_plugin
-from .results.load import load_results
-from .results.run import EvalResult, Runtime, evaluate
-from .segmentors.attention import attend
-from .segmentors.base import LastBlockSegmentor, Scene, Segmentor, WindowBatch
-from .segmentors.build import build_segmentor
-from .vocabulary import Vocabulary
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what is asked for is imported then: torch and open_clip take seconds, and many tools need neither
+    from .datasets.base import SegDataset, load_dataset
+    from .encoders.bank import RegionBank, load_bank
+    from .encoders.clip import DenseCLIP, load_clip
+    from .encoders.diffusion import load_diffusion
+    from .encoders.foreground import load_foreground
+    from .encoders.regions import load_regions
+    from .encoders.sources import image_key
+    from .encoders.vision import load_vision
+    from .errors import OvssError
+    from .inference.engine import make_scene, segment
+    from .inference.finish import Prediction
+    from .recipe import compose_recipe, segmentor_names
+    from .registry import DATASETS, SEGMENTORS, load_plugin
+    from .results.load import load_results
+    from .results.run import EvalResult, Runtime, evaluate
+    from .segmentors.attention import attend
+    from .segmentors.base import LastBlockSegmentor, Scene, Segmentor, WindowBatch
+    from .segmentors.build import build_segmentor
+    from .vocabulary import Vocabulary
 
 __all__ = [
     "DATASETS",
@@ -60,3 +65,22 @@ __all__ = [
     "segment",
     "segmentor_names",
 ]
+
+# name -> the module that it is in, as the imports above say
+_MODULES = {
+    alias.name: f"{__name__}.{node.module}"
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and node.level
+    for alias in node.names
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

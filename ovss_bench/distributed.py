@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from .errors import OvssError
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 KEPT = "what was finished is kept, the same command goes on"
 # Processes wait for the slowest one; that one of them has died shows in its closed connections, not in the time it takes.
@@ -64,6 +64,8 @@ class World:
         """What each process gives, in the order of their ranks; all must call it. Raises OvssError if one has died."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.size
         try:
             dist.all_gather_object(values, value)
@@ -94,6 +96,8 @@ class World:
 
     def device(self, wanted: str | None) -> str:
         """The device of this process, of which several share a machine's GPUs in turn."""
+        import torch
+
         kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind != "cuda" or self.size == 1 or not torch.cuda.is_available():
             return kind
@@ -116,6 +120,9 @@ def join() -> World:
     """The world of this process, by the environment variables that torchrun sets. Waits for the other processes."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in os.environ:
         return World()
+    import torch
+    import torch.distributed as dist
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://"))

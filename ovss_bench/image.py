@@ -1,24 +1,28 @@
-"""Reading, resizing and normalising images as the official evaluation code does (mmcv on cv2)."""
+"""Reading, resizing and normalising images as the official evaluation code does: what mmcv does with cv2, without mmcv, which
+imports torch."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
-import mmcv
 import numpy as np
-import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
-from torch import Tensor
 
 from .errors import OvssError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Mean and standard deviation of RGB in 0..255: CLIP's as the SCLIP family rounds them (clip.md section 2), exact, ImageNet's.
 STATISTICS = {
     "clip": ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323)),
-    "clip_exact": tuple(tuple(255 * value for value in values) for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)),
+    "clip_exact": tuple(
+        tuple(255 * value for value in values)
+        for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # openai/CLIP clip/clip.py
+    ),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
@@ -36,7 +40,7 @@ def read_image(path: str | Path) -> np.ndarray:
         reason = str(error) or type(error).__name__
         raise OvssError(f"image {path} cannot be read: {reason}. Copy or download it again.") from error
     try:
-        image = mmcv.imfrombytes(data, flag="color", backend="cv2") if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     except cv2.error:
         image = None
     if image is None:
@@ -69,7 +73,7 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
     if rule == "keep_ratio":
         factor = min(long_side / max(height, width), short_side / min(height, width))
         height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
-        return mmcv.imresize(image, (width, height), interpolation="bilinear", backend="cv2")
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     if rule == "square_bilinear":
         return cv2.resize(image, (short_side, short_side), interpolation=cv2.INTER_LINEAR)
     if rule == "none":
@@ -117,5 +121,7 @@ def _center_crop(picture: Image.Image, side: int, filter: Image.Resampling) -> n
 
 def normalize(image: np.ndarray, statistics: str) -> Tensor:
     """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255."""
+    import torch
+
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS[statistics])
     return (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() - mean) / std

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from .datasets.base import MissingData, SegDataset, dataset_config, load_dataset
+from .datasets.base import MissingData, SegDataset, load_dataset
+from .datasets.config import dataset_config
 from .datasets.suites import Suite, expand
 from .distributed import Shard, World
 from .encoders.clip import DenseCLIP, clip_label, load_clip

@@ -11,7 +11,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .errors import OvssError, unknown
-from .registry import load_plugin
 
 
 def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,8 +48,11 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
         elif isinstance(value, list | dict):
             raise OvssError(f"{key}={value}: expected one name.")
     options = {**defaults, **given}
-    for plugin in options.get("plugins", ()):
-        load_plugin(plugin)
+    if options.get("plugins"):
+        from .registry import load_plugin
+
+        for plugin in options["plugins"]:
+            load_plugin(plugin)
     return options
 
 

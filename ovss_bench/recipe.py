@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from .errors import OvssError, unknown
 from .files import config_names, load_config
+from .hyperparameters import Hyperparameters, declared
 
 CHOICES = {
     "resize": ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "none"),
@@ -139,54 +140,68 @@ def compose_recipe(
     """
     from .registry import RECIPES
 
-    config, segmentor_class = segmentor_config(segmentor)
-    hyperparameters = segmentor_class.hyperparameters()
-    values, origins = {}, {}
-    for name, value in hyperparameters.items():
-        values[name], origins[name] = value, f"default of {segmentor_class.__name__}"
+    config, own = hyperparameters(segmentor)
+    values = dict(own.defaults)
+    origins = dict.fromkeys(values, f"default of {own.owner}")
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
     base = ("configs/recipe.yaml", load_config(".", "recipe"))
-    own = (str(RECIPES.get(segmentor, f"configs/segmentor/{segmentor}.yaml")), config)
+    given = (str(RECIPES.get(segmentor, f"configs/segmentor/{segmentor}.yaml")), config)
     rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol))
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
     for section in sections:
-        for file, content in (base, own):
+        for file, content in (base, given):
             _merge(values, origins, content, file, section)
     for section in sections:
         _merge(values, origins, rules[1], rules[0], section)
     for name, value in (overrides or {}).items():
         values[name], origins[name] = value, origin
     for name in values:
-        if name not in RECIPE_VALUES and name not in hyperparameters:
+        if name not in RECIPE_VALUES and name not in own.defaults:
             raise unknown(
-                f"recipe value or hyperparameter of {segmentor} (from {origins[name]})",
-                name,
-                [*RECIPE_VALUES, *hyperparameters],
+                f"recipe value or hyperparameter of {segmentor} (from {origins[name]})", name, [*RECIPE_VALUES, *own.defaults]
             )
-    for name in hyperparameters:
-        segmentor_class.check_hyperparameter(name, values[name])
+    for name in own.defaults:
+        own.check(name, values[name])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    own_values = {name: values.pop(name) for name in hyperparameters}
+    own_values = {name: values.pop(name) for name in own.defaults}
     return Recipe(segmentor=segmentor, **values, hyperparameters=own_values, origins=origins)
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
     """The configuration of a segmentor and its class, of this project or of a plug-in. A registered method needs no file; a
     variant's file names its `method`."""
+    from .registry import SEGMENTORS
+
+    config = _config(name)
+    return config, SEGMENTORS.get(config.get("method", name))
+
+
+def hyperparameters(name: str) -> tuple[dict[str, Any], Hyperparameters]:
+    """The configuration of a segmentor and what can be set in its method, for which this project's methods need not be
+    imported."""
+    from .registry import SEGMENTORS
+
+    config = _config(name)
+    method = config.get("method", name)
+    if method not in SEGMENTORS.registered and method in declared():
+        return config, declared()[method]
+    found = SEGMENTORS.get(method)
+    return config, Hyperparameters(found.__name__, get_type_hints(found), found.hyperparameters())
+
+
+def _config(name: str) -> dict[str, Any]:
     from .registry import RECIPES, SEGMENTORS, load_installed, not_found
 
     if name in config_names("segmentor"):
-        config = load_config("segmentor", name)
-        return config, SEGMENTORS.get(config.get("method", name))
+        return load_config("segmentor", name)
     if name not in RECIPES and name not in SEGMENTORS.module_dict:
         load_installed(name)
     if name in RECIPES:
-        config = _read(RECIPES[name])
-        return config, SEGMENTORS.get(config.get("method", name))
+        return _read(RECIPES[name])
     if name not in SEGMENTORS.module_dict:
         raise not_found("segmentor", name, segmentor_names())
-    return {}, SEGMENTORS.get(name)
+    return {}
 
 
 def segmentor_names() -> list[str]:
@@ -194,7 +209,7 @@ def segmentor_names() -> list[str]:
     one was asked for."""
     from .registry import RECIPES, SEGMENTORS
 
-    return sorted({*config_names("segmentor"), *SEGMENTORS.module_dict, *RECIPES})
+    return sorted({*config_names("segmentor"), *declared(), *SEGMENTORS.registered, *RECIPES})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ are in a folder `configs/segmentor` beside the module.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import sys
 import warnings
@@ -29,7 +30,26 @@ _IMPORTED: dict[EntryPoint, OvssError | None] = {}  # and what is wrong with it
 
 
 class Registry(mmengine.Registry):
-    """mmengine's registry, with an error that lists the closest names, and with what installed packages bring."""
+    """mmengine's registry, with an error that lists the closest names, and with what installed packages bring. Its `locations`
+    are imported when something is looked up: methods need torch, and most tools need no method."""
+
+    @property
+    def module_dict(self) -> dict[str, type]:
+        for location in self._locations:
+            importlib.import_module(location)
+        return self._module_dict
+
+    def __len__(self) -> int:
+        return len(self.module_dict)
+
+    def __repr__(self) -> str:
+        _ = self.module_dict
+        return super().__repr__()
+
+    @property
+    def registered(self) -> dict[str, type]:
+        """What is registered so far, without importing anything for it."""
+        return self._module_dict
 
     def get(self, key: str) -> type:
         if key not in self.module_dict:
@@ -40,8 +60,8 @@ class Registry(mmengine.Registry):
         return self.module_dict[key]
 
 
-SEGMENTORS = Registry("segmentor")
-DATASETS = Registry("dataset")
+SEGMENTORS = Registry("segmentor", locations=[f"{__package__}.segmentors"])
+DATASETS = Registry("dataset", locations=[f"{__package__}.datasets.{module}" for module in ("base", "coco", "demo")])
 
 
 def load_plugin(path: str | Path) -> None:

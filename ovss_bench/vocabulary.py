@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import csv
+import runpy
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from .encoders.clip import DenseCLIP
 from .errors import OvssError, unknown
 from .files import cache_dir, digest, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .encoders.clip import DenseCLIP
+
+# A file of nothing but templates; open_clip as a whole takes seconds to import.
+_OPEN_CLIP = runpy.run_path(str(Path(find_spec("open_clip").origin).with_name("zero_shot_metadata.py")))
 
 _SCENE_TEMPLATES = (  # MaskCLIP (maskclip.md section 3) adds these to the 80
     "there is a {} in the scene.",
@@ -38,11 +41,11 @@ _CAR = (  # CLIPer's short set (cliper.md section 3), to the full stop
     *(f"This is a photo of a {size} {{}}." for size in ("small", "medium", "large")),
     *(f"There is a {size} {{}} in the scene." for size in ("small", "medium", "large")),
 )
-_IMAGENET = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+_IMAGENET = tuple(template("{}") for template in _OPEN_CLIP["OPENAI_IMAGENET_TEMPLATES"])
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "imagenet80": _IMAGENET,
     "maskclip85": _IMAGENET + _SCENE_TEMPLATES,
-    "notebook7": tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
+    "notebook7": tuple(template("{}") for template in _OPEN_CLIP["SIMPLE_IMAGENET_TEMPLATES"]),
     "car15": _CAR,
     "photo": ("a photo of a {}.",),
     "photo_bare": ("a photo of a {}",),
@@ -111,6 +114,8 @@ class Vocabulary:
         cls, features: Tensor, group: Sequence[int] | None = None, *, background: bool | int | None = False
     ) -> Vocabulary:
         """Text features (Q, E) given directly; rows are normalised. `group` defaults to one class per query."""
+        import torch.nn.functional as F
+
         group = tuple(range(len(features))) if group is None else tuple(int(g) for g in group)
         if len(group) != len(features):
             raise OvssError(f"{len(features)} text features but {len(group)} entries in group; give one class per feature.")
@@ -129,11 +134,21 @@ class Vocabulary:
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor | None]:
+<<<<<<< HEAD
         """The classes of the queries that stand for one, ascending (of equal scores the lowest class wins), and the order of
         all queries in which these come first, the distractors last; None where that is the order that they have."""
         order = sorted(range(len(self.group)), key=lambda q: (self.group[q] < 0, self.group[q]))
         classes = torch.tensor([self.group[q] for q in order if self.group[q] >= 0])
         return classes, None if order == list(range(len(order))) else torch.tensor(order)
+=======
+        """The classes of the queries that stand for one, ascending (of equal scores the lowest class wins), and these queries
+        in that order; None where they are all, in order."""
+        import torch
+
+        order = sorted((q for q, c in enumerate(self.group) if c >= 0), key=lambda q: self.group[q])
+        classes = torch.tensor([self.group[q] for q in order])
+        return classes, None if order == list(range(len(self.group))) else torch.tensor(order)
+>>>>>>> startup
 
     def features(self, clip: DenseCLIP) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
@@ -143,6 +158,10 @@ class Vocabulary:
         """
         if self.given_features is not None:
             return self.given_features.to(clip.device)
+        import torch.nn.functional as F
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file, save_file
+
         templates = TEMPLATES[self.templates]
         context = str(getattr(clip.tokenizer, "context_length", ""))
         weights = (clip.weights_digest, clip.text_activation, clip.precision)

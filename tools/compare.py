@@ -13,9 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ovss_bench.errors import OvssError
 from ovss_bench.files import write_atomic
 from ovss_bench.options import parse_options, run_tool
-from ovss_bench.results.compare import compare_paths, status
 from ovss_bench.results.compare_view import lines_of, summary
-from ovss_bench.results.reproduced import compare_with_published
 from ovss_bench.results.store import dump
 
 OPTIONS = {"tolerance": 0.1, "out": None, "plugins": []}
@@ -37,7 +35,11 @@ def main() -> int:
     for path in paths:
         if not Path(path).exists():
             raise OvssError(f"{path} does not exist. Expected a result file or a folder of results.")
+    from ovss_bench.results.compare import compare_paths, status  # and SciPy, after all that can be wrong with the options
+
     if arguments.published:
+        from ovss_bench.results.reproduced import compare_with_published
+
         comparisons, without = compare_with_published(*paths, tolerance)
     else:
         comparisons, without = compare_paths(*paths, tolerance), []

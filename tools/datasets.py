@@ -14,12 +14,8 @@ from rich.console import Console, RenderableType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ovss_bench.datasets.check import check
-from ovss_bench.datasets.manifest import view
-from ovss_bench.datasets.prepare import prepare
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.options import parse_options, run_tool
-from ovss_bench.results.overview import card, overview
 
 COMMON = {"data_root": os.environ.get("OVSS_DATA"), "plugins": []}
 PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "workers": os.cpu_count() or 1}
@@ -38,6 +34,8 @@ def main() -> int:
 
 
 def list_datasets(names: list[str], words: list[str]) -> int:
+    from ovss_bench.results.overview import card, overview
+
     root = parse_options(words, COMMON)["data_root"]
     for part in map(card, names, [root] * len(names)) if names else [overview(root)]:
         _print(part)
@@ -45,6 +43,8 @@ def list_datasets(names: list[str], words: list[str]) -> int:
 
 
 def prepare_datasets(names: list[str], words: list[str]) -> int:
+    from ovss_bench.datasets.prepare import prepare
+
     options = parse_options(words, PREPARE)
     for name in _named(names):
         prepare(name, options["data_root"], **{key: options[key] for key in ("source", "yes", "rerun", "workers")})
@@ -52,6 +52,9 @@ def prepare_datasets(names: list[str], words: list[str]) -> int:
 
 
 def check_datasets(names: list[str], words: list[str]) -> int:
+    from ovss_bench.datasets.check import check
+    from ovss_bench.datasets.manifest import view
+
     options, names = parse_options(words, CHECK), _named(names)
     if len(names) > 1 and (options["out"] or options["against"]):
         raise OvssError("out=FILE and against=FILE are for one data set at a time.")

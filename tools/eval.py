@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ovss_bench.distributed import KEPT, join
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
-from ovss_bench.main import main
 from ovss_bench.process import terminate_cleanly
 
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
@@ -33,6 +32,8 @@ LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": 
 
 @hydra.main(config_path=str(CONFIGS / "tools"), config_name="eval", version_base="1.3")
 def evaluate(config: DictConfig) -> None:
+    from ovss_bench.main import main  # after all that can be wrong with the options, since torch takes seconds to import
+
     world, wrong = join(), None
     try:
         with terminate_cleanly():

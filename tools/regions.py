@@ -8,14 +8,11 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ovss_bench as ob
 from ovss_bench.errors import OvssError
 from ovss_bench.options import parse_options, run_tool
-from ovss_bench.results.precompute import index_regions, precompute_regions
 
 COMMON = {"dataset": "demo", "data_root": None, "limit": None, "workers": os.cpu_count() or 1, "plugins": []}
 MAKING = COMMON | {"regions": "demo", "settings": {}, "out": None, "device": None}
@@ -32,6 +29,10 @@ def make(words: list[str]) -> None:
     options = parse_options(words, MAKING)
     if options["out"] is None:
         raise OvssError("name the folder that the regions are written to: out=DIR.")
+    import torch
+
+    from ovss_bench.results.precompute import precompute_regions
+
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     precompute_regions(
         ob.load_dataset(options["dataset"], options["data_root"]),
@@ -49,6 +50,8 @@ def index(words: list[str]) -> None:
     if not words or "=" in words[0]:
         raise OvssError("name the folder with the region files: index DIR dataset=NAME.")
     options = parse_options(words[1:], COMMON)
+    from ovss_bench.results.precompute import index_regions
+
     dataset = ob.load_dataset(options["dataset"], options["data_root"])
     index_regions(dataset, words[0], limit=options["limit"], workers=options["workers"])
     print(f"regions: {words[0]}")

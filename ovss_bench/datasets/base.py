@@ -14,29 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
-from yaml import YAMLError
 
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, config_names, digest, load_config
+from ..files import CONFIGS, config_names, digest
 from ..image import read_image, resize_truth
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
+from .config import dataset_config, facts, names_path
 
-KEYS = {  # what configs/dataset and YAML files of one's own may hold
-    **dict.fromkeys(("extends", "loader", "mmseg", "full_name", "link", "licence", "names", "names_of"), "a text"),
-    **dict.fromkeys(("images", "labels", "ids", "image_suffix", "label_suffix"), "a text"),
-    **dict.fromkeys(("expected_images", "background", "ignore_index", "object"), "a whole number, 0 or more"),
-    **dict.fromkeys(("unseen", "interest"), "a list of class numbers"),
-    **dict.fromkeys(("check", "prepare"), "NAME: VALUE below it"),
-    "folders": "a list of texts",
-    "classes": "a list of names, or of lists of synonyms (in quotes what YAML takes for numbers or for true and false)",
-    "palette": "a list of [red, green, blue]",
-    "reduce_zero_label": "true or false",
-}
 # A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
 UNFINISHED = ".unfinished"
 
@@ -59,7 +46,8 @@ class Sample:
 
 @DATASETS.register_module(name="mmseg")
 class SegDataset:
-    """A data set read through a class of mmseg, as configs/dataset/<name>.yaml describes it.
+    """A data set as configs/dataset/<name>.yaml describes it, with classes, colours and label map of a class of mmseg if it
+    names one, which is imported when they are asked for: that takes a second, and brings torch.
 
     `classes` are the names in the order of the labels, `background` the index of the background class or None, and labels are
     counted after mmseg's label map and `reduce_zero_label`; `ignore_index` marks pixels that do not count.
@@ -68,13 +56,14 @@ class SegDataset:
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         self.name, self.config = name, config
         self.root = self.locate(root)
-        self.mmseg = self._open()
-        self.classes: tuple[str, ...] = tuple(name.strip() for name in self.mmseg.metainfo["classes"])
-        self.palette: list[list[int]] = [list(colour) for colour in self.mmseg.metainfo["palette"]]
         self.background: int | None = config.get("background")
         self.ignore_index: int = config.get("ignore_index", 255)
         self.expected_images: int | None = config.get("expected_images")
         self.unseen: tuple[int, ...] = tuple(config.get("unseen", ()))
+        # A class that is named in a file of one's own may list images by rules of its own, or not fit.
+        self._mmseg_lists = "mmseg" in config and name not in config_names("dataset")
+        if self._mmseg_lists:
+            _ = self.mmseg
 
     def locate(self, root: str | Path | None) -> Path:
         """The folder that holds images and labels: the first of `folders` below the data root that is there."""
@@ -112,15 +101,13 @@ class SegDataset:
             lines.append(f"  Where to get it and how it is converted: python tools/datasets.py list {self.name}")
         return "\n".join(lines)
 
-    def _open(self) -> Any:
-        with redirect_stdout(StringIO()):  # the fork prints that an optional package is not there
-            import mmseg.datasets
-            from mmseg.registry import DATASETS as MMSEG
-
+    @cached_property
+    def mmseg(self) -> Any:
+        """The data set of mmseg's class."""
         options = {"metainfo": {key: self.config[key] for key in ("classes", "palette") if key in self.config}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return MMSEG.get(self.config.get("mmseg", mmseg.datasets.BaseSegDataset.__name__))(
+            return mmseg_class(self.config["mmseg"])(
                 ann_file=self.config.get("ids", ""),
                 data_root=str(self.root),
                 data_prefix={"img_path": self.config["images"], "seg_map_path": self.config["labels"]},
@@ -134,14 +121,52 @@ class SegDataset:
             )
 
     @cached_property
+    def classes(self) -> tuple[str, ...]:
+        names = self.mmseg.metainfo["classes"] if "mmseg" in self.config else self.config["classes"]
+        return tuple(name.strip() for name in names)
+
+    @cached_property
+    def palette(self) -> list[list[int]]:
+        """A colour for each class; drawn at random, as mmseg does it, where none are given."""
+        if "mmseg" in self.config:
+            return [list(colour) for colour in self.mmseg.metainfo["palette"]]
+        return self.config.get("palette") or np.random.RandomState(42).randint(0, 255, (len(self.classes), 3)).tolist()
+
+    @cached_property
+    def label_map(self) -> dict[int, int] | None:
+        """Stored class -> class, where only some of those of mmseg's class are wanted."""
+        return self.mmseg.label_map if "mmseg" in self.config else None
+
+    @cached_property
     def listed(self) -> list[Sample]:
         """All images, in mmseg's order, whether or not their files are there."""
-        folder, suffix = self.root / self.config["images"], self.config["image_suffix"]
-        samples = []
-        for info in self.mmseg.data_list:
-            path = Path(info["img_path"])
-            samples.append(Sample(path.relative_to(folder).as_posix().removesuffix(suffix), path, Path(info["seg_map_path"])))
-        return samples
+        images, labels = self.root / self.config["images"], self.root / self.config["labels"]
+        if self._mmseg_lists:
+            pairs = [(Path(info["img_path"]), Path(info["seg_map_path"])) for info in self.mmseg.data_list]
+        else:
+            suffixes = self.config["image_suffix"], self.config["label_suffix"]
+            pairs = [(images / (name + suffixes[0]), labels / (name + suffixes[1])) for name in self._listed_ids()]
+        suffix = self.config["image_suffix"]
+        return [Sample(image.relative_to(images).as_posix().removesuffix(suffix), image, label) for image, label in pairs]
+
+    def _listed_ids(self) -> list[str]:
+        """The lines of the list, or all images at any depth, as mmseg's BaseSegDataset takes them."""
+        ids, images, suffix = self.config.get("ids"), self.root / self.config["images"], self.config["image_suffix"]
+        if ids and not (self.root / ids).is_dir():
+            try:
+                with (self.root / ids).open(encoding="utf-8") as file:
+                    return [line.strip() for line in file]
+            except (OSError, ValueError) as error:
+                raise OvssError(
+                    f"list {self.root / ids} cannot be read: {error}. Expected UTF-8 text, an id per line."
+                ) from error
+        found = [
+            (Path(folder) / name).relative_to(images).as_posix()
+            for folder, _, names in os.walk(images, followlinks=True)
+            for name in names
+            if name.endswith(suffix) and not name.startswith(".")
+        ]
+        return [name.removesuffix(suffix) for name in sorted(found)]
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -220,11 +245,11 @@ class SegDataset:
 
     def ruled(self, label: np.ndarray) -> np.ndarray:
         """Stored values -> classes: mmseg's rules, but not in its 8 bits, into which larger values would silently fold."""
-        if self.mmseg.reduce_zero_label:
+        if self.config.get("reduce_zero_label"):
             label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
-        if self.mmseg.label_map:
+        if self.label_map:
             raw, label = label, label.copy()
-            for old, new in self.mmseg.label_map.items():
+            for old, new in self.label_map.items():
                 label[raw == old] = new
         return label
 
@@ -239,7 +264,7 @@ class SegDataset:
     @property
     def facts(self) -> DatasetFacts:
         """What the metrics must know."""
-        return _facts(self.config)
+        return facts(self.config)
 
     @cached_property
     def images_digest(self) -> str:
@@ -257,15 +282,14 @@ class SegDataset:
         )
 
 
-def names_path(dataset: str, names: str) -> Path:
-    """The names file of a variant, or the given path."""
-    path = CONFIGS / "names" / dataset / f"{names}.txt"
-    if path.is_file():
-        return path
-    if Path(names).is_file():
-        return Path(names)
-    variants = [file.stem for file in path.parent.glob("*.txt")]
-    raise unknown(f"names variant (or file) of {dataset}", names, variants)
+def mmseg_class(name: str) -> type:
+    """A data set class of mmseg. This is the one place that imports mmseg."""
+    with redirect_stdout(StringIO()):  # it prints that "OneDL", which is optional, is not there
+        import mmseg.datasets  # noqa: F401  (registers the classes)
+        from mmseg.registry import DATASETS as MMSEG
+    if name not in MMSEG.module_dict:
+        raise unknown("data set class of mmseg", name, MMSEG.module_dict)
+    return MMSEG.module_dict[name]
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
@@ -285,105 +309,3 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
         raise
     except Exception as error:  # what mmseg raises for values that it cannot use
         raise OvssError(f"data set file {folder / name}.yaml cannot be used: {type(error).__name__}: {error}") from error
-
-
-def facts_of(name: str) -> DatasetFacts:
-    """What the metrics must know of a data set that need not be here; of one that is not of configs/dataset, nothing."""
-    return _facts(dataset_config(name)[1]) if name in config_names("dataset") else DatasetFacts()
-
-
-def _facts(config: dict[str, Any]) -> DatasetFacts:
-    unseen, interest = (tuple(config.get(key, ())) for key in ("unseen", "interest"))
-    return DatasetFacts(config.get("background"), unseen, config.get("object"), interest, config.get("ignore_index", 255))
-
-
-def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
-    """The name of a data set, its configuration with what it `extends`, and the folder of a YAML file of one's own."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if name not in config_names("dataset"):
-            raise unknown("dataset", name, config_names("dataset"))
-        config = load_config("dataset", str(name))
-        return str(name), _extended(config), None
-    if not path.is_file():
-        raise OvssError(f"data set file {path} does not exist. Known by name: {', '.join(config_names('dataset'))}.")
-    if path.stem in config_names("dataset"):
-        raise OvssError(f"data set file {path} has the name of a data set of this project. Give it another name.")
-    return path.stem, _own(path), path.resolve().parent
-
-
-def _extended(config: dict[str, Any]) -> dict[str, Any]:
-    return dataset_config(config["extends"])[1] | config if "extends" in config else config
-
-
-def _own(path: Path) -> dict[str, Any]:
-    """The configuration of a data set of one's own: `images`, `labels`, `image_suffix`, `label_suffix`, and `classes` (a list,
-    of which an entry may be a list of synonyms) or `names` (a names file); further keys as in configs/dataset."""
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise OvssError(f"data set file {path} cannot be read: {error}") from error
-    wanted = ("images", "labels", "image_suffix", "label_suffix")
-    if not isinstance(config, dict):
-        raise OvssError(f"data set file {path} is not a mapping. Expected the keys {', '.join(wanted)}, and names or classes.")
-    for key, value in config.items():
-        if key not in KEYS:
-            raise unknown(f"key in {path}", key, KEYS)
-        if value is not None and not _fits(value, KEYS[key]):
-            raise OvssError(f"data set file {path}: {key}={value!r}: expected {KEYS[key]}.")
-    if config.get("extends") is not None and config["extends"] not in config_names("dataset"):
-        raise unknown(f"dataset that {path} extends", config["extends"], config_names("dataset"))
-    config = {key: value for key, value in config.items() if key != "extends" or value is not None}
-    config = {key: value for key, value in _extended(config).items() if value is not None}
-    missing = [key for key in wanted if key not in config]
-    if "mmseg" not in config and not {"names", "classes"} & set(config):
-        missing.append("names (a file with a line per class) or classes (a list)")
-    if missing:
-        raise OvssError(f"data set file {path} lacks {', '.join(missing)}.")
-    entries = read_names(path.parent / config["names"])[0] if "names" in config else config.get("classes")
-    if entries is not None:
-        config["synonyms"] = [entry if isinstance(entry, list) else [str(entry)] for entry in entries]
-        config["classes"] = [entry[0] for entry in config["synonyms"]]
-    _check_classes(config, path)
-    return {"folders": ["."]} | config
-
-
-def _check_classes(config: dict[str, Any], path: Path) -> None:
-    """Class numbers must be those of classes, where the file lists them."""
-    count = len(config.get("classes", ()))
-    for key in ("background", "object", "unseen", "interest") if count else ():
-        value = config.get(key, [])
-        wrong = [number for number in (value if isinstance(value, list) else [value]) if number >= count]
-        if wrong:
-            raise OvssError(f"data set file {path}: {key}={value}, but the classes are 0 to {count - 1}.")
-    if config.get("ignore_index", 255) < count:
-        raise OvssError(f"data set file {path}: ignore_index={config.get('ignore_index', 255)} is the number of a class.")
-    if count and len(config.get("palette", config.get("classes"))) != count:
-        raise OvssError(f"data set file {path}: palette has {len(config['palette'])} colours for {count} classes.")
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a value is what KEYS says of it."""
-
-    def number(item: Any) -> bool:
-        return type(item) is int and item >= 0
-
-    def listed(fits: Any) -> bool:
-        return isinstance(value, list) and all(map(fits, value))
-
-    def colour(item: Any) -> bool:
-        return isinstance(item, list) and len(item) == 3 and all(type(part) is int and 0 <= part < 256 for part in item)
-
-    def entry(item: Any) -> bool:
-        return isinstance(item, str) or (isinstance(item, list) and bool(item) and all(isinstance(part, str) for part in item))
-
-    checks = {
-        "a text": lambda: isinstance(value, str),
-        "a list of texts": lambda: bool(value) and listed(lambda item: isinstance(item, str)),
-        "a list of class numbers": lambda: listed(number),
-        "a whole number, 0 or more": lambda: number(value),
-        "a list of [red, green, blue]": lambda: listed(colour),
-        "true or false": lambda: isinstance(value, bool),
-        "NAME: VALUE below it": lambda: isinstance(value, dict),
-    }
-    return checks.get(kind, lambda: bool(value) and listed(entry))()

@@ -145,7 +145,7 @@ def reduced_twice(survey: Survey) -> Found:
         return
     zero = sum(0 in seen.values for seen in survey.labels)
     # Official labels of a set with a label map hold 255 themselves, but also 0, the background, nearly everywhere.
-    if survey.dataset.mmseg.label_map and 2 * zero >= len(survey.labels):
+    if survey.dataset.label_map and 2 * zero >= len(survey.labels):
         return
     for seen in survey.labels:
         if ignored in seen.values:
@@ -306,6 +306,7 @@ def check(
     """
     theirs = read_manifest(Path(against), name) if against is not None else None
     dataset = load_dataset(name, root)
+    _ = dataset.classes, dataset.label_map  # mmseg is imported here, not in every process
     seen: dict[Sample, Seen] = {}
     with Progress(quiet).start(f"check of {dataset.name}", len(dataset.listed)) as bar:
         for sample, outcome in in_processes(partial(look, dataset), dataset.listed, workers or os.cpu_count() or 1):

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 from ..registry import DATASETS
-from .base import SegDataset
+from .base import Sample, SegDataset
 
 
 @DATASETS.register_module(name="coco_2014")
 class Coco2014(SegDataset):
     """Image COCO_val2014_<12 digits>.jpg, label <12 digits>.png; the list of ids may have either form, or just numbers."""
 
-    def _open(self) -> Any:
-        opened = super()._open()
-        images, labels = self.root / self.config["images"], self.root / self.config["labels"]
-        for info in opened.data_list:
-            number = Path(info["img_path"]).stem.rpartition("_")[2].zfill(12)
-            info["img_path"] = str(images / f"COCO_val2014_{number}{self.config['image_suffix']}")
-            info["seg_map_path"] = str(labels / f"{number}{self.config['label_suffix']}")
-        return opened
+    @cached_property
+    def listed(self) -> list[Sample]:
+        """In the order of the list."""
+        samples = []
+        for name in self._listed_ids():
+            number = name.rpartition("/")[2].rpartition("_")[2].zfill(12)
+            image = f"COCO_val2014_{number}"
+            samples.append(
+                Sample(
+                    image,
+                    self.root / self.config["images"] / f"{image}{self.config['image_suffix']}",
+                    self.root / self.config["labels"] / f"{number}{self.config['label_suffix']}",
+                )
+            )
+        return samples

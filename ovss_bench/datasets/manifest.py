@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import OvssError
-from .base import SegDataset, dataset_config
+from .base import SegDataset
+from .config import dataset_config
 
 SHOWN = 5
 

@@ -20,7 +20,8 @@ from ..process import in_processes, locked, terminate_cleanly
 from ..progress import Progress
 from ..registry import DATASETS, Registry
 from .archives import Archive, download, extract, is_official, sweep
-from .base import UNFINISHED, dataset_config
+from .base import UNFINISHED
+from .config import dataset_config
 
 CONVERTERS = Registry("converter")
 

@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import safetensors
 import torch
 from torch import Tensor, nn
@@ -92,6 +91,8 @@ def openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
 
 def adapt_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The tensors as the open_clip model names them, in float32 without a detour through half precision."""
+    import open_clip
+
     state_dict = {name: t.float() if t.is_floating_point() else t for name, t in _clean(state_dict).items()}
     if isinstance(model, open_clip.CustomTextCLIP) and "positional_embedding" in state_dict:
         state_dict = open_clip.model.convert_to_custom_text_state_dict(state_dict)

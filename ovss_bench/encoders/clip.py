@@ -10,23 +10,28 @@ import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
 from .checkpoints import adapt_state_dict, openai_architecture, read_weights
+from .deferred import deferred
 from .position import resample_position
+
+if TYPE_CHECKING:
+    from open_clip.transformer import ResidualAttentionBlock
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
 }
+# What open_clip imports for models that are no plain ViT, and torchvision for one function: several seconds.
+OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
 
 
 class BlockView:
@@ -79,6 +84,8 @@ class DenseCLIP:
     """The image tower of a CLIP ViT in parts, and its text tower. Runs without gradients in the precision of its weights."""
 
     def __init__(self, model: nn.Module, tokenizer: Callable, name: str, activation: str, layer_norm_eps: float = 1e-5) -> None:
+        from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
         visual = model.visual
         blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
         plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
@@ -209,6 +216,8 @@ def load_clip(
         raise unknown("precision", precision, PRECISIONS)
     if activation not in (None, *ACTIVATIONS):
         raise unknown("activation", activation, ACTIVATIONS)
+    with deferred(*OTHERS):
+        import open_clip
     entry, architecture = {}, None
     label = clip_label(name, pretrained)
     if state_dict is None:
@@ -262,6 +271,8 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
         return dict(architecture)
     if architecture is None:
         return openai_architecture(state_dict)
+    import open_clip
+
     config = dict(open_clip.get_model_config(architecture) or {})
     if not config:
         raise unknown("open_clip architecture", architecture, open_clip.list_models())
@@ -269,12 +280,16 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
 
 
 def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
+    import open_clip
+
     if isinstance(architecture, str):
         return open_clip.get_tokenizer(architecture)
     return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
 
 
 def _tags(architecture: str) -> list[str]:
+    import open_clip
+
     return open_clip.list_pretrained_tags_by_model(architecture)
 
 
@@ -287,6 +302,8 @@ def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None
         if Path(pretrained).suffix:
             raise OvssError(f"weights {pretrained} do not exist. Give the path of a file (safetensors, .pt or .bin).")
         raise unknown(f"weights tag for {architecture}", pretrained, _tags(architecture) if architecture else [])
+    import open_clip
+
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     try:
         path = Path(open_clip.download_pretrained(config))

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from ..errors import OvssError
 from ..files import digest, weights_folders
@@ -101,6 +100,8 @@ class Sam:
                     boxes.append(boxes_of(masks))
         if not bits:
             return np.empty((0, -(-image.shape[0] * image.shape[1] // 8)), np.uint8)
+        from torchvision.ops import nms
+
         best = nms(torch.cat(boxes), torch.cat(scores), self.box_nms_thresh)
         return np.concatenate(bits)[best.cpu().numpy()]
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.table import Table
 
 from ..datasets.suites import Suite, mean_of
 from .tables import PARTIAL, marked_name, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEYS = ("segmentor", "clip", "protocol")
 
 
 def write_averages(suite: Suite, results: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
     """<suite>.md and <suite>.csv: a column per average, NaN where data sets are missing, and what is missing."""
+    import pandas as pd
+
     rows: dict[tuple, dict[tuple[str, str], float]] = {}
     partial = set()
     for result in results:

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.base import dataset_config, load_dataset
+from ..datasets.base import load_dataset
+from ..datasets.config import dataset_config
 from ..errors import OvssError
 from ..evaluation.bootstrap import interval
 from ..evaluation.confusion import total

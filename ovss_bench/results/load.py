@@ -6,13 +6,14 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OvssError
 from .form import schema
 from .store import read_result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LARGE = ("per_class", "recipe")  # fields that need much memory, and that no table has
 NAME = re.compile(r".+-[0-9a-f]{12}\.json")
@@ -53,6 +54,8 @@ def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd
 
 def frame_of(results: Mapping[Path, Mapping[str, Any]]) -> pd.DataFrame:
     """The columns are the fields that the schema marks with `column`; metrics in the order in which they come first."""
+    import pandas as pd
+
     rows = []
     for path, result in results.items():
         row = dict(_columns(result, schema()))

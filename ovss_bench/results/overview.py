@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import redirect_stdout
-from io import StringIO
+import ast
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
-from ..datasets.base import MissingData, SegDataset, dataset_config, load_dataset
+from ..datasets.base import MissingData, SegDataset, load_dataset, mmseg_class
+from ..datasets.config import dataset_config
 from ..datasets.suites import load_suite
 from ..errors import OvssError
 from ..files import CONFIGS, config_names
@@ -87,13 +91,25 @@ def state_of(name: str, root: str | None) -> tuple[str, SegDataset | None]:
 
 
 def class_count(name: str) -> int:
-    with redirect_stdout(StringIO()):  # the fork prints that an optional package is not there
-        from mmseg.registry import DATASETS as MMSEG
-
     config = dataset_config(name)[1]
     if config.get("loader") == "demo":
         return len(load_dataset(name).classes)
-    return len(config["classes"] if "classes" in config else MMSEG.get(config["mmseg"]).METAINFO["classes"])
+    if "classes" in config:
+        return len(config["classes"])
+    return _mmseg_classes().get(config["mmseg"]) or len(mmseg_class(config["mmseg"]).METAINFO["classes"])
+
+
+@cache
+def _mmseg_classes() -> dict[str, int]:
+    """How many classes each data set of mmseg has, read from the source, since importing mmseg takes seconds."""
+    counts = {}
+    for path in (Path(find_spec("mmseg").origin).parent / "datasets").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for part in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(part, ast.Assign) and part.targets[0].id == "METAINFO":
+                    with suppress(NameError):  # of a class that refers to lists elsewhere
+                        counts[node.name] = len(eval(ast.unparse(part.value)).get("classes", ()))
+    return counts
 
 
 def names_variants(dataset: str) -> list[str]:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -17,6 +16,9 @@ from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names
 from ..recipe import segmentor_names
 from .published import figures_of, listed, published_figures, settings, stand_ins
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEYS = ("title", "source", "datasets", "rows", "averages")
 PRINTED = ("method", "variant", "backbone", "pretrained", "extra_model")
@@ -98,6 +100,8 @@ def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.
 
     Averages follow the columns of each row. They are NaN unless all their columns are there.
     """
+    import pandas as pd
+
     lines = []
     for row in table.rows:
         cells = {dataset: _cell(table, row, dataset, results) for dataset in table.datasets}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.table import Table
 
 from ..files import write_atomic
 from .paper import PaperTable, side_by_side
 from .tables import csv, markdown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder: Path) -> pd.DataFrame:
@@ -47,6 +49,8 @@ def terminal_paper(table: PaperTable, cells: pd.DataFrame) -> Table:
 
 
 def _text(line: Any) -> str:
+    import pandas as pd
+
     ours = "–" if pd.isna(line.ours) else f"{line.ours:.2f}"
     if isinstance(line.stood_in, str) and line.stood_in:
         ours += f" with a stand-in for {line.stood_in}"

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..files import CONFIGS, PACKAGE, digest
 from ..registry import PLUGINS
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = [
     "ovss-bench",
@@ -43,6 +44,8 @@ def _own_digest() -> str:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
+    import torch
+
     return {
         "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
         "source_digest": source_digest(),

@@ -8,15 +8,17 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import RULES
 from ..files import PUBLISHED, config_names, load_config
 from ..recipe import compose_recipe, segmentor_names
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "method", "variant", "backbone", "pretrained", "extra_model", "dataset", "miou", "postprocess", "source",
@@ -39,6 +41,8 @@ def load_figures(folder: Path) -> pd.DataFrame:
     `segmentor`, `clip` and `overrides` (beside the recipe) name the run of ours that reproduces the figure, empty where none
     does. Raises OvssError with file and line for what cannot be right.
     """
+    import pandas as pd
+
     choices = {
         "dataset": [*config_names("dataset"), *NOT_EVALUATED],
         "metric": list(RULES),

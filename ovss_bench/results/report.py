@@ -10,10 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..datasets.base import facts_of
+from ..datasets.config import facts_of
 from ..datasets.suites import Average, Suite, mean_of
 from ..errors import OvssError, unknown
-from ..evaluation import bootstrap
 from ..evaluation.metrics import RULES
 from .published import stand_ins
 from .store import read_counts, read_result
@@ -115,6 +114,8 @@ def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
     matrices. Raises OvssError if the counts are missing or damaged."""
     if metric not in RULES:
         return None
+    from ..evaluation import bootstrap
+
     result = read_result(path)
     records, *_ = read_counts(path.with_suffix(".npz"), result["fingerprint"])
     found = bootstrap.interval(records.values(), len(result["per_class"]), metric, facts_of(result["dataset"]))

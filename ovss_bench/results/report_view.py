@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .report import Cell, Report, Row
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def markdown(report: Report) -> str:
 
 def csv(report: Report) -> str:
     """The table with a column per number, and the footnotes in words."""
+    import pandas as pd
+
     lines = []
     for row in report.rows:
         line: dict[str, Any] = {"segmentor": row.segmentor, "clip": row.clip, "protocol": row.protocol}

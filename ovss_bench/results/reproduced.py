@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..datasets.base import dataset_config, facts_of, names_path
+from ..datasets.config import dataset_config, facts_of, names_path
 from ..errors import OvssError
 from ..evaluation.bootstrap import interval
 from ..files import config_names, load_config

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.table import Table
 
 from ..errors import OvssError
 from ..files import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARTIAL = " (partial)"
 METRICS = (
@@ -32,6 +34,8 @@ METRICS = (
 def frame(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A row per result, metrics in percent with two decimals; a partial or overridden result is marked behind its name, and so
     is one for which something untrained stood in."""
+    import pandas as pd
+
     rows = []
     for result in results:
         row = {
@@ -54,6 +58,8 @@ def marked_name(result: dict[str, Any]) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table; the best mIoU of each data set, where there is such a column, is bold."""
+    import pandas as pd
+
     cells = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)).replace("nan", "–")
     if "mIoU" in table:
         best = table.groupby("dataset")["mIoU"].transform("max")
@@ -101,6 +107,8 @@ def write_table(table: pd.DataFrame, base: Path) -> None:
 def differences(table: pd.DataFrame, expected: str | Path, tolerance: float) -> list[str]:
     """A line for each row of which the mIoU differs from that of a table.csv by more than `tolerance` points, or is missing
     there."""
+    import pandas as pd
+
     try:
         other = pd.read_csv(expected)
         keys = ["segmentor", "clip", "dataset", "protocol"]

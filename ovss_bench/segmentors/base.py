@@ -5,10 +5,9 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..encoders.clip import BlockView, DenseCLIP, Trunk
 from ..encoders.sources import FeatureCache
-from ..errors import OvssError, unknown
+from ..errors import OvssError
 from ..image import STATISTICS
 from ..inference.scores import class_scores, decide
 from ..recipe import Recipe
@@ -106,27 +105,6 @@ class Segmentor:
     def hyperparameters(cls) -> dict[str, Any]:
         """Names and defaults, in the order in which the classes declare them."""
         return {name: getattr(cls, name) for name in get_type_hints(cls) if hasattr(cls, name)}
-
-    @classmethod
-    def check_hyperparameter(cls, name: str, value: Any) -> None:
-        """Raises OvssError where the annotation does not allow the value."""
-        hint = get_type_hints(cls)[name]
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                raise unknown(f"value of {name}", value, map(str, get_args(hint)))
-            return
-        if get_origin(hint) is tuple:  # in YAML and on the command line a list
-            kinds = {float: (int, float)}.get(get_args(hint)[0], get_args(hint)[:1])
-            if not isinstance(value, list | tuple) or not value or any(type(item) not in kinds for item in value):
-                raise OvssError(f"{name}={value!r}: expected a list of {kinds[-1].__name__} values.")
-            return
-        allowed = tuple(get_args(hint) or (hint,))
-        number = int in allowed or float in allowed
-        fits = isinstance(value, (int, float) if float in allowed else allowed) and not (number and isinstance(value, bool))
-        if isinstance(value, float) and not math.isfinite(value):
-            fits = False
-        if not fits and not (value is None and type(None) in allowed):
-            raise OvssError(f"{name}={value!r}: expected {getattr(hint, '__name__', hint)}.")
 
     def with_recipe(self, recipe: Recipe) -> Segmentor:
         """The same method with other recipe values."""

@@ -18,7 +18,7 @@ from end_to_end.tools import evaluate_here
 from fuzz.common import SCALARS, VALUES, damaged, inputs, outcome
 from fuzz.test_pictures import encoded, picture
 from miniatures.drawing import write_files
-from ovss_bench.datasets.base import KEYS
+from ovss_bench.datasets.config import KEYS
 from ovss_bench.files import CONFIGS, config_names, load_config
 from ovss_bench.options import parse_options
 from ovss_bench.recipe import DEPTHS, RECIPE_VALUES, compose_recipe

@@ -15,12 +15,13 @@ from mmseg.structures import SegDataSample
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
 from miniatures import MINIATURES
-from ovss_bench.datasets.base import dataset_config
 from ovss_bench.datasets.check import check
+from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.prepare import prepare
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import areas, metrics
 from ovss_bench.files import config_names
+from ovss_bench.results.overview import class_count
 
 NAMES = [name for name in config_names("dataset") if dataset_config(name)[1].get("loader") != "demo"]
 
@@ -61,16 +62,14 @@ def test_preparing_again_changes_nothing(dataset, prepared):
     assert times() == before
 
 
-def test_labels_are_those_of_mmseg(dataset):
-    """Of its own class where there is one, through its own annotation loader; it reads 8 bits only."""
-    if dataset.ignore_index > 255:
-        pytest.skip("16-bit labels, which mmseg's loader folds into 8")
+def theirs(dataset):
+    """The data set in mmseg's class, or in that for all."""
     config, options = dataset.config, {}
     if "classes" in config:
         options["metainfo"] = {"classes": config["classes"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        other = MMSEG.get(config.get("mmseg", mmseg.datasets.BaseSegDataset.__name__))(
+        return MMSEG.get(config.get("mmseg", mmseg.datasets.BaseSegDataset.__name__))(
             ann_file=config.get("ids", ""),
             data_root=str(dataset.root),
             data_prefix={"img_path": config["images"], "seg_map_path": config["labels"]},
@@ -78,9 +77,27 @@ def test_labels_are_those_of_mmseg(dataset):
             seg_map_suffix=config["label_suffix"],
             reduce_zero_label=config.get("reduce_zero_label", False),
             pipeline=[],
+            serialize_data=False,
             **options,
         )
+
+
+def test_classes_and_images_are_those_of_mmseg(dataset):
+    other = theirs(dataset)
     assert tuple(name.strip() for name in other.metainfo["classes"]) == dataset.classes
+    assert [info["img_path"] for info in other.data_list] == [str(sample.image_path) for sample in dataset.listed]
+    if "palette" not in dataset.config:
+        assert [list(colour) for colour in other.metainfo["palette"]] == dataset.palette
+    if dataset.config.get("loader") != "coco_2014":  # whose labels have other names than the images
+        assert [info["seg_map_path"] for info in other.data_list] == [str(sample.label_path) for sample in dataset.listed]
+    assert class_count(dataset.name) == len(dataset.classes)
+
+
+def test_labels_are_those_of_mmseg(dataset):
+    """Through its own annotation loader; it reads 8 bits only."""
+    if dataset.ignore_index > 255:
+        pytest.skip("16-bit labels, which mmseg's loader folds into 8")
+    other = theirs(dataset)
     load = LoadAnnotations(reduce_zero_label=None, imdecode_backend="pillow")
     infos = {info["img_path"]: info for info in map(other.get_data_info, range(len(other)))}
     for sample in dataset.samples:

@@ -12,8 +12,8 @@ from rich.console import Console
 
 import ovss_bench as ob
 from miniatures import MINIATURES
-from ovss_bench.datasets.base import dataset_config
 from ovss_bench.datasets.check import CHECKS, check
+from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.manifest import view
 from ovss_bench.datasets.prepare import prepare
 from ovss_bench.registry import DATASETS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
-from ovss_bench.datasets.base import facts_of, names_path
+from ovss_bench.datasets.config import facts_of, names_path
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import class_metrics, metrics
 from ovss_bench.recipe import compose_recipe

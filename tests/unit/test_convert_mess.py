@@ -13,7 +13,7 @@ from PIL import Image
 import ovss_bench as ob
 from miniatures.mess import MINIATURES
 from ovss_bench.datasets import converters  # noqa: F401
-from ovss_bench.datasets.base import dataset_config
+from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.converters.mess import CWFID_TEST, grid, tiles
 from ovss_bench.datasets.prepare import prepare
 

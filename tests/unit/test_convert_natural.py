@@ -21,7 +21,7 @@ from miniatures import MINIATURES
 from miniatures.ade import full_colours
 from miniatures.context import matlab
 from miniatures.drawing import scene
-from ovss_bench.datasets.base import dataset_config
+from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.converters.ade import reduced, write_pair
 from ovss_bench.datasets.converters.cityscapes import from_polygons
 from ovss_bench.datasets.converters.context import CONTEXT_60

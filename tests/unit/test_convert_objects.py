@@ -10,7 +10,7 @@ from PIL import Image
 import ovss_bench as ob
 from miniatures.objects import MINIATURES
 from ovss_bench.datasets import converters  # noqa: F401
-from ovss_bench.datasets.base import dataset_config
+from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.converters.objects import binary, listed_images
 from ovss_bench.datasets.prepare import prepare
 

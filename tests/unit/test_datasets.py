@@ -94,6 +94,43 @@ def test_ids_are_those_of_the_list_in_its_order(voc):
     assert expected[0] == "2007_000033"
 
 
+def test_images_in_folders_at_any_depth_are_listed_as_mmseg_lists_them(tmp_path):
+    shown = ["b/10.png", "b/9.png", "a.png", "a/z.png", "a-b.png", "B.png", ".folder/x.png"]
+    for name in [*shown, "b/.hidden.png", "note.txt", "c.jpg"]:
+        for folder in ("images", "labels"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).touch()
+    (tmp_path / "images/linked").symlink_to(tmp_path / "images/b")
+    (tmp_path / "mine.yaml").write_text(
+        "{images: images, labels: labels, image_suffix: .png, label_suffix: .png, classes: [cat, dog]}"
+    )
+    theirs = mmseg.datasets.BaseSegDataset(
+        data_root=str(tmp_path),
+        data_prefix={"img_path": "images", "seg_map_path": "labels"},
+        img_suffix=".png",
+        pipeline=[],
+        serialize_data=False,
+    )
+    dataset = ob.load_dataset(tmp_path / "mine.yaml")
+    assert [str(sample.image_path) for sample in dataset.listed] == [info["img_path"] for info in theirs.data_list]
+    assert len(dataset.listed) == len(shown) + 2  # two of them by the link, too
+
+
+def test_a_list_that_is_no_text_is_named(own_voc):
+    (own_voc / VOC / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ob.OvssError, match=r"val\.txt cannot be read"):
+        _ = ob.load_dataset("voc21", own_voc).samples
+
+
+def test_a_class_that_mmseg_does_not_have_is_named(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    text = "{images: images, labels: labels, image_suffix: .png, label_suffix: .png, mmseg: VOCDataset}"
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ob.OvssError, match=r"'VOCDataset'.*PascalVOCDataset"):
+        ob.load_dataset(tmp_path / "mine.yaml")
+
+
 def test_voc21_labels_equal_mmsegs(voc):
     theirs = mmseg.datasets.PascalVOCDataset(
         ann_file="ImageSets/Segmentation/val.txt",

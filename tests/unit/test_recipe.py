@@ -2,6 +2,7 @@
 
 import itertools
 from functools import cache
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import yaml
 import ovss_bench as ob
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, config_names, load_config
+from ovss_bench.hyperparameters import declared
 from ovss_bench.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 
 from .test_names import outline
@@ -55,6 +57,14 @@ def test_published_settings_are_reached():
     clearclip = compose_recipe("clearclip", clip="vit_b16", dataset="voc20")
     assert (clearclip.short_side, clearclip.window, clearclip.stride, clearclip.pad) == (448, 448, 224, "center")
     assert (clearclip.logit_scale, clearclip.threshold, clearclip.names) == (50, 0, "clearclip")
+
+
+def test_hyperparameters_are_read_from_the_source_as_they_are():
+    for name, found in declared().items():
+        method = ob.SEGMENTORS.get(name)
+        assert (found.owner, found.hints) == (method.__name__, get_type_hints(method)), name
+        assert list(found.defaults.items()) == list(method.hyperparameters().items()), name
+    assert set(declared()) == {n for n, m in ob.SEGMENTORS.module_dict.items() if m.__module__.startswith("ovss_bench.")}
 
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco_object", "coco_stuff", "ade20k", "cityscapes")

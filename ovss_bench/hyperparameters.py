@@ -1,0 +1,84 @@
+"""What can be set in a method: the annotated attributes of its class, with their defaults, and the values that these allow.
+
+Importing a method imports torch, which tools that only read results have no use for. So, as long as no method is imported, the
+declarations of this project's methods are read from their source.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from .errors import OvssError, unknown
+from .files import PACKAGE
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Those of a class: what it is called, and by name their annotations and defaults, in the order of declaration."""
+
+    owner: str
+    hints: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises OvssError where the annotation does not allow the value."""
+        hint = self.hints[name]
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise unknown(f"value of {name}", value, map(str, get_args(hint)))
+            return
+        if get_origin(hint) is tuple:  # in YAML and on the command line a list
+            kinds = {float: (int, float)}.get(get_args(hint)[0], get_args(hint)[:1])
+            if not isinstance(value, list | tuple) or not value or any(type(item) not in kinds for item in value):
+                raise OvssError(f"{name}={value!r}: expected a list of {kinds[-1].__name__} values.")
+            return
+        allowed = tuple(get_args(hint) or (hint,))
+        number = int in allowed or float in allowed
+        fits = isinstance(value, (int, float) if float in allowed else allowed) and not (number and isinstance(value, bool))
+        if isinstance(value, float) and not math.isfinite(value):
+            fits = False
+        if not fits and not (value is None and type(None) in allowed):
+            raise OvssError(f"{name}={value!r}: expected {getattr(hint, '__name__', hint)}.")
+
+
+@cache
+def declared() -> dict[str, Hyperparameters]:
+    """The hyperparameters of this project's methods, by the names under which they are registered, read from their source. A
+    method that declares more than literals is left out: it has to be imported."""
+    classes = {
+        node.name: node
+        for path in sorted((PACKAGE / "segmentors").glob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def collect(node: ast.ClassDef) -> dict[str, tuple[Any, Any]]:
+        found: dict[str, tuple[Any, Any]] = {}
+        for base in node.bases:
+            found |= collect(classes[base.id]) if isinstance(base, ast.Name) and base.id in classes else {}
+        for part in node.body:
+            if isinstance(part, ast.AnnAssign) and part.value is not None:
+                hint = eval(ast.unparse(part.annotation), {"Literal": Literal})
+                found[part.target.id] = hint, ast.literal_eval(part.value)
+            elif isinstance(part, ast.Assign) and part.targets[0].id in found:
+                name = part.targets[0].id
+                found[name] = found[name][0], ast.literal_eval(part.value)
+        return found
+
+    methods = {}
+    for node in classes.values():
+        for decorator in node.decorator_list:
+            words = {word.arg: word.value for word in getattr(decorator, "keywords", ())}
+            if "name" in words:
+                try:
+                    found = collect(node)
+                except (NameError, ValueError):
+                    continue
+                hints, defaults = ({name: pair[side] for name, pair in found.items()} for side in (0, 1))
+                methods[ast.literal_eval(words["name"])] = Hyperparameters(node.name, hints, defaults)
+    return methods
