@@ -134,21 +134,13 @@ class Vocabulary:
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor | None]:
-<<<<<<< HEAD
         """The classes of the queries that stand for one, ascending (of equal scores the lowest class wins), and the order of
         all queries in which these come first, the distractors last; None where that is the order that they have."""
+        import torch
+
         order = sorted(range(len(self.group)), key=lambda q: (self.group[q] < 0, self.group[q]))
         classes = torch.tensor([self.group[q] for q in order if self.group[q] >= 0])
         return classes, None if order == list(range(len(order))) else torch.tensor(order)
-=======
-        """The classes of the queries that stand for one, ascending (of equal scores the lowest class wins), and these queries
-        in that order; None where they are all, in order."""
-        import torch
-
-        order = sorted((q for q, c in enumerate(self.group) if c >= 0), key=lambda q: self.group[q])
-        classes = torch.tensor([self.group[q] for q in order])
-        return classes, None if order == list(range(len(self.group))) else torch.tensor(order)
->>>>>>> startup
 
     def features(self, clip: DenseCLIP) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,

@@ -112,8 +112,10 @@ class DenseCLIP:
 
     def to(self, device: str | torch.device, precision: str) -> None:
         """Moves the weights, and casts those of linear layers, convolutions and attention, as OpenAI's code does."""
+        from open_clip.model import convert_weights_to_lp
+
         if precision != "fp32":
-            open_clip.model.convert_weights_to_lp(self.model, PRECISIONS[precision])
+            convert_weights_to_lp(self.model, PRECISIONS[precision])
         self.model.to(device)
 
     def compile(self) -> None:
