@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-from contextlib import suppress
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -17,6 +12,7 @@ from ..datasets.config import dataset_config
 from ..datasets.suites import load_suite
 from ..errors import OvssError
 from ..files import CONFIGS, config_names
+from ..vocabulary import read_names
 from .published import published_figures
 
 
@@ -96,20 +92,10 @@ def class_count(name: str) -> int:
         return len(load_dataset(name).classes)
     if "classes" in config:
         return len(config["classes"])
-    return _mmseg_classes().get(config["mmseg"]) or len(mmseg_class(config["mmseg"]).METAINFO["classes"])
-
-
-@cache
-def _mmseg_classes() -> dict[str, int]:
-    """How many classes each data set of mmseg has, read from the source, since importing mmseg takes seconds."""
-    counts = {}
-    for path in (Path(find_spec("mmseg").origin).parent / "datasets").glob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for part in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(part, ast.Assign) and part.targets[0].id == "METAINFO":
-                    with suppress(NameError):  # of a class that refers to lists elsewhere
-                        counts[node.name] = len(eval(ast.unparse(part.value)).get("classes", ()))
-    return counts
+    files = sorted((CONFIGS / "names" / config.get("names_of", name)).glob("*.txt"))
+    if files:  # mmseg, which takes seconds to import, has as many
+        return len(read_names(files[0])[0])
+    return len(mmseg_class(config["mmseg"]).METAINFO["classes"])
 
 
 def names_variants(dataset: str) -> list[str]:
