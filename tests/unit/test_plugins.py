@@ -8,7 +8,7 @@ import pytest
 
 import ovss_bench as ob
 from ovss_bench import registry
-from ovss_bench.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS, load_plugin
+from ovss_bench.registry import PLUGINS, load_plugin
 from ovss_bench.results.provenance import source_digest
 
 METHOD = """
