@@ -5,7 +5,7 @@ For mIoU by the studentised bootstrap over images (Efron and Tibshirani, An Intr
 replicates give quantiles of (mIoU* - mIoU) / error*, and the images' own standard error gives the scale. mIoU is a mean of
 ratios of sums: biased where classes are rare, and biased once more in each replicate. So percentile intervals of 95 % cover the
 truth too seldom, and BCa ones, too: in simulations of 50 to 500 images and 5 to 36 classes, some rare, 41 to 95 % and 66 to
-92 % of them, 93 to 98 % of these. The scale is the jackknife's error, which notices what is lost with the few images of a rare
+92 % of them, 94 to 99 % of these. The scale is the jackknife's error, which notices what is lost with the few images of a rare
 class; that of replicates is the infinitesimal jackknife's, a product of matrices.
 
 A figure that hangs on a few images, such as the difference of two runs that differ in two of a hundred, tells little about
