@@ -9,6 +9,8 @@ from difflib import get_close_matches
 class OvssError(Exception):
     """A mistake in the input (names, files, values) or a run that cannot go on; the message is complete by itself."""
 
+    status = 2  # with which a tool ends that tells it
+
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> OvssError:
     """The error for a name that does not exist, with the three closest that do, or all if they are few."""

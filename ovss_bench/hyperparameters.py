@@ -7,7 +7,6 @@ declarations of this project's methods are read from their source.
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from .errors import OvssError, unknown
 from .files import PACKAGE
+
+MOST = 32767  # pixels that OpenCV can resize to; no count is larger
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,22 @@ class Hyperparameters:
             return
         if get_origin(hint) is tuple:  # in YAML and on the command line a list
             kinds = {float: (int, float)}.get(get_args(hint)[0], get_args(hint)[:1])
-            if not isinstance(value, list | tuple) or not value or any(type(item) not in kinds for item in value):
+            fits = isinstance(value, list | tuple) and value
+            if not fits or any(type(item) not in kinds or not _bounded(item, kinds[-1]) for item in value):
                 raise OvssError(f"{name}={value!r}: expected a list of {kinds[-1].__name__} values.")
             return
         allowed = tuple(get_args(hint) or (hint,))
         number = int in allowed or float in allowed
         fits = isinstance(value, (int, float) if float in allowed else allowed) and not (number and isinstance(value, bool))
-        if isinstance(value, float) and not math.isfinite(value):
-            fits = False
+        if fits and number and isinstance(value, int | float) and not _bounded(value, float if float in allowed else int):
+            raise OvssError(f"{name}={value!r}: expected a number of at most {MOST if float not in allowed else 1e30:g}.")
         if not fits and not (value is None and type(None) in allowed):
             raise OvssError(f"{name}={value!r}: expected {getattr(hint, '__name__', hint)}.")
+
+
+def _bounded(value: float, kind: type) -> bool:
+    """Whether 32 bits hold a number, and a loop of so many steps has an end; NaN is not."""
+    return abs(value) <= (MOST if kind is int else 1e30)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -27,10 +28,11 @@ from .options import checked_options
 from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from .registry import load_plugin
 from .results.averages import terminal_averages, write_averages
+from .results.grid import Grid
 from .results.paper import PaperTable, load_table
 from .results.paper_view import terminal_paper, write_paper
-from .results.run import Job, Runtime, make_job, run_jobs
-from .results.tables import differences, terminal, write_tables
+from .results.run import EvalResult, Job, Runtime, make_job, run_jobs
+from .results.tables import differences, frame, terminal, write_tables
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class Plan:
     overrides: dict[str, Any]
 
 
-def main(config: DictConfig, world: World | None = None) -> int:
+def main(config: DictConfig, world: World | None = None, grid: Grid | None = None) -> int:
     """Evaluates what the configuration names; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data
-    sets could not be evaluated. Of the processes of a `world` only rank 0 prints, and writes tables."""
+    sets could not be evaluated. Of the processes of a `world` only rank 0 prints, and writes tables; those of a `grid` hold the
+    rows of its other runs, too."""
     world = world or World()
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200, quiet=world.rank > 0)
     options = checked_options(OmegaConf.to_container(config, resolve=True))
@@ -84,7 +87,7 @@ def main(config: DictConfig, world: World | None = None) -> int:
         shard=shard,
         world=world,
     )
-    status = _show(console, [result.data for result in results], suites, paper, options, world) if results else 0
+    status = _show(console, results, suites, paper, options, world, grid) if results else 0
     for name, error in absent.items():
         console.print(f"not here: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})", markup=False)
     if not world.rank:
@@ -95,32 +98,33 @@ def main(config: DictConfig, world: World | None = None) -> int:
 
 def _show(
     console: Console,
-    results: list[dict[str, Any]],
+    results: list[EvalResult],
     suites: list[Suite],
     paper: PaperTable | None,
     options: dict[str, Any],
     world: World,
+    grid: Grid | None,
 ) -> int:
-    """Prints and writes the tables; the exit status, by `expect`."""
-    folder = Path(options["output"])
-    table = write_tables(results, folder)
-    console.print(terminal(table))
-    for suite in suites:
-        console.print(terminal_averages(suite, write_averages(suite, results, folder)))
-    if paper:
-        console.print(terminal_paper(paper, write_paper(paper, results, folder)))
+    """Prints and writes the tables; the exit status, by `expect`, to which only the run's own rows matter."""
+    folder, own = Path(options["output"]), [result.data for result in results]
+    with grid.together(results, folder) if grid else nullcontext(own) as shown:
+        console.print(terminal(write_tables(shown, folder)))
+        for suite in suites:
+            console.print(terminal_averages(suite, write_averages(suite, shown, folder)))
+        if paper:
+            console.print(terminal_paper(paper, write_paper(paper, shown, folder)))
     console.print(
         f"Results: {folder}/ (table.md, table.csv; one JSON and one npz per row). Again: "
         f"{shlex.join([*world.launcher, *sys.argv])}",
         markup=False,
     )
     if options["expect"]:
-        wrong = differences(table, options["expect"], options["tolerance"])
+        wrong = differences(frame(own), options["expect"], options["tolerance"])
         for line in wrong:
             console.print(f"different: {line}", markup=False)
         if wrong:
             return 1
-        console.print(f"All {len(table)} rows agree with {options['expect']} within {options['tolerance']} points of mIoU.")
+        console.print(f"All {len(own)} rows agree with {options['expect']} within {options['tolerance']} points of mIoU.")
     return 0
 
 

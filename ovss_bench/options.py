@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -109,7 +110,12 @@ def _is_number(value: Any) -> bool:
 def run_tool(work: Callable[[], int | None]) -> None:
     """Runs a tool and ends the process: with the status that `work` returns, or 2 and one line for an error."""
     try:
-        sys.exit(work() or 0)
+        status = work() or 0
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
     except (OvssError, OmegaConfBaseException) as error:
         message: object = error
     except KeyboardInterrupt:

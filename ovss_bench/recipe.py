@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from .errors import OvssError, unknown
 from .files import config_names, load_config
-from .hyperparameters import Hyperparameters, declared
+from .hyperparameters import MOST, Hyperparameters, declared
 
 CHOICES = {
     "resize": ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "none"),
@@ -30,7 +30,6 @@ CHOICES = {
     "precision": ("fp32", "fp16", "bf16", None),
     "activation": ("gelu", "quick_gelu", None),
 }
-MOST = 32767  # pixels: what OpenCV can resize to
 # The keys of a segmentor's file, and how many mappings deep each is.
 DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3}
 _NOT_VALUES = ("segmentor", "hyperparameters", "origins")

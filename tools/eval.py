@@ -7,8 +7,11 @@ grid, `torchrun --nproc-per-node N tools/eval.py ...` one run in N processes.
 import os
 import re
 import sys
+import tempfile
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -27,17 +30,25 @@ from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
 from ovss_bench.process import terminate_cleanly
 
+GRID = "OVSS_GRID"  # environment variable: a folder of the runs of one grid
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 
 @hydra.main(config_path=str(CONFIGS / "tools"), config_name="eval", version_base="1.3")
 def evaluate(config: DictConfig) -> None:
-    from ovss_bench.main import main  # after all that can be wrong with the options, since torch takes seconds to import
+    from ovss_bench.main import Grid, main  # after all that can be wrong with options, since torch takes seconds to import
 
-    world, wrong = join(), None
+    world, wrong, composed = join(), None, HydraConfig.get()
+    in_grid = composed.mode == RunMode.MULTIRUN
+    grid = Grid(Path(os.environ[GRID]), composed.job.num) if in_grid and GRID in os.environ else None
+    if in_grid and Path(sys.argv[0]).name != Path(__file__).name:  # a launcher's process: the command for the provenance
+        sys.argv = [__file__, *composed.overrides.task]
     try:
         with terminate_cleanly():
-            status = main(config, world)
+            status = main(config, world, grid)
+        if in_grid and status:
+            wrong = OvssError(f"{' '.join(composed.overrides.task)} has ended with status {status}, see above.")
+            wrong.status = status
     except OvssError as error:
         if config.debug:
             traceback.print_exc()
@@ -47,8 +58,8 @@ def evaluate(config: DictConfig) -> None:
     except SystemExit as end:
         others = ", as when another process of the run has died" if world.size > 1 else ""
         status, wrong = end.code, f"ended by SIGTERM{others}; {KEPT}"
-    if isinstance(wrong, OvssError) and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise OvssError(str(wrong))  # to be told when the other runs of the grid have ended, wherever they run
+    if isinstance(wrong, OvssError) and in_grid:
+        raise wrong  # to be told when the other runs of the grid have ended, wherever they run
     if wrong and world.speaks():
         print(f"error: {wrong}", file=sys.stderr, flush=True)
     if status:
@@ -58,7 +69,22 @@ def evaluate(config: DictConfig) -> None:
 def fail(message: object) -> None:
     if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun have the same arguments
         print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(getattr(message, "status", 2))
+
+
+@contextmanager
+def grid_folder(arguments: list[str]) -> Iterator[None]:
+    """For a grid a folder in which its runs find each other, here as everything that Hydra writes."""
+    if {"-m", "--multirun"}.isdisjoint(arguments):
+        yield
+        return
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".grid-", dir=".")
+    except OSError as error:
+        raise OvssError(f"cannot write {Path.cwd()}: {error.strerror}. Start the grid in another folder.") from error
+    with folder as name:
+        os.environ[GRID] = str(Path(name).resolve())
+        yield
 
 
 def checked(arguments: list[str]) -> list[str]:
@@ -110,7 +136,8 @@ if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its errors itself, and end with status 1
     try:
         sys.argv[1:] = checked(given)
-        evaluate()
+        with grid_folder(given):
+            evaluate()
     except (OvssError, HydraException, OmegaConfBaseException) as error:
         fail(error)
     except Exception as error:

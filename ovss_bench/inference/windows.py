@@ -33,7 +33,7 @@ def axis(length: int, window: int | None, stride: int | None, patch: int, pad: s
     size = length if window is None else min(window, length)
     count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1
     starts = tuple(max(min(i * stride + size, length) - size, 0) if count > 1 else 0 for i in range(count))
-    missing = -size % (patch if pad == "none" or multiple is None else multiple) if pad != "none" or size < patch else 0
+    missing = max(0 if pad == "none" else -size % (multiple or patch), patch - size)
     before = missing // 2 if pad == "center" else 0
     return Axis(length, starts, size, before, size + missing, (size + missing) // patch)
 

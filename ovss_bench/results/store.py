@@ -101,9 +101,10 @@ class RunStore:
         return self.base.with_name(self.base.name + ".shards")
 
     def finished(self) -> dict[str, Any] | None:
-        """The result of the same run, if there is one already."""
+        """The result of the same run, if there is one already. Raises OvssError if it or its counts are damaged."""
         if not self.result_path.is_file() or not self.counts_path.is_file():
             return None
+        read_counts(self.counts_path, self.fingerprint)
         return read_result(self.result_path)
 
     def discard(self) -> None:

@@ -25,7 +25,7 @@ def start(*arguments: object, processes: int = 1, cwd: Path, threads: int = 1, *
 def run(*arguments: object, status: int = 0, **options) -> tuple[str, str]:
     """What the tool prints, after a check of its exit status."""
     process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == status, out + err
     return out, err
 

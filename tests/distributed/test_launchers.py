@@ -9,6 +9,8 @@ import ovss_bench as ob
 from distributed.started import counted, run
 from end_to_end.tools import evaluate_here
 from ovss_bench.files import CONFIGS
+from ovss_bench.results.load import result_paths
+from ovss_bench.results.store import read_result
 
 PRESETS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 GRID = ["-m", "segmentor=sclip,clip", "limit=1", "output=runs", "recipe.resize=none", "recipe.pamr_steps=0"]
@@ -42,6 +44,10 @@ def test_a_grid_runs_in_processes_of_its_own(name, tmp_path):
     _, err = run(*GRID, f"hydra/launcher={name}", cwd=tmp_path)
     assert "error" not in err
     assert sorted(counted(tmp_path / "runs")) == ["clip", "sclip"]
+    table = (tmp_path / "runs" / "table.csv").read_text().splitlines()
+    assert [line.split(" ")[0] for line in table[1:]] == ["sclip", "clip"]
+    commands = [read_result(path)["provenance"]["command"] for path in result_paths(tmp_path / "runs")]
+    assert all("tools/eval.py runtime.threads=1 segmentor=" in command for command in commands)
 
 
 def test_a_slurm_grid_is_submitted_with_the_settings_of_the_preset(monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from distributed.started import counted, rank_of, run, start, wait_for
+from end_to_end.tools import run as run_tool
 from ovss_bench.results.load import result_paths
 from ovss_bench.results.store import read_result
 
@@ -51,11 +52,29 @@ def test_when_a_process_dies_the_others_say_so_and_three_go_on_to_the_same_count
     assert all("process 1 of 3" in line for line in ours[1:])
 
 
+@pytest.fixture(scope="module")
+def all_alone(tmp_path_factory):
+    """The counts of all methods with their own recipes, from one process."""
+    folder = tmp_path_factory.mktemp("all")
+    run("limit=6", "output=runs", cwd=folder)
+    return counted(folder / "runs")
+
+
 @thorough
 @pytest.mark.parametrize("processes", [2, 3])
-def test_any_number_of_processes_gives_the_same_counts(processes, alone, tmp_path):
-    run(*WORDS, cwd=tmp_path, processes=processes)
-    assert counted(tmp_path / "runs") == counted(alone[0])
+def test_any_number_of_processes_gives_the_same_counts(processes, all_alone, tmp_path):
+    run("limit=6", "output=runs", cwd=tmp_path, processes=processes)
+    assert counted(tmp_path / "runs") == all_alone
+    assert len(all_alone) == 14
+
+
+@thorough
+@pytest.mark.parametrize("count", [2, 5])
+def test_any_number_of_shards_gives_the_same_counts(count, all_alone, tmp_path):
+    for number in range(1, count + 1):
+        run("limit=6", "output=runs", f"shard={number}/{count}", cwd=tmp_path)
+    run_tool("merge.py", "runs", cwd=tmp_path)
+    assert counted(tmp_path / "runs") == all_alone
 
 
 @thorough

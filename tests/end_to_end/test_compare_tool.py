@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import shlex
 import shutil
+import subprocess
 
 import pytest
 
-from end_to_end.tools import ROOT, evaluate_here, run
+from end_to_end.tools import ROOT, command, evaluate_here, run
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import areas, class_metrics, metrics
 from ovss_bench.options import run_tool
@@ -72,6 +74,12 @@ def test_another_temperature_is_found(compare, tmp_path):
     assert "different" in {entry["level"] for entry in found["comparisons"]}
     assert compare("before", "warm", f"out={tmp_path}/found.json") == (status, text)
     assert (tmp_path / "found.json").read_bytes() == written
+
+
+def test_a_pipe_that_is_closed_gives_no_traceback(folder):
+    words = shlex.join(command("compare.py", "before", "warm"))
+    done = subprocess.run(f"{words} | true", shell=True, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_two_files_and_a_tolerance(compare, folder):

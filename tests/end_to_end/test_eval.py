@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from miniatures.voc import write_voc
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
 from ovss_bench.evaluation.per_image import per_image
+from ovss_bench.results.grid import Grid
+from ovss_bench.results.run import EvalResult
 from ovss_bench.results.store import read_counts
 
 FAST = ["recipe.resize=none", "recipe.window=48", "recipe.stride=48"]  # a few windows per scene
@@ -182,9 +185,43 @@ def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_multirun_runs_a_grid(tmp_path):
-    evaluate("-m", "segmentor=clip,sclip", "limit=1", cwd=tmp_path)
-    assert sorted(results(tmp_path)) == ["clip/demo", "sclip/demo"]
+def test_multirun_runs_a_grid_whose_tables_hold_all_rows(tmp_path):
+    grid = ["-m", "segmentor=sclip,clip,sclippp", "output=a,b", "limit=1", *FAST]
+    done = evaluate(*grid, cwd=tmp_path, status=2)
+    assert done.stderr.count("error: unknown segmentor 'sclippp'") == 1  # and the runs after it are not kept from running
+    tables = [(tmp_path / name / "table.csv").read_text() for name in "ab"]
+    assert [line.split(" ")[0] for line in tables[0].splitlines()[1:]] == ["sclip", "clip"]
+    assert tables[0] == tables[1]
+    assert (tmp_path / "b" / "table.md").read_text().count("\n") == 4
+    assert not list(tmp_path.glob(".grid*"))
+
+    right = next(line for line in tables[0].splitlines() if line.startswith("clip"))
+    wrong = right.replace(right.split(",")[4], "99.00", 1)
+    (tmp_path / "expected.csv").write_text(tables[0].replace(right, wrong))
+    grid = ["-m", "segmentor=clip,sclip", "output=a", "expect=expected.csv", "limit=1", *FAST]
+    done = evaluate(*grid, cwd=tmp_path, status=1)
+    assert done.stdout.count("different: ") == 1
+    assert "All 1 rows agree with expected.csv" in done.stdout
+    assert "segmentor=clip output=a " in done.stderr.splitlines()[-1]
+    assert sorted((tmp_path / "a" / "table.csv").read_text().splitlines()) == sorted(tables[0].splitlines())
+
+
+def test_runs_of_a_grid_end_in_any_order(demo_run, tmp_path):
+    output = demo_run[0] / "results/runs"
+    runs = {name: EvalResult({}, next(output.rglob(f"{name}-*.json"))) for name in ("clip", "sclip", "gem")}
+
+    def together(number, name, output=output):
+        with Grid(tmp_path, number).together([runs[name]], output) as results:
+            return [result["segmentor"] for result in results]
+
+    assert together(10, "gem") == ["gem"]
+    assert together(9, "clip", tmp_path) == ["clip"]
+    with ThreadPoolExecutor(1) as other:
+        with Grid(tmp_path, 2).together([runs["sclip"]], output) as results:
+            waiting = other.submit(together, 1, "clip")
+            assert [result["segmentor"] for result in results] == ["sclip", "gem"]
+            assert not wait([waiting], timeout=0.2).done
+        assert waiting.result() == ["clip", "sclip", "gem"]
 
 
 def test_the_unified_protocol_is_another_run(tmp_path, monkeypatch):

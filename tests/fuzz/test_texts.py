@@ -98,13 +98,25 @@ def test_overrides_of_any_kind(draw, method):
     assert hash(recipe.trunk_key) == hash(recipe.trunk_key)
 
 
-@inputs(0.05)
-@given(draw=st.data(), method=st.sampled_from(["naclip", "gem", "scclip"]))
-def test_what_composes_segments(draw, method):
-    """Numbers from tiny to huge (images of which memory could not hold are refused before): an error, or finite scores."""
-    numbers = st.sampled_from([1, 2, 3, 7, 8, 30, 64, 10**5, 10**9, 0.0, 1e-30, 0.5, 3.0, 1e6, 1e29, 1e30, 10**400])
+NUMBERS = st.sampled_from([1, 2, 3, 7, 8, 30, 64, 10**5, 10**9, 0.0, 1e-30, 0.5, 3.0, 1e6, 1e29, 1e30, 10**400])
+
+
+@st.composite
+def overridden(draw):
+    method = draw(st.sampled_from(["naclip", "gem", "scclip"]))
     keys = [key for key in (*RECIPE_VALUES, *KNOWN[method]) if key not in ("names", "pamr_steps")]
-    overrides = draw.draw(st.dictionaries(st.sampled_from(keys), numbers, min_size=1, max_size=2))
+    return method, draw(st.dictionaries(st.sampled_from(keys), NUMBERS, min_size=1, max_size=2))
+
+
+@inputs(0.05)
+@given(case=overridden())
+@example(("scclip", {"multi_end_idx": 10**9}))
+@example(("gem", {"iterations": 10**9}))
+@example(("naclip", {"sigma": 10**400}))
+@example(("naclip", {"long_side": 7, "pad_multiple": 3}))
+def test_what_composes_segments(case):
+    """Numbers from tiny to huge (images of which memory could not hold are refused before): an error, or finite scores."""
+    method, overrides = case
     clip = ob.load_clip("demo")
     vocabulary = ob.Vocabulary.from_names(["sand", "red cloth", "blue cloth"], background=True, templates="none")
     image = torch.arange(40 * 50 * 3).reshape(40, 50, 3).to(torch.uint8).numpy()
