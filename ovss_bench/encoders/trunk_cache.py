@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import OvssError
 from ..files import PACKAGE, digest, write_atomic
+from .clip import DenseCLIP
 from .sources import image_key
 
 HEADER = 1024  # bytes, at most, of a file beside the tokens
@@ -91,9 +92,10 @@ class TrunkCache:
         return self.folder / name[:2] / f"{name}.safetensors"
 
 
-def maker_digest(weights_digest: str, precision: str, trunk_key: tuple, device: str) -> str:
+def maker_digest(clip: DenseCLIP, trunk_key: tuple) -> str:
     """What stands for all that tokens depend on beside the image."""
-    return digest(weights_digest, precision, repr(trunk_key), device, torch.__version__, _code())
+    encoder = (clip.weights_digest, clip.precision, clip.activation, clip.layer_norm_eps, clip.device.type)
+    return digest(repr(encoder), repr(trunk_key), torch.__version__, _code())
 
 
 @cache

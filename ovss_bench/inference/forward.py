@@ -58,15 +58,13 @@ class Forward:
         self.on_gpu = self.clip.device.type != "cpu"
         self.chosen = [number for number, segmentor in enumerate(segmentors) if not overrides(segmentor, "image_scores")]
         # Segmentors that differ in their decision only share their logits.
-        self.as_number = {number: number for number in self.chosen}
-        for number in self.chosen:
-            self.as_number[number] = next(
-                other for other in self.chosen if other == number or _same_logits(segmentors[other], segmentors[number])
-            )
+        self.as_number = {
+            number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
+            for number in self.chosen
+        }
         self.needs = frozenset().union(*(segmentors[number].needs for number in self.chosen))
         self.trunk_cache = trunk_cache if self.chosen else None
-        key = self.recipe.trunk_key
-        self.maker = maker_digest(self.clip.weights_digest, self.clip.precision, key, self.clip.device.type)
+        self.maker = maker_digest(self.clip, self.recipe.trunk_key)
         window = self.recipe.window
         self.full = None if window == "whole" else self.geometry(window, window)
         self.batch, self.batch_given = batch or (self.full and batch_size(self.full, self.clip)), batch

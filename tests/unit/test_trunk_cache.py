@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import ovss_bench as ob
 from ovss_bench.encoders.sources import image_key
 from ovss_bench.encoders.trunk_cache import HEADER, TrunkCache, maker_digest
 
@@ -36,10 +37,13 @@ def test_another_image_maker_or_block_is_not_found(tmp_path):
     assert cache.get("maker", IMAGES[0], {10, 11}) is None
 
 
-def test_a_maker_is_all_that_tokens_depend_on():
-    first = ("weights", "fp32", (336, 224), "cpu")
-    others = [("w", *first[1:]), ("weights", "fp16", *first[2:]), ("weights", "fp32", (448, 224), "cpu"), (*first[:3], "cuda")]
-    assert len({maker_digest(*each) for each in [first, *others]}) == 5
+def test_a_maker_is_all_that_tokens_depend_on(tiny_clip, tiny_state_dict):
+    keys = [(336, 224), (448, 224)]
+    clips = [tiny_clip, tiny_clip.variant("gelu"), tiny_clip.variant(layer_norm_eps=1e-6)]
+    clips += [ob.load_clip(state_dict=tiny_state_dict, precision="bf16")]
+    clips += [ob.load_clip(state_dict=tiny_state_dict | {"visual.proj": tiny_state_dict["visual.proj"] + 1})]
+    assert len({maker_digest(clip, key) for clip in clips for key in keys}) == len(clips) * len(keys)
+    assert maker_digest(ob.load_clip(state_dict=tiny_state_dict), keys[0]) == maker_digest(tiny_clip, keys[0])
 
 
 def test_what_was_unused_for_longest_goes_first(tmp_path):
