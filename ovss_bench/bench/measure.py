@@ -41,6 +41,8 @@ def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
                 if number:
                     seconds[name].append(spent)
                     peaks[name] = max(peaks.get(name, 0), peak)
+            if not number:
+                stages.clear()
             progress.say(f"round {number} of {rounds}: " + ", ".join(f"{n} {_last(s)}" for n, s in seconds.items()))
     device = jobs[0].segmentor.clip.device
     bare = seconds[BARE]
