@@ -122,8 +122,8 @@ def _center_crop(picture: Image.Image, side: int, filter: Image.Resampling) -> n
 def normalize(image: np.ndarray, statistics: str) -> Tensor:
     """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255.
 
-    In NumPy: of PyTorch's work in a reader thread stay threads of OpenMP behind, and once there are more of them than cores, all
-    that PyTorch then does in parallel waits for them to wake up (a composition took three times as long).
+    In NumPy, since PyTorch's work in a reader thread leaves threads of OpenMP behind; once there are more of them than cores,
+    all that PyTorch does in parallel waits for them to wake up (a composition took three times as long).
     """
     import torch
 
