@@ -177,6 +177,8 @@ def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, l
     def choices(name: str, key: str, value: Any) -> list[tuple[str, Any]]:
         is_list = key == "pamr_dilations" or isinstance(own[name].get(key), tuple)
         several = isinstance(value, list) and value and (not is_list or isinstance(value[0], list))
+        if several and len(set(map(repr, value))) < len(value):
+            raise OvssError(f"recipe.{key}={value}: expected one value, or different ones.")
         return [(key, item) for item in value] if several else [(key, value)]
 
     return {

@@ -260,6 +260,7 @@ def test_the_unified_protocol_is_another_run(tmp_path, monkeypatch):
         (["dataset=voc21"], ["data_root", "OVSS_DATA", "SegmentationClass"]),
         (["dataset=voc21", "data_root=nowhere"], ["nowhere", "JPEGImages", "ImageSets/Segmentation/val.txt"]),
         (["clip=vit_b16", "weights=missing.pt"], ["missing.pt"]),
+        (["recipe.threshold=[0.1,0.2,0.1]"], ["recipe.threshold=[0.1, 0.2, 0.1]", "different"]),
         (["plugins=[missing.py]"], ["missing.py"]),
         (["plugins=[broken.py]"], ["broken.py", "ZeroDivisionError"]),
         (["recipe.names=animals"], ["animals", "demo"]),
