@@ -38,9 +38,9 @@ def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
         for number in range(rounds + 1):  # the first warms up
             for name, way in ways.items():
                 spent, peak = _timed(way, jobs[0].segmentor.clip.device)
+                peaks[name] = max(peaks.get(name, 0), peak)  # of the first, too: later ones find memory that was not given back
                 if number:
                     seconds[name].append(spent)
-                    peaks[name] = max(peaks.get(name, 0), peak)
             if not number:
                 stages.clear()
             progress.say(f"round {number} of {rounds}: " + ", ".join(f"{n} {_last(s)}" for n, s in seconds.items()))

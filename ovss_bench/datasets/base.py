@@ -239,7 +239,7 @@ class SegDataset:
     def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray:
         """A label as a recipe has it counted: at the `size` (H, W) of a result, and all of it ignored where less than
         `min_foreground` pixels are of objects (CLIP-DIY on COCO)."""
-        if np.count_nonzero((label != self.ignore_index) & (label != self.background)) < min_foreground:
+        if min_foreground and np.count_nonzero((label != self.ignore_index) & (label != self.background)) < min_foreground:
             label = np.full_like(label, self.ignore_index)
         return resize_truth(label, resize, size)
 
