@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ovss_bench as ob
 from ovss_bench.bench.official import official_label_map
+from ovss_bench.encoders.clip import default_precision
 from ovss_bench.encoders.trunk_cache import TrunkCache
 from ovss_bench.inference.engine import predict
-from ovss_bench.inference.forward import Forward
+from ovss_bench.inference.forward import Forward, batch_size
+from ovss_bench.inference.windows import SlidingWindow
 from ovss_bench.process import in_threads
 from ovss_bench.results.run import make_job, run_jobs
 from ovss_bench.segmentors.base import Scene
@@ -145,6 +148,21 @@ def test_other_errors_of_a_pass_are_not_taken_for_want_of_memory(tiny_clip, tiny
     monkeypatch.setattr(ob.DenseCLIP, "trunk", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         label_maps([build("sclip", tiny_clip, tiny_vocabulary)])
+
+
+def test_a_gpus_batch_is_what_its_free_memory_holds(monkeypatch):
+    windows = SlidingWindow.of(336, 448, 224, 112, 16, "none")
+    clip = SimpleNamespace(device=torch.device("cuda"), width=768, dtype=torch.float16)
+    for free, expected in ((80e9, 65536 // 197), (2e9, 103), (1e6, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free), 0))
+        assert batch_size(windows, clip) == expected
+    clip.device = torch.device("cpu")
+    assert batch_size(windows, clip) == 12
+
+
+def test_precision_is_fp32_on_a_cpu_and_fp16_on_a_gpu_unless_asked_for(tiny_clip):
+    assert [default_precision(device) for device in ("cpu", "cuda", torch.device("cuda", 1))] == ["fp32", "fp16", "fp16"]
+    assert tiny_clip.precision == "fp32"
 
 
 class Largest(TorchDispatchMode):
