@@ -7,6 +7,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -52,12 +53,13 @@ class TrunkCache:
                     found[block] = file.get_tensor("tokens")
                     if file.metadata()["checksum"] != _checksum(found[block]):
                         raise OSError("its checksum is wrong")
-                os.utime(path)
             except FileNotFoundError:
                 return None
-            except (OSError, SafetensorError) as error:
+            except (OSError, TypeError, KeyError, SafetensorError) as error:
                 warnings.warn(f"{path} is damaged ({error}); its image is encoded again.", stacklevel=2)
                 return None
+            with suppress(OSError):  # a folder that may only be read is of use as well
+                os.utime(path)
         return found
 
     def put(self, maker: str, image: np.ndarray, states: Mapping[int, Tensor]) -> None:
@@ -79,12 +81,10 @@ class TrunkCache:
     def _make_room(self, wanted: int) -> bool:
         while self.size + wanted > self.limit and self._unused:
             _, size, path = self._unused.pop()
-            try:
-                if path.stat().st_mtime < self.began:
-                    path.unlink()
+            with suppress(PermissionError):
+                if not path.exists() or path.stat().st_mtime < self.began:
+                    path.unlink(missing_ok=True)
                     self.size -= size
-            except FileNotFoundError:  # removed by another run
-                self.size -= size
         return self.size + wanted <= self.limit
 
     def _path(self, maker: str, key: str, block: int) -> Path:

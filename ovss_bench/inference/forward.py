@@ -55,7 +55,7 @@ class Forward:
     ) -> None:
         self.segmentors, self.stages = segmentors, stages
         self.clip, self.recipe = segmentors[0].clip, segmentors[0].recipe
-        self.on_gpu = self.clip.device.type != "cpu"
+        self.on_gpu = self.clip.device.type == "cuda"
         self.chosen = [number for number, segmentor in enumerate(segmentors) if not overrides(segmentor, "image_scores")]
         # Segmentors that differ in their decision only share their logits.
         self.as_number = {
