@@ -49,3 +49,10 @@ def results(folder: Path) -> dict[str, dict]:
     """The result files below a folder by segmentor and data set."""
     found = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
     return {f"{result['segmentor']}/{result['dataset']}": result for result in found}
+
+
+def first_version(result: dict) -> dict:
+    """A result as the first version of their form had it."""
+    old = {key: value for key, value in result.items() if key not in ("published", "sources")}
+    timing = {key: value for key, value in result["timing"].items() if key != "stages"}
+    return old | {"timing": timing, "schema_version": 1}

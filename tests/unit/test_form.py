@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
-from end_to_end.tools import ROOT
+from end_to_end.tools import ROOT, first_version
 from ovss_bench.results.form import FOLDER, VERSION, checked, documentation, schema
 from ovss_bench.results.load import load_results, result_paths
 from ovss_bench.results.run import make_job, run_jobs
@@ -40,7 +40,7 @@ def test_every_version_has_a_schema():
 
 
 def test_the_first_version_is_read(result, tmp_path):
-    old = {key: value for key, value in result.items() if key not in ("published", "sources")} | {"schema_version": 1}
+    old = first_version(result)
     path = tmp_path / "clip-0123456789ab.json"
     path.write_text(json.dumps(old))
     read = read_result(path)
