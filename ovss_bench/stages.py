@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import defaultdict
@@ -56,7 +55,6 @@ class Stages:
 
 
 def _profiler() -> torch.profiler.profile:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it would tell of its start, and of GPUs that are not there
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)

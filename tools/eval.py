@@ -72,10 +72,14 @@ def fail(message: object) -> None:
     sys.exit(getattr(message, "status", 2))
 
 
+def is_grid(arguments: list[str]) -> bool:
+    return not {"-m", "--multirun"}.isdisjoint(arguments)
+
+
 @contextmanager
 def grid_folder(arguments: list[str]) -> Iterator[None]:
     """For a grid a folder in which its runs find each other, here as everything that Hydra writes."""
-    if {"-m", "--multirun"}.isdisjoint(arguments):
+    if not is_grid(arguments):
         yield
         return
     try:
@@ -92,7 +96,7 @@ def checked(arguments: list[str]) -> list[str]:
     known = OmegaConf.load(CONFIGS / "tools" / "eval.yaml")
     keys = [key for key in known if key not in ("defaults", "hydra", "runtime")] + [f"runtime.{key}" for key in known.runtime]
     result = []
-    grid = bool({"-m", "--multirun"} & set(arguments)) and not any(word.startswith("hydra/launcher=") for word in arguments)
+    grid = is_grid(arguments) and not any(word.startswith("hydra/launcher=") for word in arguments)
     for argument in arguments:
         key, _, value = argument.partition("=")
         if not argument.startswith("-") and not re.fullmatch(r"hydra/\w+|(\+\+?|~)?[A-Za-z_][\w.]*", key):

@@ -21,6 +21,7 @@ from ..encoders.clip import DenseCLIP, default_precision, load_clip
 from ..encoders.position import resample_position
 from ..errors import OvssError, unknown
 from ..files import config_names
+from ..image import normalize, resize
 from ..inference.engine import make_scene
 from ..inference.windows import SlidingWindow
 from ..results.run import Job
@@ -65,11 +66,8 @@ def jobs_of(case: Case, folder: Path) -> list[Job]:
         options = {"resize": "keep_ratio", "short_side": case.short_side, "long_side": 2048, "pad": "none"}
         options |= {"window": case.window, "stride": case.stride, "threshold": case.threshold, "pamr_steps": 0}
         options |= {"activation": None, "position": "offset", "normalize": "clip"}
-        segmentors = []
-        for name in case.segmentor:
-            plain = build_segmentor(name, clip=clip, vocabulary=_any_queries(case, clip), **options)
-            vocabulary = segmentors[0].vocabulary if segmentors else _queries(case, plain, dataset)
-            segmentors.append(type(plain)(clip, vocabulary, plain.recipe, plain.sources))
+        vocabulary = _queries(case, clip, dataset.image(dataset.samples[0]))
+        segmentors = [build_segmentor(name, clip=clip, vocabulary=vocabulary, **options) for name in case.segmentor]
     return [Job(name, own, dataset, "paper", {}) for name, own in zip(case.segmentor, segmentors, strict=True)]
 
 
@@ -86,10 +84,8 @@ def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
 
 def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
     """All windows of an image as the encoder sees them (B, 3, h, w)."""
-    recipe, scene = segmentor.recipe, make_scene(image, segmentor)
-    patch = segmentor.clip.patch_size
-    sides = scene.resized.shape[:2]
-    windows = SlidingWindow.of(*sides, recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
+    scene = make_scene(image, segmentor)
+    windows = SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], segmentor.clip.patch_size)
     return torch.stack(windows.cut(scene.pixels))
 
 
@@ -140,15 +136,13 @@ def _drawn(case: Case, folder: Path) -> SegDataset:
     return load_dataset(folder / "drawn.yaml")
 
 
-def _any_queries(case: Case, clip: DenseCLIP) -> Vocabulary:
-    return Vocabulary.from_features(torch.eye(1, clip.model.visual.output_dim), background=case.threshold > 0)
-
-
-def _queries(case: Case, segmentor: Segmentor, dataset: SegDataset) -> Vocabulary:
+def _queries(case: Case, clip: DenseCLIP, image: np.ndarray) -> Vocabulary:
     """Queries with which random weights give label maps of many pieces: embeddings of patches, less what all have in
     common."""
-    clip, generator = segmentor.clip, torch.Generator().manual_seed(0)
-    trunk = clip.trunk(windows_of(segmentor, dataset.image(dataset.samples[0]))[:4].to(clip.device), (), "offset")
+    generator = torch.Generator().manual_seed(0)
+    pixels = normalize(resize(image, "keep_ratio", case.short_side, 2048, clip.patch_size), "clip")
+    windows = SlidingWindow.of(*pixels.shape[1:], case.window, case.stride, clip.patch_size, "none").cut(pixels)
+    trunk = clip.trunk(torch.stack(windows[:4]).to(clip.device))
     patches = clip.head(clip.block(-1, trunk.grid)(trunk.tokens)[:, 1:]).flatten(0, 1).cpu()
     patches = patches - patches.mean(0)
     mixed = torch.randn(case.queries, len(patches), generator=generator) @ patches

@@ -23,6 +23,7 @@ from .clip import DenseCLIP
 from .sources import image_key
 
 HEADER = 1024  # bytes, at most, of a file beside the tokens
+BEGAN = time.time()
 
 
 class TrunkCache:
@@ -30,13 +31,12 @@ class TrunkCache:
 
     A file's name is a digest of all that its content depends on: weights and precision, what of the recipe comes before,
     the image's bytes, and the code. Together they hold at most `limit` bytes: where a new file does not fit, those that this
-    run has not used go first, the longest unused at the head; those of this run stay, and if they fill the folder, nothing
+    process has not used go first, the longest unused at the head; its own stay, and if they fill the folder, nothing
     more is kept. (Were they removed for each other, the next run over the same images would find none of them.)
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:
         self.folder, self.limit = Path(folder), limit
-        self.began = time.time()
         files = [(path.stat(), path) for path in self.folder.glob("*/*.safetensors")]
         self.size = sum(stat.st_size for stat, _ in files)
         self._unused = sorted(((stat.st_mtime, stat.st_size, path) for stat, path in files), reverse=True)
@@ -82,7 +82,7 @@ class TrunkCache:
         while self.size + wanted > self.limit and self._unused:
             _, size, path = self._unused.pop()
             with suppress(PermissionError):
-                if not path.exists() or path.stat().st_mtime < self.began:
+                if not path.exists() or path.stat().st_mtime < BEGAN:
                     path.unlink(missing_ok=True)
                     self.size -= size
         return self.size + wanted <= self.limit

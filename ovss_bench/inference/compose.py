@@ -78,8 +78,8 @@ def compose(
     width = min(size[1], max(TILE_COLUMNS, pixels // size[0]))
     height = min(size[0], max(1, pixels // width))
     joined = grids.unflatten(0, (len(rows.starts), len(columns.starts))).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    orders = (axis_matrix(*side)[1].to(device) for side in ((rows, cells_y, size[0]), (columns, cells_x, size[1])))
-    joined = joined[next(orders)[:, None], next(orders)]
+    order_y, order_x = axis_matrix(rows, cells_y, size[0])[1], axis_matrix(columns, cells_x, size[1])[1]
+    joined = joined[order_y[:, None].to(device), order_x.to(device)]
     buffer = torch.empty(height * width * queries, device=device)
     for across, cells, horizontal in _parts(columns, cells_x, size[1], width):
         strip = (horizontal.to(device) @ joined[:, cells]).flatten(1)

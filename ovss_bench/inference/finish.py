@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -48,14 +48,14 @@ def finish(
         for number, (_, finite) in enumerate(results):
             if not finite:
                 raise _not_finite(segmentors[number], image, number)
-        return [replace(prediction, label_map=prediction.label_map.long()) for prediction, _ in results]
+        return [prediction for prediction, _ in results]
 
     return deliver
 
 
 def _predict(
     segmentor: Segmentor, image: PendingImage, number: int, keep_scores: bool, stages: Stages
-) -> tuple[Prediction, Tensor | bool]:
+) -> tuple[Prediction, Tensor]:
     """What a segmentor, the `number`-th, makes of an image, and whether its scores are finite; on the way to this side of a
     GPU."""
     scene = image.scenes[number]
@@ -78,7 +78,7 @@ def _predict(
         with stages("correct"):
             labels = segmentor.correct(labels, scene)
     shown = segmentor.final_scores(scores) if keep_scores else None
-    return Prediction(_to_host(labels.to(torch.int32)), scene.original.shape[:2], shown), _to_host(finite)
+    return Prediction(_to_host(labels), scene.original.shape[:2], shown), _to_host(finite)
 
 
 def _labels(

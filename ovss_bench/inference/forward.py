@@ -63,6 +63,7 @@ class Forward:
             for number in self.chosen
         }
         self.needs = frozenset().union(*(segmentors[number].needs for number in self.chosen))
+        self.kept = self.needs | {self.clip.depth - 1}  # the blocks of which the trunk cache has the inputs
         self.trunk_cache = trunk_cache if self.chosen else None
         self.maker = maker_digest(self.clip, self.recipe.trunk_key)
         window = self.recipe.window
@@ -72,16 +73,14 @@ class Forward:
         self.passes = 0
 
     def geometry(self, height: int, width: int) -> SlidingWindow:
-        recipe = self.recipe
-        patch = self.clip.patch_size
-        return SlidingWindow.of(height, width, recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
+        return SlidingWindow.by(self.recipe, height, width, self.clip.patch_size)
 
     def known(self, image: np.ndarray) -> dict[int, Tensor] | None:
         """The trunk's tokens for an image (H, W, 3), if they are in the cache."""
         if self.trunk_cache is None:
             return None
         with self.stages("trunk cache"):
-            return self.trunk_cache.get(self.maker, image, self.needs | {self.clip.depth - 1})
+            return self.trunk_cache.get(self.maker, image, self.kept)
 
     def keep(self, image: PendingImage) -> None:
         if image.states:
@@ -94,7 +93,7 @@ class Forward:
         count = len(windows.origins) if self.chosen else 0
         image = PendingImage(key, scenes, windows, count, [[None] * count for _ in scenes], known)
         if self.trunk_cache and known is None:
-            image.states = {block: [None] * count for block in self.needs | {self.clip.depth - 1}}
+            image.states = {block: [None] * count for block in self.kept}
         return image
 
     def add(self, image: PendingImage) -> None:
@@ -108,9 +107,7 @@ class Forward:
                 full, self.queue = self.queue[: self.batch], self.queue[self.batch :]
                 self.run(full, self.batch)
         elif items:
-            own = min(self.batch_given or batch_size(windows, self.clip), len(items))
-            for start in range(0, len(items), own):
-                self.run(items[start : start + own], own)
+            self.run(items, min(self.batch_given or batch_size(windows, self.clip), len(items)))
 
     def end(self, pad: bool) -> None:
         """Runs what is left in the queue."""
@@ -182,7 +179,7 @@ class Forward:
             return None
         states = {
             block: F.pad(torch.stack([item.image.known[block][item.cell] for item in items]), (0, 0, 0, 0, 0, padding))
-            for block in items[0].image.known
+            for block in self.kept
         }
         states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
         grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class SlidingWindow:
         """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`."""
         crop = None if window == "whole" else window
         return cls(*(axis(side, crop, stride, patch, pad, multiple) for side in (height, width)))
+
+    @classmethod
+    def by(cls, recipe: Recipe, height: int, width: int, patch: int) -> SlidingWindow:
+        """As a recipe has them."""
+        return cls.of(height, width, recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
 
     @property
     def origins(self) -> list[tuple[int, int]]:

@@ -298,7 +298,7 @@ def _split(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> list[l
     @cache
     def cost(size: tuple[int, int]) -> int:
         resized = resize(np.zeros((*size[::-1], 3), np.uint8), recipe.resize, recipe.short_side, recipe.long_side, patch)
-        windows = SlidingWindow.of(*resized.shape[:2], recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
+        windows = SlidingWindow.by(recipe, *resized.shape[:2], patch)
         return len(windows.origins) * windows.rows.cells * windows.columns.cells
 
     def size(image: Path) -> tuple[int, int]:

@@ -75,6 +75,15 @@ def test_a_run_does_not_push_out_its_own_files(tmp_path):
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 2.5 * (BYTES + HEADER)
 
 
+def test_nor_does_a_later_pass_of_the_same_process(tmp_path):
+    limit = 2 * (BYTES + HEADER)
+    for first in (0, 2):
+        cache = TrunkCache(tmp_path, limit)
+        for image in IMAGES[first : first + 2]:
+            cache.put("maker", image, {11: TOKENS})
+    assert all(TrunkCache(tmp_path, limit).get("maker", image, {11}) is not None for image in IMAGES[:2])
+
+
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "other"])
 def test_a_damaged_file_is_not_trusted(tmp_path, damage):
     cache = TrunkCache(tmp_path, 1e6)
