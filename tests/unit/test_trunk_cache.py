@@ -51,9 +51,9 @@ def test_what_was_unused_for_longest_goes_first(tmp_path):
     cache = TrunkCache(tmp_path, size)
     for number in range(3):
         cache.put("maker", IMAGES[number], {11: TOKENS})
-    for age, number in ((300, 1), (200, 0), (100, 2)):
+    for days, number in ((3, 1), (2, 0), (1, 2)):  # before this process began, however long it has tested
         path = cache._path("maker", image_key(IMAGES[number]), 11)
-        os.utime(path, (time.time() - age,) * 2)
+        os.utime(path, (time.time() - days * 86400,) * 2)
     later = TrunkCache(tmp_path, size)
     assert later.get("maker", IMAGES[0], {11}) is not None  # used by this run: stays
     later.put("maker", IMAGES[3], {11: TOKENS})
