@@ -10,7 +10,7 @@ from end_to_end.tools import run as run_tool
 from ovss_bench.results.load import result_paths
 from ovss_bench.results.store import read_result
 
-WORDS = ["output=runs", "limit=40", "segmentor=sclip", "recipe.resize=none", "recipe.pamr_steps=0", "recipe.stride=12"]
+WORDS = ["output=runs", "limit=80", "segmentor=sclip", "recipe.resize=none", "recipe.pamr_steps=0"]
 thorough = pytest.mark.skipif("OVSS_THOROUGH" not in os.environ, reason="starts many processes; set OVSS_THOROUGH=1")
 
 
@@ -43,7 +43,7 @@ def test_when_a_process_dies_the_others_say_so_and_three_go_on_to_the_same_count
     (result,) = [read_result(path) for path in result_paths(tmp_path / "runs")]
     assert result["provenance"]["world_size"] == 3
     assert result["provenance"]["threads"] == 1  # as eval.py was told
-    assert 0 < result["timing"]["images"] < 40
+    assert 0 < result["timing"]["images"] < 80
     assert not list(tmp_path.rglob("*.shards"))
     assert out.splitlines()[:-1] == printed.splitlines()[:-1]
     assert "Again: torchrun --nproc-per-node 3 " in out.splitlines()[-1]

@@ -363,7 +363,7 @@ def _undisturbed(folder: Path, limit: int) -> dict:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
-    limit, disturbed, quiet = 24, tmp_path / "disturbed", tmp_path / "quiet"
+    limit, disturbed, quiet = 48, tmp_path / "disturbed", tmp_path / "quiet"
     disturbed.mkdir()
     quiet.mkdir()
     arguments = ["runtime.threads=1", "segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8", *FAST]
