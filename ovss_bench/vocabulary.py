@@ -133,14 +133,14 @@ class Vocabulary:
         return digest(*self.queries, repr(self.group), repr(self.background), *TEMPLATES[self.templates], given)
 
     @cached_property
-    def by_class(self) -> tuple[Tensor, Tensor | None]:
+    def by_class(self) -> tuple[Tensor, Tensor]:
         """The classes of the queries that stand for one, ascending (of equal scores the lowest class wins), and the order of
-        all queries in which these come first, the distractors last; None where that is the order that they have."""
+        all queries in which these come first, the distractors last."""
         import torch
 
         order = sorted(range(len(self.group)), key=lambda q: (self.group[q] < 0, self.group[q]))
         classes = torch.tensor([self.group[q] for q in order if self.group[q] >= 0])
-        return classes, None if order == list(range(len(order))) else torch.tensor(order)
+        return classes, torch.tensor(order)
 
     def features(self, clip: DenseCLIP) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,

@@ -14,11 +14,12 @@ from ..segmentors.base import Scene, Segmentor
 from ..stages import Stages
 from .compose import compose
 from .forward import PendingImage, has_hooks, overrides
-from .refine import pamr
-from .scores import drop_small_classes, label
+from .refine import PAMR
+from .scores import drop_small_classes, label, label_by_parts
 from .windows import SlidingWindow
 
 ROWS = 16  # of refined cosines at a time
+PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of cosines at full size that PAMR gets at a time
 
 
 @dataclass
@@ -88,41 +89,60 @@ def _labels(
     recipe, vocabulary = segmentor.recipe, segmentor.vocabulary
     own_rule = overrides(segmentor, "scores") or overrides(segmentor, "decide")
     small_classes = recipe.area_threshold and not own_rule  # other planes than classes have no such threshold
-    if not (own_rule or small_classes or keep_scores):
-        labels = torch.empty(scene.size, dtype=torch.int64, device=grids.device)
-        for rows, columns, cosines in _tiles(segmentor, grids, windows, scene, vocabulary.by_class[1]):
-            labels[rows, columns] = label(cosines, vocabulary, recipe.logit_scale, recipe.threshold)
-        return labels, None
-    scores = None
-    for rows, columns, cosines in _tiles(segmentor, grids, windows, scene):
-        planes = segmentor.scores(cosines.movedim(-1, 0))
-        if scores is None:
-            scores = planes.new_empty(len(planes), *scene.size)
-        scores[:, rows, columns] = planes
-    if small_classes:
-        scores = drop_small_classes(scores, vocabulary.background, recipe.area_threshold)
-    return segmentor.decide(scores, scene), scores
+    if own_rule or small_classes or keep_scores:
+        scores = None
+        for rows, columns, cosines in _tiles(segmentor, grids, windows, scene):
+            planes = segmentor.scores(cosines)
+            if scores is None:
+                scores = planes.new_empty(len(planes), *scene.size)
+            scores[:, rows, columns] = planes
+        if small_classes:
+            scores = drop_small_classes(scores, vocabulary.background, recipe.area_threshold)
+        return segmentor.decide(scores, scene), scores
+    order, rule = vocabulary.by_class[1].to(grids.device), (vocabulary, recipe.logit_scale, recipe.threshold)
+    if _is_refined(segmentor):
+        return label_by_parts(_refined(segmentor, grids, windows, scene, order), *rule), None
+    labels = torch.empty(scene.size, dtype=torch.int64, device=grids.device)
+    for rows, columns, cosines in compose(grids[:, order], windows, scene.size):
+        labels[rows, columns] = label(cosines, *rule)
+    return labels, None
 
 
-def _tiles(
-    segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene, order: Tensor | None = None
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Cosines (rows, columns, Q) at the size of the result, tile by tile, with the queries in another `order` if there is one;
-    where something refines them, all of them had to be made."""
-    recipe, order = segmentor.recipe, slice(None) if order is None else order.to(grids.device)
-    if not recipe.pamr_steps and not overrides(segmentor, "refine"):
-        yield from compose(grids[:, order], windows, scene.size)
-        return
-    cosines = grids.new_empty(grids.shape[1], *scene.size)
-    for rows, columns, tile in compose(grids, windows, scene.size):
-        cosines[:, rows, columns] = tile.movedim(-1, 0)
+def _tiles(segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(rows, columns, cosines (Q, rows, columns)) of parts of the result."""
+    if _is_refined(segmentor):
+        order = torch.arange(grids.shape[1], device=grids.device)
+        cosines = torch.cat(list(_refined(segmentor, grids, windows, scene, order)))
+        for start in range(0, scene.size[0], ROWS):
+            rows = slice(start, start + ROWS)
+            yield rows, slice(None), cosines[:, rows]
+    else:
+        for rows, columns, tile in compose(grids, windows, scene.size):
+            yield rows, columns, tile.movedim(-1, 0)
+
+
+def _is_refined(segmentor: Segmentor) -> bool:
+    return segmentor.recipe.pamr_steps > 0 or segmentor.refines
+
+
+def _refined(segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene, order: Tensor) -> Iterator[Tensor]:
+    """Refined cosines (n, H, W) of the queries in `order`: PAMR takes some after the others, a method's own rule all."""
+    recipe, smooth = segmentor.recipe, None
     if recipe.pamr_steps:
-        guide = F.interpolate(scene.pixels[None].to(cosines.device), scene.size, mode="bilinear")[0]
-        cosines = pamr(guide, cosines, recipe.pamr_steps, recipe.pamr_dilations)
-    cosines = segmentor.refine(cosines, scene)[order]
-    for start in range(0, scene.size[0], ROWS):
-        rows = slice(start, start + ROWS)
-        yield rows, slice(None), cosines[:, rows].movedim(0, -1).contiguous()
+        guide = F.interpolate(scene.pixels[None].to(grids.device), scene.size, mode="bilinear")[0]
+        smooth = PAMR(guide, recipe.pamr_steps, recipe.pamr_dilations)
+
+    def smoothed(queries: Tensor) -> Tensor:
+        cosines = grids.new_empty(len(queries), *scene.size)
+        for rows, columns, tile in compose(grids[:, queries], windows, scene.size):
+            cosines[:, rows, columns] = tile.movedim(-1, 0)
+        return smooth(cosines) if smooth else cosines
+
+    if segmentor.refines:
+        yield segmentor.refine(smoothed(torch.arange(len(order))), scene)[order]
+    else:
+        for queries in order.split(max(1, PART_BYTES[grids.device.type] // (4 * scene.size[0] * scene.size[1]))):
+            yield smoothed(queries)
 
 
 def _to_host(result: Tensor) -> Tensor:

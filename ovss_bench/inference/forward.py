@@ -215,7 +215,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 def has_hooks(segmentor: Segmentor) -> bool:
     """Whether a method does more than to give patch logits."""
-    return any(overrides(segmentor, hook) for hook in ("prepare", "refine", "scores", "decide", "correct"))
+    return segmentor.refines or any(overrides(segmentor, hook) for hook in ("prepare", "scores", "decide", "correct"))
 
 
 def overrides(segmentor: Segmentor, hook: str) -> bool:

@@ -10,23 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pamr(guide: Tensor, maps: Tensor, steps: int = 10, dilations: Sequence[int] = (8, 16), chunk: int = 32) -> Tensor:
-    """Smooths maps (C, h, w) along the colours of the guide (K, H, W): every pixel becomes a convex combination of its
-    neighbours, `steps` times. Maps of another size are enlarged first (align_corners=True). Returns (C, H, W).
+class PAMR:
+    """Smooths maps along the colours of a guide (K, H, W): every pixel becomes a convex combination of its neighbours, `steps`
+    times. Maps do not depend on each other; `chunk` of them at a time bounds the memory."""
 
-    Exact for any `chunk` of maps refined at a time, which bounds the memory.
-    """
-    if maps.shape[1:] != guide.shape[1:]:
-        maps = F.interpolate(maps[None], guide.shape[1:], mode="bilinear", align_corners=True)[0]
-    weights = affinity(guide, dilations).flatten(1).T.to(maps.dtype).contiguous()
-    places = neighbour_index(guide.shape[1], guide.shape[2], tuple(dilations)).to(maps.device)
-    refined = []
-    for part in maps.split(chunk):
-        rows = part.flatten(1).T.contiguous()
-        for _ in range(steps):  # a weighted sum over rows of a table: four times as fast as shifted copies of the maps
-            rows = F.embedding_bag(places, rows, per_sample_weights=weights, mode="sum")
-        refined.append(rows.T)
-    return torch.cat(refined).unflatten(1, guide.shape[1:])
+    def __init__(self, guide: Tensor, steps: int = 10, dilations: Sequence[int] = (8, 16), chunk: int = 32) -> None:
+        self.size, self.steps, self.chunk = guide.shape[1:], steps, chunk
+        self.weights = affinity(guide, dilations).flatten(1).T.contiguous()
+        self.places = neighbour_index(*self.size, tuple(dilations)).to(guide.device)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """(C, h, w) -> (C, H, W); maps of another size than the guide's are enlarged first (align_corners=True)."""
+        if maps.shape[1:] != self.size:
+            maps = F.interpolate(maps[None], self.size, mode="bilinear", align_corners=True)[0]
+        weights, refined = self.weights.to(maps.dtype), []
+        for part in maps.split(self.chunk):
+            rows = part.flatten(1).T.contiguous()
+            for _ in range(self.steps):  # a weighted sum over rows of a table: four times as fast as shifted copies of the maps
+                rows = F.embedding_bag(self.places, rows, per_sample_weights=weights, mode="sum")
+            refined.append(rows.T)
+        return torch.cat(refined).unflatten(1, self.size)
 
 
 def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:

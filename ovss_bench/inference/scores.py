@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,32 @@ def label(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float, threshold
     if threshold > 0:
         best = cosines.gather(-1, query[..., None])
         normaliser = cosines.sub_(best).mul_(logit_scale).exp_().sum(-1)
+        labels[1 / normaliser < threshold] = vocabulary.background
+    return labels
+
+
+def label_by_parts(parts: Iterable[Tensor], vocabulary: Vocabulary, logit_scale: float, threshold: float) -> Tensor:
+    """What `label` gives, (H, W), from cosines (n, H, W) of some queries after the others, in its order. Overwrites them.
+
+    Kept are the best query so far, and the sum of exp(logit_scale * (cosine - best)), which is rescaled where the best changes.
+    """
+    classes, _ = vocabulary.by_class
+    start, query = 0, None
+    for cosines in parts:
+        own = cosines[: max(0, len(classes) - start)]  # distractors win no pixel
+        if query is None:
+            best, query = own.max(0)
+            normaliser = torch.zeros_like(best)
+        elif len(own):
+            value, index = own.max(0)
+            before, better = best, value > best
+            best, query = torch.maximum(best, value), torch.where(better, index + start, query)
+            normaliser.mul_((before - best).mul_(logit_scale).exp_())
+        if threshold > 0:
+            normaliser += cosines.sub_(best).mul_(logit_scale).exp_().sum(0)
+        start += len(cosines)
+    labels = classes.to(query.device)[query]
+    if threshold > 0:
         labels[1 / normaliser < threshold] = vocabulary.background
     return labels
 

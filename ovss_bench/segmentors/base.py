@@ -163,8 +163,12 @@ class Segmentor:
                 window = window.index_select(axis, inside.to(window.device))
             yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
 
-    # Hooks, in the order in which they run. The engine asks for full-size cosines only where a method overrides one that
-    # needs them.
+    @property
+    def refines(self) -> bool:
+        """Whether `refine` does anything with this recipe; only then the cosines of all queries are made at full size."""
+        return type(self).refine is not Segmentor.refine
+
+    # Hooks, in the order in which they run.
 
     def prepare(self, scene: Scene) -> None:
         """Work that is done once per image, before its windows."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import OvssError
 from ..image import normalize, resize
-from ..inference.scores import label
+from ..inference.scores import label_by_parts
 from ..registry import SEGMENTORS
 from .base import Scene, Segmentor
 
@@ -64,9 +64,7 @@ class CLIPDIY(Segmentor):
 
     def decide(self, scores: Tensor, scene: Scene) -> Tensor:
         """Every query is a class of its own up to here: the class of the best."""
-        order = self.vocabulary.by_class[1]
-        ordered = scores if order is None else scores[order]
-        return label(ordered.movedim(0, -1), self.vocabulary, logit_scale=1, threshold=0)
+        return label_by_parts([scores[self.vocabulary.by_class[1]]], self.vocabulary, logit_scale=1, threshold=0)
 
     def patch_cosines(self, scene: Scene) -> list[Tensor]:
         """For each size the cosines (Q, rows, columns) of its patches with the queries."""

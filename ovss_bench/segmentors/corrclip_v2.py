@@ -49,11 +49,13 @@ class CorrCLIPv2(CorrCLIP):
         coarse = scene.context["coarse"]
         return F.normalize(F.interpolate(coarse, scene.resized.shape[:2], mode="bilinear")[0], dim=0)
 
+    @property
+    def refines(self) -> bool:
+        return self.bank is not None
+
     @torch.inference_mode()
     def refine(self, cosines: Tensor, scene: Scene) -> Tensor:
         """Mixes the cosines with those of what the bank knows of each region (retrieval and ensemble)."""
-        if self.bank is None:
-            return cosines
         regions, retrieved = self.retrieve(scene)
         support = self.bank.cosines(retrieved, self.text, self.vocabulary)[:, regions]
         support = F.interpolate(support[None], scene.size, mode="bilinear")[0]

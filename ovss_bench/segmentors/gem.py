@@ -57,8 +57,12 @@ class GEM(Segmentor):
             outputs.append(attend(u, u, v, scale=beta))
         return block.project(sum(outputs) / 3)
 
+    @property
+    def refines(self) -> bool:
+        return self.min_max
+
     def refine(self, cosines: Tensor, scene: Scene) -> Tensor:
-        return min_max(cosines) if self.min_max else cosines
+        return min_max(cosines)
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..encoders.clip import BlockView
 from ..errors import OvssError
-from ..inference.refine import pamr
+from ..inference.refine import PAMR
 from ..inference.vote import majority_vote
 from ..registry import SEGMENTORS
 from .base import Segmentor, WindowBatch
@@ -114,7 +114,7 @@ class ResCLIP(Segmentor):
         grid, patch = cosines.shape[1:], self.clip.patch_size
         cosines = F.interpolate(cosines[None], pixels.shape[1:], mode="bilinear")[0]
         if self.sfr_pamr_steps:
-            cosines = pamr(pixels, cosines, self.sfr_pamr_steps, self.recipe.pamr_dilations)
+            cosines = PAMR(pixels, self.sfr_pamr_steps, self.recipe.pamr_dilations)(cosines)
         probability, labels = (self.recipe.logit_scale * cosines).softmax(0).max(0)
         labels = labels.masked_fill(probability < self.temp_thd, 0)[: grid[0] * patch, : grid[1] * patch]
         tiles = torch.arange(grid.numel()).view(grid).to(labels)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import ovss_bench as ob
 from ovss_bench.inference.engine import make_scene
-from ovss_bench.inference.refine import affinity, pamr
+from ovss_bench.inference.refine import PAMR, affinity
 
 from . import seeded
 from .common import build, final_scores, label_map, patch_logits, settings
@@ -62,7 +62,7 @@ def pamr_refined(reference: Reference, array: str) -> Tensor:
     if array == "refined_fullsize":
         mask = F.interpolate(mask[None], guide.shape[1:], mode="bilinear")[0]
     given = settings(reference, array)
-    return pamr(guide, mask, given["pamr_steps"], given["pamr_dilations"])
+    return PAMR(guide, given["pamr_steps"], given["pamr_dilations"])(mask)
 
 
 def pamr_affinity(reference: Reference, array: str) -> Tensor:

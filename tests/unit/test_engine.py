@@ -13,6 +13,7 @@ import ovss_bench as ob
 from ovss_bench.bench.official import official_label_map
 from ovss_bench.encoders.clip import default_precision
 from ovss_bench.encoders.trunk_cache import TrunkCache
+from ovss_bench.inference import finish
 from ovss_bench.inference.engine import predict
 from ovss_bench.inference.forward import Forward, batch_size
 from ovss_bench.inference.windows import SlidingWindow
@@ -192,6 +193,31 @@ def test_no_tensor_holds_all_queries_at_full_size(threshold, tiny_clip):
         largest[queries] = seen.bytes
     assert largest[1281] < 1281 * 600 * 800 * 4 / 100
     assert largest[1281] - largest[21] < 16e6
+
+
+@pytest.mark.parametrize(("name", "options"), [("naclip", {"pamr_steps": 2}), ("gem", {"min_max": True})])
+def test_refined_maps_give_the_labels_of_the_class_scores(name, options, tiny_clip, monkeypatch):
+    group = [0, 2, 0, 1, -1, 2, 3, 3]
+    vocabulary = ob.Vocabulary.from_features(query_features(31, len(group)), group, background=True)
+    segmentor = build(name, tiny_clip, vocabulary, threshold=0.3, **options)
+    expected = {key: p.label_map for key, (p,) in predict([segmentor], IMAGES.items(), batch=5, keep_scores=True)}
+    for bytes_at_a_time in (2**26, 3 * 4 * 120 * 150, 1):
+        monkeypatch.setattr(finish, "PART_BYTES", {"cpu": bytes_at_a_time})
+        for key, (labels,) in label_maps([segmentor], batch=5).items():
+            assert (labels == expected[key]).float().mean() > 0.9999
+
+
+def test_pamr_does_not_hold_all_queries_at_full_size(tiny_clip, monkeypatch):
+    monkeypatch.setattr(finish, "PART_BYTES", {"cpu": 2**20})
+    largest = {}
+    for queries in (21, 421):
+        vocabulary = ob.Vocabulary.from_features(query_features(31, queries), [q % 21 for q in range(queries)], background=True)
+        segmentor = build("naclip", tiny_clip, vocabulary, threshold=0.2, pamr_steps=1)
+        with Largest() as seen:
+            label_maps([segmentor], {"one": rgb_image(1, 150, 200)}, batch=6)
+        largest[queries] = seen.bytes
+    assert largest[421] < 421 * 150 * 200 * 4 / 4
+    assert largest[421] - largest[21] < 4e6
 
 
 def test_label_maps_that_come_a_batch_later_as_from_a_gpu_are_the_same(tiny_clip, tiny_vocabulary, monkeypatch):

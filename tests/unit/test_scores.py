@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovss_bench.inference.scores import class_scores, decide, drop_small_classes, label
+from ovss_bench.inference.scores import class_scores, decide, drop_small_classes, label, label_by_parts
 from ovss_bench.vocabulary import Vocabulary
 
 GROUPS = {
@@ -27,9 +27,11 @@ def cosines_of(group, height=40, width=50, seed=0):
 
 
 def labelled(cosines, vocabulary, scale, threshold):
-    order = vocabulary.by_class[1]
-    ordered = cosines if order is None else cosines[order]
-    return label(ordered.movedim(0, -1).clone(), vocabulary, scale, threshold)
+    ordered = cosines[vocabulary.by_class[1]]
+    labels = label(ordered.movedim(0, -1).clone(), vocabulary, scale, threshold)
+    for size in (1, 2, len(ordered)):
+        assert torch.equal(label_by_parts(ordered.clone().split(size), vocabulary, scale, threshold), labels), size
+    return labels
 
 
 def official_scores(cosines, group, scale):
