@@ -21,7 +21,7 @@ from .datasets.base import MissingData, SegDataset, load_dataset
 from .datasets.config import dataset_config
 from .datasets.suites import Suite, expand
 from .distributed import Shard, World
-from .encoders.clip import DenseCLIP, clip_label, load_clip
+from .encoders.clip import DenseCLIP, clip_label, default_precision, load_clip
 from .encoders.sources import SOURCES
 from .errors import OvssError, unknown
 from .options import checked_options
@@ -196,12 +196,13 @@ def _job(plan: Plan, dataset: SegDataset, options: dict[str, Any]) -> Job:
     recipe = compose_recipe(plan.segmentor, clip=label, dataset=dataset.name, protocol=protocol, overrides=plan.overrides)
     file = Path(pretrained or name)
     changed = file.stat().st_mtime_ns if file.is_file() else None
-    clip = _loaded(name, pretrained, recipe.precision, options["runtime"]["device"], changed)
+    device = options["runtime"]["device"]
+    clip = _loaded(name, pretrained, recipe.precision or default_precision(device), device, changed)
     return make_job(plan.segmentor, clip, dataset, protocol, plan.overrides)
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str, pretrained: str | None, precision: str | None, device: str, changed: int | None) -> DenseCLIP:
+def _loaded(name: str, pretrained: str | None, precision: str, device: str, changed: int | None) -> DenseCLIP:
     """Rows, and the runs of a grid in one process, share what they load, unless its file has changed."""
     return load_clip(name, pretrained=pretrained, precision=precision, device=device)
 

@@ -109,10 +109,10 @@ class Recipe:
 
     @property
     def trunk_key(self) -> tuple:
-        """What two segmentors must agree on to share one pass of the trunk."""
+        """What two segmentors with the same CLIP, in the same precision, must agree on to share one pass of the trunk."""
         sides = {"keep_ratio": (self.short_side, self.long_side), "none": ()}.get(self.resize, (self.short_side,))
         windows = (self.window,) if self.window == "whole" else (self.window, self.stride)
-        encoder = (self.normalize, self.position, self.activation, self.layer_norm_eps, self.precision)
+        encoder = (self.normalize, self.position, self.activation, self.layer_norm_eps)
         return self.resize, *sides, *windows, self.pad, self.pad_multiple, *encoder, self.scored_at
 
     def override(self, **values: Any) -> Recipe:

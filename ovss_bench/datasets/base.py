@@ -236,12 +236,15 @@ class SegDataset:
             )
         return label
 
-    def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray:
-        """A label as a recipe has it counted: at the `size` (H, W) of a result, and all of it ignored where less than
-        `min_foreground` pixels are of objects (CLIP-DIY on COCO)."""
-        if min_foreground and np.count_nonzero((label != self.ignore_index) & (label != self.background)) < min_foreground:
-            label = np.full_like(label, self.ignore_index)
-        return resize_truth(label, resize, size)
+    def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray | None:
+        """A label as a recipe has it counted, at the `size` (H, W) of a result; None where the image does not count, as less
+        than `min_foreground` pixels of the label (CLIP-DIY on COCO), or of the centre crop (CLIPtrase), are of objects."""
+        scored = resize_truth(label, resize, size)
+        if min_foreground:
+            seen = scored if resize == "center_crop" else label
+            if np.count_nonzero((seen != self.ignore_index) & (seen != self.background)) < min_foreground:
+                return None
+        return scored
 
     def ruled(self, label: np.ndarray) -> np.ndarray:
         """Stored values -> classes: mmseg's rules, but not in its 8 bits, into which larger values would silently fold."""

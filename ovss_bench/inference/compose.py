@@ -1,9 +1,10 @@
 """From the patch grids of all windows to class cosines at the original size, exactly and separably.
 
-The official order is: grid -> bilinear to the (padded) window -> cut -> sum over windows -> divide by the count -> bilinear to
-the original size. All steps are linear, window starts are a Cartesian product and the count is a product of a count per row
-and one per column, so the chain is one separable map: Out[q] = M_h G[q] M_w^T, with G[q] the grids of all windows side by
-side and M = U(out <- length) diag(1/count) S, where S stacks U(window <- cells) at the starts. Rows of M have 6 to 8 non-zeros.
+The official order is: grid -> bilinear to the (mostly padded) window -> cut -> sum over windows -> divide by the count ->
+bilinear to the original size. All steps are linear, window starts are a Cartesian product and the count is a product of a
+count per row and one per column, so the chain is one separable map: Out[q] = M_h G[q] M_w^T, with G[q] the grids of all
+windows side by side and M = U(out <- length) diag(1/count) S, where S stacks U(window <- cells) at the starts. Rows of M have
+6 to 8 non-zeros.
 
 The result is made in tiles that stay in a core's cache until their labels are known: Q x H x W numbers exist nowhere. With the
 cells of all windows in the order of their positions, those that a tile needs are neighbours, and both products are plain
@@ -38,15 +39,15 @@ def bilinear_matrix(out: int, size: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def axis_matrix(axis: Axis, cells: int, out: int) -> tuple[Tensor, Tensor]:
-    """M of one side, for grids of `cells` over each padded window: (out, windows * cells) float32 with the cells in the order
+    """M of one side, for grids of `cells` over each window: (out, windows * cells) float32 with the cells in the order
     of their positions, and that order (windows * cells)."""
-    window = bilinear_matrix(axis.padded, cells)[axis.before : axis.before + axis.size]
+    window = bilinear_matrix(axis.enlarged, cells)[axis.before : axis.before + axis.size]
     total = torch.zeros(axis.length, len(axis.starts) * cells, dtype=torch.float64)
     count = torch.zeros(axis.length, 1, dtype=torch.float64)
     for i, start in enumerate(axis.starts):
         total[start : start + axis.size, i * cells : (i + 1) * cells] = window
         count[start : start + axis.size] += 1
-    position = torch.tensor(axis.starts).view(-1, 1) + (torch.arange(cells) + 0.5) * axis.padded / cells
+    position = torch.tensor(axis.starts).view(-1, 1) + (torch.arange(cells) + 0.5) * axis.enlarged / cells
     order = position.flatten().argsort(stable=True)
     return (bilinear_matrix(out, axis.length) @ (total / count))[:, order].float(), order
 

@@ -17,7 +17,7 @@ class Axis:
     """The windows along one side of the resized image: `starts` in pixels, `size` of each, and how a window is padded.
 
     The network sees `padded` pixels: `before` zeros, the window, zeros; they give `cells` patches and perhaps a remainder that
-    the patch embedding drops.
+    the patch embedding drops. The grid of patches is enlarged to `enlarged` pixels, of which the window's are used.
     """
 
     length: int
@@ -26,20 +26,23 @@ class Axis:
     before: int
     padded: int
     cells: int
+    enlarged: int
 
 
 def axis(length: int, window: int | None, stride: int | None, patch: int, pad: str, multiple: int | None = None) -> Axis:
     """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
 
     `pad`: `none`, `center` (zeros on both sides to a multiple of the patch, or of `multiple` pixels, the odd one after:
-    ClearCLIP) or `corner` (zeros after: MaskCLIP). A side below one patch is always padded to it.
+    ClearCLIP) or `corner` (zeros after: MaskCLIP, which enlarges the grid to the window without them, and so stretches it). A
+    side below one patch is always padded to it.
     """
     size = length if window is None else min(window, length)
     count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1
     starts = tuple(max(min(i * stride + size, length) - size, 0) if count > 1 else 0 for i in range(count))
     missing = max(0 if pad == "none" else -size % (multiple or patch), patch - size)
     before = missing // 2 if pad == "center" else 0
-    return Axis(length, starts, size, before, size + missing, (size + missing) // patch)
+    padded = size + missing
+    return Axis(length, starts, size, before, padded, padded // patch, size if pad == "corner" else padded)
 
 
 @dataclass(frozen=True)

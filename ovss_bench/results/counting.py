@@ -23,6 +23,8 @@ from ..stages import Stages
 if TYPE_CHECKING:
     from .run import Job, Runtime
 
+NOTHING = np.empty((0, 0), np.uint16)
+
 
 def counted(
     jobs: Sequence[Job],
@@ -72,6 +74,7 @@ def _counted(
     label_map = prediction.label_map.numpy().astype(np.uint16)
     dataset, recipe = job.dataset, job.segmentor.recipe
     truth = dataset.scored(truth, label_map.shape, recipe.resize, recipe.min_foreground)
-    pair = truth, label_map, len(dataset.classes), dataset.ignore_index
+    maps = (NOTHING, NOTHING) if truth is None else (truth, label_map)
+    pair = *maps, len(dataset.classes), dataset.ignore_index
     hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
     return confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None, label_map if runtime.maps else None

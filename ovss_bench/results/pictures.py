@@ -82,7 +82,9 @@ class Pictures:
             raise OvssError(f"{map_path} is no label map of {self.dataset.name}.")
         original, label = self.dataset.image(sample), self.dataset.label(sample)
         truth = self.dataset.scored(label, label_map.shape, recipe["resize"], recipe["min_foreground"])
-        if not np.array_equal(confusion(truth, label_map, classes, self.dataset.ignore_index), records):
+        if truth is None:
+            truth = np.full(label_map.shape, self.dataset.ignore_index)
+        elif not np.array_equal(confusion(truth, label_map, classes, self.dataset.ignore_index), records):
             raise OvssError(f"image {image} of {self.dataset.name}, its truth or its label map changed since the run.")
         ignored = truth == self.dataset.ignore_index
         error = np.where(ignored, 2, truth != label_map)

@@ -84,7 +84,8 @@ class Job:
     @property
     def pass_key(self) -> tuple:
         """What two jobs must agree on to share one pass of the trunk."""
-        return self.segmentor.clip.weights_digest, self.dataset.images_digest, self.segmentor.recipe.trunk_key
+        clip = self.segmentor.clip
+        return clip.weights_digest, clip.precision, self.dataset.images_digest, self.segmentor.recipe.trunk_key
 
 
 def make_job(

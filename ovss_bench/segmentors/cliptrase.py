@@ -77,7 +77,12 @@ class CLIPtrase(LastBlockSegmentor):
         clusters = self.clusters(correlation)
         if clusters.max() < 0:
             return label_map
-        return majority_vote(label_map, self.regions(correlation, clusters, scene))
+        regions, background = self.regions(correlation, clusters, scene), self.vocabulary.background
+        if background is None:
+            return majority_vote(label_map, regions)
+        last = len(self.vocabulary.classes)  # where the official code has its background, which so wins no tie
+        voted = majority_vote(label_map.masked_fill(label_map == background, last), regions)
+        return voted.masked_fill(voted == last, background)
 
     def whole(self, scene: Scene) -> Tensor:
         """The image (3, H, W) as the regions are made of it: zeros at the right and the bottom to a multiple of the patch."""

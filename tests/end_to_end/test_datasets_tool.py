@@ -108,9 +108,7 @@ def test_bad_input_gets_a_clear_error_and_status_2(words, said, tmp_path, monkey
 def test_the_list_shows_what_is_here(tmp_path, monkeypatch, capsys):
     MINIATURES["voc21"](tmp_path)
     assert run_here(monkeypatch, "prepare", "voc21", f"data_root={tmp_path}", "workers=1") == 0
-    began = time.monotonic()
     assert run_here(monkeypatch, "list", f"data_root={tmp_path}") == 0
-    assert time.monotonic() - began < 10
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert set(config_names("dataset")) <= set(rows)
     assert "4 of 1449 images" in rows["voc21"]

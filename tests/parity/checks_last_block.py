@@ -8,7 +8,6 @@ import ovss_bench as ob
 from ovss_bench.inference.engine import make_scene
 from ovss_bench.inference.refine import PAMR, affinity
 
-from . import seeded
 from .common import build, final_scores, label_map, patch_logits, settings
 from .reference import Reference
 
@@ -23,8 +22,7 @@ def gem_heatmaps(reference: Reference, array: str) -> Tensor:
     side = int(array.rpartition("_")[2])
     segmentor = build(reference, array, "gem_original", short_side=side)
     scene = make_scene(reference.image, segmentor)
-    pixels = seeded.clip_input(scene.resized)  # CLIP's statistics as GEM has them, not rounded as in the common pipeline
-    maps = segmentor.patch_logits(ob.WindowBatch(pixels))
+    maps = segmentor.patch_logits(ob.WindowBatch(scene.pixels[None]))
     return segmentor.refine(F.interpolate(maps, (side, side), mode="bilinear")[0], scene)[:, ::16, ::16]
 
 

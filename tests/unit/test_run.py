@@ -11,6 +11,7 @@ import ovss_bench as ob
 from miniatures.voc import write_voc
 from ovss_bench.datasets.suites import Average, expand, load_suite, mean_of
 from ovss_bench.evaluation.boundary import boundary_total, mean_boundary_iou
+from ovss_bench.evaluation.confusion import total
 from ovss_bench.files import config_names
 from ovss_bench.results.averages import write_averages
 from ovss_bench.results.run import make_job, run_jobs
@@ -74,18 +75,35 @@ def test_a_shared_pass_goes_on_where_each_of_its_runs_stopped(voc, tmp_path, pas
     assert len(again[1].data["per_class"]) == 20
 
 
-def test_images_with_too_little_foreground_do_not_count(voc):
+def test_images_with_too_little_foreground_do_not_count(voc, tmp_path):
     dataset = ob.load_dataset("voc21", voc)
     truths = {sample.id: dataset.label(sample) for sample in dataset.samples}
     objects = {name: int(((truth > 0) & (truth < 255)).sum()) for name, truth in truths.items()}
     limit = sorted(objects.values())[5]
     kept = [name for name, count in objects.items() if count >= limit]
 
-    def counts(**options):
-        (result,) = run(jobs_of(["sclip"], [dataset], min_foreground=options.pop("limit", 0)), **options)
-        return [(row["correct"], row["predicted"], row["true"]) for row in result.data["per_class"]]
+    def counts(limit=0, **options):
+        (result,) = run(jobs_of(["sclip"], [dataset], min_foreground=limit), output=tmp_path, rerun=True, **options)
+        matrix = total(read_counts(result.path.with_suffix(".npz"))[0].values(), 21)
+        return [(row["correct"], row["predicted"], row["true"]) for row in result.data["per_class"]], matrix.tolist()
 
-    assert counts(limit=limit) == counts(ids=kept) != counts()
+    assert counts(limit) == counts(ids=kept) != counts()
+
+
+def test_objects_outside_of_the_centre_crop_do_not_make_an_image_count(voc):
+    dataset = ob.load_dataset("voc21", voc)
+    label = np.zeros((40, 80), np.uint8)
+    label[5:20, :10] = 3
+    cropped = dataset.scored(label, (40, 40), "center_crop", 0)
+    assert cropped.shape == (40, 40)
+    assert not cropped.any()
+    assert dataset.scored(label, (40, 40), "center_crop", 1) is None
+    assert np.array_equal(dataset.scored(label, (40, 80), "keep_ratio", 150), label)
+    assert dataset.scored(label, (40, 80), "keep_ratio", 151) is None
+    label[20, 50] = 255
+    assert dataset.scored(label, (40, 40), "center_crop", 1) is None
+    label[20, 50] = 7
+    assert dataset.scored(label, (40, 40), "center_crop", 1).max() == 7
 
 
 def test_boundary_iou_is_measured_on_request_and_kept_with_the_counts(voc, tmp_path):
@@ -104,15 +122,28 @@ def test_boundary_iou_is_measured_on_request_and_kept_with_the_counts(voc, tmp_p
     assert again.metrics == result.metrics
 
 
-def test_the_filter_is_that_of_clip_diy_on_coco_in_its_own_protocol():
+def test_images_without_enough_foreground_are_left_out_where_the_official_codes_do_so():
     recipes = {
-        ("voc21", "paper"): 0,
-        ("coco_object", "paper"): 1000,
-        ("coco_object", "unified"): 0,
+        ("clip_diy", "voc21", "paper"): 0,
+        ("clip_diy", "coco_object", "paper"): 1000,
+        ("clip_diy", "coco_object", "unified"): 0,
+        ("cliptrase", "voc21", "paper"): 1,
+        ("cliptrase_336", "context60", "paper"): 1,
+        ("cliptrase", "voc20", "paper"): 0,
+        ("cliptrase", "voc21", "unified"): 0,
+        ("sclip", "coco_object", "paper"): 0,
     }
-    for (dataset, protocol), expected in recipes.items():
-        assert ob.compose_recipe("clip_diy", dataset=dataset, protocol=protocol).min_foreground == expected
-    assert ob.compose_recipe("sclip", dataset="coco_object").min_foreground == 0
+    for (name, dataset, protocol), expected in recipes.items():
+        assert ob.compose_recipe(name, dataset=dataset, protocol=protocol).min_foreground == expected
+
+
+def test_methods_whose_own_code_runs_in_fp32_do_so_on_a_gpu_too(tiny_clip, voc):
+    own = {name for name in config_names("segmentor") if ob.compose_recipe(name).precision == "fp32"}
+    assert own == {"cliptrase", "cliptrase_336", "maskclip_original", "gem_original", "clip_diy"}
+    assert all(ob.compose_recipe(name, protocol="unified").precision is None for name in own)
+    dataset = ob.load_dataset("voc21", voc)
+    plain, precise = (make_job("sclip", tiny_clip, dataset, overrides=own) for own in ({}, {"precision": "fp32"}))
+    assert plain.pass_key == precise.pass_key  # on a CPU the same
 
 
 def test_a_fault_of_one_data_set_leaves_the_others_their_results(voc, tmp_path):

@@ -80,7 +80,7 @@ def plain_loop(grids, windows, size, crop, stride, patch, pad):
             padded, before = [], []
             for side in (y2 - y1, x2 - x1):
                 missing = -side % patch if pad != "none" or side < patch else 0
-                padded.append(side + missing)
+                padded.append(side if pad == "corner" else side + missing)  # MaskCLIP enlarges to the size of the input
                 before.append(missing // 2 if pad == "center" else 0)
             enlarged = F.interpolate(grids[number : number + 1], padded, mode="bilinear", align_corners=False)[0]
             total[:, y1:y2, x1:x2] += enlarged[:, before[0] : before[0] + y2 - y1, before[1] : before[1] + x2 - x1]

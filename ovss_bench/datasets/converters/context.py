@@ -36,7 +36,7 @@ def context60(folder: Path) -> Iterator[Task]:
 @CONVERTERS.register_module(name="context459")
 def context459(folder: Path) -> Iterator[Task]:
     """annotations_detectron2/pc459_val/<id>.tif: the value less one in 16 bits, unlabelled pixels 65535 (CAT-Seg; MESS,
-    prepare_pascal_context_459.py)."""
+    prepare_pascal_context_459.py, which skips images without a map; here a missing one is an error)."""
     return _tasks(folder, "annotations_detectron2/pc459_val", ".tif", write_459)
 
 
