@@ -95,15 +95,25 @@ class World:
             return self.rank == 0
 
     def device(self, wanted: str | None) -> str:
-        """The device of this process, of which several share a machine's GPUs in turn."""
+        """The device of this process, of which several share a machine's GPUs in turn. Raises OvssError for one that PyTorch
+        cannot use here."""
         import torch
 
         kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-        if kind != "cuda" or self.size == 1 or not torch.cuda.is_available():
-            return kind
-        number = self.local_rank % torch.cuda.device_count()
-        torch.cuda.set_device(number)
-        return f"cuda:{number}"
+        if kind == "cuda" and self.size > 1 and torch.cuda.is_available():
+            kind = f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        try:
+            device = torch.device(kind)
+            if device.type == "cuda" and device.index is not None:
+                torch.cuda.set_device(device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise OvssError(
+                f"device={kind} cannot be used: {str(error).splitlines()[0]} Use cpu, or cuda for a GPU."
+            ) from error
+        if device.type not in ("cpu", "cuda"):
+            raise OvssError(f"device={kind}: expected cpu, cuda or cuda:NUMBER.")
+        return kind
 
     @property
     def launcher(self) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +22,28 @@ WEIGHTS = PACKAGE / "weights"
 # A wheel carries the configurations and the published figures inside the package; a checkout has them beside it.
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 PUBLISHED = next(path for path in (PACKAGE / "published", PACKAGE.parent / "results" / "published") if path.is_dir())
+
+
+# What NumPy and zipfile raise for files with wrong bytes in them.
+DAMAGES = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
+
+@cache
+def code(*parts: str) -> str:
+    """SHA-256 of the package's Python files in these folders and of these files."""
+    files = [file for part in parts for file in sorted((PACKAGE / part).glob("*.py")) or [PACKAGE / part]]
+    return digest(*(file.read_bytes() for file in files))
 
 
 @cache

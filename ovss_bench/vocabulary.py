@@ -124,7 +124,7 @@ class Vocabulary:
             raise OvssError("no text feature stands for a class: all are distractors (group -1).")
         names = tuple(f"query {q}" for q in range(len(group)))
         classes = tuple(f"class {c}" for c in range(count))
-        return cls(names, group, classes, _background(background, count), "none", F.normalize(features.float(), dim=-1))
+        return cls(names, group, classes, _background(background, count), "none", F.normalize(features.float().cpu(), dim=-1))
 
     @property
     def digest(self) -> str:

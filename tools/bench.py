@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ovss_bench.bench.cases import Case
 from ovss_bench.bench.measure import measure
 from ovss_bench.bench.view import plot, stages, table
+from ovss_bench.distributed import World
 from ovss_bench.files import config_names, load_config, write_atomic
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import Progress
@@ -52,6 +53,7 @@ def main() -> None:
     chosen = {word.partition("=")[0] for word in given}
     if not cases and not chosen - {"rounds", "out", "threads", "device"}:
         cases = config_names("bench")
+    options["device"] = World().device(options["device"])
     rounds, out, progress = options.pop("rounds"), Path(options.pop("out")), Progress()
     results = {}
     for name in cases or ["case"]:

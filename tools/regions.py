@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ovss_bench as ob
+from ovss_bench.distributed import World
 from ovss_bench.errors import OvssError
 from ovss_bench.options import parse_options, run_tool
 
@@ -29,11 +30,9 @@ def make(words: list[str]) -> None:
     options = parse_options(words, MAKING)
     if options["out"] is None:
         raise OvssError("name the folder that the regions are written to: out=DIR.")
-    import torch
-
     from ovss_bench.results.precompute import precompute_regions
 
-    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = World().device(options["device"])
     precompute_regions(
         ob.load_dataset(options["dataset"], options["data_root"]),
         str(options["regions"]),

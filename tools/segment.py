@@ -9,6 +9,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ovss_bench as ob
+from ovss_bench.encoders.clip import clip_label
 from ovss_bench.encoders.sources import SOURCES
 from ovss_bench.errors import OvssError
 from ovss_bench.files import write_atomic
@@ -37,9 +38,10 @@ def segment(arguments: argparse.Namespace) -> None:
         raise OvssError('give at least two classes, e.g. --classes "cat; grass, lawn; sky": every pixel gets the best of them.')
     image = read_image(arguments.photo)
     clip_name, _, tag = str(options["clip"]).partition(":")
-    clip = ob.load_clip(clip_name, pretrained=options["weights"] or tag or None)
+    pretrained = options["weights"] or tag or None
     overrides = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
-    recipe = ob.compose_recipe(options["segmentor"], clip=clip.name, overrides=overrides)
+    recipe = ob.compose_recipe(options["segmentor"], clip=clip_label(clip_name, pretrained), overrides=overrides)
+    clip = ob.load_clip(clip_name, pretrained=pretrained, precision=recipe.precision)
     if recipe.resize == "center_crop":  # a benchmark's protocol; a photo is wanted whole
         overrides = {"resize": "keep_ratio"} | overrides
     vocabulary = ob.Vocabulary.from_names(names, background=arguments.background, templates=recipe.templates)

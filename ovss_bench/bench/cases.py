@@ -17,7 +17,7 @@ from torch import nn
 
 from ..datasets.base import SegDataset, load_dataset
 from ..datasets.scenes import DEMO_CLOTHS, draw_scene
-from ..encoders.clip import DenseCLIP, default_precision, load_clip
+from ..encoders.clip import PRECISIONS, DenseCLIP, default_precision, load_clip
 from ..encoders.position import resample_position
 from ..errors import OvssError, unknown
 from ..files import config_names
@@ -109,9 +109,12 @@ def _clip(case: Case) -> DenseCLIP:
     if case.clip not in open_clip.list_models():
         raise unknown("clip", case.clip, [*config_names("clip"), *open_clip.list_models()])
     torch.manual_seed(0)
-    model = open_clip.create_model(case.clip, force_quick_gelu=True)
+    precision = case.precision or default_precision(case.device)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    model = open_clip.create_model(case.clip, precision=precision, force_quick_gelu=True)
     clip = DenseCLIP(model, open_clip.get_tokenizer(case.clip), case.clip, "quick_gelu")
-    clip.to(case.device, case.precision or default_precision(case.device))
+    clip.to(case.device, precision)
     return clip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -190,6 +191,9 @@ class SegDataset:
             for name in ids:
                 if name not in known:
                     raise unknown(f"image id in {self.name}", name, known)
+            twice = [name for name, count in Counter(ids).items() if count > 1]
+            if twice:
+                raise OvssError(f"ids: {', '.join(twice[:5])} is named twice. Name each image once.")
             return [known[name] for name in ids]
         if limit is None or limit >= len(self.samples):
             return self.samples
@@ -258,8 +262,9 @@ class SegDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over name, classes, ids, sizes of the image files and bytes of the label files."""
-        parts: list[str | bytes] = [self.name, *self.classes]
+        """SHA-256 over name, classes, rules, ids, sizes of the image files and bytes of the label files."""
+        rules = self.facts, bool(self.config.get("reduce_zero_label")), sorted((self.label_map or {}).items())
+        parts: list[str | bytes] = [self.name, *self.classes, repr(rules)]
         for sample in self.samples:
             parts += [sample.id, str(sample.image_path.stat().st_size), sample.label_path.read_bytes()]
         return digest(*parts)

@@ -37,7 +37,12 @@ class RegionBank:
         self.keys, self.values = F.normalize(keys.float(), dim=-1), F.normalize(values.float(), dim=-1)
         self.aux_values = None if aux_values is None else F.normalize(aux_values.float(), dim=-1)
         self.aux_vocabulary = aux_vocabulary
-        self.digest = digest(state_digest({"keys": self.keys, "values": self.values}), repr(aux_values is not None))
+        tensors = {"keys": self.keys, "values": self.values}
+        own = aux_vocabulary
+        if aux_values is not None:
+            tensors |= {"aux_values": self.aux_values} | ({"aux_vocabulary": own} if isinstance(own, Tensor) else {})
+        named = own.weights_digest if isinstance(own, DenseCLIP) else own.digest if isinstance(own, Vocabulary) else ""
+        self.digest = digest(state_digest(tensors), named)
 
     def search(self, keys: Tensor, count: int) -> Tensor:
         """The numbers (N, count) of the regions whose keys are most like each of `keys` (N, C), best first."""

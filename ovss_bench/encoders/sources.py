@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import digest, write_atomic
+from ..files import DAMAGES, code, digest, write_atomic
 
 SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
 
@@ -33,9 +34,14 @@ class NamedSource:
         return getattr(self.loaded, attribute)
 
 
-@lru_cache(maxsize=64)
 def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:
-    """Segmentors that name the same share it."""
+    """Segmentors that name the same share it, unless its file or folder has changed."""
+    changed = Path(name).stat().st_mtime_ns if Path(name).exists() else None
+    return _named_source(kind, name, feature, precision, device, changed)
+
+
+@lru_cache(maxsize=64)
+def _named_source(kind: str, name: str, feature: str | None, precision: str, device: str, changed: int | None) -> NamedSource:
     return NamedSource(kind, name, feature, precision, device)
 
 
@@ -76,18 +82,22 @@ def image_key(image: np.ndarray) -> str:
 class FeatureCache:
     """Keeps arrays that depend on an image alone in a folder, by content, so that later runs find them.
 
-    The key is made of a digest of what made the array and of the image's bytes: another setting or another image never gets it.
+    The key is made of a digest of what made the array, of the code, and of the image's bytes: another setting or another image
+    never gets it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
-        key = digest(maker, image_key(image))
+        key = digest(maker, code("encoders", "segmentors", "image.py"), image_key(image))
         path = self.folder / key[:2] / f"{key}.npz"
         if path.is_file():
-            with np.load(path) as file:
-                return file["array"]
+            try:
+                with np.load(path) as file:
+                    return file["array"]
+            except DAMAGES as error:
+                warnings.warn(f"{path} is damaged ({error}); it is made again.", stacklevel=2)
         array = compute()
         if isinstance(array, np.ndarray):  # lists of attention maps are too large to keep
             write_atomic(path, lambda temporary: np.savez_compressed(temporary, array=array))

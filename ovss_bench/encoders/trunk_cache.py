@@ -8,7 +8,6 @@ import warnings
 import zlib
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OvssError
-from ..files import PACKAGE, digest, write_atomic
+from ..files import code, digest, write_atomic
 from .clip import DenseCLIP
 from .sources import image_key
 
 HEADER = 1024  # bytes, at most, of a file beside the tokens
 BEGAN = time.time()
+CODE = ("encoders/clip.py", "encoders/position.py", "image.py", "inference/windows.py")
 
 
 class TrunkCache:
@@ -37,7 +37,10 @@ class TrunkCache:
 
     def __init__(self, folder: str | Path, limit: float) -> None:
         self.folder, self.limit = Path(folder), limit
-        files = [(path.stat(), path) for path in self.folder.glob("*/*.safetensors")]
+        files = []
+        for path in self.folder.glob("*/[!.]*.safetensors"):
+            with suppress(FileNotFoundError):  # another process may make room
+                files.append((path.stat(), path))
         self.size = sum(stat.st_size for stat, _ in files)
         self._unused = sorted(((stat.st_mtime, stat.st_size, path) for stat, path in files), reverse=True)
         self._full = False
@@ -95,13 +98,7 @@ class TrunkCache:
 def maker_digest(clip: DenseCLIP, trunk_key: tuple) -> str:
     """What stands for all that tokens depend on beside the image."""
     encoder = (clip.weights_digest, clip.precision, clip.activation, clip.layer_norm_eps, clip.device.type)
-    return digest(repr(encoder), repr(trunk_key), torch.__version__, _code())
-
-
-@cache
-def _code() -> str:
-    files = ("encoders/clip.py", "encoders/position.py", "image.py", "inference/windows.py")
-    return digest(*((PACKAGE / file).read_bytes() for file in files))
+    return digest(repr(encoder), repr(trunk_key), torch.__version__, code(*CODE))
 
 
 def _checksum(tokens: Tensor) -> str:

@@ -62,7 +62,8 @@ def predict(
             else:
                 forward.keep(image)
                 ready.append((forward.passes, image.key, finish(segmentors, image, keep_scores=keep_scores, stages=stages)))
-        while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes):
+        # Where no method goes by windows there are no batches to come: then one image later.
+        while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes or (len(ready) > 1 and not forward.chosen)):
             _, key, deliver = ready.popleft()
             yield key, deliver()
 

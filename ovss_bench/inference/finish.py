@@ -13,7 +13,7 @@ from ..errors import OvssError
 from ..segmentors.base import Scene, Segmentor
 from ..stages import Stages
 from .compose import compose
-from .forward import PendingImage, has_hooks, overrides
+from .forward import PendingImage, has_hooks, out_of_memory, overrides
 from .refine import PAMR
 from .scores import drop_small_classes, label, label_by_parts
 from .windows import SlidingWindow
@@ -37,11 +37,20 @@ def finish(
     segmentors: Sequence[Segmentor], image: PendingImage, *, keep_scores: bool, stages: Stages
 ) -> Callable[[], list[Prediction]]:
     """What the segmentors make of an image of which all windows are there, as a function that waits for it."""
-    results = [_predict(segmentor, image, n, keep_scores, stages) for n, segmentor in enumerate(segmentors)]
-    event = None
-    if segmentors[0].clip.device.type == "cuda":
+    try:
+        results = [_predict(segmentor, image, n, keep_scores, stages) for n, segmentor in enumerate(segmentors)]
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        height, width = image.scenes[0].original.shape[:2]
+        raise OvssError(
+            f"memory does not suffice for image {image.key} of {height} x {width} pixels (height x width). Use fewer "
+            "segmentors at a time, a smaller recipe.short_side, or runtime.device=cpu."
+        ) from error
+    device, event = segmentors[0].clip.device, None
+    if device.type == "cuda":
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(device))
 
     def deliver() -> list[Prediction]:
         if event:
@@ -78,7 +87,7 @@ def _predict(
     if overrides(segmentor, "correct"):
         with stages("correct"):
             labels = segmentor.correct(labels, scene)
-    shown = segmentor.final_scores(scores) if keep_scores else None
+    shown = _to_host(segmentor.final_scores(scores)) if keep_scores else None
     return Prediction(_to_host(labels), scene.original.shape[:2], shown), _to_host(finite)
 
 

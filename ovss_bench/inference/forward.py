@@ -121,7 +121,7 @@ class Forward:
             try:
                 results = self._pass(items[:batch], batch)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 results = None
             if results:
@@ -209,7 +209,7 @@ def _same_logits(one: Segmentor, other: Segmentor) -> bool:
     )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

@@ -130,6 +130,12 @@ def evaluate(
     )
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     given = {kind: source for kind, source in given.items() if kind not in (recipe or {})}
+    for kind, source in given.items():
+        if output is not None and not getattr(source, "digest", None):
+            raise OvssError(
+                f"{kind} was given as an object without a `digest`: its results could be taken for those of another one. "
+                "Give it an attribute `digest`, a text that changes with what it does, or leave output out."
+            )
     again = instantiate(type(segmentor), segmentor.clip, segmentor.vocabulary, composed, given)
     job = Job(composed.segmentor, again, dataset, protocol, overrides)
     (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)
@@ -167,7 +173,7 @@ def run_jobs(
             job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), runtime.boundary)
             store = _store(output, job)
             result = store.finished() if store and not rerun and not world.rank else None
-            if result:
+            if result and (runtime.skip_bad_images or not result["images"]["failed"]):
                 progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
                 done[i] = EvalResult(result, store.result_path)
     finished, fingerprints = zip(*world.gather((set(done), [job.fingerprint for job in jobs])), strict=True)
@@ -190,13 +196,13 @@ def run_jobs(
 
 def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
     """What makes two runs the same: recipe, weights, names and templates, data, precision, code, and the images evaluated."""
-    segmentor, dataset = job.segmentor, job.dataset
+    segmentor, dataset, clip = job.segmentor, job.dataset, job.segmentor.clip
     chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
     parts = [
         job.name,
         repr(sorted(segmentor.recipe.values().items())),
-        segmentor.clip.weights_digest,
-        segmentor.clip.precision,
+        clip.weights_digest,
+        repr((clip.precision, clip.activation, clip.layer_norm_eps, clip.text_activation)),
         *(f"{kind} {getattr(source, 'digest', '')}" for kind, source in sorted(segmentor.sources.items())),
         *(["boundary"] if boundary else []),
     ]
@@ -237,7 +243,7 @@ def _run_pass(
                     progress.say(damage)
                 if rerun:
                     store.discard()
-        done, *_ = world.gather({image.id for image, *_ in own if all(image.id in store.counts for store in stores)})
+        done, *_ = world.gather({image.id for image, *_ in own if all(store.has(image.id, runtime.maps) for store in stores)})
         left = [image for image in own if image[0].id not in done]
         if done:
             progress.say(f"{title}: going on, {len(done)} of {len(own)} images are done")
@@ -370,6 +376,9 @@ class _Memory:
 
     def discard(self) -> None:
         pass
+
+    def has(self, image: str, with_map: bool) -> bool:
+        return False
 
     def flush(self) -> None:
         pass

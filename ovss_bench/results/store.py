@@ -14,10 +14,7 @@ import math
 import os
 import secrets
 import shutil
-import struct
 import time
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -28,26 +25,12 @@ from PIL import Image
 from ..distributed import Shard
 from ..errors import OvssError
 from ..evaluation.confusion import DTYPE
-from ..files import digest, write_atomic
+from ..files import DAMAGES, digest, write_atomic
 from .form import checked
 
 IMAGES_PER_SHARD = 16
 SECONDS_PER_SHARD = 10
 SECONDS_TO_APPEAR = 90  # of a file that another machine has written; NFS looks for new ones every 60 s at the latest
-
-# What NumPy and zipfile raise for files with wrong bytes in them.
-DAMAGES = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
 
 
 class RunStore:
@@ -200,6 +183,10 @@ class RunStore:
                     f"{self._shards}. All processes need one output folder; without one use shard=I/N and tools/merge.py."
                 )
             time.sleep(0.2)
+
+    def has(self, image: str, with_map: bool) -> bool:
+        """Whether an image is done, and its label map kept if there has to be one."""
+        return image in self.counts and (not with_map or self.map_path(image).is_file())
 
     def map_path(self, image: str) -> Path:
         """Where the label map of an image is kept if it is: an 8 or 16-bit PNG."""

@@ -75,10 +75,12 @@ class Segmentor:
     """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
-    segmentor they hold the loaded thing itself, which comes in `sources`. Those in `requires` must be there.
+    segmentor they hold the loaded thing itself, which comes in `sources`. Those in `requires` must be there, those in
+    `positive` above 0.
     """
 
     requires = ()
+    positive = ()
 
     def __init__(
         self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None
@@ -93,7 +95,15 @@ class Segmentor:
                     "pixels to. Use 0, or a data set with a background class (voc21, context60, coco_object), or "
                     "background=True in Vocabulary."
                 )
+        if recipe.precision not in (None, clip.precision):
+            raise OvssError(
+                f"the recipe of {recipe.segmentor} has precision={recipe.precision} (from "
+                f"{recipe.origins.get('precision', 'the caller')}), but the CLIP was loaded in {clip.precision}. Load it with "
+                f"precision='{recipe.precision}', or set precision={clip.precision} here, too."
+            )
         for name, value in (recipe.hyperparameters | self.sources).items():
+            if name in self.positive and not value > 0:
+                raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
             setattr(self, name, value)
         for kind in self.requires:
             if getattr(self, kind) is None:

@@ -27,6 +27,8 @@ class CLIPtrase(LastBlockSegmentor):
     has no sliding windows; with windows, regions still are those of one pass over the whole image.
     """
 
+    positive = ("eps", "min_samples", "ratio", "median")
+
     eps: float = 0.7
     min_samples: int = 3
     ratio: int = 4

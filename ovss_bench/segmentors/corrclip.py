@@ -92,7 +92,7 @@ class CorrCLIP(Segmentor):
     def merge(self, features: Tensor, regions: Tensor) -> Tensor:
         """Regions (H, W) whose mean features are alike get one id, counted from PADDING; the unsegmented keep theirs."""
         ids, index = regions.unique(return_inverse=True)
-        if not self.merge_eps or len(ids) <= 2:
+        if self.merge_eps <= 0 or len(ids) <= 2:
             return regions
         from sklearn.cluster import DBSCAN  # a second to import
 

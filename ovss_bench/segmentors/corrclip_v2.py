@@ -23,6 +23,8 @@ class CorrCLIPv2(CorrCLIP):
     """
 
     feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"
+    positive = ("num_support",)
+
     merge_eps: float = 0.0
     bank: str | None = None
     num_support: int = 20

@@ -64,7 +64,10 @@ def test_alone_there_is_nobody_to_wait_for():
     with pytest.raises(ob.OvssError, match="mine"), world.together():
         raise ob.OvssError("mine")
     assert world.speaks()
-    assert world.device("cuda") == "cuda"
+    assert world.device("cpu") == "cpu"
+    for name in ("gpu", "mps", "meta", *(() if torch.cuda.is_available() else ("cuda", "cuda:1"))):
+        with pytest.raises(ob.OvssError, match=f"device={name}"):
+            world.device(name)
 
 
 def test_threads_are_shared_out_unless_they_are_named():

@@ -136,3 +136,18 @@ def test_both_halves_of_the_readme_s_table():
     assert [(values["ratio"], values["median"], values["cls_weighting"]) for values in own] == [(4, 7, False)] * 2
     assert (small.logit_scale, small.normalize, small.names) == (100, "clip_exact", "cliptrase")
     assert ob.compose_recipe("cliptrase", dataset="voc20").hyperparameters["cls_weighting"]
+
+
+@pytest.mark.parametrize("name", ["eps", "min_samples", "ratio", "median"])
+def test_values_that_cluster_nothing_are_refused(name, tiny_clip, tiny_vocabulary):
+    with pytest.raises(ob.OvssError, match=f"{name}=0 of cliptrase"):
+        build(tiny_clip, tiny_vocabulary, **{name: 0})
+
+
+def test_of_equally_frequent_labels_the_background_loses(tiny_clip, tiny_vocabulary, monkeypatch):
+    segmentor = build(tiny_clip, tiny_vocabulary)
+    monkeypatch.setattr(type(segmentor), "regions", lambda *_: torch.zeros(2, 2, dtype=torch.int64))
+    scene = ob.make_scene(IMAGE, segmentor)
+    assert segmentor.vocabulary.background == 0
+    for labels, expected in (([[0, 3], [3, 0]], 3), ([[0, 2], [3, 0]], 0), ([[1, 2], [2, 1]], 1)):
+        assert segmentor.correct(torch.tensor(labels), scene).unique().tolist() == [expected]

@@ -172,6 +172,29 @@ def test_bad_banks_are_refused(tensors, message, tmp_path):
         load_bank(tmp_path / "bank.safetensors")
 
 
+def test_banks_are_told_apart_by_all_that_they_hold():
+    clip = ob.load_clip("demo")
+    keys, values, aux = torch.eye(2), torch.rand(2, 3), torch.rand(2, 4)
+    vocabulary = ob.Vocabulary.from_features(torch.rand(2, 4))
+    others = [(None, None), (aux, torch.eye(2, 4)), (aux.flip(0), torch.eye(2, 4)), (aux, vocabulary), (aux, clip)]
+    assert len({ob.RegionBank(keys, values, *other).digest for other in others}) == 5
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_support_of_no_region_is_refused(count, tiny_clip, tiny_vocabulary):
+    with pytest.raises(ob.OvssError, match=f"num_support={count} of corrclip_v2"):
+        build("corrclip_v2", tiny_clip, tiny_vocabulary, num_support=count)
+
+
+def test_a_folder_of_features_is_known_by_their_content(tmp_path):
+    digests = set()
+    for values in (np.ones((2, 3, 3)), np.zeros((2, 3, 3))):
+        np.savez(tmp_path / "image.npz", features=values)
+        digests.add(ob.load_vision(str(tmp_path)).digest)
+    (tmp_path / "image.npz").write_bytes(b"damaged")
+    assert len(digests | {ob.load_vision(str(tmp_path)).digest}) == 3
+
+
 def test_a_missing_bank_is_named(tiny_clip, tiny_vocabulary):
     segmentor = build("corrclip_v2", tiny_clip, tiny_vocabulary, bank="nowhere.pt")
     with pytest.raises(ob.OvssError, match=r"nowhere\.pt does not exist"):

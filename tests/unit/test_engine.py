@@ -232,6 +232,31 @@ def test_label_maps_that_come_a_batch_later_as_from_a_gpu_are_the_same(tiny_clip
     assert equal(label_maps(segmentors, batch=5), expected)
 
 
+def test_without_windows_label_maps_come_an_image_later_not_at_the_end(tiny_clip, tiny_vocabulary, monkeypatch):
+    segmentor, asked, init = build("clip_diy", tiny_clip, tiny_vocabulary), [], Forward.__init__
+    expected = label_maps([segmentor])
+
+    def on_gpu(self, *arguments):
+        init(self, *arguments)
+        self.on_gpu = True
+
+    monkeypatch.setattr(Forward, "__init__", on_gpu)
+    images = ((key, lambda key=key: asked.append(key) or IMAGES[key]) for key in [*IMAGES] * 5)
+    before = [(key, len(asked), maps) for key, maps in predict([segmentor], images)]
+    assert [key for key, *_ in before] == [*IMAGES] * 5
+    assert before[0][1] < 10
+    assert all(torch.equal(maps[0].label_map, expected[key][0]) for key, _, maps in before)
+
+
+def test_memory_that_does_not_suffice_for_an_image_is_an_error(tiny_clip, tiny_vocabulary, monkeypatch):
+    def none(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(finish, "compose", none)
+    with pytest.raises(ob.OvssError, match=r"memory does not suffice for image image0 of 120 x 150 pixels"):
+        label_maps([build("sclip", tiny_clip, tiny_vocabulary)])
+
+
 def test_images_are_let_go_when_they_are_done(tiny_clip, tiny_vocabulary):
     segmentor = build("sclip", tiny_clip, tiny_vocabulary)
     most = 0

@@ -10,12 +10,13 @@ from PIL import Image
 import ovss_bench as ob
 from miniatures.voc import write_voc
 from ovss_bench.datasets.suites import Average, expand, load_suite, mean_of
+from ovss_bench.encoders.sources import FeatureCache
 from ovss_bench.evaluation.boundary import boundary_total, mean_boundary_iou
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.files import config_names
 from ovss_bench.results.averages import write_averages
 from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import read_counts
+from ovss_bench.results.store import RunStore, read_counts
 
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
 
@@ -88,6 +89,81 @@ def test_images_with_too_little_foreground_do_not_count(voc, tmp_path):
         return [(row["correct"], row["predicted"], row["true"]) for row in result.data["per_class"]], matrix.tolist()
 
     assert counts(limit) == counts(ids=kept) != counts()
+
+
+@pytest.mark.parametrize("change", ["reduce_zero_label: true", "ignore_index: 7", "object: 1", "unseen: [1]"])
+def test_other_rules_of_the_labels_are_another_run(change, voc, tmp_path):
+    lines = (
+        f"images: {voc}/VOCdevkit/VOC2012/JPEGImages\nlabels: {voc}/VOCdevkit/VOC2012/SegmentationClass\nimage_suffix: .jpg\n"
+    )
+    digests = []
+    for more in ("", change):
+        (tmp_path / "mine.yaml").write_text(f"{lines}label_suffix: .png\nclasses: [a, b]\n{more}\n")
+        digests.append(ob.load_dataset(tmp_path / "mine.yaml").fingerprint)
+    assert digests[0] != digests[1]
+
+
+def test_an_image_is_named_once(voc):
+    dataset = ob.load_dataset("voc21", voc)
+    name = dataset.samples[1].id
+    with pytest.raises(ob.OvssError, match=f"{name} is named twice"):
+        dataset.select(ids=[dataset.samples[0].id, name, name])
+
+
+def test_a_precision_that_clip_does_not_have_is_an_error(tiny_clip, voc):
+    dataset = ob.load_dataset("voc21", voc)
+    with pytest.raises(ob.OvssError, match=r"precision=fp16 \(from .*\), but the CLIP was loaded in fp32"):
+        make_job("sclip", tiny_clip, dataset, overrides={"precision": "fp16"})
+
+
+def test_a_result_with_failed_images_is_done_only_for_those_who_leave_them_out(voc, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(voc, root)
+    path = sorted(root.rglob("JPEGImages/*.jpg"))[1]
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    lenient = {"output": tmp_path / "runs", "runtime": ob.Runtime(skip_bad_images=True)}
+    (first,) = run(jobs_of(["sclip"], [ob.load_dataset("voc21", root)]), **lenient)
+    (again,) = run(jobs_of(["sclip"], [ob.load_dataset("voc21", root)]), **lenient)
+    assert again.data["timing"] == first.data["timing"]  # not made again
+    assert first.data["images"]["evaluated"] == 9
+    with pytest.raises(ob.OvssError, match="1 of 10 images could not be evaluated"):
+        run(jobs_of(["sclip"], [ob.load_dataset("voc21", root)]), output=tmp_path / "runs")
+
+
+def test_a_source_without_a_digest_leaves_no_results(voc, tmp_path):
+    dataset, clip = ob.load_dataset("voc21", voc), ob.load_clip("demo")
+    vocabulary = dataset.vocabulary(None, "photo")
+    segmentor = ob.build_segmentor("proxyclip", clip=clip, vocabulary=vocabulary, vfm=lambda batch: batch.pixels, **FAST)
+    with pytest.raises(ob.OvssError, match="vfm was given as an object without a `digest`"):
+        ob.evaluate(segmentor, dataset, limit=1, output=tmp_path)
+    assert ob.evaluate(segmentor, dataset, limit=1).data["images"]["evaluated"] == 1
+
+
+def test_a_run_that_goes_on_with_maps_makes_those_of_all_images(voc, tmp_path, monkeypatch):
+    dataset, kept = ob.load_dataset("voc21", voc), tmp_path / "kept"
+
+    def stop(store, *_):
+        shutil.copytree(tmp_path / "runs", kept)
+        raise ob.OvssError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunStore, "finish", stop)
+        with pytest.raises(ob.OvssError, match="stopped"):
+            run(jobs_of(["sclip"], [dataset]), output=tmp_path / "runs")
+    (result,) = run(jobs_of(["sclip"], [dataset]), output=kept, runtime=ob.Runtime(maps=True))
+    assert len(list(result.path.with_suffix(".maps").glob("*.png"))) == 10
+
+
+def test_a_damaged_file_of_the_feature_cache_is_made_again(tmp_path):
+    cache, image = FeatureCache(tmp_path), np.zeros((4, 5, 3), np.uint8)
+    assert cache("maker", image, lambda: np.arange(3)).tolist() == [0, 1, 2]
+    assert cache("maker", image, lambda: np.arange(9)).tolist() == [0, 1, 2]
+    (path,) = tmp_path.rglob("*.npz")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert cache("maker", image, lambda: np.arange(4)).tolist() == [0, 1, 2, 3]
+    assert cache("maker", image, lambda: np.arange(9)).tolist() == [0, 1, 2, 3]
 
 
 def test_objects_outside_of_the_centre_crop_do_not_make_an_image_count(voc):

@@ -62,6 +62,15 @@ def test_what_was_unused_for_longest_goes_first(tmp_path):
     assert there == [0, 3, 4]
 
 
+def test_files_that_another_process_is_writing_are_left_alone(tmp_path):
+    cache = TrunkCache(tmp_path, 1e6)
+    cache.put("maker", IMAGES[0], {11: TOKENS})
+    (path,) = files(tmp_path)
+    (path.parent / f".{path.stem}.abc.safetensors").write_bytes(bytes(100))
+    (path.parent / "gone.safetensors").symlink_to("nowhere")  # removed after it was listed
+    assert TrunkCache(tmp_path, 1e6).size == path.stat().st_size
+
+
 def test_a_run_does_not_push_out_its_own_files(tmp_path):
     for _ in range(2):
         cache = TrunkCache(tmp_path, 2.5 * (BYTES + HEADER))
