@@ -22,9 +22,9 @@ class CorrCLIPv2(CorrCLIP):
     `support` (alpha in the code). Without a bank the image speaks for itself. `vfm` may also be a folder of features.
     """
 
-    feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"
     positive = ("num_support",)
 
+    feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"
     merge_eps: float = 0.0
     bank: str | None = None
     num_support: int = 20
