@@ -7,7 +7,6 @@ repeated, and the union by image id is the result, whoever evaluated what.
 
 from __future__ import annotations
 
-import atexit
 import heapq
 import os
 import re
@@ -139,9 +138,26 @@ def join() -> World:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise OvssError(f"the processes of this run do not find each other: {error}") from error
-    atexit.register(dist.destroy_process_group)
     local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return World(rank, size, *local, store)
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Ends the process after the block, if it is one of several: at once, as gloo's threads may ask for the lock of an
+    interpreter that has begun to end, which aborts the process, and torchrun then ends the others, whose work is not done."""
+    status: Any = None
+    try:
+        yield
+    except SystemExit as end:
+        status = end.code
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not (dist.is_available() and dist.is_initialized()):
+        sys.exit(status)
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or 0)
 
 
 def split(costs: Sequence[int], parts: int) -> list[list[int]]:

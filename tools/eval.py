@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ovss_bench.distributed import KEPT, join
+from ovss_bench.distributed import KEPT, join, leaving
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
 from ovss_bench.process import terminate_cleanly
@@ -135,7 +135,7 @@ def check_launcher(name: str) -> None:
     warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")
 
 
-if __name__ == "__main__":
+def run() -> None:
     given = sys.argv[1:]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its errors itself, and end with status 1
     try:
@@ -148,3 +148,8 @@ if __name__ == "__main__":
         if "submitit" not in sys.modules and "ray" not in sys.modules:
             raise
         fail(f"a run of the grid has ended without a result, {KEPT}: {error}")
+
+
+if __name__ == "__main__":
+    with leaving():
+        run()
