@@ -41,9 +41,9 @@ DAMAGES = (
 
 @cache
 def code(*parts: str) -> str:
-    """SHA-256 of the package's Python files in these folders and of these files."""
-    files = [file for part in parts for file in sorted((PACKAGE / part).glob("*.py")) or [PACKAGE / part]]
-    return digest(*(file.read_bytes() for file in files))
+    """SHA-256 of the package's Python files in and below these folders, and of these files."""
+    files = [file for part in parts for file in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]]
+    return digest(*(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())))
 
 
 @cache

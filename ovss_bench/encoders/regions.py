@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 
 from ..errors import OvssError, unknown
-from ..files import config_names, digest, load_config, write_atomic
+from ..files import DAMAGES, config_names, digest, load_config, write_atomic
 from .masks import Sam, Sam2
 from .sources import image_key
 
@@ -196,7 +195,7 @@ def read_regions(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
                 regions = file["instance_mask"]
         else:
             regions = np.array(Image.open(path))
-    except (OSError, ValueError, KeyError, EOFError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+    except (*DAMAGES, SyntaxError, Image.DecompressionBombError) as error:
         raise OvssError(f"region map {path} cannot be read: {error}. Copy it again, or delete it and make it again.") from error
     if regions.ndim != 2 or regions.dtype.kind not in "biuf" or (regions.dtype.kind == "f" and (regions % 1).any()):
         raise OvssError(

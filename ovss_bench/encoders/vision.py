@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, digest, load_config, weights_folders
+from ..files import DAMAGES, WEIGHTS, config_names, digest, load_config, weights_folders
 from ..image import STATISTICS
 from .checkpoints import read_weights
 from .clip import PRECISIONS, state_digest
@@ -91,7 +91,7 @@ class FeatureFolder:
         try:
             with np.load(path, allow_pickle=False) as file:
                 features = file["features"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGES as error:
             raise OvssError(
                 f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read: "
                 f"{error}. Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."

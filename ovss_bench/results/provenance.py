@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from ..files import CONFIGS, PACKAGE, digest
+from ..files import CONFIGS, code, digest
 from ..registry import PLUGINS
 
 if TYPE_CHECKING:
@@ -34,13 +34,7 @@ PACKAGES = [
 
 def source_digest() -> str:
     """SHA-256 over the package's Python files and the plug-ins: what a run's fingerprint says about the code."""
-    return digest(_own_digest(), *sorted(PLUGINS.values()))
-
-
-@cache
-def _own_digest() -> str:
-    files = sorted(PACKAGE.rglob("*.py"))
-    return digest(*(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())))
+    return digest(code("."), *sorted(PLUGINS.values()))
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
