@@ -19,12 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OvssError
+from .errors import KEPT, OvssError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-KEPT = "what was finished is kept, the same command goes on"
 # Processes wait for the slowest one; that one of them has died shows in its closed connections, not in the time it takes.
 PATIENCE = timedelta(days=30)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+KEPT = "what was finished is kept; rerun the same command to resume"
+
 
 class OvssError(Exception):
     """A mistake in the input (names, files, values) or a run that cannot go on; the message is complete by itself."""

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .errors import OvssError, unknown
+from .errors import KEPT, OvssError, unknown
 
 
 def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +119,6 @@ def run_tool(work: Callable[[], int | None]) -> None:
     except (OvssError, OmegaConfBaseException) as error:
         message: object = error
     except KeyboardInterrupt:
-        message = "interrupted; what was finished is kept, the same command goes on"
+        message = f"interrupted; {KEPT}"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

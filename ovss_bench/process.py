@@ -6,6 +6,8 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -17,27 +19,53 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import OvssError
+from .errors import KEPT, OvssError
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SECONDS_TO_OBEY = 5.0  # a signal, before the process is ended from outside of the operation that keeps it
 SECONDS_TO_END = 1.0  # in which the workers of a process that was killed have noticed it, and hold its lock no longer
 
 
 @contextmanager
-def terminate_cleanly() -> Iterator[None]:
-    """Turns SIGTERM into SystemExit, so that what is pending gets written; main thread only, as Python has it."""
+def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into SystemExit, as Python turns SIGINT into KeyboardInterrupt, so that what is pending gets
+    written. Main thread only, as Python has it.
 
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    Python handles a signal between two bytecodes, and a single operation on a huge image may take an hour. So a thread watches:
+    if the block goes on for SECONDS_TO_OBEY after a signal, it calls `save` and ends the process.
+    """
 
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    listener, waker = socket.socketpair()
+    waker.setblocking(False)  # as signal.set_wakeup_fd wants it
+    outer, ended = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False), threading.Event()
+    threading.Thread(target=_watch, args=(listener, ended, save), daemon=True).start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        ended.set()
+        signal.set_wakeup_fd(outer)
+        waker.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], None]) -> None:
+    """Waits for a signal that ends the process (its number is sent to the socket), then for the end of the block."""
+    with listener:
+        while number := listener.recv(1):  # nothing comes where the other side is closed
+            if number[0] in ENDING and not ended.wait(SECONDS_TO_OBEY):
+                try:
+                    save()
+                finally:
+                    print(f"error: ended by {signal.Signals(number[0]).name}; {KEPT}", file=sys.stderr, flush=True)
+                    os._exit(128 + number[0])
 
 
 @contextmanager
@@ -120,7 +148,9 @@ def _begin(function: Callable[[Any], Any], items: list[Any], parent: int) -> Non
     global _work
     _work = function, items
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)  # it is the parent's
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

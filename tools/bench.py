@@ -10,6 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import ovss_bench.startup  # noqa: F401
+
+# isort: split
+
 from ovss_bench.bench.cases import Case
 from ovss_bench.bench.measure import measure
 from ovss_bench.bench.view import plot, stages, table

@@ -10,6 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import ovss_bench.startup  # noqa: F401
+
+# isort: split
+
 from ovss_bench.errors import OvssError
 from ovss_bench.files import write_atomic
 from ovss_bench.options import parse_options, run_tool

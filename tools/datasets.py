@@ -10,9 +10,13 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ovss_bench.startup  # noqa: F401
+
+# isort: split
+
+from rich.console import Console, RenderableType
 
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.options import parse_options, run_tool

@@ -6,6 +6,7 @@ grid, `torchrun --nproc-per-node N tools/eval.py ...` one run in N processes.
 
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,12 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ovss_bench.startup  # noqa: F401
+
+# isort: split
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,10 +30,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from ovss_bench.distributed import KEPT, join, leaving
-from ovss_bench.errors import OvssError, unknown
+from ovss_bench.distributed import join, leaving
+from ovss_bench.errors import KEPT, OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
 from ovss_bench.process import terminate_cleanly
 
@@ -57,7 +62,7 @@ def evaluate(config: DictConfig) -> None:
         status, wrong = 2, f"interrupted; {KEPT}"
     except SystemExit as end:
         others = ", as when another process of the run has died" if world.size > 1 else ""
-        status, wrong = end.code, f"ended by SIGTERM{others}; {KEPT}"
+        status, wrong = end.code, f"ended by {signal.Signals(end.code - 128).name}{others}; {KEPT}"
     if isinstance(wrong, OvssError) and in_grid:
         raise wrong  # to be told when the other runs of the grid have ended, wherever they run
     if wrong and world.speaks():

@@ -6,9 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ovss_bench.startup  # noqa: F401
+
+# isort: split
+
+from rich.console import Console
 
 from ovss_bench.errors import OvssError
 from ovss_bench.options import run_tool

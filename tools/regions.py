@@ -10,6 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import ovss_bench.startup
+
+# isort: split
+
 import ovss_bench as ob
 from ovss_bench.distributed import World
 from ovss_bench.errors import OvssError

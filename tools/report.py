@@ -16,6 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import ovss_bench.startup  # noqa: F401
+
+# isort: split
+
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import write_atomic

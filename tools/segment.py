@@ -4,9 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ovss_bench.startup
+
+# isort: split
+
+import numpy as np
 
 import ovss_bench as ob
 from ovss_bench.encoders.clip import clip_label

@@ -9,6 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import ovss_bench.startup  # noqa: F401
+
+# isort: split
+
 from tools.training import clip, foreground, vision
 
 MODELS = {"clip": clip, "vision": vision, "foreground": foreground}

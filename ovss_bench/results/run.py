@@ -235,7 +235,7 @@ def _run_pass(
     began, started = time.monotonic(), datetime.now(UTC)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
-        stack.enter_context(terminate_cleanly())
+        stack.enter_context(terminate_cleanly(lambda: [store.flush() for store in stores]))
         with world.together():
             for store in stores:
                 stack.enter_context(store)

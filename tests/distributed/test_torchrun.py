@@ -31,7 +31,7 @@ def killed(rank, folder):
     assert process.returncode
     (told,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "has died" in told
-    assert "what was finished is kept, the same command goes on" in told
+    assert "what was finished is kept; rerun the same command to resume" in told
     assert all(path.exists() for path in shards)
 
 

@@ -166,7 +166,7 @@ def test_a_preparation_that_is_interrupted_goes_on(own):
     _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors
     assert process.returncode == 2, errors
-    assert errors.splitlines()[-1] == "error: interrupted; what was finished is kept, the same command goes on"
+    assert errors.splitlines()[-1] == "error: interrupted; what was finished is kept; rerun the same command to resume"
     made = list((own / "labels").glob("[0-9]*.png"))
     assert 1 <= len(made) < 9
     checked = run("datasets.py", "check", "mine.yaml", cwd=own, status=2)

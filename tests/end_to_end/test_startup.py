@@ -100,3 +100,27 @@ def test_an_evaluation_imports_what_it_uses(folder, tmp_path):
     assert not voc & unused - {"mmcv", "mmseg", "scipy"}
     assert "mmseg" in voc
     assert "OneDL" not in printed
+
+
+# Runs a tool, to which Ctrl-C comes with the first import of a library.
+INTERRUPTED = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("hydra", "omegaconf", "numpy", "rich", "torch", "yaml"):
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+def test_an_interrupt_while_a_tool_starts_is_one_line(tool, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, ROOT / "tools" / tool], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr == "error: interrupted; what was finished is kept; rerun the same command to resume\n"

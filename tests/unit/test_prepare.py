@@ -191,7 +191,7 @@ def test_a_run_that_was_stopped_goes_on(stage, kind, toy, undisturbed):
     status, errors = child.send(kind)
     assert status == ENDS[kind], errors
     if kind == signal.SIGINT:
-        assert errors.strip() == "error: interrupted; what was finished is kept, the same command goes on"
+        assert errors.strip() == "error: interrupted; what was finished is kept; rerun the same command to resume"
     assert refused(toy) == f"python tools/datasets.py prepare {toy} data_root={toy.parent}"
     made = {path: path.stat().st_mtime_ns for path in (toy.parent / STAGES[stage]).glob("[0-9]*.png")}
     assert 3 <= len(made) < IMAGES

@@ -1,23 +1,27 @@
 """Work in several processes, and what becomes of it and of locks when a process is killed."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 import ovss_bench as ob
+from ovss_bench import process
 from ovss_bench.process import in_processes, locked, terminate_cleanly
 
 FORK = multiprocessing.get_context("fork")
 
 
 def started(function, *arguments):
-    process = FORK.Process(target=function, args=arguments)
-    process.start()
-    return process
+    child = FORK.Process(target=function, args=arguments)
+    child.start()
+    return child
 
 
 def wait_for(condition, seconds=20):
@@ -82,9 +86,9 @@ def test_a_worker_that_is_killed_is_said():
         list(in_processes(lambda _: os.kill(os.getpid(), signal.SIGKILL), [1, 2, 3], 1))
 
 
-def is_running(process):
+def is_running(number):
     try:
-        with open(f"/proc/{process}/stat") as file:
+        with open(f"/proc/{number}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
@@ -141,8 +145,43 @@ def test_a_folder_that_cannot_be_written_is_said():
         pass
 
 
-def test_sigterm_becomes_an_ordinary_end():
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_becomes_an_ordinary_end(kind):
+    before = signal.getsignal(kind)
     with pytest.raises(SystemExit) as end, terminate_cleanly():
+        signal.raise_signal(kind)
+    assert end.value.code == 128 + kind
+    assert signal.getsignal(kind) == before
+
+
+@pytest.mark.parametrize("kind", process.ENDING)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_signal_ends_a_single_operation_that_takes_for_ever(kind, nested, tmp_path):
+    process.SECONDS_TO_OBEY, before = 0.1, process.SECONDS_TO_OBEY
+    began = FORK.Event()
+
+    def work():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.dup2(os.open(tmp_path / "errors", os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = os.fdopen(2, "w")
+        with terminate_cleanly() if nested else nullcontext(), terminate_cleanly((tmp_path / "saved").touch):
+            began.set()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour, in which Python answers no signal
+
+    child = started(work)
+    process.SECONDS_TO_OBEY = before
+    assert began.wait(20)
+    time.sleep(0.1)
+    os.kill(child.pid, kind)
+    child.join(20)
+    assert child.exitcode == 128 + kind
+    assert (tmp_path / "saved").exists()
+    assert f"error: ended by {kind.name}; what was finished is kept" in (tmp_path / "errors").read_text()
+
+
+def test_a_block_that_ends_in_time_is_left_alone():
+    process.SECONDS_TO_OBEY, before = 0.05, process.SECONDS_TO_OBEY
+    with pytest.raises(SystemExit), terminate_cleanly():
         signal.raise_signal(signal.SIGTERM)
-    assert end.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    time.sleep(0.2)
+    process.SECONDS_TO_OBEY = before
