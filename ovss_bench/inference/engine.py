@@ -26,6 +26,7 @@ from ..segmentors.base import Scene, Segmentor
 from ..stages import Stages
 from .finish import Prediction, finish
 from .forward import Forward, PendingImage
+from .memory import check_memory
 
 
 def predict(
@@ -73,10 +74,16 @@ def predict(
         else:
             scene, known = outcome
             scenes = [replace(scene, context={}, cache=cache) for _ in segmentors]
+            image = forward.image(key, scenes, known)
+            try:
+                for number, segmentor in enumerate(segmentors):
+                    check_memory(segmentor, image, number)
+            except OvssError as error:
+                waiting.append((key, error))
+                continue
             with stages("prepare"):
                 for segmentor, own in zip(segmentors, scenes, strict=True):
                     segmentor.prepare(own)
-            image = forward.image(key, scenes, known)
             waiting.append(image)
             forward.add(image)
         yield from finished()

@@ -76,11 +76,13 @@ class Segmentor:
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
     segmentor they hold the loaded thing itself, which comes in `sources`. Those in `requires` must be there, those in
-    `positive` above 0.
+    `positive` above 0. `attention_maps`: how many maps (K, T, T) the method holds at a time, at least, by which an image that
+    is too large for the memory is refused beforehand.
     """
 
     requires = ()
     positive = ()
+    attention_maps = 0
 
     def __init__(
         self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None

@@ -46,6 +46,10 @@ class CLIPer(Segmentor):
     feature: Literal["tokens", "q", "k", "v"] = "tokens"
 
     @property
+    def attention_maps(self) -> float:
+        return 5 / 4 if self.halves else 5  # halves of an image have a quarter of its pairs of patches
+
+    @property
     def needs(self) -> frozenset[int]:
         layers = self.clip.depth if self.fuse_feature else 1
         if not -layers <= self.select_layer < layers:

@@ -28,6 +28,7 @@ class CLIPtrase(LastBlockSegmentor):
     """
 
     positive = ("eps", "min_samples", "ratio", "median")
+    attention_maps = 1
 
     eps: float = 0.7
     min_samples: int = 3

@@ -30,6 +30,7 @@ class CorrCLIP(Segmentor):
     """
 
     requires = ("vfm", "regions")
+    attention_maps = 1
 
     vfm: str | None = None
     feature: Literal["tokens", "q", "k", "v", "q+k"] = "q+k"

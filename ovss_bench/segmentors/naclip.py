@@ -19,6 +19,7 @@ class NACLIP(LastBlockSegmentor):
     `strategy` (the paper's ablation): `naclip`; `kk` without the bonus; `nonly`, the bonus alone at the scale of the products.
     """
 
+    attention_maps = 1
     residual: bool = False
     sigma: float = 5.0
     strategy: Literal["naclip", "kk", "nonly"] = "naclip"

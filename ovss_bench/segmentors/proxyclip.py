@@ -23,6 +23,7 @@ class ProxyCLIP(Segmentor):
     """
 
     requires = ("vfm",)
+    attention_maps = 1
 
     vfm: str | None = None
     feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"

@@ -31,6 +31,7 @@ class ResCLIP(Segmentor):
     Everything is per window.
     """
 
+    attention_maps = 6
     strategy: Literal["resclip", "naclip", "clearclip", "sclip", "vanilla"] = "resclip"
     residual: bool | None = None
     gaussian_std: float = 5.0

@@ -28,6 +28,7 @@ class SCCLIP(Segmentor):
     runs on square windows only; here others are right, too.
     """
 
+    attention_maps = 1
     beta: float = 0.4
     pre_adjust_idx: int = 8
     post_adjust_idx: int = 3

@@ -1,0 +1,60 @@
+"""Whether an image fits into memory, asked before it is tried: a refusal at once is better than hours of swapping, or a process
+that the kernel kills."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+from ..errors import OvssError
+from ..segmentors.base import Segmentor
+from .forward import PendingImage, has_hooks, overrides
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_memory(segmentor: Segmentor, image: PendingImage, number: int) -> None:
+    """Raises OvssError if what the method must hold of this image at a time, at least, is more than what is free."""
+    needed, free = least_memory(segmentor, image, number), free_memory(segmentor.clip.device)
+    if free is not None and needed > free:
+        height, width = image.scenes[number].original.shape[:2]
+        raise OvssError(
+            f"out of memory: {segmentor.recipe.segmentor} needs at least {needed / 2**30:.1f} GiB for image {image.key} of "
+            f"{height} x {width} pixels (height x width), and {free / 2**30:.1f} GiB are free. Use a smaller "
+            "recipe.short_side or recipe.long_side, windows (recipe.window=224), or a machine with more memory."
+        )
+
+
+def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
+    """Bytes: one window's tokens and attention maps, the logits of all windows, and whole maps where the method's rules need
+    them."""
+    clip, windows, scene = segmentor.clip, image.windows, image.scenes[number]
+    by_windows = not overrides(segmentor, "image_scores")
+    cells = windows.rows.cells * windows.columns.cells if by_windows else scene.pixels[0].numel() // clip.patch_size**2
+    tokens = cells + 1
+    heads = clip.model.visual.transformer.resblocks[0].attn.num_heads
+    needed = int(tokens * (clip.width + segmentor.attention_maps * heads * tokens)) * clip.dtype.itemsize
+    if by_windows:
+        queries, (height, width) = len(segmentor.vocabulary.queries), scene.size
+        needed += 4 * queries * cells * len(windows.origins)
+        needed += 4 * len(segmentor.vocabulary.classes) * height * width if has_hooks(segmentor) else 0
+    return needed
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process may still take, by the kernel, its control group and its own limit; None where nothing says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    limits = []
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(1024 * int(facts["MemAvailable"].split()[0]))
+        limits.append(int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text()))
+    except (OSError, KeyError, ValueError):  # no Linux, an old kernel, no control group, or one without a limit ("max")
+        pass
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        limits.append(most - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    return min(limits, default=None)
