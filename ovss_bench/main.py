@@ -32,7 +32,7 @@ from .results.grid import Grid
 from .results.paper import PaperTable, load_table
 from .results.paper_view import terminal_paper, write_paper
 from .results.run import EvalResult, Job, Runtime, make_job, run_jobs
-from .results.tables import differences, frame, terminal, write_tables
+from .results.tables import differences, frame, terminal, without_labels, write_tables
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Plan:
 
 def main(config: DictConfig, world: World | None = None, grid: Grid | None = None) -> int:
     """Evaluates what the configuration names; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data
-    sets could not be evaluated. Of the processes of a `world` only rank 0 prints, and writes tables; those of a `grid` hold the
-    rows of its other runs, too."""
+    sets could not be evaluated, or had no labelled pixel. Of the processes of a `world` only rank 0 prints, and writes tables;
+    those of a `grid` hold the rows of its other runs, too."""
     world = world or World()
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200, quiet=world.rank > 0)
     options = checked_options(OmegaConf.to_container(config, resolve=True))
@@ -125,7 +125,10 @@ def _show(
         if wrong:
             return 1
         console.print(f"All {len(own)} rows agree with {options['expect']} within {options['tolerance']} points of mIoU.")
-    return 0
+        return 0
+    for line in (unlabelled := without_labels(own)):
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if unlabelled else 0
 
 
 def _plans(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Plan], list[Suite]]:

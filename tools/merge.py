@@ -17,7 +17,7 @@ from rich.console import Console
 from ovss_bench.errors import OvssError
 from ovss_bench.options import run_tool
 from ovss_bench.results.merge import merge, part_folders
-from ovss_bench.results.tables import frame, terminal
+from ovss_bench.results.tables import frame, terminal, without_labels
 
 
 def main() -> None:
@@ -43,9 +43,10 @@ def merged(folder: Path) -> int:
     if results:
         console.print(terminal(frame(results)))
         console.print(f"Results: {folder}/", markup=False)
-    for error in errors:
+    wrong = [*without_labels(results), *errors]
+    for error in wrong:
         print(f"error: {error}", file=sys.stderr)
-    return 2 if errors else 0
+    return 2 if wrong else 0
 
 
 if __name__ == "__main__":

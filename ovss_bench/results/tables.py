@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,16 @@ def write_table(table: pd.DataFrame, base: Path) -> None:
         write_atomic(base.with_name(base.name + suffix), lambda path, text=text: path.write_text(text))
 
 
+def without_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each result that has no mIoU because no pixel counted."""
+    return [
+        f"{result['segmentor']} on {result['dataset']}: no mIoU, since none of the {result['images']['evaluated']} images has "
+        "a labelled pixel that counts. Are all labels ignored (ignore_index), or is recipe.min_foreground too large?"
+        for result in results
+        if result["metrics"]["mIoU"] is None or math.isnan(result["metrics"]["mIoU"])
+    ]
+
+
 def differences(table: pd.DataFrame, expected: str | Path, tolerance: float) -> list[str]:
     """A line for each row of which the mIoU differs from that of a table.csv by more than `tolerance` points, or is missing
     there."""
@@ -120,7 +131,7 @@ def differences(table: pd.DataFrame, expected: str | Path, tolerance: float) -> 
         name = f"{key[0]} on {key[2]}"
         if tuple(key) not in known:
             lines.append(f"{name}: not in {expected}")
-        elif not abs(value - known[tuple(key)]) <= tolerance:
+        elif not (abs(value - known[tuple(key)]) <= tolerance or (math.isnan(value) and math.isnan(known[tuple(key)]))):
             lines.append(f"{name}: {value:.2f} mIoU, expected {known[tuple(key)]:.2f} +- {tolerance}")
     return lines
 

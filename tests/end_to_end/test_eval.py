@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ovss_bench as ob
-from end_to_end.tools import ROOT, command, evaluate, evaluate_here, results
+from end_to_end.tools import ROOT, command, evaluate, evaluate_here, results, run
 from miniatures.voc import write_voc
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
@@ -297,6 +297,26 @@ def test_expect_compares_with_a_table(demo_run, monkeypatch):
     different = evaluate("limit=3", "expect=other.csv", cwd=folder, status=1)
     assert different.stdout.count("different:") == 1
     assert "sclip" in different.stdout.split("different:")[1]
+
+
+def test_a_run_without_a_labelled_pixel_says_so_and_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder, value in (("photos", 90), ("masks", 255)):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (48, 48), value).save(tmp_path / folder / "a.png")
+    Path("own.yaml").write_text(
+        "images: photos\nlabels: masks\nimage_suffix: .png\nlabel_suffix: .png\nclasses: [sand, water]\n"
+    )
+    assert evaluate_here("segmentor=clip", "dataset=own.yaml") == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("error: clip on own: no mIoU, since none of the 1 images has a labelled pixel")
+    shutil.copy("results/runs/table.csv", "expected.csv")
+    assert evaluate_here("segmentor=clip", "dataset=own.yaml", "expect=expected.csv") == 0  # as expected
+    Path("expected.csv").write_text(Path("expected.csv").read_text().replace("paper,", "paper,50"))
+    assert evaluate_here("segmentor=clip", "dataset=own.yaml", "expect=expected.csv") == 1
+    assert evaluate_here("segmentor=clip", "dataset=own.yaml", "shard=1/1", "output=parts") == 0
+    merged = run("merge.py", "parts", cwd=tmp_path, status=2)
+    assert "clip on own: no mIoU" in merged.stderr
 
 
 def test_a_real_layout_with_weights_from_a_file(tmp_path, tiny_state_dict):
