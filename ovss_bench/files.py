@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import struct
 import tempfile
 import zipfile
@@ -94,6 +96,29 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
             "permissions, or choose another folder "
             "(results: output=DIR, cache: the environment variable OVSS_CACHE)."
         ) from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises OSError or ValueError, also for what could not be written again as it is: numbers
+    beyond 64 bits, NaN, halves of surrogate pairs."""
+
+    def number(text: str) -> float:
+        value = float(text) if not text.lstrip("-").isdigit() or len(text) > 20 else int(text)
+        if not abs(value) < 2**63:
+            raise ValueError(f"the number {text[:30]} is too large")
+        return value
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is no number of JSON")
+
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        content = json.loads(text, parse_float=number, parse_int=number, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return content
 
 
 def digest(*parts: str | bytes) -> str:

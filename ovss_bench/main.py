@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from . import progress
 from .datasets.base import MissingData, SegDataset, load_dataset
 from .datasets.config import dataset_config
 from .datasets.suites import Suite, expand
@@ -50,7 +51,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
     sets could not be evaluated, or had no labelled pixel. Of the processes of a `world` only rank 0 prints, and writes tables;
     those of a `grid` hold the rows of its other runs, too."""
     world = world or World()
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200, quiet=world.rank > 0)
+    console = progress.console(quiet=world.rank > 0)
     options = checked_options(OmegaConf.to_container(config, resolve=True))
     runtime = options["runtime"]
     torch.set_num_threads(world.threads(runtime["threads"]))
@@ -89,7 +90,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
     )
     status = _show(console, results, suites, paper, options, world, grid) if results else 0
     for name, error in absent.items():
-        console.print(f"not here: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})", markup=False)
+        console.print(f"not here: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})")
     if not world.rank:
         for error in failures or ():
             print(f"error: {error}", file=sys.stderr)
@@ -116,12 +117,11 @@ def _show(
     console.print(
         f"Results: {folder}/ (table.md, table.csv; one JSON and one npz per row). Again: "
         f"{shlex.join([*world.launcher, *sys.argv])}",
-        markup=False,
     )
     if options["expect"]:
         wrong = differences(frame(own), options["expect"], options["tolerance"])
         for line in wrong:
-            console.print(f"different: {line}", markup=False)
+            console.print(f"different: {line}")
         if wrong:
             return 1
         console.print(f"All {len(own)} rows agree with {options['expect']} within {options['tolerance']} points of mIoU.")
@@ -230,10 +230,10 @@ def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None
     try:
         data = load_dataset(plan.dataset, options["data_root"])
         selected = len(data.select(options["limit"], options["ids"]))
-        console.print(f"would read {selected} of {len(data.samples)} images from {data.root}", markup=False)
+        console.print(f"would read {selected} of {len(data.samples)} images from {data.root}")
     except OvssError as error:
-        console.print(f"would stop: {error}", markup=False)
-    console.print(f"would write to {Path(options['output']) / dataset / clip}/\n", markup=False)
+        console.print(f"would stop: {error}")
+    console.print(f"would write to {Path(options['output']) / dataset / clip}/\n")
 
 
 def _listed(value: Any) -> list[str]:

@@ -12,15 +12,21 @@ from rich.progress import Progress as Bar
 SECONDS_PER_LINE = 10
 
 
+def console(quiet: bool = False, stderr: bool = False) -> Console:
+    """Where tools print. What they print holds text from files (names of classes, results, folders), which is never markup."""
+    wide = None if stderr or sys.stdout.isatty() else 200  # tables in a file or a pipe keep their lines
+    return Console(stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
+
+
 class Progress:
     """`say` prints a line, `start` begins counting."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
+        self.console = console(quiet, stderr=True)
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        self.console.print(line)
 
     def start(self, title: str, count: int, unit: str = "images") -> _Task:
         return _Task(self, title, count, unit)
@@ -33,7 +39,7 @@ class _Task:
         self.bar = None
         if sys.stderr.isatty() and not progress.quiet:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}"),

@@ -16,10 +16,11 @@ import ovss_bench.startup  # noqa: F401
 
 # isort: split
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.options import parse_options, run_tool
+from ovss_bench.progress import console
 
 COMMON = {"data_root": os.environ.get("OVSS_DATA"), "plugins": []}
 PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "workers": os.cpu_count() or 1}
@@ -71,7 +72,7 @@ def check_datasets(names: list[str], words: list[str]) -> int:
 
 
 def _print(part: RenderableType) -> None:
-    Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200).print(part)
+    console().print(part)
 
 
 def _named(names: list[str]) -> list[str]:

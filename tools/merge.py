@@ -12,8 +12,7 @@ import ovss_bench.startup  # noqa: F401
 
 # isort: split
 
-from rich.console import Console
-
+from ovss_bench import progress
 from ovss_bench.errors import OvssError
 from ovss_bench.options import run_tool
 from ovss_bench.results.merge import merge, part_folders
@@ -29,7 +28,7 @@ def main() -> None:
 
 def merged(folder: Path) -> int:
     """Merges what is complete, and tells what is not; 0 if all is."""
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = progress.console()
     results, errors = [], []
     for parts in part_folders(folder):
         try:
@@ -39,10 +38,10 @@ def merged(folder: Path) -> int:
             continue
         results.append(result)
         for note in notes:
-            console.print(f"note: {result['segmentor']} on {result['dataset']}: {note}", markup=False)
+            console.print(f"note: {result['segmentor']} on {result['dataset']}: {note}")
     if results:
         console.print(terminal(frame(results)))
-        console.print(f"Results: {folder}/", markup=False)
+        console.print(f"Results: {folder}/")
     wrong = [*without_labels(results), *errors]
     for error in wrong:
         print(f"error: {error}", file=sys.stderr)

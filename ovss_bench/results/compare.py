@@ -57,7 +57,7 @@ def read_run(path: str | Path) -> Run:
     result, beside = read_result(path), path.with_suffix(".npz")
     if not beside.is_file():
         raise OvssError(f"the counts of {path} are missing: expected {beside}. Copy both files, or run again.")
-    counts, hashes, _ = read_counts(beside, result["fingerprint"])
+    counts, hashes, _ = read_counts(beside, result["fingerprint"], len(result["per_class"]))
     run = Run(path, result, counts, hashes)
     counted = run.matrix[:-1]
     here = len(counts), list(zip(np.diagonal(counted).tolist(), counted.sum(1).tolist(), strict=True))

@@ -135,11 +135,11 @@ class Page:
 
     def _details(self, file: Path, result: Mapping[str, Any], side: int) -> dict[str, Any]:
         """Interval, confusions and pictures, or why there are none."""
+        classes = len(result["per_class"])
         try:
-            counts, _, _ = read_counts(file.with_suffix(".npz"), result["fingerprint"])
+            counts, _, _ = read_counts(file.with_suffix(".npz"), result["fingerprint"], classes)
         except OvssError as error:
             return {"why_no_counts": str(error)}
-        classes = len(result["per_class"])
         details: dict[str, Any] = {"confusions": confusions(total(counts.values(), classes))}
         found = interval(counts.values(), classes)
         ours = result["metrics"].get("mIoU")

@@ -117,7 +117,7 @@ def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
     from ..evaluation import bootstrap
 
     result = read_result(path)
-    records, *_ = read_counts(path.with_suffix(".npz"), result["fingerprint"])
+    records, *_ = read_counts(path.with_suffix(".npz"), result["fingerprint"], len(result["per_class"]))
     found = bootstrap.interval(records.values(), len(result["per_class"]), metric, facts_of(result["dataset"]))
     ours = result["metrics"].get(metric)
     same = ours is not None and abs(100 * found.value - ours) < 1e-4  # else the facts are not those of the run

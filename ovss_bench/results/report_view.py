@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .report import Cell, Report, Row
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,12 @@ class Markup:
         return [self.escape(name) for name in (*report.labels, *map(report.head, report.columns))]
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
-MARKDOWN = Markup(_escape_markdown, "**{}**", "<ins>{}</ins>", "{}", "<sup>{}</sup>")
+MARKDOWN = Markup(escape_markdown, "**{}**", "<ins>{}</ins>", "{}", "<sup>{}</sup>")
 
 
 def markdown(report: Report) -> str:

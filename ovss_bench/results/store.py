@@ -25,7 +25,7 @@ from PIL import Image
 from ..distributed import Shard
 from ..errors import OvssError
 from ..evaluation.confusion import DTYPE
-from ..files import DAMAGES, digest, write_atomic
+from ..files import DAMAGES, digest, read_json, write_atomic
 from .form import checked
 
 IMAGES_PER_SHARD = 16
@@ -249,10 +249,10 @@ class RunStore:
 
 
 def read_counts(
-    path: str | Path, fingerprint: str | None = None
+    path: str | Path, fingerprint: str | None = None, classes: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, np.ndarray]]:
     """Confusion records, label-map hashes, and boundary records if there are any, by image id. Raises OvssError if the file is
-    damaged or of another run."""
+    damaged, of another run, or counts more than so many `classes`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             content = dict(file)
@@ -266,7 +266,8 @@ def read_counts(
             edges = _by_image(images, content["edges"], content["edge_lengths"]) if "edges" in content else {}
     except DAMAGES as error:
         raise OvssError(f"{path} is damaged: {error}. Delete it; its images will be evaluated again.") from error
-    if fingerprint is not None and str(content["fingerprint"]) != fingerprint:
+    largest = max(int(content["records"][side].max(initial=0)) for side in ("truth", "prediction"))
+    if str(content["fingerprint"]) != (fingerprint or str(content["fingerprint"])) or largest > (classes or largest):
         raise OvssError(f"{path} belongs to another run. Delete it, or choose another folder with output=DIR.")
     return records, hashes, edges
 
@@ -307,8 +308,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """A result JSON in its present form, whatever version wrote it. Raises OvssError if it is missing, damaged or of another
     form."""
     try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise OvssError(f"result {path} cannot be read: {error}. Delete it and run again.") from error
     return checked(content, f"result {path}")
 

@@ -61,13 +61,15 @@ def markdown(table: pd.DataFrame) -> str:
     """A GitHub table; the best mIoU of each data set, where there is such a column, is bold."""
     import pandas as pd
 
-    cells = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)).replace("nan", "–")
+    from .report_view import escape_markdown as escape
+
+    cells = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else escape(str(value))).replace("nan", "–")
     if "mIoU" in table:
         best = table.groupby("dataset")["mIoU"].transform("max")
         cells["mIoU"] = [f"**{cell}**" if top else cell for cell, top in zip(cells["mIoU"], table["mIoU"] == best, strict=True)]
     numbers = {name for name in table if pd.api.types.is_float_dtype(table[name])}
     lines = [
-        "| " + " | ".join(cells.columns) + " |",
+        "| " + " | ".join(map(escape, cells.columns)) + " |",
         "|" + "|".join(" ---: " if c in numbers else " --- " for c in cells.columns) + "|",
     ]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells.itertuples(index=False)), ""])

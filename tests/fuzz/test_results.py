@@ -2,19 +2,34 @@
 
 import copy
 import json
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import ovss_bench as ob
 from fuzz.common import VALUES, damaged, inputs, outcome
+from ovss_bench.results.compare import compare_paths
+from ovss_bench.results.compare_view import lines_of
 from ovss_bench.results.form import VERSION, checked, schema
-from ovss_bench.results.load import load_results, result_paths
+from ovss_bench.results.html import write_html
+from ovss_bench.results.latex import latex
+from ovss_bench.results.load import frame_of, load_results, read_results, result_paths
+from ovss_bench.results.report import interval_of, make_report
+from ovss_bench.results.report_view import csv, markdown
+from ovss_bench.results.reproduced import compare_with_published
 from ovss_bench.results.run import make_job, run_jobs
 from ovss_bench.results.store import read_counts, read_result
+from ovss_bench.results.tables import terminal, write_tables
+
+# Text that breaks files and terminals, or that a language of tables could take for its own, and numbers that no format holds.
+NASTY = st.sampled_from(
+    ["\ud800", "[/red]", "[link=x]", "</script>", "|", "\x1b[31m", float("nan"), 10**400, -1e308, 2**53 + 1]
+)
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
 
@@ -43,12 +58,26 @@ def changed(draw, content):
         key = draw(st.sampled_from(keys)) if keys else None
         kind = draw(st.sampled_from(["replace", "remove", "add"]))
         if kind == "replace" and keys:
-            part[key] = draw(VALUES)
+            part[key] = draw(NASTY | VALUES)
         elif kind == "remove" and keys:
             del part[key]
         elif isinstance(part, dict):
-            part[draw(st.text(max_size=4))] = draw(VALUES)
+            part[draw(NASTY.filter(lambda key: isinstance(key, str)) | st.text(max_size=4))] = draw(NASTY | VALUES)
     return content
+
+
+def show(path):
+    """Everything that is made of a result: tables of all formats, the page, comparisons."""
+    results, _ = read_results(path.parent)
+    report = make_report(results, published=True, interval=interval_of)
+    folder = path.parent / "shown"
+    texts = [markdown(report), csv(report), latex(report, "fuzzed"), frame_of(results).to_csv()]
+    with (folder.with_suffix(".txt")).open("w", encoding="utf-8") as file:
+        Console(file=file, markup=False).print(terminal(write_tables(list(results.values()), folder)))
+        file.writelines(texts)
+    write_html(path.parent, folder / "report.html", partial=True, images=1)
+    compared = [*compare_paths(path, path), *compare_with_published(path)[0]]
+    json.dumps([lines_of(comparison) for comparison in compared], ensure_ascii=False).encode()
 
 
 def read(path):
@@ -62,6 +91,7 @@ def read(path):
         assert told
         assert frame.empty
     else:
+        outcome(show, path)
         assert found["schema_version"] == VERSION
         assert checked(found, "it") == found
         assert len(frame) == 1
@@ -76,6 +106,7 @@ def test_changed_results(result, tmp_path_factory, draw):
     known = json.loads(result.read_text())
     path = tmp_path_factory.getbasetemp() / "json" / result.name
     path.parent.mkdir(exist_ok=True)
+    shutil.copy(result.with_suffix(".npz"), path.with_suffix(".npz"))
     path.write_text(json.dumps(draw.draw(changed(known))))
     read(path)
 

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import ovss_bench as ob
+from ovss_bench import progress
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.files import digest
 from ovss_bench.results import load
@@ -19,6 +21,7 @@ from ovss_bench.results.report import interval_of, make_report, select
 from ovss_bench.results.report_view import csv, markdown
 from ovss_bench.results.run import make_job, run_jobs
 from ovss_bench.results.store import dump, read_result
+from ovss_bench.results.tables import terminal, write_tables
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
 SCLIP8 = load_suite("sclip8")
@@ -250,6 +253,23 @@ def test_names_stay_text_in_markdown(made):
     (line,) = [line for line in text.splitlines() if line.startswith("| a")]
     assert line.count("|") == 4
     assert r"| a\|b&lt;script&gt;alert(1)&lt;/script&gt; \`x\` \*y\* \[z\](w) \_u\_ \$5" in line
+
+
+@pytest.mark.parametrize("name", [NASTY, "[/red]", "[bold]x[/bold]", ":smile:", "[link=x]y"])
+def test_names_stay_text_on_a_screen_and_in_the_table_of_a_run(name, made, tmp_path, capsys):
+    made(name, "voc21", 1.0)
+    made("clip", "voc21", 2.0)
+    results = list(made.results.values())
+    table = terminal(write_tables(results, tmp_path))
+    progress.console().print(table)
+    progress.Progress().say(name)
+    printed = capsys.readouterr()
+    assert name in printed.out
+    assert printed.err.strip() == name
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {6}
+    assert "<script>" not in "".join(lines)
+    assert pd.read_csv(tmp_path / "table.csv").iloc[0, 0] == name
 
 
 @pytest.mark.parametrize(
