@@ -15,8 +15,9 @@ from ..encoders.trunk_cache import TrunkCache
 from ..errors import OvssError
 from ..evaluation.boundary import boundary_counts
 from ..evaluation.confusion import confusion
-from ..inference.engine import predict
+from ..inference.engine import check_image, predict
 from ..inference.finish import Prediction
+from ..plugin_errors import plugin_errors
 from ..process import in_threads
 from ..stages import Stages
 
@@ -42,7 +43,7 @@ def counted(
         if isinstance(outcome, OvssError):
             return item
         try:
-            with stages("read labels"):
+            with stages("read labels"), plugin_errors(f"the label map of image {name}", type(first)):
                 truths = {
                     each: dataset.label(sample, outcome[0].image_size)
                     for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
@@ -57,7 +58,7 @@ def counted(
 
     predictions = predict(
         [job.segmentor for job in jobs],
-        ((name, partial(first.image, image[0])) for name, image in by_id.items()),
+        ((name, partial(_image, first, image[0])) for name, image in by_id.items()),
         batch=runtime.batch,
         workers=runtime.workers,
         cache=FeatureCache(runtime.feature_cache) if runtime.feature_cache else None,
@@ -65,6 +66,13 @@ def counted(
         stages=stages,
     )
     return in_threads(count, predictions, runtime.workers)
+
+
+def _image(dataset: SegDataset, sample: Sample) -> np.ndarray:
+    with plugin_errors(f"image {sample}", type(dataset)):
+        image = dataset.image(sample)
+        check_image(image)
+    return image
 
 
 def _counted(

@@ -3,13 +3,16 @@
 import importlib
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
 import ovss_bench as ob
 from ovss_bench import registry
+from ovss_bench.recipe import segmentor_config
 from ovss_bench.registry import PLUGINS, load_plugin
-from ovss_bench.results.provenance import source_digest
+from ovss_bench.results.code import row_code
 
 METHOD = """
 import ovss_bench as ob
@@ -74,7 +77,7 @@ def test_a_broken_file_is_named_and_leaves_nothing(text, reason, tmp_path):
     with pytest.raises(ob.OvssError, match=rf"(?s)bad\.py cannot be imported.*{reason}"):
         load_plugin(path)
     assert set(ob.segmentor_names()) == known
-    assert "ovss_bench_plugin_bad" not in set(sys.modules) - modules
+    assert set(sys.modules) == modules
     assert not PLUGINS.keys() & {str(path)}
     path.write_text(METHOD.format(name="half"))  # mended
     load_plugin(path)
@@ -177,7 +180,7 @@ def site(tmp_path_factory):
 def installed(site, monkeypatch):
     monkeypatch.syspath_prepend(site)
     importlib.invalidate_caches()
-    registry._package_digest.cache_clear()
+    registry.package_digest.cache_clear()
     return site
 
 
@@ -206,14 +209,13 @@ def test_a_broken_package_is_an_error_where_it_is_wanted(installed):
 
 
 @pytest.mark.filterwarnings("ignore:plug-in 'outside_broken'")
-def test_only_what_is_used_is_part_of_a_runs_fingerprint(installed):
-    before = source_digest()
-    ob.compose_recipe("by_another_name")
-    one = source_digest()
-    assert set(PLUGINS) == {str(installed / "outside_single.py")}
-    ob.compose_recipe("outside_good")
-    assert set(PLUGINS) == {str(installed / "outside_single.py"), str(installed / "outside_good")}
-    assert len({before, one, source_digest()}) == 3
+def test_only_the_package_that_a_row_comes_from_is_part_of_its_fingerprint(installed):
+    def packages(name):
+        return list(row_code([segmentor_config(name)[1]], [])[1])
+
+    assert packages("by_another_name") == [str(installed / "outside_single.py")]
+    assert packages("outside_good") == [str(installed / "outside_good")]
+    assert packages("sclip") == []
 
 
 @pytest.mark.filterwarnings("ignore:plug-in 'outside_broken'")
@@ -228,11 +230,22 @@ def test_a_file_of_an_installed_package_is_imported_once(first, installed):
 
 
 def test_a_class_that_was_simply_defined_is_part_of_the_fingerprint():
-    before = source_digest()
-
     @ob.SEGMENTORS.register_module(name="here")
     class Here(ob.LastBlockSegmentor):
         pass
 
-    ob.compose_recipe("here")
-    assert source_digest() != before
+    assert list(row_code([Here], [])[1]) == [str(Path(__file__).parent)]
+
+
+def test_a_class_of_a_notebook_is_part_of_the_fingerprint(monkeypatch):
+    def typed(text):
+        monkeypatch.setitem(sys.modules, "cells", types.ModuleType("cells"))
+        ob.SEGMENTORS.module_dict.pop("typed", None)
+        exec(compile(text, "<cell>", "exec"), vars(sys.modules["cells"]))
+        return row_code([segmentor_config("typed")[1]], [])[1]
+
+    text = METHOD.format(name="typed")
+    first = typed(text)
+    assert list(first) == ["cells.Method"]
+    assert first == typed("# a comment\n" + text)
+    assert first != typed(text.replace("-0.5", "-0.6"))
