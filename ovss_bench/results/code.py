@@ -29,16 +29,27 @@ CORE = ("results/counting.py", "segmentors/build.py", "evaluation")
 def row_code(row: Collection[type] | Collection[Path], kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """For a row of this method and loader (their classes, or the files that they are in) that takes these `kinds` of things
     beside CLIP: SHA-256 of the `core` and of each further file of this package, and of the plug-ins by their paths."""
+    core, further, plugins = _of_row(row, kinds)
+    total = digest(*(part for path in sorted(core) for part in (_name(path), _content(path))))
+    return {"core": total} | {_name(path): hashlib.sha256(_content(path)).hexdigest() for path in sorted(further)}, plugins
+
+
+def row_files(row: Collection[type] | Collection[Path], kinds: Iterable[str]) -> frozenset[Path]:
+    """The files of this package that `row_code` is about."""
+    core, further, _ = _of_row(row, kinds)
+    return core | further
+
+
+def _of_row(
+    row: Collection[type] | Collection[Path], kinds: Iterable[str]
+) -> tuple[frozenset[Path], frozenset[Path], dict[str, str]]:
     core = _closure(path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part])
-    files, plugins = set(), {}
+    files, plugins = {PACKAGE / f"encoders/{MODULES[kind]}.py" for kind in kinds if kind in MODULES}, {}
     for entry in row:
         own, others = _of_class(entry) if isinstance(entry, type) else ({entry}, {})
         files |= own
         plugins |= others
-    files |= {PACKAGE / f"encoders/{MODULES[kind]}.py" for kind in kinds if kind in MODULES}
-    further = sorted(_closure(files) - core)
-    total = digest(*(part for path in sorted(core) for part in (_name(path), _content(path))))
-    return {"core": total} | {_name(path): hashlib.sha256(_content(path)).hexdigest() for path in further}, plugins
+    return core, _closure(files) - core, plugins
 
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,9 +44,9 @@ def counted(
         if isinstance(outcome, OvssError):
             return item
         try:
-            with stages("read labels"), plugin_errors(f"the label map of image {name}", type(first)):
+            with stages("read labels"):
                 truths = {
-                    each: dataset.label(sample, outcome[0].image_size)
+                    each: _label(dataset, sample, outcome[0].image_size)
                     for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
                 }
         except OvssError as error:
@@ -73,6 +74,20 @@ def _image(dataset: SegDataset, sample: Sample) -> np.ndarray:
         image = dataset.image(sample)
         check_image(image)
     return image
+
+
+def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    kind = type(dataset)
+    with plugin_errors(f"label map of image {sample}", kind):
+        label = dataset.label(sample, size)
+    if kind.label is not SegDataset.label:  # which has checked it
+        fits = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.shape == size
+        if not fits or not ((label >= 0) & (label < len(dataset.classes)) | (label == dataset.ignore_index)).all():
+            raise OvssError(
+                f"label of {kind.__name__} in {inspect.getsourcefile(kind)} gives, for image {sample}, no array "
+                f"{size} of whole numbers below {len(dataset.classes)}, or {dataset.ignore_index} for ignored pixels."
+            )
+    return label
 
 
 def _counted(
