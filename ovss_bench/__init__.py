@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what is asked for is imported then: torch and open_clip tak
     from .encoders.sources import image_key
     from .encoders.vision import load_vision
     from .errors import OvssError
+    from .hyperparameters import File, Folder
     from .inference.engine import make_scene, segment
     from .inference.finish import Prediction
     from .recipe import compose_recipe, segmentor_names
@@ -37,6 +38,8 @@ __all__ = [
     "SEGMENTORS",
     "DenseCLIP",
     "EvalResult",
+    "File",
+    "Folder",
     "LastBlockSegmentor",
     "OvssError",
     "Prediction",

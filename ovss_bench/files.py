@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,28 @@ def digest(*parts: str | bytes) -> str:
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()
+
+
+def path_digest(path: str | Path) -> str:
+    """SHA-256 of what a file holds, or a folder: all files in and below it, by their names. Raises OvssError if it cannot be
+    read."""
+    path = Path(path)
+    try:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        stats = [file.stat() for file in files]
+        return _path_digest(path, tuple(files), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    except OSError as error:
+        raise OvssError(f"{error.filename or path} cannot be read: {error.strerror}. Change its permissions.") from error
+
+
+@lru_cache(maxsize=64)
+def _path_digest(path: Path, files: tuple[Path, ...], stamps: tuple) -> str:
+    """Anew when a file has changed; the runs of a sweep share it."""
+    parts: list[str] = []
+    for file in files:
+        with file.open("rb") as content:
+            parts += [file.relative_to(path).as_posix(), hashlib.file_digest(content, "sha256").hexdigest()]
+    return digest(*parts)
 
 
 @cache

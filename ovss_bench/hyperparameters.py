@@ -10,12 +10,25 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from .errors import OvssError, unknown
 from .files import PACKAGE
 
 MOST = 32767  # pixels that OpenCV can resize to; no count is larger
+
+
+class File(str):
+    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method. What it holds counts for a run, not
+    where it is."""
+
+
+class Folder(str):
+    """The same of a folder, with all files in and below it."""
+
+
+PATHS = {File: (Path.is_file, "file"), Folder: (Path.is_dir, "folder"), Path: (Path.exists, "file or folder")}
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,26 @@ class Hyperparameters:
     owner: str
     hints: Mapping[str, Any]
     defaults: Mapping[str, Any]
+
+    @property
+    def paths(self) -> dict[str, type]:
+        """Those that are files or folders, with `File`, `Folder` or `Path`."""
+        kinds = {name: {hint, *get_args(hint)} & PATHS.keys() for name, hint in self.hints.items() if name in self.defaults}
+        return {name: next(iter(found)) for name, found in kinds.items() if found}
+
+    def located(self, name: str, value: str | Path | None, folder: Path | None) -> str | None:
+        """The full path of a file or folder that is named from here or from `folder`. Raises OvssError if there is none."""
+        exists, kind = PATHS[self.paths[name]]
+        if value is None and type(None) in get_args(self.hints[name]):
+            return None
+        if not isinstance(value, str | Path) or not str(value):
+            raise OvssError(f"{name}={value!r}: expected the path of a {kind}.")
+        path = Path(value).expanduser()
+        found = next((each for each in (path, *([folder / path] if folder else [])) if exists(each)), None)
+        if found is None:
+            where = f"in {Path.cwd()}" + (f", nor in {folder}" if folder and not path.is_absolute() else "")
+            raise OvssError(f"{name}={value} of {self.owner}: there is no such {kind} {where}. Give its full path.")
+        return str(found.resolve())
 
     def check(self, name: str, value: Any) -> None:
         """Raises OvssError where the annotation does not allow the value."""
@@ -70,7 +103,7 @@ def declared() -> dict[str, Hyperparameters]:
             found |= collect(classes[base.id]) if isinstance(base, ast.Name) and base.id in classes else {}
         for part in node.body:
             if isinstance(part, ast.AnnAssign) and part.value is not None:
-                hint = eval(ast.unparse(part.annotation), {"Literal": Literal})
+                hint = eval(ast.unparse(part.annotation), {"Literal": Literal, **{kind.__name__: kind for kind in PATHS}})
                 found[part.target.id] = hint, ast.literal_eval(part.value)
             elif isinstance(part, ast.Assign) and part.targets[0].id in found:
                 name = part.targets[0].id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from .encoders.clip import DenseCLIP, clip_label, default_precision, load_clip
 from .encoders.sources import SOURCES
 from .errors import OvssError, unknown
 from .options import checked_options
-from .recipe import RECIPE_VALUES, compose_recipe, segmentor_config
+from .plugin_errors import is_outside, plugin_errors
+from .recipe import RECIPE_VALUES, compose_recipe, own_recipe, segmentor_config
 from .registry import load_plugin
 from .results.averages import terminal_averages, write_averages
 from .results.grid import Grid
@@ -62,6 +64,9 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         shard = Shard.of(options["shard"])
         paper = load_table(options["table"]) if options["table"] else None
         plans, suites = _plans(options, paper)
+        for name in dict.fromkeys(plan.segmentor for plan in plans) if not options["dry_run"] else ():
+            if is_outside(segmentor_config(name)[1]):
+                console.print(f"recipe of {name}: {own_recipe(name)}", markup=False)
         if options["dry_run"]:
             for plan in plans:
                 _print_recipe(console, plan, options)
@@ -93,6 +98,8 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         console.print(f"not here: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})")
     if not world.rank:
         for error in failures or ():
+            if options["debug"]:
+                traceback.print_exception(error)
             print(f"error: {error}", file=sys.stderr)
     return 2 if failures else status
 
@@ -157,7 +164,8 @@ def _load(names: Iterable[str], root: str | None, skip_missing: bool) -> tuple[d
     for name in names:
         try:
             datasets[name] = load_dataset(name, root)
-            _ = datasets[name].samples
+            with plugin_errors(f"data set '{name}'", type(datasets[name])):
+                _ = datasets[name].samples
         except MissingData as error:
             if not skip_missing:
                 raise
@@ -223,6 +231,7 @@ def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None
     dataset, protocol = dataset_config(plan.dataset)[0], options["protocol"]
     recipe = compose_recipe(plan.segmentor, clip=clip, dataset=dataset, protocol=protocol, overrides=plan.overrides)
     title = f"{plan.segmentor} on {dataset} with {clip}, protocol {protocol}"
+    console.print(f"recipe of {plan.segmentor}: {own_recipe(plan.segmentor)}", markup=False)
     view = Table("value", "", "origin", title=title, title_justify="left", box=None)
     for key, value in recipe.values().items():
         view.add_row(key, str(value), recipe.origins[key])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
     """The options, each of the kind of its default (text if that is None); whole numbers are not below 1, or the default, other
     numbers not below 0; `limit`, `workers`, `threads` and `batch` are whole numbers in any case. Loads `plugins`. Raises
     OvssError for unknown names and for values of another kind."""
+    words = [word for word in words if word not in DEBUG]
     for word in words:
         if "=" not in word:
             raise OvssError(f"'{word}': expected NAME=VALUE, of {', '.join(defaults)}.")
@@ -57,6 +59,7 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
     return options
 
 
+DEBUG = ("debug=true", "debug=false")
 TEXT = ("weights", "table", "vfm", "regions", "foreground", "diffusion", "bank", "data_root", "expect", "shard", "device")
 SWITCHES = ("rerun", "dry_run", "debug", "skip_bad_images", "boundary", "maps", "compile", "profile")
 KINDS = {  # of the options of tools/eval.py; which may be null, and which are taken for lists if one is given
@@ -108,7 +111,8 @@ def _is_number(value: Any) -> bool:
 
 
 def run_tool(work: Callable[[], int | None]) -> None:
-    """Runs a tool and ends the process: with the status that `work` returns, or 2 and one line for an error."""
+    """Runs a tool and ends the process: with the status that `work` returns, or 2 and one line for an error; with `debug=true`
+    on the command line the traceback, too."""
     try:
         status = work() or 0
         sys.stdout.flush()
@@ -116,9 +120,22 @@ def run_tool(work: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
-    except (OvssError, OmegaConfBaseException) as error:
-        message: object = error
     except KeyboardInterrupt:
-        message = f"interrupted; {KEPT}"
+        message: object = f"interrupted; {KEPT}"
+    except Exception as error:
+        message = error if isinstance(error, OvssError | OmegaConfBaseException) else _of_plugin(error)
+        if message is None:
+            raise
+        if DEBUG[0] in sys.argv:
+            traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _of_plugin(error: Exception) -> OvssError | None:
+    """Only a tool that has loaded one has a plug-in's error."""
+    if f"{__package__}.registry" not in sys.modules:
+        return None
+    from .plugin_errors import blamed
+
+    return blamed(error)

@@ -8,6 +8,7 @@ command line. Hydra cannot do this merge: it would fold the members of a list of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -32,14 +33,15 @@ CHOICES = {
 }
 # The keys of a segmentor's file, and how many mappings deep each is.
 DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3}
-_NOT_VALUES = ("segmentor", "hyperparameters", "origins")
+_NOT_VALUES = ("segmentor", "hyperparameters", "origins", "overrides")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """See configs/recipe.yaml for what each value means. `hyperparameters` are those of the `segmentor` that it is for;
-    `origins`
-    name where each value of both comes from."""
+    """See configs/recipe.yaml for what each value means. `hyperparameters` are those of the `segmentor` that it is for.
+
+    `origins` say, to the reader, where each value of both comes from; `overrides` are those that were chosen for a run.
+    """
 
     segmentor: str
     resize: str
@@ -65,6 +67,7 @@ class Recipe:
     min_foreground: int
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict, compare=False)
+    overrides: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(Recipe)
@@ -118,7 +121,8 @@ class Recipe:
     def override(self, **values: Any) -> Recipe:
         """A copy with some recipe values replaced; None leaves a value alone."""
         given = {name: value for name, value in values.items() if value is not None}
-        return replace(self, **given, origins=self.origins | dict.fromkeys(given, "argument"))
+        origins = self.origins | dict.fromkeys(given, "argument")
+        return replace(self, **given, origins=origins, overrides=self.overrides | given)
 
 
 RECIPE_VALUES = tuple(f.name for f in fields(Recipe) if f.name not in _NOT_VALUES)
@@ -160,11 +164,16 @@ def compose_recipe(
             raise unknown(
                 f"recipe value or hyperparameter of {segmentor} (from {origins[name]})", name, [*RECIPE_VALUES, *own.defaults]
             )
+    beside = RECIPES[segmentor].parent if segmentor in RECIPES else None
     for name in own.defaults:
-        own.check(name, values[name])
+        if name in own.paths:
+            values[name] = own.located(name, values[name], beside)
+        else:
+            own.check(name, values[name])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     own_values = {name: values.pop(name) for name in own.defaults}
-    return Recipe(segmentor=segmentor, **values, hyperparameters=own_values, origins=origins)
+    given = dict(overrides or {})
+    return Recipe(segmentor=segmentor, **values, hyperparameters=own_values, origins=origins, overrides=given)
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
@@ -173,7 +182,9 @@ def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
     from .registry import SEGMENTORS
 
     config = _config(name)
-    return config, SEGMENTORS.get(config.get("method", name))
+    method = SEGMENTORS.get(config.get("method", name))
+    of_class(method)
+    return config, method
 
 
 def hyperparameters(name: str) -> tuple[dict[str, Any], Hyperparameters]:
@@ -185,8 +196,60 @@ def hyperparameters(name: str) -> tuple[dict[str, Any], Hyperparameters]:
     method = config.get("method", name)
     if method not in SEGMENTORS.registered and method in declared():
         return config, declared()[method]
-    found = SEGMENTORS.get(method)
-    return config, Hyperparameters(found.__name__, get_type_hints(found), found.hyperparameters())
+    return config, of_class(SEGMENTORS.get(method))
+
+
+def of_class(method: type) -> Hyperparameters:
+    """What can be set in a method, by its class. Raises OvssError for declarations that cannot be."""
+    from .segmentors.base import Segmentor
+
+    where = f"{method.__name__} of {getattr(sys.modules.get(method.__module__), '__file__', method.__module__)}"
+    if not issubclass(method, Segmentor):
+        raise OvssError(f"{where} is no segmentor: derive it from ob.Segmentor or ob.LastBlockSegmentor.")
+    try:
+        hints = get_type_hints(method)
+    except Exception as error:  # an annotation may be any expression
+        reason = f"{type(error).__name__}: {error}"
+        raise OvssError(
+            f"the annotations of {where} cannot be read: {reason}. Import what they name when the file runs, too."
+        ) from error
+    defaults = {name: getattr(method, name) for name in hints if hasattr(method, name)}
+    for name in defaults:
+        taken = "a recipe value" if name in RECIPE_VALUES else "what every segmentor has"
+        if name in RECIPE_VALUES or name in ("clip", "vocabulary", "recipe", "sources") or name in dir(Segmentor):
+            raise OvssError(
+                f"{where} declares the hyperparameter '{name}', which is the name of {taken}. Give it another name."
+            )
+    return Hyperparameters(method.__name__, hints, defaults)
+
+
+def own_recipe(name: str) -> str:
+    """Which recipe file a segmentor has, or that it has none, where it would be looked for, and similar files that are not
+    read."""
+    from .registry import RECIPES, SEGMENTORS
+
+    if name in config_names("segmentor"):
+        return f"configs/segmentor/{name}.yaml"
+    if name in RECIPES:
+        return str(RECIPES[name])
+    method = segmentor_config(name)[1]
+    file = getattr(sys.modules.get(method.__module__), "__file__", None)
+    if file is None:
+        return "none, as the method is in no file"
+    folder = Path(file).resolve().parent
+    wanted = folder / "configs" / "segmentor" / f"{name}.yaml"
+    notes = [f"none; it would be {wanted}"]
+    if wanted.is_file():
+        notes.append(f"which is there, but was not when the file was loaded, or it was not loaded by plugins=[{file}]")
+    patterns = [f"{part}{name}.{suffix}" for part in ("", "*/", "*/*/") for suffix in ("yaml", "yml")]
+    near = {path for pattern in patterns for path in folder.glob(pattern)}
+    near |= {path for pattern in patterns[:4] for path in folder.parent.glob(pattern)}
+    near |= {path for pattern in patterns[:2] for path in (folder.parent / "configs" / "segmentor").glob(pattern)}
+    notes += [f"{path} is not read: move it there" for path in sorted(near - {wanted})]
+    for other, path in sorted(RECIPES.items()):
+        if path.parent == wanted.parent and other not in SEGMENTORS.registered and "method" not in _read(path):
+            notes.append(f"{path} is of no method: call it {wanted.name}, or write `method: {name}` in it")
+    return "; ".join(notes)
 
 
 def _config(name: str) -> dict[str, Any]:

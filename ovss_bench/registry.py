@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from traceback import extract_tb
 
 import mmengine
 
@@ -24,7 +25,7 @@ from .errors import OvssError, unknown
 from .files import CONFIGS, config_names, digest
 
 GROUP = "ovss_bench.plugins"
-PLUGINS: dict[str, str] = {}  # files and packages in use -> SHA-256 of their source, part of a run's fingerprint
+PLUGINS: dict[str, str] = {}  # files and packages in use -> SHA-256 of their source
 RECIPES: dict[str, Path] = {}  # the recipes that plug-ins brought
 _IMPORTED: dict[EntryPoint, OvssError | None] = {}  # and what is wrong with it
 
@@ -72,7 +73,7 @@ def load_plugin(path: str | Path) -> None:
         return
     if not path.is_file():
         raise OvssError(f"plugin {path} does not exist. Give the path of a Python file, e.g. 'plugins=[./my_method.py]'.")
-    name = f"ovss_bench_plugin_{path.stem}"
+    name = f"ovss_bench_plugin_{path.stem}_{digest(str(path))[:8]}"  # two folders may have files of the same name
     with _importing(f"plugin {path}"):
         if not _is_imported(path):  # with the package that it is in
             spec = importlib.util.spec_from_file_location(name, path)
@@ -133,7 +134,9 @@ def _importing(what: str) -> Iterator[None]:
         for registry, content in zip(registries, before, strict=True):
             registry.clear()
             registry.update(content)
-        reason = str(error) if isinstance(error, OvssError) else f"{type(error).__name__}: {error}"
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
+        where = f" ({frames[0].filename}, line {frames[0].lineno})" if frames else ""
+        reason = str(error) if isinstance(error, OvssError) else f"{type(error).__name__}: {error}{where}"
         raise OvssError(f"{what} cannot be imported: {reason}") from error
 
 
@@ -149,20 +152,21 @@ def _add_recipes(folder: Path) -> None:
 
 
 def _note(method: type) -> None:
-    """Whatever way a class came, its source is part of the fingerprint: that of its file, or of its whole package."""
+    """Whatever way a class came, its source is on record as it was: that of its file, or of its whole package."""
     top = method.__module__.partition(".")[0]
     if top != __package__ and not top.startswith("ovss_bench_plugin_"):
         module = sys.modules.get(top)
         file = getattr(module, "__file__", None)
         folders = [] if module is None else list(getattr(module, "__path__", ()))
         if folders:
-            PLUGINS[folders[0]] = _package_digest(folders[0])
+            PLUGINS[folders[0]] = package_digest(folders[0])
         elif file and Path(file).is_file():
             PLUGINS[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @cache
-def _package_digest(folder: str) -> str:
+def package_digest(folder: str) -> str:
+    """SHA-256 over the Python files of an installed package."""
     files = sorted(Path(folder).rglob("*.py"))
     return digest(*(part for file in files for part in (file.relative_to(folder).as_posix(), file.read_bytes())))
 

@@ -42,6 +42,7 @@ LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": 
 @hydra.main(config_path=str(CONFIGS / "tools"), config_name="eval", version_base="1.3")
 def evaluate(config: DictConfig) -> None:
     from ovss_bench.main import Grid, main  # after all that can be wrong with options, since torch takes seconds to import
+    from ovss_bench.plugin_errors import blamed
 
     world, wrong, composed = join(), None, HydraConfig.get()
     in_grid = composed.mode == RunMode.MULTIRUN
@@ -54,10 +55,13 @@ def evaluate(config: DictConfig) -> None:
         if in_grid and status:
             wrong = OvssError(f"{' '.join(composed.overrides.task)} has ended with status {status}, see above.")
             wrong.status = status
-    except OvssError as error:
+    except Exception as error:
+        wrong = error if isinstance(error, OvssError) else blamed(error)
+        if wrong is None:
+            raise
         if config.debug:
             traceback.print_exc()
-        status, wrong = 2, error
+        status = 2
     except KeyboardInterrupt:
         status, wrong = 2, f"interrupted; {KEPT}"
     except SystemExit as end:

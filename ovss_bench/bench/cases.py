@@ -68,7 +68,7 @@ def jobs_of(case: Case, folder: Path) -> list[Job]:
         options |= {"activation": None, "position": "offset", "normalize": "clip"}
         vocabulary = _queries(case, clip, dataset.image(dataset.samples[0]))
         segmentors = [build_segmentor(name, clip=clip, vocabulary=vocabulary, **options) for name in case.segmentor]
-    return [Job(name, own, dataset, "paper", {}) for name, own in zip(case.segmentor, segmentors, strict=True)]
+    return [Job(name, own, dataset, "paper") for name, own in zip(case.segmentor, segmentors, strict=True)]
 
 
 def in_memory(dataset: SegDataset, limit: int) -> SegDataset:

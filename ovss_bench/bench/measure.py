@@ -69,7 +69,7 @@ def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable
     made = iter(range(10**9))
 
     def ours(source: Any, trunk_cache: Path | None = None) -> None:
-        own = [Job(job.name, job.segmentor, source, job.protocol, job.overrides) for job in jobs]
+        own = [Job(job.name, job.segmentor, source, job.protocol) for job in jobs]
         runtime = Runtime(batch=case.batch, trunk_cache=str(trunk_cache) if trunk_cache else None)
         first, *_ = run_jobs(own, limit=case.images, output=folder / f"run{next(made)}", runtime=runtime, quiet=True)
         if source is dataset and not trunk_cache:

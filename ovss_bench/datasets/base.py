@@ -21,6 +21,7 @@ from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
 from ..files import CONFIGS, config_names, digest
 from ..image import read_image, resize_truth
+from ..plugin_errors import plugin_errors
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
 from .config import dataset_config, facts, names_path
@@ -308,11 +309,13 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
     if folder is None:
         return loader(name, config, root)
     try:
-        return loader(name, config, folder)
-    except MissingData:
-        if root is None:
-            raise
-        return loader(name, config, root)
+        with plugin_errors(f"loader of data set '{name}'", loader):
+            try:
+                return loader(name, config, folder)
+            except MissingData:
+                if root is None:
+                    raise
+                return loader(name, config, root)
     except OvssError:
         raise
     except Exception as error:  # what mmseg raises for values that it cannot use

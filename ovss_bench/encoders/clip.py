@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
 }
+LAYER_NORM_EPS = 1e-5  # of CLIP as it was trained
 # What open_clip imports for models that are no plain ViT, and torchvision for one function: several seconds.
 OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
 
@@ -97,6 +98,8 @@ class DenseCLIP:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
         self.activation = self.text_activation = activation
         self.layer_norm_eps = layer_norm_eps
+        self._own = activation, layer_norm_eps
+        self.changed: dict[str, str | float] = {}  # what the caller of `load_clip` chose other than the weights are meant for
         self._run_block: Callable[[BlockView, Tensor], Tensor] = BlockView.__call__
         self.patch_size: int = visual.patch_size[0]
         self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
@@ -104,10 +107,11 @@ class DenseCLIP:
         self.weights_digest = state_digest(model.state_dict())
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
-        """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code)."""
+        """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None:
+        that with which they were loaded."""
         other = copy.copy(self)
-        other.activation = activation or self.activation
-        other.layer_norm_eps = layer_norm_eps or self.layer_norm_eps
+        other.activation = activation or self._own[0]
+        other.layer_norm_eps = layer_norm_eps or self._own[1]
         return other
 
     def to(self, device: str | torch.device, precision: str) -> None:
@@ -198,7 +202,7 @@ def load_clip(
     pretrained: str | Path | None = None,
     state_dict: dict[str, Tensor] | None = None,
     activation: str | None = None,
-    layer_norm_eps: float = 1e-5,
+    layer_norm_eps: float = LAYER_NORM_EPS,
     precision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> DenseCLIP:
@@ -222,6 +226,7 @@ def load_clip(
         import open_clip
     entry, architecture = {}, None
     label = clip_label(name, pretrained)
+    asked, activation = activation, None
     if state_dict is None:
         if name in config_names("clip"):
             entry = load_config("clip", name)
@@ -238,10 +243,11 @@ def load_clip(
         state_dict, metadata = read_weights(path)
         architecture = architecture or metadata.get("architecture")
         # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
-        activation = activation or entry.get("activation") or tag_activation or metadata.get("activation")
+        activation = entry.get("activation") or tag_activation or metadata.get("activation")
     activation = activation or ("quick_gelu" if architecture is None else None)
     config = _model_config(architecture, state_dict)
     activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
+    own, activation = activation, asked or activation
     config["quick_gelu"] = activation == "quick_gelu"
     dtype = PRECISIONS[precision]
     model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
@@ -252,6 +258,8 @@ def load_clip(
         raise OvssError(f"the weights of clip '{label}' do not fit its architecture: {str(error)[:600]}") from error
     tokenizer = _tokenizer(architecture, config)
     clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
+    clip.changed |= {"activation": activation} if activation != own else {}
+    clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
     clip.to(device, precision)
     return clip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 
 from ..files import DAMAGES, code, digest, write_atomic
 
-SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
+# What a method may take beside CLIP, and the module that loads it, by its function load_<module>. A run imports those that it
+# needs, and only their code counts for it (results/code.py).
+MODULES = {"vfm": "vision", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion", "bank": "bank"}
+SOURCES = tuple(MODULES)
 
 
 class NamedSource:
@@ -46,25 +50,10 @@ def _named_source(kind: str, name: str, feature: str | None, precision: str, dev
 
 
 def _load(kind: str, name: str, feature: str | None, precision: str, device: str) -> Any:
-    if kind == "vfm":
-        from .vision import load_vision
-
-        return load_vision(name, feature=feature, precision=precision, device=device)
-    if kind == "regions":
-        from .regions import load_regions
-
-        return load_regions(name, device=device)
-    if kind == "foreground":
-        from .foreground import load_foreground
-
-        return load_foreground(name, device=device)
-    if kind == "diffusion":
-        from .diffusion import load_diffusion
-
-        return load_diffusion(name, precision=precision, device=device)
-    from .bank import load_bank
-
-    return load_bank(name, device=device)
+    module = MODULES[kind]
+    load = getattr(import_module(f".{module}", __package__), f"load_{module}")
+    options = {"vfm": {"feature": feature, "precision": precision}, "diffusion": {"precision": precision}}
+    return load(name, device=device, **options.get(kind, {}))
 
 
 def describe(source: Any) -> str:

@@ -23,6 +23,7 @@ from ..errors import OvssError
 from ..image import normalize, resize, result_size
 from ..process import in_threads
 from ..segmentors.base import Scene, Segmentor
+from ..segmentors.hooks import guarded
 from ..stages import Stages
 from .finish import Prediction, finish
 from .forward import Forward, PendingImage
@@ -51,6 +52,7 @@ def predict(
     position in the queue would give. `cache` keeps what depends on an image alone. Raises OvssError for non-finite scores.
     """
     stages = stages or Stages()
+    segmentors = [guarded(segmentor) for segmentor in segmentors]
     forward = Forward(segmentors, batch, trunk_cache, stages)
     waiting: deque[PendingImage | tuple[Any, OvssError]] = deque()
     ready: deque[tuple[int, Any, Callable[[], list[Prediction] | OvssError]]] = deque()

@@ -214,8 +214,8 @@ def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield name, result[name]
     for name in ("source_digest", "device", "threads", "world_size", "python", "platform"):
         yield name, result["provenance"][name]
-    for kind in ("plugins", "packages"):
-        yield from ((f"{kind} {name}", value) for name, value in result["provenance"][kind].items())
+    for kind in ("code", "plugins", "packages"):
+        yield from ((f"{kind} {name}", value) for name, value in result["provenance"].get(kind, {}).items())
 
 
 def _other_labels(a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> int:

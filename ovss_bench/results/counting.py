@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ from ..encoders.trunk_cache import TrunkCache
 from ..errors import OvssError
 from ..evaluation.boundary import boundary_counts
 from ..evaluation.confusion import confusion
-from ..inference.engine import predict
+from ..inference.engine import check_image, predict
 from ..inference.finish import Prediction
+from ..plugin_errors import plugin_errors
 from ..process import in_threads
 from ..stages import Stages
 
@@ -44,7 +46,7 @@ def counted(
         try:
             with stages("read labels"):
                 truths = {
-                    each: dataset.label(sample, outcome[0].image_size)
+                    each: _label(dataset, sample, outcome[0].image_size)
                     for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
                 }
         except OvssError as error:
@@ -57,7 +59,7 @@ def counted(
 
     predictions = predict(
         [job.segmentor for job in jobs],
-        ((name, partial(first.image, image[0])) for name, image in by_id.items()),
+        ((name, partial(_image, first, image[0])) for name, image in by_id.items()),
         batch=runtime.batch,
         workers=runtime.workers,
         cache=FeatureCache(runtime.feature_cache) if runtime.feature_cache else None,
@@ -65,6 +67,27 @@ def counted(
         stages=stages,
     )
     return in_threads(count, predictions, runtime.workers)
+
+
+def _image(dataset: SegDataset, sample: Sample) -> np.ndarray:
+    with plugin_errors(f"image {sample}", type(dataset)):
+        image = dataset.image(sample)
+        check_image(image)
+    return image
+
+
+def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    kind = type(dataset)
+    with plugin_errors(f"label map of image {sample}", kind):
+        label = dataset.label(sample, size)
+    if kind.label is not SegDataset.label:  # which has checked it
+        fits = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.shape == size
+        if not fits or not ((label >= 0) & (label < len(dataset.classes)) | (label == dataset.ignore_index)).all():
+            raise OvssError(
+                f"label of {kind.__name__} in {inspect.getsourcefile(kind)} gives, for image {sample}, no array "
+                f"{size} of whole numbers below {len(dataset.classes)}, or {dataset.ignore_index} for ignored pixels."
+            )
+    return label
 
 
 def _counted(

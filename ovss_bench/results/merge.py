@@ -19,7 +19,7 @@ from .published import compare_published
 from .store import RunStore, read_parts
 
 # In provenance, what may differ between the parts of one result without a word.
-FREE = ("command", "world_size")
+FREE = ("command", "world_size", "code")  # the source digest says the same as `code`
 
 
 def complete(

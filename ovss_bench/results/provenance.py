@@ -6,12 +6,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ..files import CONFIGS, code, digest
-from ..registry import PLUGINS
+from .code import source_digest
 
 if TYPE_CHECKING:
     import torch
@@ -32,18 +33,17 @@ PACKAGES = [
 ]
 
 
-def source_digest() -> str:
-    """SHA-256 over the package's Python files and the plug-ins: what a run's fingerprint says about the code."""
-    return digest(code("."), *sorted(PLUGINS.values()))
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(
+    device: torch.device, source: Mapping[str, str] | None = None, plugins: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`source` and `plugins`: the code of a row (results/code.py); by default all of the package."""
     import torch
 
     return {
         "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
-        "source_digest": source_digest(),
-        "plugins": dict(sorted(PLUGINS.items())),
+        "source_digest": source_digest(source or {"package": code(".")}, plugins or {}),
+        "code": dict(source or {}),
+        "plugins": dict(sorted((plugins or {}).items())),
         "git": _git(),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

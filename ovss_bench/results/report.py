@@ -230,9 +230,10 @@ def provenance_notes(results: Results) -> dict[Path, list[str]]:
 def _facts(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """Kind and name of what is compared -> value."""
     provenance = result["provenance"]
+    code = provenance.get("code") or {"core": provenance["source_digest"]}  # before there was one by file
     return {
         ("precision", ""): result["precision"],
-        ("source digest", ""): provenance["source_digest"][:12],
+        **{("source digest", f"of {name}"): digest[:12] for name, digest in sorted(code.items())},
         ("weights digest", f"of {result['clip']}"): result["weights_digest"][:12],
         ("fingerprint of the data set", result["dataset"]): result["dataset_fingerprint"][:12],
         **{("packages", name): str(version) for name, version in sorted(provenance["packages"].items())},

@@ -13,9 +13,9 @@ from ..evaluation.bootstrap import interval
 from ..files import config_names, load_config
 from ..recipe import compose_recipe
 from ..vocabulary import Vocabulary, read_names
+from .code import known_code, source_digest
 from .compare import DECIMALS, Run, read_run
 from .load import result_paths
-from .provenance import source_digest
 from .published import compare_published, settings
 
 # Which values of the recipe each of the usual reasons is about; all others are "other settings".
@@ -173,9 +173,11 @@ def _data(result: Mapping[str, Any]) -> Iterator[Check]:
 
 def _code(result: Mapping[str, Any]) -> Iterator[Check]:
     source = result["provenance"]
-    same = source["source_digest"] == source_digest()
-    says = "the package as it is here" if same else "another version of the package than this: run again to be sure"
-    yield "code", OK if same else SUSPICIOUS, says
+    known = known_code(result["segmentor"], result["dataset"], result["sources"])
+    if known and not source["plugins"]:
+        same = source["source_digest"] == source_digest(*known)
+        says = "as it is here" if same else "of another version than this: run again to be sure"
+        yield "code", OK if same else SUSPICIOUS, says
     if source["plugins"]:
         yield "plug-ins", SUSPICIOUS, f"loaded were {', '.join(source['plugins'])}"
     for kind, other in result["sources"].items():

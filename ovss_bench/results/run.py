@@ -8,32 +8,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ..datasets.base import Sample, SegDataset
-from ..distributed import Shard, World, split
+from ..datasets.base import SegDataset
+from ..distributed import Shard, World
 from ..encoders.clip import DenseCLIP
-from ..encoders.sources import NamedSource
 from ..errors import OvssError
-from ..files import digest
-from ..image import resize
-from ..inference.windows import SlidingWindow
 from ..process import terminate_cleanly
 from ..progress import Progress
-from ..recipe import compose_recipe, segmentor_config
+from ..recipe import own_recipe
 from ..segmentors.base import Segmentor
-from ..segmentors.build import instantiate
 from ..stages import Stages
 from .counting import counted
 from .form import VERSION
+from .jobs import Job, fingerprint, job_of, make_job, split_evenly
 from .merge import complete, part_of
-from .provenance import provenance, source_digest
+from .provenance import provenance
 from .store import RunStore
 
 
@@ -70,38 +64,9 @@ class EvalResult:
         return f"EvalResult({data['segmentor']} on {data['dataset']} with {data['clip']}: {self.metrics['mIoU']} mIoU)"
 
 
-@dataclass
-class Job:
-    """One segmentor with its recipe on one data set: one row of a table."""
-
-    name: str
-    segmentor: Segmentor
-    dataset: SegDataset
-    protocol: str
-    overrides: Mapping[str, Any]
-    fingerprint: str = ""
-
-    @property
-    def pass_key(self) -> tuple:
-        """What two jobs must agree on to share one pass of the trunk."""
-        clip = self.segmentor.clip
-        return clip.weights_digest, clip.precision, self.dataset.images_digest, self.segmentor.recipe.trunk_key
-
-
-def make_job(
-    name: str, clip: DenseCLIP, dataset: SegDataset, protocol: str = "paper", overrides: Mapping[str, Any] | None = None
-) -> Job:
-    """Composes the recipe and builds the segmentor with the data set's vocabulary. Raises OvssError for what cannot go
-    together."""
-    recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides)
-    segmentor = instantiate(segmentor_config(name)[1], clip, dataset.vocabulary(recipe.names, recipe.templates), recipe)
-    return Job(name, segmentor, dataset, protocol, dict(overrides or {}))
-
-
 def evaluate(
-    segmentor: Segmentor,
-    dataset: SegDataset,
-    *,
+    segmentor: Segmentor | str,
+    *on: DenseCLIP | SegDataset,
     protocol: str = "paper",
     recipe: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -109,35 +74,21 @@ def evaluate(
     output: str | Path | None = None,
     runtime: Runtime | None = None,
 ) -> EvalResult:
-    """Evaluates a segmentor made by `build_segmentor`, with its vocabulary, under the recipe for this data set and protocol.
+    """`evaluate("sclip", clip, dataset)` does what tools/eval.py does with that name; `evaluate(segmentor, dataset)` takes a
+    segmentor of `build_segmentor`, with its vocabulary, under the recipe for this data set and protocol.
 
-    `recipe` overrides values; so did the keywords of `build_segmentor`. Nothing is written unless `output` is given.
+    `recipe` overrides values; so did the keywords of `build_segmentor`, a vocabulary that is not the recipe's, and attributes
+    set since; the result states what ran. Nothing is written unless `output` is given. Raises OvssError for what cannot be
+    stated.
     """
-    if len(segmentor.vocabulary.classes) != len(dataset.classes):
-        raise OvssError(
-            f"the vocabulary has {len(segmentor.vocabulary.classes)} classes, data set "
-            f"'{dataset.name}' has {len(dataset.classes)}. "
-            f"Use dataset.vocabulary(names, templates), or list its classes in order."
-        )
-    own = {name: value for name, value in segmentor.recipe.values().items() if segmentor.recipe.origins.get(name) == "argument"}
-    overrides = own | dict(recipe or {})
-    composed = compose_recipe(
-        segmentor.recipe.segmentor,
-        clip=segmentor.clip.name,
-        dataset=dataset.name,
-        protocol=protocol,
-        overrides=overrides,
-    )
-    given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
-    given = {kind: source for kind, source in given.items() if kind not in (recipe or {})}
-    for kind, source in given.items():
-        if output is not None and not getattr(source, "digest", None):
-            raise OvssError(
-                f"{kind} was given as an object without a `digest`: its results could be taken for those of another one. "
-                "Give it an attribute `digest`, a text that changes with what it does, or leave output out."
-            )
-    again = instantiate(type(segmentor), segmentor.clip, segmentor.vocabulary, composed, given)
-    job = Job(composed.segmentor, again, dataset, protocol, overrides)
+    kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
+    if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
+        given = ", ".join(type(each).__name__ for each in (segmentor, *on))
+        raise OvssError(f"evaluate({given}): expected evaluate(NAME, clip, dataset) or evaluate(segmentor, dataset).")
+    if isinstance(segmentor, str):
+        job = make_job(segmentor, *on, protocol, recipe, origin="argument")
+    else:
+        job = job_of(segmentor, *on, protocol, recipe or {}, kept=output is not None)
     (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)
     return result
 
@@ -194,21 +145,6 @@ def run_jobs(
     return [done[i] for i in sorted(done)]
 
 
-def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
-    """What makes two runs the same: recipe, weights, names and templates, data, precision, code, and the images evaluated."""
-    segmentor, dataset, clip = job.segmentor, job.dataset, job.segmentor.clip
-    chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
-    parts = [
-        job.name,
-        repr(sorted(segmentor.recipe.values().items())),
-        clip.weights_digest,
-        repr((clip.precision, clip.activation, clip.layer_norm_eps, clip.text_activation)),
-        *(f"{kind} {getattr(source, 'digest', '')}" for kind, source in sorted(segmentor.sources.items())),
-        *(["boundary"] if boundary else []),
-    ]
-    return digest(*parts, segmentor.vocabulary.digest, dataset.fingerprint, source_digest(), chosen)
-
-
 def _store(output: str | Path | None, job: Job, shard: Shard | None = None, helper: bool = False) -> RunStore | None:
     clip = job.segmentor.clip.name
     return None if output is None else RunStore(output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper)
@@ -230,7 +166,7 @@ def _run_pass(
     datasets = {job.dataset.name: job.dataset for job in jobs}
     samples = {name: dataset.select(limit, ids) for name, dataset in datasets.items()}
     images = list(zip(*samples.values(), strict=True))  # of each image its sample in every data set
-    own = _split(images, shard.count, jobs[0])[shard.number - 1] if shard else images
+    own = split_evenly(images, shard.count, jobs[0])[shard.number - 1] if shard else images
     title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(datasets)}"
     began, started = time.monotonic(), datetime.now(UTC)
     failed: dict[str, str] = {}
@@ -247,7 +183,7 @@ def _run_pass(
         left = [image for image in own if image[0].id not in done]
         if done:
             progress.say(f"{title}: going on, {len(done)} of {len(own)} images are done")
-        mine = _split(left, world.size, jobs[0])[world.rank]
+        mine = split_evenly(left, world.size, jobs[0])[world.rank]
         task = progress.start(title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
         if runtime.compile:
             jobs[0].segmentor.clip.compile()
@@ -298,28 +234,6 @@ def _run_pass(
     return results
 
 
-def _split(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> list[list[tuple[Sample, ...]]]:
-    """The images in `parts` lists with about equally many windows, or patches where windows have several sizes."""
-    recipe, patch = job.segmentor.recipe, job.segmentor.clip.patch_size
-
-    @cache
-    def cost(size: tuple[int, int]) -> int:
-        resized = resize(np.zeros((*size[::-1], 3), np.uint8), recipe.resize, recipe.short_side, recipe.long_side, patch)
-        windows = SlidingWindow.by(recipe, *resized.shape[:2], patch)
-        return len(windows.origins) * windows.rows.cells * windows.columns.cells
-
-    def size(image: Path) -> tuple[int, int]:
-        try:
-            with Image.open(image) as picture:
-                return picture.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # to be told by who reads it
-            return 1, 1
-
-    if parts == 1:
-        return [list(images)]
-    return [[images[i] for i in part] for part in split([cost(size(sample.image_path)) for sample, *_ in images], parts)]
-
-
 def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> dict[str, Any]:
     """A result without what comes from counts (results/merge.py fills that in)."""
     dataset = job.dataset
@@ -336,25 +250,18 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
         "metrics": {},
         "images": {"expected": dataset.expected_images or len(dataset.samples)},
         "partial": False,
-        "overridden": dict(sorted(job.overrides.items())),
+        "overridden": dict(sorted(recipe.overrides.items())),
         "recipe": {name: {"value": value, "origin": recipe.origins[name]} for name, value in recipe.values().items()},
         "per_class": [{"class": name} for name in dataset.classes],
         "fingerprint": job.fingerprint,
         "weights_digest": segmentor.clip.weights_digest,
-        "sources": {
-            kind: {
-                "name": recipe.hyperparameters[kind],
-                "digest": getattr(source, "digest", None),
-                "stand_in": getattr(source, "stand_in", False),
-            }
-            for kind, source in sorted(segmentor.sources.items())
-        },
+        "sources": job.sources,
         "names_digest": segmentor.vocabulary.digest,
         "dataset_fingerprint": dataset.fingerprint,
         "precision": segmentor.clip.precision,
         "timing": timing | {"images_per_second": 0, "started": started.isoformat(timespec="seconds")},
         "peak_memory_mib": round(peak),
-        "provenance": provenance(segmentor.clip.device) | {"world_size": world.size},
+        "provenance": provenance(segmentor.clip.device, *job.code) | {"recipe": own_recipe(job.name), "world_size": world.size},
     }
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ..encoders.sources import FeatureCache
 from ..errors import OvssError
 from ..image import STATISTICS
 from ..inference.scores import class_scores, decide
-from ..recipe import Recipe
+from ..recipe import Recipe, of_class
 from ..vocabulary import Vocabulary
 
 
@@ -103,7 +104,9 @@ class Segmentor:
                 f"{recipe.origins.get('precision', 'the caller')}), but the CLIP was loaded in {clip.precision}. Load it with "
                 f"precision='{recipe.precision}', or set precision={clip.precision} here, too."
             )
-        for name, value in (recipe.hyperparameters | self.sources).items():
+        own = recipe.hyperparameters
+        paths = {name: Path(own[name]) for name in of_class(type(self)).paths if own[name]}
+        for name, value in (own | self.sources | paths).items():
             if name in self.positive and not value > 0:
                 raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
             setattr(self, name, value)
@@ -116,7 +119,7 @@ class Segmentor:
     @classmethod
     def hyperparameters(cls) -> dict[str, Any]:
         """Names and defaults, in the order in which the classes declare them."""
-        return {name: getattr(cls, name) for name in get_type_hints(cls) if hasattr(cls, name)}
+        return dict(of_class(cls).defaults)
 
     def with_recipe(self, recipe: Recipe) -> Segmentor:
         """The same method with other recipe values."""

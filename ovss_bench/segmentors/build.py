@@ -7,9 +7,11 @@ from typing import Any
 
 from ..encoders.clip import DenseCLIP
 from ..encoders.sources import SOURCES, describe, named_source
+from ..plugin_errors import plugin_errors
 from ..recipe import Recipe, compose_recipe, segmentor_config
 from ..vocabulary import Vocabulary
 from .base import Segmentor
+from .hooks import checked
 
 
 def build_segmentor(name: str, *, clip: DenseCLIP, vocabulary: Vocabulary, **overrides: Any) -> Segmentor:
@@ -35,4 +37,6 @@ def instantiate(
     for kind in SOURCES:
         if own.get(kind) and kind not in sources:
             sources[kind] = named_source(kind, own[kind], own.get("feature"), clip.precision, str(clip.device))
-    return method(clip, vocabulary, recipe, sources)
+    with plugin_errors(f"segmentor '{recipe.segmentor}'", method):
+        segmentor = method(clip, vocabulary, recipe, sources)
+    return checked(segmentor)

@@ -55,4 +55,5 @@ def first_version(result: dict) -> dict:
     """A result as the first version of their form had it."""
     old = {key: value for key, value in result.items() if key not in ("published", "sources")}
     timing = {key: value for key, value in result["timing"].items() if key != "stages"}
-    return old | {"timing": timing, "schema_version": 1}
+    provenance = {key: value for key, value in result["provenance"].items() if key not in ("code", "recipe")}
+    return old | {"timing": timing, "provenance": provenance, "schema_version": 1}

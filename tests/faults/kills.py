@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from end_to_end.tools import evaluate_here
 from ovss_bench.options import parse_options
 from ovss_bench.results import store
+from ovss_bench.results.code import known_code
 from ovss_bench.results.load import result_paths
-from ovss_bench.results.provenance import source_digest
 from ovss_bench.results.store import read_counts, read_result
 
 ARGUMENTS = ["segmentor=[clip,sclip]", "limit=20", "runtime.batch=8", "runtime.maps=true", "runtime.boundary=true"]
@@ -82,7 +82,8 @@ def compare(found: dict[str, tuple], expected: dict[str, tuple]) -> None:
 def kill_and_resume(times: int, seed: int, folder: Path) -> tuple[int, int]:
     """Kills runs that many times in all. Returns how many kills met a run before its end, and how many runs there were."""
     chance, met, runs, given = random.Random(seed), 0, 0, 0
-    source_digest()  # once, for all children: an edit meanwhile would make other runs of them
+    for name in ("clip", "sclip"):  # read once, for all children: an edit meanwhile would make other runs of them
+        known_code(name, "demo", [])
     duration = finish(folder / "quiet")
     expected = outcome(folder / "quiet")
     assert set(expected) == {"clip", "sclip"}

@@ -13,6 +13,7 @@ from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import class_metrics, metrics
 from ovss_bench.recipe import compose_recipe
 from ovss_bench.results import compare, reproduced
+from ovss_bench.results.code import known_code, source_digest
 from ovss_bench.results.compare import Run, compare_paths, compare_runs, read_run, status
 from ovss_bench.results.compare_view import lines_of, summary
 from ovss_bench.results.load import result_paths
@@ -299,6 +300,7 @@ def published(**values):
     recipe = compose_recipe(run[0], clip=run[1], dataset=run[2])
     entries, _ = read_names(names_path("voc21", recipe.names))
     words = ob.Vocabulary.from_names(entries, background=0, templates=recipe.templates)
+    source = source_digest(*known_code("naclip", "voc21", []))
     result = {
         **dict(zip(("segmentor", "clip", "dataset"), run, strict=True)),
         "protocol": "paper",
@@ -312,7 +314,11 @@ def published(**values):
         "dataset_fingerprint": "4" * 64,
         "precision": "fp32",
         "sources": {},
-        "provenance": {"command": "python tools/eval.py", "source_digest": reproduced.source_digest(), "plugins": {}},
+        "provenance": {
+            "command": "python tools/eval.py",
+            "source_digest": source,
+            "plugins": {},
+        },
     }
     return result | values
 

@@ -1,15 +1,23 @@
 """Methods from outside: files, installed packages, their recipes, and what is wrong with them."""
 
 import importlib
+import json
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
 import ovss_bench as ob
+from end_to_end.tools import evaluate_here, results
 from ovss_bench import registry
+from ovss_bench.hyperparameters import declared
+from ovss_bench.recipe import own_recipe, segmentor_config
 from ovss_bench.registry import PLUGINS, load_plugin
-from ovss_bench.results.provenance import source_digest
+from ovss_bench.results.code import row_code
+from ovss_bench.results.jobs import fingerprint, make_job
+from ovss_bench.results.run import run_jobs
 
 METHOD = """
 import ovss_bench as ob
@@ -74,7 +82,7 @@ def test_a_broken_file_is_named_and_leaves_nothing(text, reason, tmp_path):
     with pytest.raises(ob.OvssError, match=rf"(?s)bad\.py cannot be imported.*{reason}"):
         load_plugin(path)
     assert set(ob.segmentor_names()) == known
-    assert "ovss_bench_plugin_bad" not in set(sys.modules) - modules
+    assert set(sys.modules) == modules
     assert not PLUGINS.keys() & {str(path)}
     path.write_text(METHOD.format(name="half"))  # mended
     load_plugin(path)
@@ -142,6 +150,135 @@ def test_empty_sections_say_nothing(text, tmp_path):
     assert ob.compose_recipe("mine", clip="demo").hyperparameters["sharpness"] == 2
 
 
+PATHS = """
+import ovss_bench as ob
+from pathlib import Path
+
+@ob.SEGMENTORS.register_module(name="mine")
+class Method(ob.LastBlockSegmentor):
+    matrix: ob.File = Path(__file__).with_name("matrix.txt")
+    maps: ob.Folder | None = None
+    other: Path | None = None
+
+    def mix(self, q, k, v, grid):
+        assert isinstance(self.matrix, Path) and (self.maps is None or self.maps.is_dir())
+        return v * float(self.matrix.read_text())
+"""
+
+
+@pytest.fixture
+def with_paths(tmp_path):
+    """`with_paths(**overrides)`: a job of a method whose hyperparameters are files and folders, and its fingerprint."""
+    write(tmp_path / "matrix.txt", "1.0")
+    write(tmp_path / "maps/deep/one.txt", "one")
+    write(tmp_path / "configs/segmentor/mine.yaml", "per_dataset:\n  demo: {other: beside.txt}\n")
+    write(tmp_path / "configs/segmentor/beside.txt", "beside")
+    load_plugin(write(tmp_path / "mine.py", PATHS))
+    data = ob.load_dataset("demo")
+
+    def of(**overrides):
+        job = make_job("mine", ob.load_clip("demo"), data, overrides={"templates": "none", **overrides})
+        return job, fingerprint(job, data.samples)
+
+    return of
+
+
+def test_files_and_folders_count_by_what_they_hold(with_paths, tmp_path, monkeypatch):
+    job, before = with_paths(maps=str(tmp_path / "maps"))
+    own = {name: source["name"] for name, source in job.sources.items()}
+    assert own == {
+        "matrix": str(tmp_path / "matrix.txt"),
+        "maps": str(tmp_path / "maps"),
+        "other": str(tmp_path / "configs/segmentor/beside.txt"),
+    }
+    assert all(len(source["digest"]) == 64 for source in job.sources.values())
+    write(tmp_path / "elsewhere/copy.txt", "1.0")
+    monkeypatch.chdir(tmp_path)
+    assert with_paths(maps="maps", matrix="elsewhere/copy.txt")[1] == before
+    assert with_paths()[1] != before
+    for file in ("matrix.txt", "maps/deep/one.txt", "maps/new.txt", "configs/segmentor/beside.txt"):
+        path = tmp_path / file
+        old = path.read_text() if path.exists() else None
+        write(path, "2.0")
+        assert with_paths(maps="maps")[1] != before, file
+        path.unlink() if old is None else path.write_text(old)
+    assert with_paths(maps="maps")[1] == before
+    (result,) = run_jobs([with_paths(maps="maps")[0]], limit=1, output=tmp_path / "runs", quiet=True)
+    assert json.loads(result.path.read_text())["sources"]["matrix"]["digest"] == job.sources["matrix"]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"matrix": "nowhere.txt"}, r"matrix=nowhere\.txt of Method: there is no such file in .*, nor in .*segmentor"),
+        ({"maps": "/nowhere"}, r"maps=/nowhere of Method: there is no such folder in [^,]*\. Give"),
+        ({"other": "nowhere"}, "no such file or folder"),
+        ({"matrix": "."}, "no such file in"),
+        ({"matrix": None}, "matrix=None: expected the path of a file"),
+        ({"maps": 3}, "maps=3: expected the path of a folder"),
+    ],
+)
+def test_files_and_folders_that_are_not_there_are_named_before_the_first_image(overrides, words, with_paths):
+    with pytest.raises(ob.OvssError, match=words):
+        with_paths(**overrides)
+
+
+def test_a_method_of_this_project_may_have_files(monkeypatch, tmp_path):
+    """Its declaration is read without importing it."""
+    text = PATHS.replace('Path(__file__).with_name("matrix.txt")', '"matrix.txt"').replace("ob.Fi", "Fi").replace("ob.Fo", "Fo")
+    write(tmp_path / "segmentors/mine.py", text)
+    monkeypatch.setattr("ovss_bench.hyperparameters.PACKAGE", tmp_path)
+    declared.cache_clear()
+    assert declared()["mine"].paths == {"matrix": ob.File, "maps": ob.Folder, "other": Path}
+    declared.cache_clear()
+
+
+def test_the_recipe_that_was_read_is_named(tmp_path):
+    folder = tmp_path / "here/there"
+    taken = write(folder / "configs/segmentor/mine.yaml", "recipe: {logit_scale: 60}\n")
+    load_plugin(write(folder / "mine.py", METHOD.format(name="mine")))
+    assert own_recipe("mine") == str(taken)
+    assert own_recipe("sclip") == "configs/segmentor/sclip.yaml"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "mine.yaml", "configs/mine.yaml", "configs/segmentor/mine.yml", "recipes/mine.yaml", "../mine.yaml",
+        "../configs/segmentor/mine.yaml", "../recipes/mine.yml",
+    ],
+)  # fmt: skip
+def test_a_recipe_where_none_is_looked_for_is_told(place, tmp_path):
+    folder = tmp_path / "here/there"
+    wrong = write(folder / place, "recipe: {logit_scale: 60}\n").resolve()
+    load_plugin(write(folder / "mine.py", METHOD.format(name="mine")))
+    wanted = folder / "configs/segmentor/mine.yaml"
+    assert own_recipe("mine") == f"none; it would be {wanted}; {wrong} is not read: move it there"
+    assert make_job("mine", ob.load_clip("demo"), ob.load_dataset("demo")).segmentor.recipe.logit_scale == 40
+
+
+def test_recipes_that_come_late_or_are_of_no_method_are_told(tmp_path):
+    other = write(tmp_path / "configs/segmentor/my_method.yaml", "recipe: {logit_scale: 60}\n")
+    load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
+    assert f"{other} is of no method: call it mine.yaml, or write `method: mine` in it" in own_recipe("mine")
+    write(tmp_path / "configs/segmentor/mine.yaml", "recipe: {logit_scale: 60}\n")
+    assert "which is there, but was not when the file was loaded" in own_recipe("mine")
+
+
+def test_the_recipe_is_told_at_the_start_and_in_the_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wrong = write(tmp_path / "mine.yaml", "recipe: {logit_scale: 60}\n")
+    write(tmp_path / "mine.py", METHOD.format(name="mine"))
+    arguments = ["plugins=[mine.py]", "segmentor=[mine,sclip]", "limit=1", "recipe.resize=none"]
+    for more in (["dry_run=true"], []):
+        evaluate_here(*arguments, *more)
+        said = capsys.readouterr().out
+        assert f"recipe of mine: {own_recipe('mine')}" in said
+        assert str(wrong) in said
+    found = {key: result["provenance"]["recipe"] for key, result in results(tmp_path / "results").items()}
+    assert found == {"mine/demo": own_recipe("mine"), "sclip/demo": "configs/segmentor/sclip.yaml"}
+
+
 PROJECT = """
 [build-system]
 requires = ["hatchling"]
@@ -177,7 +314,7 @@ def site(tmp_path_factory):
 def installed(site, monkeypatch):
     monkeypatch.syspath_prepend(site)
     importlib.invalidate_caches()
-    registry._package_digest.cache_clear()
+    registry.package_digest.cache_clear()
     return site
 
 
@@ -206,14 +343,13 @@ def test_a_broken_package_is_an_error_where_it_is_wanted(installed):
 
 
 @pytest.mark.filterwarnings("ignore:plug-in 'outside_broken'")
-def test_only_what_is_used_is_part_of_a_runs_fingerprint(installed):
-    before = source_digest()
-    ob.compose_recipe("by_another_name")
-    one = source_digest()
-    assert set(PLUGINS) == {str(installed / "outside_single.py")}
-    ob.compose_recipe("outside_good")
-    assert set(PLUGINS) == {str(installed / "outside_single.py"), str(installed / "outside_good")}
-    assert len({before, one, source_digest()}) == 3
+def test_only_the_package_that_a_row_comes_from_is_part_of_its_fingerprint(installed):
+    def packages(name):
+        return list(row_code([segmentor_config(name)[1]], [])[1])
+
+    assert packages("by_another_name") == [str(installed / "outside_single.py")]
+    assert packages("outside_good") == [str(installed / "outside_good")]
+    assert packages("sclip") == []
 
 
 @pytest.mark.filterwarnings("ignore:plug-in 'outside_broken'")
@@ -228,11 +364,22 @@ def test_a_file_of_an_installed_package_is_imported_once(first, installed):
 
 
 def test_a_class_that_was_simply_defined_is_part_of_the_fingerprint():
-    before = source_digest()
-
     @ob.SEGMENTORS.register_module(name="here")
     class Here(ob.LastBlockSegmentor):
         pass
 
-    ob.compose_recipe("here")
-    assert source_digest() != before
+    assert list(row_code([Here], [])[1]) == [str(Path(__file__).parent)]
+
+
+def test_a_class_of_a_notebook_is_part_of_the_fingerprint(monkeypatch):
+    def typed(text):
+        monkeypatch.setitem(sys.modules, "cells", types.ModuleType("cells"))
+        ob.SEGMENTORS.module_dict.pop("typed", None)
+        exec(compile(text, "<cell>", "exec"), vars(sys.modules["cells"]))
+        return row_code([segmentor_config("typed")[1]], [])[1]
+
+    text = METHOD.format(name="typed")
+    first = typed(text)
+    assert list(first) == ["cells.Method"]
+    assert first == typed("# a comment\n" + text)
+    assert first != typed(text.replace("-0.5", "-0.6"))

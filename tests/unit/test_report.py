@@ -184,15 +184,18 @@ def test_what_was_made_otherwise_is_told(made):
     other["provenance"]["packages"]["torch"] = "1.0"
     made("d", "ade20k", 10.0, dataset_fingerprint="f" * 64)
     made("e", "voc21", 10.0, clip="vit_l14", weights_digest="e" * 64)
-    made("e", "ade20k", 10.0, clip="vit_l14", weights_digest="e" * 64)["provenance"]["source_digest"] = "0" * 64
+    made("e", "ade20k", 10.0, clip="vit_l14", weights_digest="e" * 64)["provenance"]["code"] = {"core": "0" * 64}
     report = make_report(made.results)
     used = {row.segmentor: ([*row.notes], [cell.notes for cell in row.cells]) for row in report.rows}
     assert used["a"] == used["b"] == ([], [[], []])
     torch = made.results[next(iter(made.results))]["provenance"]["packages"]["torch"]
     fingerprint = f"fingerprint of the data set ade20k {'f' * 12} instead of {digest('ade20k')[:12]}"
     assert used["d"] == ([], [[fingerprint], ["precision fp16 instead of fp32", f"packages torch 1.0 instead of {torch}"]])
-    source = made.results[next(iter(made.results))]["provenance"]["source_digest"][:12]
-    assert used["e"] == ([], [[f"source digest 000000000000 instead of {source}"], []])  # its weights are those of its CLIP
+    source = made.results[next(iter(made.results))]["provenance"]["code"]["core"][:12]
+    assert used["e"] == (
+        [],
+        [[f"source digest of core 000000000000 instead of {source}"], []],
+    )  # its weights are those of its CLIP
 
 
 def test_what_is_told_of_all_figures_of_a_row_stands_at_its_name(made):
