@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
-from .checkpoints import adapt_state_dict, openai_architecture, read_weights
+from .checkpoints import adapt_state_dict, boundary, openai_architecture, read_weights, stated_architecture
 from .deferred import deferred
 from .position import resample_position
 
@@ -192,12 +192,12 @@ class DenseCLIP:
         return torch.cat(parts)[order.argsort()[places].to(self.device)]
 
     @property
-    def _text_tower(self) -> nn.Module:
+    def text_tower(self) -> nn.Module:
         return getattr(self.model, "text", self.model)
 
     def _text_ends(self, tokens: Tensor) -> Tensor | None:
         """The places (B,) of the tokens whose embedding is taken, or None if those behind them may count."""
-        tower = self._text_tower
+        tower = self.text_tower
         mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
         causal = isinstance(mask, Tensor) and mask.ndim == 2 and torch.equal(mask.isinf(), torch.ones_like(mask).triu(1).bool())
         if not causal or getattr(tower, "cls_emb", None) is not None:
@@ -208,7 +208,7 @@ class DenseCLIP:
 
     def _encode_cut(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """open_clip's `encode_text` for tokens (B, L) of any length: the embeddings (B, E) at `ends`."""
-        tower, length = self._text_tower, tokens.shape[1]
+        tower, length = self.text_tower, tokens.shape[1]
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
         x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
@@ -281,23 +281,31 @@ def load_clip(
             raise OvssError(f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(name))}) or a file.")
         path, tag_activation = _locate(architecture, str(pretrained))
         state_dict, metadata = read_weights(path)
-        architecture = architecture or metadata.get("architecture")
+        with boundary(f"weights {path} cannot be used"):
+            architecture = architecture or stated_architecture(metadata, len(state_dict))
         # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
         activation = activation or entry.get("activation") or tag_activation or metadata.get("activation")
+        if activation not in (None, *ACTIVATIONS):
+            raise unknown(f"activation in the metadata of {path}", activation, ACTIVATIONS)
     activation = activation or ("quick_gelu" if architecture is None else None)
-    config = _model_config(architecture, state_dict)
-    activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
-    config["quick_gelu"] = activation == "quick_gelu"
-    dtype = PRECISIONS[precision]
-    model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-    model = model_class(**config, cast_dtype=None if dtype == torch.float32 else dtype)
-    try:
+    with boundary(f"the weights of clip '{label}' do not fit its architecture"):
+        config = _model_config(architecture, state_dict)
+        activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
+        config["quick_gelu"] = activation == "quick_gelu"
+        dtype = PRECISIONS[precision]
+        model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+        if not isinstance(architecture, str):  # sizes that a file tells may be wrong: compared before they take memory
+            with torch.device("meta"):
+                outline = model_class(**config)
+            outline.load_state_dict(adapt_state_dict(state_dict, outline), strict=True, assign=True)
+        model = model_class(**config, cast_dtype=None if dtype == torch.float32 else dtype)
         model.load_state_dict(adapt_state_dict(state_dict, model), strict=True)
-    except RuntimeError as error:
-        raise OvssError(f"the weights of clip '{label}' do not fit its architecture: {str(error)[:600]}") from error
-    tokenizer = _tokenizer(architecture, config)
-    clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
-    clip.to(device, precision)
+        tokenizer = _tokenizer(architecture, config)
+        clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
+        words = clip.text_tower.token_embedding.num_embeddings if isinstance(tokenizer, open_clip.SimpleTokenizer) else None
+        if words is not None and words < tokenizer.vocab_size:
+            raise OvssError(f"clip '{label}' knows {words} tokens, CLIP's tokenizer has {tokenizer.vocab_size}.")
+        clip.to(device, precision)
     return clip
 
 

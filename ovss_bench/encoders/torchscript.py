@@ -65,7 +65,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Anything that has attributes."""
+    """Anything that has attributes; `kind` is the name of its class in the archive."""
 
     kind = ""
 
@@ -74,7 +74,7 @@ def _collect(module: _Module, prefix: str, declared: dict[str, list[str]], state
     for name, value in vars(module).items():
         if isinstance(value, _Module):
             _collect(value, f"{prefix}{name}.", declared, state)
-        elif isinstance(value, Tensor) and name in declared.get(module.kind, [name]):
+        elif isinstance(value, Tensor) and name in declared.get(type(module).kind, [name]):
             state[prefix + name] = value
 
 
