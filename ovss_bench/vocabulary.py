@@ -107,9 +107,7 @@ class Vocabulary:
         shown = tuple(classes) if classes is not None else tuple(entry[0] for entry in synonyms)
         if len(shown) != len(synonyms):
             raise OvssError(f"the names list {len(synonyms)} classes, the data set has {len(shown)}.")
-        return cls(
-            tuple(queries), tuple(group), shown, _background(background, len(shown)), str(templates), prompts
-        )
+        return cls(tuple(queries), tuple(group), shown, _background(background, len(shown)), str(templates), prompts)
 
     @classmethod
     def from_file(cls, path: str | Path, **options) -> Vocabulary:
@@ -194,16 +192,16 @@ class Vocabulary:
 
 
 def read_templates(name: str | Path) -> tuple[str, ...]:
-    """The templates of a set of `TEMPLATES`, or of a file: one a line, with one `{}` where the name goes; empty lines, and lines
-    that begin with `#`, don't count."""
+    """The templates of a set of `TEMPLATES`, or of a file: one a line, with one `{}` where the name goes; empty lines, and
+    lines that begin with `#`, don't count."""
     if name in TEMPLATES:
         return TEMPLATES[name]
     path = Path(name).expanduser()
     if not path.is_file():
         if path.suffix or os.sep in str(name):
             raise OvssError(
-                f"templates file {name} does not exist. Give the path of a text file with a template per line, such as 'a photo "
-                f"of a {{}}.', or one of {', '.join(TEMPLATES)}."
+                f"templates file {name} does not exist. Give the path of a text file with a template per line, such as 'a "
+                f"photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
             )
         raise unknown("template set (or file)", name, TEMPLATES)
     try:
@@ -215,8 +213,8 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
         if line and not line.startswith("#"):
             if line.count("{}") != 1:
                 raise OvssError(
-                    f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template needs "
-                    "it once: where the name goes."
+                    f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template "
+                    "needs it once: where the name goes."
                 )
             found.append(line)
     if not found:

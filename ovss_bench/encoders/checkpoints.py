@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from ..errors import OvssError
 from .torchscript import is_torchscript, read_torchscript
 
-# What open_clip's configuration of a plain ViT consists of, and the largest size in it.
+# What open_clip's configuration of a plain ViT consists of.
 SIZES = {
     "": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"),
     "vision_cfg": ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"),
     "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
 }
-LARGEST = 1_000_000
 # Under which names training codes store the state dict that counts (DINO: the teacher; FOUND: its decoder).
 WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
 
@@ -58,7 +57,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise ValueError(f"it holds no state dict: {str(name)[:60]!r} is no tensor")
-            if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or _is_expanded(tensor):
                 raise ValueError(f"{name!r} is no plain tensor")
         return content, metadata
     except Exception as error:  # of a safetensors file, a zip file, a pickle, or a text or page under a name of these
@@ -81,6 +80,11 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         return torch.load(path, map_location="cpu", weights_only=True), {}
 
 
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether it claims more numbers than the file has: a few bytes could be said to be a terabyte."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
 def as_float32(name: str, tensor: Tensor) -> Tensor:
     """Raises OvssError for whole numbers and the like: weights that were quantised mean nothing without their scales."""
     if not tensor.is_floating_point():
@@ -95,9 +99,9 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def stated_architecture(metadata: Mapping[str, Any], tensors: int) -> str | dict[str, Any] | None:
-    """What the metadata of a file with so many tensors say of its architecture: open_clip's name of it, or its configuration,
-    of sizes only, since for others open_clip would download something. Raises OvssError for anything else."""
+def stated_architecture(metadata: Mapping[str, Any]) -> str | dict[str, Any] | None:
+    """What the metadata of a file say of its architecture: open_clip's name of it, or its configuration, of sizes only, since
+    for others open_clip would download something. Raises OvssError for anything else."""
     stated = metadata.get("architecture")
     if isinstance(stated, str | None):
         return stated
@@ -106,11 +110,22 @@ def stated_architecture(metadata: Mapping[str, Any], tensors: int) -> str | dict
         if not isinstance(sizes, dict):
             raise OvssError(f"{part or 'architecture'} in the metadata is {str(sizes)[:60]}, not as open_clip has it.")
         for key, value in sizes.items():
-            most = tensors if key == "layers" else LARGEST
-            fits = isinstance(value, bool | int | float) and 0 <= value <= most
-            if key not in known or not (fits or key in SIZES):
-                raise OvssError(f"{part} {key} in the metadata is {str(value)[:60]}, which no CLIP ViT of these tensors has.")
+            if key not in known or not (key in SIZES or isinstance(value, bool | int | float)):
+                raise OvssError(f"{part} {key} in the metadata is {str(value)[:60]}, which is no size of a CLIP ViT.")
     return stated
+
+
+def check_sizes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> None:
+    """Compares the sizes in a configuration with the tensors as a whole, before a model of wrong ones takes all memory: they
+    may come from metadata, or from single tensors. Raises ValueError for those that need more numbers than there are."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    needed = [text["vocab_size"] * text["width"], text["context_length"] ** 2, vision["width"] * vision["patch_size"] ** 2]
+    needed += [config["embed_dim"] * tower["width"] for tower in (vision, text)]
+    needed += [4 * tower["layers"] * tower["width"] ** 2 for tower in (vision, text)]  # of attention
+    needed.append((vision["image_size"] // vision["patch_size"]) ** 2 * vision["width"])
+    there = sum(tensor.numel() for tensor in state_dict.values())
+    if min(needed) <= 0 or sum(needed) > there:
+        raise ValueError(f"sizes {dict(config)} need at least {sum(needed)} numbers, the tensors have {there}.")
 
 
 def openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:

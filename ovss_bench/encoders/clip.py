@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
-from .checkpoints import adapt_state_dict, boundary, openai_architecture, read_weights, stated_architecture
+from .checkpoints import adapt_state_dict, boundary, check_sizes, openai_architecture, read_weights, stated_architecture
 from .deferred import deferred
 from .position import resample_position
 
@@ -282,7 +283,7 @@ def load_clip(
         path, tag_activation = _locate(architecture, str(pretrained))
         state_dict, metadata = read_weights(path)
         with boundary(f"weights {path} cannot be used"):
-            architecture = architecture or stated_architecture(metadata, len(state_dict))
+            architecture = architecture or stated_architecture(metadata)
         # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
         activation = activation or entry.get("activation") or tag_activation or metadata.get("activation")
         if activation not in (None, *ACTIVATIONS):
@@ -294,10 +295,8 @@ def load_clip(
         config["quick_gelu"] = activation == "quick_gelu"
         dtype = PRECISIONS[precision]
         model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-        if not isinstance(architecture, str):  # sizes that a file tells may be wrong: compared before they take memory
-            with torch.device("meta"):
-                outline = model_class(**config)
-            outline.load_state_dict(adapt_state_dict(state_dict, outline), strict=True, assign=True)
+        if not isinstance(architecture, str):
+            check_sizes(config, state_dict)
         model = model_class(**config, cast_dtype=None if dtype == torch.float32 else dtype)
         model.load_state_dict(adapt_state_dict(state_dict, model), strict=True)
         tokenizer = _tokenizer(architecture, config)
@@ -339,7 +338,15 @@ def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
 
     if isinstance(architecture, str):
         return open_clip.get_tokenizer(architecture)
-    return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return _openai_tokenizer(config["text_cfg"]["context_length"])
+
+
+@cache
+def _openai_tokenizer(context_length: int) -> Callable:
+    """Kept, as reading its vocabulary takes longer than a small model does."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def _tags(architecture: str) -> list[str]:

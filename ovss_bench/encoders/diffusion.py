@@ -192,7 +192,8 @@ def load_diffusion(
         for model in (unet, vae):
             model.eval().requires_grad_(False).to(device)
         condition = _moved(condition, device, dtype)
-        model = DiffusionAttention(unet, vae, scheduler, condition, name=name, own_digest=own, stand_in=stand_in, **settings)
+        labels = {"name": str(name), "own_digest": own, "stand_in": source is None}
+        model = DiffusionAttention(unet, vae, scheduler, condition, **labels, **settings)
         model.rehearse()
         return model
 

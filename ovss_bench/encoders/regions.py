@@ -202,10 +202,7 @@ def read_regions(path: Path, size: tuple[int, int] | None = None, content: str |
     Raises OvssError: missing or damaged, no map of whole numbers, not of the expected `size` or `content` (its digest).
     """
     try:
-        if path.suffix == ".npz":
-            regions = read_array(path, "instance_mask")
-        else:
-            regions = np.array(Image.open(path))
+        regions = read_array(path, "instance_mask") if path.suffix == ".npz" else np.array(Image.open(path))
     except (*DAMAGES, SyntaxError, Image.DecompressionBombError) as error:
         raise OvssError(f"region map {path} cannot be read: {error}. Copy it again, or delete it and make it again.") from error
     if regions.ndim != 2 or regions.dtype.kind not in "biuf" or (regions.dtype.kind == "f" and (regions % 1).any()):
@@ -220,7 +217,7 @@ def read_regions(path: Path, size: tuple[int, int] | None = None, content: str |
         )
     if content not in (None, content_digest(regions)):
         raise OvssError(
-            f"region map {path} is damaged, or another than when {INDEX} was made. Copy it again, or run tools/regions.py again: "
-            "it makes what is damaged anew."
+            f"region map {path} is damaged, or another than when {INDEX} was made. Copy it again, or run tools/regions.py "
+            "again: it makes what is damaged anew."
         )
     return regions.astype(np.int32)

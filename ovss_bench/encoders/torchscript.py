@@ -1,8 +1,8 @@
-"""The state dict of a TorchScript archive (OpenAI's CLIP), read from its pickle and its tensors' bytes. None of its code is run:
-`torch.jit.load` would run what the archive holds, and the unpickler here knows nothing but tensors and modules.
+"""The state dict of a TorchScript archive (OpenAI's CLIP), read from its pickle and its tensors' bytes. None of its code is
+run: `torch.jit.load` would run what the archive holds; the unpickler here knows nothing but tensors and modules.
 
-An archive is a zip file with one folder in it: `data.pkl` is the module tree, `data/N` are the tensors' bytes, and `code/` says of
-each class of modules which of its attributes are parameters and buffers (torch/csrc/jit/docs/serialization.md).
+An archive is a zip file with one folder in it: `data.pkl` is the module tree, `data/N` are the tensors' bytes, and `code/` says
+of each class of modules which of its attributes are parameters and buffers (torch/csrc/jit/docs/serialization.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ STORAGES = {
     "Bool": torch.bool,
 }
 # What is said of a class of modules: its line, then the names of parameters and buffers.
-DECLARED = re.compile(r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)\]\n  __buffers__ = \[([\w", ]*)\]', re.MULTILINE)
+DECLARED = re.compile(
+    r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)\]\n  __buffers__ = \[([\w", ]*)\]', re.MULTILINE
+)
 
 
 def is_torchscript(path: Path) -> bool:
@@ -59,6 +61,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
                     declared[f"{module}.{found}"] = re.findall(r"\w+", " ".join(attributes))
         data = BytesIO(archive.read(f"{folder}/data.pkl"))
         root = _Unpickler(data, lambda key: archive.read(f"{folder}/data/{key}")).load()
+    if not isinstance(root, _Module):
+        raise ValueError("its data.pkl holds no module")
     state: dict[str, Tensor] = {}
     _collect(root, "", declared, state)
     return state

@@ -28,10 +28,11 @@ CODE = ("encoders/clip.py", "encoders/position.py", "image.py", "inference/windo
 class TrunkCache:
     """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped when they are read.
 
-    A file's name is a digest of all that its content depends on: weights and precision, what of the recipe comes before,
-    the image's bytes, and the code; `cache.py` checks the content. Together they hold at most `limit` bytes: where a new file does not fit, those that this
-    process has not used go first, the longest unused at the head; its own stay, and if they fill the folder, nothing
-    more is kept. (Were they removed for each other, the next run over the same images would find none of them.)
+    A file's name is a digest of all that its content depends on: weights and precision, what of the recipe comes before, the
+    image's bytes, and the code; `cache.py` checks the content. Together they hold at most `limit` bytes: where a new file
+    does not fit, those that this process has not used go first, the longest unused at the head; its own stay, and if they
+    fill the folder, nothing more is kept. (Were they removed for each other, the next run over the same images would find
+    none of them.)
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:

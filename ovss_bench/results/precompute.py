@@ -77,8 +77,8 @@ def precompute_regions(
                 try:
                     read_regions(folder / images[key], image.shape[:2], index["contents"].get(images[key]))
                     return None
-                except OvssError as error:
-                    warnings.warn(f"{error} It is made again.", stacklevel=1)
+                except OvssError:
+                    warnings.warn(f"region map {folder / images[key]} is damaged; it is made again.", stacklevel=1)
             if owners.get(file, key) != key and (folder / file).is_file():
                 raise OvssError(
                     f"{folder / file} belongs to another image of that name, of another data set or from before this one was "

@@ -117,7 +117,14 @@ def test_damaged_weights(whole, tmp_path_factory, draw):
 
 
 STARTS = [b"", b"<!DOCTYPE html><html><body>Sign in</body></html>", b"version https://git-lfs.github.com/spec/v1\n", b"PK\3\4"]
-STARTS += [b"PK\5\6" + bytes(18), b"\x80\2}q\0.", b"\x80\2]q\0.", b"\x10\0\0\0\0\0\0\0{}", b"\2\0\0\0\0\0\0\0{}", b"\x1f\x8b\x08"]
+STARTS += [
+    b"PK\5\6" + bytes(18),
+    b"\x80\2}q\0.",
+    b"\x80\2]q\0.",
+    b"\x10\0\0\0\0\0\0\0{}",
+    b"\2\0\0\0\0\0\0\0{}",
+    b"\x1f\x8b\x08",
+]
 
 
 @inputs(0.1)
@@ -144,7 +151,10 @@ CHANGES = {
     "hollow": lambda tensor: torch.empty(10**9, 0),
     "number": lambda tensor: torch.tensor(3.0),
     "nan": lambda tensor: tensor * float("nan"),
-    **{str(kind): lambda tensor, kind=kind: tensor.to(kind) for kind in (torch.int8, torch.bool, torch.float64, torch.complex64)},
+    **{
+        str(kind): lambda tensor, kind=kind: tensor.to(kind)
+        for kind in (torch.int8, torch.bool, torch.float64, torch.complex64)
+    },
 }
 
 
@@ -161,7 +171,9 @@ def test_weights_of_wrong_tensors_and_metadata(tmp_path_factory, draw, use, name
         key = draw.draw(st.sampled_from(sorted(state)))
         tensor = state.pop(key)
         if change == "rename":
-            state[draw.draw(st.sampled_from([f"{key}.x", key.replace("0", "999999999"), f"module.{key}", "aux_values"]))] = tensor
+            state[draw.draw(st.sampled_from([f"{key}.x", key.replace("0", "999999999"), f"module.{key}", "aux_values"]))] = (
+                tensor
+            )
         elif change != "remove":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
