@@ -107,7 +107,7 @@ def damaged_somewhere(draw, content):
     return draw(damaged(first)) + last if part > 0 else first + draw(damaged(last))
 
 
-@inputs(0.1)
+@inputs(0.06)
 @given(draw=st.data())
 def test_damaged_weights(whole, tmp_path_factory, draw):
     use, name = draw.draw(st.sampled_from(list(whole)))
@@ -127,7 +127,7 @@ STARTS += [
 ]
 
 
-@inputs(0.1)
+@inputs(0.06)
 @given(
     content=st.binary(max_size=60) | st.text(max_size=40).map(str.encode),
     start=st.sampled_from(STARTS),
@@ -158,7 +158,7 @@ CHANGES = {
 }
 
 
-@inputs(0.12)
+@inputs(0.08)
 @given(
     draw=st.data(),
     use=st.sampled_from(list(STATES)),
@@ -205,7 +205,7 @@ def sam_file(tmp_path_factory):
     return path
 
 
-@inputs(0.03)
+@inputs(0.02)
 @given(draw=st.data(), change=st.sampled_from(list(CHANGES)))
 def test_sam_of_wrong_tensors(sam_file, tmp_path_factory, draw, change):
     state = torch.load(sam_file)
@@ -235,7 +235,7 @@ def use_regions(folder):
 MAP = np.arange(1200).reshape(30, 40) % 7
 
 
-@inputs(0.06)
+@inputs(0.04)
 @given(draw=st.data(), which=st.sampled_from(["features", "maps", "index", "entry"]))
 def test_damaged_maps_and_indices(tmp_path_factory, draw, which):
     folder = tmp_path_factory.mktemp("maps")
@@ -261,7 +261,7 @@ def test_damaged_maps_and_indices(tmp_path_factory, draw, which):
     shutil.rmtree(folder)
 
 
-@inputs(0.03)
+@inputs(0.02)
 @given(draw=st.data(), kind=st.sampled_from(["diffusion", "sam", "sam2"]))
 def test_folders_of_networks(tiny_diffusion, networks, tmp_path_factory, draw, kind):  # noqa: F811
     source = tiny_diffusion if kind == "diffusion" else networks[kind]
