@@ -53,18 +53,22 @@ class _Task:
 
     @property
     def _speed(self) -> float:
+        """Per second."""
         return self.done / max(time.monotonic() - self.began, 1e-9)
 
-    def advance(self) -> None:
-        self.done += 1
+    @property
+    def _shown_speed(self) -> str:
+        speed = self._speed
+        return f"{1 / speed:.1f} s/{self.unit.removesuffix('s')}" if 0 < speed < 1 else f"{speed:.1f} {self.unit}/s"
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
         if self.bar:
-            self.bar.update(self.task, completed=self.done, speed=f"{self._speed:.1f} {self.unit}/s")
+            self.bar.update(self.task, completed=self.done, speed=self._shown_speed)
         elif time.monotonic() - self.told > SECONDS_PER_LINE:
             self.told = time.monotonic()
             left = (self.count - self.done) / self._speed
-            self.progress.say(
-                f"{self.title}: {self.done}/{self.count} {self.unit}, {self._speed:.1f} {self.unit}/s, {left:.0f} s left"
-            )
+            self.progress.say(f"{self.title}: {self.done}/{self.count} {self.unit}, {self._shown_speed}, {left:.0f} s left")
 
     def __enter__(self) -> _Task:
         return self
@@ -75,6 +79,5 @@ class _Task:
     def stop(self) -> None:
         if self.bar:
             self.bar.stop()
-        self.progress.say(
-            f"{self.title}: {self.done} {self.unit} in {time.monotonic() - self.began:.0f} s, {self._speed:.1f} {self.unit}/s"
-        )
+        seconds = time.monotonic() - self.began
+        self.progress.say(f"{self.title}: {self.done} {self.unit} in {seconds:.0f} s, {self._shown_speed}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import runpy
+import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import OvssError, unknown
-from .files import cache_dir, digest, write_atomic
+from .files import cache_dir, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .encoders.clip import DenseCLIP
+    from .progress import Progress
+
+PROMPTS_AT_ONCE = 4096  # of which the embeddings are kept before they are averaged: bounds the memory
 
 # A file of nothing but templates; open_clip as a whole takes seconds to import.
 _OPEN_CLIP = runpy.run_path(str(Path(find_spec("open_clip").origin).with_name("zero_shot_metadata.py")))
@@ -58,7 +62,8 @@ class Vocabulary:
     """Queries and the classes that they stand for.
 
     `group[q]` is the class of query q, -1 for a distractor: a query of no class, which takes part in the softmax and is then
-    dropped. `background` is the index of the background class, or None. `classes` are the names to print.
+    dropped. `background` is the index of the background class, or None. `classes` are the names to print. `templates` is the
+    name of the set or the file that the `prompts` come from, texts with one `{}` each.
     """
 
     queries: tuple[str, ...]
@@ -66,6 +71,7 @@ class Vocabulary:
     classes: tuple[str, ...]
     background: int | None = None
     templates: str = "imagenet80"
+    prompts: tuple[str, ...] = field(default=TEMPLATES["imagenet80"], repr=False)
     given_features: Tensor | None = field(default=None, repr=False)
 
     @classmethod
@@ -78,9 +84,9 @@ class Vocabulary:
         distractors: Sequence[str] = (),
         classes: Sequence[str] | None = None,
     ) -> Vocabulary:
-        """One entry per class: a name or a list of synonyms. Raises OvssError for an empty entry or a class listed twice."""
-        if templates not in TEMPLATES:
-            raise unknown("template set", templates, TEMPLATES)
+        """One entry per class: a name or a list of synonyms; `templates` is a set of `TEMPLATES` or a file (see
+        `read_templates`). Raises OvssError for an empty entry or a class listed twice."""
+        prompts = read_templates(templates)
         synonyms = [[entry] if isinstance(entry, str) else list(entry) for entry in names]
         if not synonyms:
             raise OvssError("a vocabulary needs at least one class name.")
@@ -101,7 +107,7 @@ class Vocabulary:
         shown = tuple(classes) if classes is not None else tuple(entry[0] for entry in synonyms)
         if len(shown) != len(synonyms):
             raise OvssError(f"the names list {len(synonyms)} classes, the data set has {len(shown)}.")
-        return cls(tuple(queries), tuple(group), shown, _background(background, len(shown)), templates)
+        return cls(tuple(queries), tuple(group), shown, _background(background, len(shown)), str(templates), prompts)
 
     @classmethod
     def from_file(cls, path: str | Path, **options) -> Vocabulary:
@@ -124,13 +130,14 @@ class Vocabulary:
             raise OvssError("no text feature stands for a class: all are distractors (group -1).")
         names = tuple(f"query {q}" for q in range(len(group)))
         classes = tuple(f"class {c}" for c in range(count))
-        return cls(names, group, classes, _background(background, count), "none", F.normalize(features.float().cpu(), dim=-1))
+        given = F.normalize(features.float().cpu(), dim=-1)
+        return cls(names, group, classes, _background(background, count), "none", TEMPLATES["none"], given)
 
     @property
     def digest(self) -> str:
         """SHA-256 of queries, groups, background and templates (or of the given features)."""
         given = b"" if self.given_features is None else self.given_features.numpy().tobytes()
-        return digest(*self.queries, repr(self.group), repr(self.background), *TEMPLATES[self.templates], given)
+        return digest(*self.queries, repr(self.group), repr(self.background), *self.prompts, given)
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor]:
@@ -142,43 +149,97 @@ class Vocabulary:
         classes = torch.tensor([self.group[q] for q in order if self.group[q] >= 0])
         return classes, torch.tensor(order)
 
-    def features(self, clip: DenseCLIP) -> Tensor:
+    def features(self, clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
         normalised.
 
-        Computed once per weights, queries and templates, then read from the cache.
+        Computed once per weights, queries and templates, which `progress` shows, then read from the cache.
         """
         if self.given_features is not None:
             return self.given_features.to(clip.device)
-        import torch.nn.functional as F
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file, save_file
+        from .cache import read_entry, write_entry
 
-        templates = TEMPLATES[self.templates]
         context = str(getattr(clip.tokenizer, "context_length", ""))
         weights = (clip.weights_digest, clip.text_activation, clip.precision)
-        key = digest("text features 1", *weights, context, *templates, "|", *self.queries)
+        key = digest("text features 2", *weights, context, *self.prompts, "|", *self.queries)
         path = cache_dir() / "text" / f"{key}.safetensors"
-        if path.is_file():
-            with suppress(SafetensorError):  # a damaged file is made again
-                return load_file(path)["features"].to(clip.device)
-        unique = list(dict.fromkeys(self.queries))
-        prompts = [template.format(query) for query in unique for template in templates]
-        features = clip.encode_text(prompts).view(len(unique), len(templates), -1).mean(1)
-        features = F.normalize(features, dim=-1)[[unique.index(query) for query in self.queries]].cpu()
-        write_atomic(path, lambda temporary: save_file({"features": features.contiguous()}, temporary))
-        return features.to(clip.device)
+        entry = read_entry(path)
+        if entry is None:
+            entry = {"features": self._encoded(clip, progress)}
+            write_entry(path, entry)
+        return entry["features"].to(clip.device)
+
+    def _encoded(self, clip: DenseCLIP, progress: Progress | None) -> Tensor:
+        """The features by the text tower, some queries at a time: those of like length together, as the longest prompt of a
+        batch decides how much work it is."""
+        import torch
+        import torch.nn.functional as F
+
+        from .progress import Progress
+
+        unique = sorted(dict.fromkeys(self.queries), key=len)
+        count = max(PROMPTS_AT_ONCE // len(self.prompts), 1)
+        title = f"texts of {clip.name}, {len(unique)} names x {len(self.prompts)} templates"
+        parts = []
+        with (progress or Progress(quiet=True)).start(title, len(unique) * len(self.prompts), "prompts") as task:
+            for i in range(0, len(unique), count):
+                some = unique[i : i + count]
+                prompts = [prompt.replace("{}", query) for query in some for prompt in self.prompts]
+                parts.append(clip.encode_text(prompts, task.advance).view(len(some), len(self.prompts), -1).mean(1).cpu())
+        features = F.normalize(torch.cat(parts), dim=-1)
+        row = {query: i for i, query in enumerate(unique)}
+        return features[[row[query] for query in self.queries]]
+
+
+def read_templates(name: str | Path) -> tuple[str, ...]:
+    """The templates of a set of `TEMPLATES`, or of a file: one a line, with one `{}` where the name goes; empty lines, and
+    lines that begin with `#`, don't count."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    path = Path(name).expanduser()
+    if not path.is_file():
+        if path.suffix or os.sep in str(name):
+            raise OvssError(
+                f"templates file {name} does not exist. Give the path of a text file with a template per line, such as 'a "
+                f"photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
+            )
+        raise unknown("template set (or file)", name, TEMPLATES)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OvssError(f"templates file {path} cannot be read: {error}. Expected UTF-8 text, a template per line.") from error
+    found = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and not line.startswith("#"):
+            if line.count("{}") != 1:
+                raise OvssError(
+                    f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template "
+                    "needs it once: where the name goes."
+                )
+            found.append(line)
+    if not found:
+        raise OvssError(f"templates file {path} is empty. Expected a template per line, such as 'a photo of a {{}}.'")
+    return tuple(found)
 
 
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query that holds a
-    comma in double quotes, white space around them ignored. A line `distractors: ...` lists queries of no class."""
+    comma in double quotes, white space around them ignored. A line `distractors: ...` lists queries of no class. Warns of
+    lines with a semicolon, which separates classes in `tools/segment.py --classes` but here is part of a name."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # some editors begin with a mark, which is no letter
     except (OSError, UnicodeDecodeError) as error:
         raise OvssError(
             f"names file {path} cannot be read: {error}. Expected UTF-8 text, a line per class, synonyms separated by commas."
         ) from error
+    strange = [number for number, line in enumerate(lines, 1) if ";" in line]
+    if strange:
+        warnings.warn(
+            f"names file {path}, line {strange[0]}{f' and {len(strange) - 1} others' if strange[1:] else ''}: the ';' is taken "
+            "as part of a name. In a file every line is one class, its synonyms separated by commas; ';' separates classes in "
+            "tools/segment.py --classes only.",
+            stacklevel=1,  # of one place, so that Python says it once
+        )
     distractors = [line.removeprefix("distractors:") for line in lines if line.startswith("distractors:")]
     lines = [line for line in lines if not line.startswith("distractors:")]
     names, extra = ([_split(line, path) for line in part] for part in (lines, distractors))

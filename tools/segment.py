@@ -19,6 +19,7 @@ from ovss_bench.errors import OvssError
 from ovss_bench.files import write_atomic
 from ovss_bench.image import read_image
 from ovss_bench.options import parse_options, run_tool
+from ovss_bench.progress import Progress
 from ovss_bench.results.figures import legend_picture, palette, palette_image
 
 OPTIONS = {"segmentor": "sclip", "clip": "demo", "weights": None, "plugins": [], "recipe": {}} | dict.fromkeys(SOURCES)
@@ -50,6 +51,7 @@ def segment(arguments: argparse.Namespace) -> None:
         overrides = {"resize": "keep_ratio"} | overrides
     vocabulary = ob.Vocabulary.from_names(names, background=arguments.background, templates=recipe.templates)
     segmentor = ob.build_segmentor(options["segmentor"], clip=clip, vocabulary=vocabulary, **overrides)
+    segmentor.encode_text(Progress())
     label_map = ob.segment(segmentor, image, output_size=image.shape[:2]).label_map.cpu().numpy()
     if label_map.max() == len(names):  # where a method with thresholds of its own finds none
         names.append(["no class"])

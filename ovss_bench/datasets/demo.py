@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import shutil
 import tempfile
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from . import scenes
 from .base import SegDataset
 from .scenes import DEMO_CLOTHS, GROUNDS, draw_scene, void_border
 
+CONTENT = "content.sha256"  # the file beside the scenes with their digest
 PALETTE = [[128, 128, 128]] + [
     (np.array(list(scenes.COLOURS.values())[c.colour]) * (0.55 + 0.09 * c.pattern) + 12 * c.pattern)
     .clip(0, 255)
@@ -48,17 +51,37 @@ class DemoDataset(SegDataset):
     def locate(self, root: str | Path | None) -> Path:
         """Below the cache: the scenes need no data root. They are drawn again when the code that draws them changes."""
         seed, count = self.config["seed"], self.config["scenes"]
-        key = digest(inspect.getsource(scenes), inspect.getsource(draw_demo), repr((seed, count)))
+        parts = (scenes, draw_demo, content_digest)
+        key = digest(*map(inspect.getsource, parts), repr((seed, count)))
         folder = cache_dir() / "scenes" / f"{self.name}-{key[:12]}"
+        if folder.is_dir() and not _whole(folder):
+            warnings.warn(f"the scenes in {folder} are damaged; they are drawn again.", stacklevel=2)
+            with suppress(OSError):  # another process was faster
+                shutil.rmtree(folder.rename(tempfile.mkdtemp(dir=folder.parent)))
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent))
             draw_demo(temporary, seed, count)
+            (temporary / CONTENT).write_text(content_digest(temporary))
             try:
                 temporary.rename(folder)
             except OSError:  # another process was faster
                 shutil.rmtree(temporary)
         return folder
+
+
+def content_digest(folder: Path) -> str:
+    """Of the names and bytes of all images and labels."""
+    files = sorted(folder.glob("*/*"))
+    return digest(*(part for file in files for part in (file.relative_to(folder).as_posix(), file.read_bytes())))
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the scenes are those that were drawn."""
+    try:
+        return (folder / CONTENT).read_text() == content_digest(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def draw_demo(folder: Path, seed: int, count: int) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..errors import OvssError
 from ..files import digest
+from ..progress import Progress
 from ..vocabulary import Vocabulary
-from .checkpoints import read_weights
+from .checkpoints import boundary, read_weights
 from .clip import DenseCLIP, load_clip, state_digest
 
 
@@ -29,6 +30,12 @@ class RegionBank:
         aux_values: Tensor | None = None,
         aux_vocabulary: Vocabulary | Tensor | DenseCLIP | None = None,
     ) -> None:
+        for name, part in {"keys": keys, "values": values, "aux_values": aux_values}.items():
+            if part is not None and not (part.ndim == 2 and part.is_floating_point() and part.isfinite().all()):
+                raise OvssError(
+                    f"the {name} of a region bank are {part.dtype} of the shape {tuple(part.shape)}, or hold NaN or infinity; "
+                    "expected finite numbers, a row for each region."
+                )
         rows = {len(part) for part in (keys, values, aux_values) if part is not None}
         if len(rows) != 1 or 0 in rows:
             raise OvssError(f"a region bank needs as many keys as values, and at least one; these have {sorted(rows)} rows.")
@@ -43,23 +50,44 @@ class RegionBank:
             tensors |= {"aux_values": self.aux_values} | ({"aux_vocabulary": own} if isinstance(own, Tensor) else {})
         named = own.weights_digest if isinstance(own, DenseCLIP) else own.digest if isinstance(own, Vocabulary) else ""
         self.digest = digest(state_digest(tensors), named)
+        self._aux_texts: dict[str, Tensor] = {}
+
+    def encode_text(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
+        """Has the CLIP of the auxiliary values encode the queries, which `progress` shows."""
+        if isinstance(self.aux_vocabulary, DenseCLIP) and vocabulary.digest not in self._aux_texts:
+            self._aux_texts[vocabulary.digest] = vocabulary.features(self.aux_vocabulary, progress)
 
     def search(self, keys: Tensor, count: int) -> Tensor:
         """The numbers (N, count) of the regions whose keys are most like each of `keys` (N, C), best first."""
+        if keys.shape[1] != self.keys.shape[1]:
+            raise OvssError(
+                f"the keys of the region bank have {self.keys.shape[1]} channels, the features of the vision encoder "
+                f"{keys.shape[1]}. Give the encoder that the bank was made with."
+            )
         return (keys.to(self.keys) @ self.keys.T).topk(min(count, len(self.keys)), dim=-1).indices
 
     def cosines(self, found: Tensor, text: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Found regions (N, count) -> cosines (Q, N) of their mean values with the queries, averaged over both CLIPs."""
-        cosines = text.to(self.values) @ F.normalize(self.values[found].mean(1), dim=-1).T
+        cosines = _compare(text, self.values, found)
         if self.aux_values is None:
             return cosines.to(text)
         own = self.aux_vocabulary
         if isinstance(own, Vocabulary):
             own = own.given_features
         elif isinstance(own, DenseCLIP):
-            own = vocabulary.features(own)
-        aux = own.to(self.values) @ F.normalize(self.aux_values[found].mean(1), dim=-1).T
-        return ((cosines + aux) / 2).to(text)
+            self.encode_text(vocabulary)
+            own = self._aux_texts[vocabulary.digest]
+        return ((cosines + _compare(own, self.aux_values, found)) / 2).to(text)
+
+
+def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
+    """Cosines (Q, N) of texts (Q, E) with the mean values of found regions (N, count)."""
+    if text.shape[1] != values.shape[1]:
+        raise OvssError(
+            f"the values of the region bank have {values.shape[1]} channels, the text features {text.shape[1]}. Give the CLIP "
+            "that the bank was made with."
+        )
+    return text.to(values) @ F.normalize(values[found].mean(1), dim=-1).T
 
 
 def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
@@ -84,4 +112,5 @@ def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
         name, _, tag = str(metadata["aux_clip"]).partition(":")
         aux = load_clip(name, pretrained=tag or None, device=device)
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return RegionBank(moved["keys"], moved["values"], moved.get("aux_values"), aux)
+    with boundary(f"the region bank {path} cannot be used"):
+        return RegionBank(moved["keys"], moved["values"], moved.get("aux_values"), aux)

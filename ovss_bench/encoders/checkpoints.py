@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import pickle
-import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,32 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError
+from .torchscript import is_torchscript, read_torchscript
 
+# What open_clip's configuration of a plain ViT consists of.
+SIZES = {
+    "": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"),
+    "vision_cfg": ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"),
+    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
+}
 # Under which names training codes store the state dict that counts (DINO: the teacher; FOUND: its decoder).
 WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
+
+
+@contextmanager
+def boundary(what: str) -> Iterator[None]:
+    """Around everything that depends on the content of weights: whatever it leads to is one error that begins with `what`.
+
+    There are as many kinds of exceptions as there are parsers and ways for tensors not to fit. Errors that are clear already,
+    and a lack of memory on a GPU, stay as they are.
+    """
+    try:
+        yield
+    except (OvssError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"no {error.args[0]}" if isinstance(error, KeyError) and error.args else str(error).strip()
+        raise OvssError(f"{what}: {reason[:600] or type(error).__name__}") from error
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -26,21 +49,18 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     archives."""
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = {name: _parsed(value) for name, value in (file.metadata() or {}).items()}
-                return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-        if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
-            # Only OpenAI released such archives, and all of them were trained with QuickGELU, whatever architecture is named.
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), {"activation": "quick_gelu"}
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's and MAE's training checkpoints keep their options
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content, metadata = _read(path)
         if isinstance(content, dict):
             content = next((content[name] for name in WRAPPERS if name in content), content)
-        if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        if not isinstance(content, dict) or not content:
             raise ValueError("it holds no state dict")
-        return content, {}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, safetensors.SafetensorError) as error:
+        for name, tensor in content.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise ValueError(f"it holds no state dict: {str(name)[:60]!r} is no tensor")
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or _is_expanded(tensor):
+                raise ValueError(f"{name!r} is no plain tensor")
+        return content, metadata
+    except Exception as error:  # of a safetensors file, a zip file, a pickle, or a text or page under a name of these
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OvssError(
             f"weights {path} cannot be read safely: {reason}. Expected safetensors, a state dict saved by "
@@ -48,11 +68,64 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = {name: _parsed(value) for name, value in (file.metadata() or {}).items()}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    if is_torchscript(path):
+        # Only OpenAI released such archives, and all of them were trained with QuickGELU, whatever architecture is named.
+        return read_torchscript(path), {"activation": "quick_gelu"}
+    with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's and MAE's training checkpoints keep their options
+        return torch.load(path, map_location="cpu", weights_only=True), {}
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether it claims more numbers than the file has: a few bytes could be said to be a terabyte."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
+def as_float32(name: str, tensor: Tensor) -> Tensor:
+    """Raises OvssError for whole numbers and the like: weights that were quantised mean nothing without their scales."""
+    if not tensor.is_floating_point():
+        raise OvssError(f"tensor {name} is {tensor.dtype}, not of floating point; were these weights quantised?")
+    return tensor.float()
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def stated_architecture(metadata: Mapping[str, Any]) -> str | dict[str, Any] | None:
+    """What the metadata of a file say of its architecture: open_clip's name of it, or its configuration, of sizes only, since
+    for others open_clip would download something. Raises OvssError for anything else."""
+    stated = metadata.get("architecture")
+    if isinstance(stated, str | None):
+        return stated
+    for part, known in SIZES.items():
+        sizes = stated.get(part) if part and isinstance(stated, dict) else stated
+        if not isinstance(sizes, dict):
+            raise OvssError(f"{part or 'architecture'} in the metadata is {str(sizes)[:60]}, not as open_clip has it.")
+        for key, value in sizes.items():
+            if key not in known or not (key in SIZES or isinstance(value, bool | int | float)):
+                raise OvssError(f"{part} {key} in the metadata is {str(value)[:60]}, which is no size of a CLIP ViT.")
+    return stated
+
+
+def check_sizes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> None:
+    """Compares the sizes in a configuration with the tensors as a whole, before a model of wrong ones takes all memory: they
+    may come from metadata, or from single tensors. Raises ValueError for those that need more numbers than there are."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    needed = [text["vocab_size"] * text["width"], text["context_length"] ** 2, vision["width"] * vision["patch_size"] ** 2]
+    needed += [config["embed_dim"] * tower["width"] for tower in (vision, text)]
+    needed += [4 * tower["layers"] * tower["width"] ** 2 for tower in (vision, text)]  # of attention
+    needed.append((vision["image_size"] // vision["patch_size"]) ** 2 * vision["width"])
+    there = sum(tensor.numel() for tensor in state_dict.values())
+    if min(needed) <= 0 or sum(needed) > there:
+        raise ValueError(f"sizes {dict(config)} need at least {sum(needed)} numbers, the tensors have {there}.")
 
 
 def openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
@@ -93,7 +166,8 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[st
     """The tensors as the open_clip model names them, in float32 without a detour through half precision."""
     import open_clip
 
-    state_dict = {name: t.float() if t.is_floating_point() else t for name, t in _clean(state_dict).items()}
+    whole = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}  # counts of a ResNet
+    state_dict = {name: t if name in whole else as_float32(name, t) for name, t in _clean(state_dict).items()}
     if isinstance(model, open_clip.CustomTextCLIP) and "positional_embedding" in state_dict:
         state_dict = open_clip.model.convert_to_custom_text_state_dict(state_dict)
     return {name: t.reshape(model.logit_scale.shape) if name == "logit_scale" else t for name, t in state_dict.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
-from .checkpoints import adapt_state_dict, openai_architecture, read_weights
+from .checkpoints import adapt_state_dict, boundary, check_sizes, openai_architecture, read_weights, stated_architecture
 from .deferred import deferred
 from .position import resample_position
 
@@ -31,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
 }
 LAYER_NORM_EPS = 1e-5  # of CLIP as it was trained
+TEXT_TOKENS = {"cpu": 2560, "cuda": 65536}  # of prompts in one forward pass
 # What open_clip imports for models that are no plain ViT, and torchvision for one function: several seconds.
 OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
 
@@ -171,10 +173,54 @@ class DenseCLIP:
         return F.normalize(self.project(x).float(), dim=-1)
 
     @torch.inference_mode()
-    def encode_text(self, prompts: list[str], batch: int = 256) -> Tensor:
-        """Unit text embeddings (len(prompts), E), float32."""
-        chunks = [self.tokenizer(prompts[i : i + batch]).to(self.device) for i in range(0, len(prompts), batch)]
-        return torch.cat([F.normalize(self.model.encode_text(tokens).float(), dim=-1) for tokens in chunks])
+    def encode_text(self, prompts: list[str], advance: Callable[[int], None] = lambda count: None) -> Tensor:
+        """Unit text embeddings (len(prompts), E), float32; `advance` is called with how many more there are.
+
+        Equal prompts are encoded once. Where no token sees those behind it and the embedding is that of the end-of-text token,
+        what lies behind that token is left out, which changes rounding only: prompts of like length together, so that little
+        is left of the 77 tokens that a short prompt is filled up to.
+        """
+        tokens, places = self.tokenizer(prompts).unique(dim=0, return_inverse=True)
+        repeats = places.bincount(minlength=len(tokens))
+        ends = self._text_ends(tokens)
+        lengths = torch.full((len(tokens),), tokens.shape[1]) if ends is None else ends + 1
+        order, first = lengths.argsort(descending=True, stable=True), 0
+        parts: list[Tensor] = []
+        while first < len(order):
+            length = int(lengths[order[first]])
+            rows = order[first : first + max(TEXT_TOKENS[self.device.type] // length, 1)]
+            first += len(rows)
+            batch = tokens[rows, :length].to(self.device)
+            encoded = self.model.encode_text(batch) if ends is None else self._encode_cut(batch, ends[rows].to(self.device))
+            parts.append(F.normalize(encoded.float(), dim=-1))
+            advance(int(repeats[rows].sum()))
+        return torch.cat(parts)[order.argsort()[places].to(self.device)]
+
+    @property
+    def text_tower(self) -> nn.Module:
+        return getattr(self.model, "text", self.model)
+
+    def _text_ends(self, tokens: Tensor) -> Tensor | None:
+        """The places (B,) of the tokens whose embedding is taken, or None if those behind them may count."""
+        tower = self.text_tower
+        mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+        causal = isinstance(mask, Tensor) and mask.ndim == 2 and torch.equal(mask.isinf(), torch.ones_like(mask).triu(1).bool())
+        if not causal or getattr(tower, "cls_emb", None) is not None:
+            return None
+        if pool == "eos":
+            return (tokens == getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))).int().argmax(-1)
+        return tokens.argmax(-1) if pool == "argmax" else None
+
+    def _encode_cut(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """open_clip's `encode_text` for tokens (B, L) of any length: the embeddings (B, E) at `ends`."""
+        tower, length = self.text_tower, tokens.shape[1]
+        dtype = tower.transformer.get_cast_dtype()
+        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+        x, projection = x[torch.arange(len(x), device=x.device), ends], tower.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
 
 def default_precision(device: str | torch.device) -> str:
@@ -241,26 +287,32 @@ def load_clip(
             raise OvssError(f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(name))}) or a file.")
         path, tag_activation = _locate(architecture, str(pretrained))
         state_dict, metadata = read_weights(path)
-        architecture = architecture or metadata.get("architecture")
+        with boundary(f"weights {path} cannot be used"):
+            architecture = architecture or stated_architecture(metadata)
         # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
         activation = entry.get("activation") or tag_activation or metadata.get("activation")
+        if activation not in (None, *ACTIVATIONS):
+            raise unknown(f"activation in the metadata of {path}", activation, ACTIVATIONS)
     activation = activation or ("quick_gelu" if architecture is None else None)
-    config = _model_config(architecture, state_dict)
-    activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
-    own, activation = activation, asked or activation
-    config["quick_gelu"] = activation == "quick_gelu"
-    dtype = PRECISIONS[precision]
-    model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-    model = model_class(**config, cast_dtype=None if dtype == torch.float32 else dtype)
-    try:
+    with boundary(f"the weights of clip '{label}' do not fit its architecture"):
+        config = _model_config(architecture, state_dict)
+        activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
+        own, activation = activation, asked or activation
+        config["quick_gelu"] = activation == "quick_gelu"
+        dtype = PRECISIONS[precision]
+        model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+        if not isinstance(architecture, str):
+            check_sizes(config, state_dict)
+        model = model_class(**config, cast_dtype=None if dtype == torch.float32 else dtype)
         model.load_state_dict(adapt_state_dict(state_dict, model), strict=True)
-    except RuntimeError as error:
-        raise OvssError(f"the weights of clip '{label}' do not fit its architecture: {str(error)[:600]}") from error
-    tokenizer = _tokenizer(architecture, config)
-    clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
-    clip.changed |= {"activation": activation} if activation != own else {}
-    clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
-    clip.to(device, precision)
+        tokenizer = _tokenizer(architecture, config)
+        clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
+        words = clip.text_tower.token_embedding.num_embeddings if isinstance(tokenizer, open_clip.SimpleTokenizer) else None
+        if words is not None and words < tokenizer.vocab_size:
+            raise OvssError(f"clip '{label}' knows {words} tokens, CLIP's tokenizer has {tokenizer.vocab_size}.")
+        clip.changed |= {"activation": activation} if activation != own else {}
+        clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
+        clip.to(device, precision)
     return clip
 
 
@@ -294,7 +346,15 @@ def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
 
     if isinstance(architecture, str):
         return open_clip.get_tokenizer(architecture)
-    return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return _openai_tokenizer(config["text_cfg"]["context_length"])
+
+
+@cache
+def _openai_tokenizer(context_length: int) -> Callable:
+    """Kept, as reading its vocabulary takes longer than a small model does."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def _tags(architecture: str) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, weights_folders
+from .checkpoints import boundary
 from .clip import PRECISIONS, state_digest
 
 if TYPE_CHECKING:
@@ -72,6 +74,23 @@ class DiffusionAttention:
             if layer % 2:
                 raise OvssError(f"attention layer {layer} is a cross-attention; self-attentions have even numbers.")
             attentions[layer].set_processor(_Noting(attentions[layer].processor, self._noter(layer)))
+
+    def rehearse(self) -> None:
+        """A pass without data, which takes no time: whether all shapes fit together."""
+        outlines = [
+            {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+            for model in (self.vae, self.unet)
+        ]
+        noisy = self.scheduler.add_noise(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), self.timestep[None])
+        self.scheduler.scale_model_input(noisy, self.timestep)
+        pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=self.vae.dtype)
+        with torch.inference_mode(), suppress(_AllNoted):
+            encoder = {name.removeprefix("encoder."): t for name, t in outlines[0].items() if name.startswith("encoder.")}
+            moments = torch.func.functional_call(self.vae.encoder, encoder, (pixels,))
+            latents = moments.chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config.scaling_factor
+            condition = _moved(self.condition, "meta", self.unet.dtype)
+            torch.func.functional_call(self.unet, outlines[1], (latents, self.timestep.to("meta")), condition)
+        self._maps.clear()
 
     def _noter(self, layer: int) -> Callable[[Tensor], None]:
         def note(attention: Tensor) -> None:
@@ -157,23 +176,26 @@ def load_diffusion(
         text = condition
     else:
         parts, condition, text = _read(str(source), str(name), dtype, device)
-    unet, vae, scheduler = parts
-    settings = DEFAULTS | {"image_size": unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)}
-    settings |= {key: entry[key] for key in settings if key in entry} | {"seed": seed}
-    given = {"attention_layers": attention_layers, "time_step": time_step, "image_size": image_size}
-    settings |= {key: value for key, value in given.items() if value is not None}
-    settings["attention_layers"] = list(settings["attention_layers"])
-    if unet.config.addition_embed_type == "text_time":  # SDXL is told its image's original size, crop and target size
-        side = settings["image_size"]
-        condition["added_cond_kwargs"]["time_ids"] = torch.tensor([[side, side, 0, 0, side, side]])
-    configs = [{key: value for key, value in part.config.items() if not key.startswith("_")} for part in parts]
-    states = (state_digest(state) for state in (unet.state_dict(), vae.state_dict(), text))
-    own = digest(json.dumps([settings, configs], sort_keys=True, default=str), *states)
-    for model in (unet, vae):
-        model.eval().requires_grad_(False).to(device)
-    condition = _moved(condition, device, dtype)
-    stand_in = source is None
-    return DiffusionAttention(unet, vae, scheduler, condition, name=str(name), own_digest=own, stand_in=stand_in, **settings)
+    given = {"attention_layers": attention_layers, "time_step": time_step, "image_size": image_size, "seed": seed}
+    with boundary(f"diffusion model '{name}' cannot be used"):
+        unet, vae, scheduler = parts
+        settings = DEFAULTS | {"image_size": unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1), "seed": 0}
+        settings |= {key: entry[key] for key in settings if key in entry}
+        settings |= {key: value for key, value in given.items() if value is not None}
+        settings["attention_layers"] = list(settings["attention_layers"])
+        if unet.config.addition_embed_type == "text_time":  # SDXL is told its image's original size, crop and target size
+            side = settings["image_size"]
+            condition["added_cond_kwargs"]["time_ids"] = torch.tensor([[side, side, 0, 0, side, side]])
+        configs = [{key: value for key, value in part.config.items() if not key.startswith("_")} for part in parts]
+        states = (state_digest(state) for state in (unet.state_dict(), vae.state_dict(), text))
+        own = digest(json.dumps([settings, configs], sort_keys=True, default=str), *states)
+        for model in (unet, vae):
+            model.eval().requires_grad_(False).to(device)
+        condition = _moved(condition, device, dtype)
+        labels = {"name": str(name), "own_digest": own, "stand_in": source is None}
+        model = DiffusionAttention(unet, vae, scheduler, condition, **labels, **settings)
+        model.rehearse()
+        return model
 
 
 def _moved(condition: dict[str, Any], device: str | torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -202,15 +224,17 @@ def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device
 
     try:
         options = {"low_cpu_mem_usage": False, "torch_dtype": dtype}  # True would need accelerate
-        unet = diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", **options)
+        unet = _whole(diffusers.UNet2DConditionModel, source, "unet", **options)
         xl = unet.config.addition_embed_type == "text_time"
         if xl:
             options["torch_dtype"] = torch.float32  # SDXL's autoencoder overflows in half precision
-        vae = diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
+        vae = _whole(diffusers.AutoencoderKL, source, "vae", **options)
         kind = diffusers.PNDMScheduler.load_config(source, subfolder="scheduler")["_class_name"]
+        if not issubclass(getattr(diffusers, kind), diffusers.SchedulerMixin):
+            raise ValueError(f"{kind} is no scheduler")
         scheduler = getattr(diffusers, kind).from_pretrained(source, subfolder="scheduler")
         condition, text = _empty_prompt(source, xl, dtype, device)
-    except (OSError, ValueError, LookupError, RuntimeError) as error:
+    except Exception as error:  # as many kinds as there are file formats and ways for a network to fail
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if Path(source).is_dir():
             raise OvssError(
@@ -226,6 +250,15 @@ def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device
     return (unet, vae, scheduler), condition, text
 
 
+def _whole(kind: type, source: str, folder: str, **options: Any) -> Any:
+    """A network with all of its weights: both libraries would make up those that are missing."""
+    model, report = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, **options)
+    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if missing:
+        raise ValueError(f"{len(missing)} tensors of {folder} are missing or of another shape ({missing[0]}, ...)")
+    return model
+
+
 @torch.inference_mode()
 def _empty_prompt(
     source: str, xl: bool, dtype: torch.dtype, device: str | torch.device
@@ -237,7 +270,7 @@ def _empty_prompt(
     tensors, embeddings, pooled = {}, [], None
     for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 2 if xl else 1]:
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}")
-        model = kind.from_pretrained(source, subfolder=f"text_encoder{suffix}", dtype=dtype).eval()
+        model = _whole(kind, source, f"text_encoder{suffix}", dtype=dtype).eval()
         tensors |= {f"{suffix}.{key}": tensor for key, tensor in model.state_dict().items()}
         length = tokenizer.model_max_length
         tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

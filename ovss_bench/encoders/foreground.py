@@ -61,7 +61,8 @@ def load_foreground(name: str | Path, *, encoder: VisionEncoder | None = None, d
     encoder = encoder or load_vision(entry.get("encoder", PUBLISHED_ENCODER), feature="k", device=device)
     state = {key.removeprefix("decoder."): tensor for key, tensor in read_weights(path)[0].items()}
     weight, bias = state.get("weight"), state.get("bias")
-    if weight is None or bias is None or weight.ndim != 4 or weight.shape[0] != 1 or weight.shape[2:] != (1, 1):
+    fits = weight is not None and bias is not None and bias.shape == (1,)
+    if not fits or weight.ndim != 4 or (weight.shape[0], *weight.shape[2:]) != (1, 1, 1) or not weight.is_floating_point():
         raise OvssError(f"{path} holds no decoder of FOUND: a 1x1 convolution, `weight` (1, C, 1, 1) and `bias` (1,).")
     found = Found(encoder, weight, bias)
     channels = keys(encoder, np.zeros((encoder.patch_size,) * 2 + (3,), np.uint8)).shape[1]

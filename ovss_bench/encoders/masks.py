@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import OvssError
 from ..files import digest, weights_folders
 from ..image import normalize
+from .checkpoints import boundary
 from .clip import state_digest
 
 MASKS_AT_ONCE = 32  # enlarged to the size of the image together: bounds the memory
@@ -57,13 +58,14 @@ class Sam:
         self.device = torch.device(self.device)
         self.half = self.precision == "fp16" and self.device.type == "cuda"
         self.model = load_network(self.network, self.weights)
-        self.precision = "fp16" if self.half else "fp32"
-        told = {**self.settings, "weights": state_digest(self.model.state_dict())}
-        del told["points_per_batch"]  # changes rounding at most
-        self.digest = digest(self.kind, json.dumps(told, sort_keys=True))
-        self.model.eval().requires_grad_(False).to(self.device, torch.float16 if self.half else torch.float32)
-        self.side: int = self.model.prompt_encoder.input_image_size
-        self._lock = Lock()
+        with boundary(f"the weights {self.weights} of {self.kind} cannot be used"):
+            self.precision = "fp16" if self.half else "fp32"
+            told = {**self.settings, "weights": state_digest(self.model.state_dict())}
+            del told["points_per_batch"]  # changes rounding at most
+            self.digest = digest(self.kind, json.dumps(told, sort_keys=True))
+            self.model.eval().requires_grad_(False).to(self.device, torch.float16 if self.half else torch.float32)
+            self.side: int = self.model.prompt_encoder.input_image_size
+            self._lock = Lock()
 
     @property
     def settings(self) -> dict[str, Any]:

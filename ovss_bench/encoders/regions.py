@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ..errors import OvssError, unknown
-from ..files import DAMAGES, config_names, digest, load_config, write_atomic
+from ..files import DAMAGES, config_names, digest, load_config, read_array, write_atomic
 from .masks import Sam, Sam2
 from .sources import image_key
 
@@ -145,7 +145,7 @@ class RegionFolder:
                 f"tools/regions.py index {folder} dataset=NAME"
             )
         self.digest, self.files, self.stand_in = index["digest"], index["images"], index["stand_in"]
-        self.settings, self.again = {"folder": self.digest}, index["command"]
+        self.settings, self.again, self.contents = {"folder": self.digest}, index["command"], index["contents"]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         file = self.files.get(image_key(image))
@@ -154,18 +154,30 @@ class RegionFolder:
                 f"folder {self.folder} has no regions for this image of {image.shape[0]} x {image.shape[1]} pixels (height x "
                 f"width). Make them with: {self.again}"
             )
-        return read_regions(self.folder / file, image.shape[:2])
+        return read_regions(self.folder / file, image.shape[:2], self.contents.get(file))
+
+
+def content_digest(regions: np.ndarray) -> str:
+    """What the index notes of a map (H, W), whatever file it is in."""
+    return digest(repr(regions.shape), regions.astype(np.int32).tobytes())
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """{digest, regions, settings, stand_in, command, images: {key of the image: file}}, or None if there is none."""
+    """{digest, regions, settings, stand_in, command, images: {key of the image: file}, contents: {file: `content_digest`}}, or
+    None if there is none. Earlier versions noted no contents."""
     path = folder / INDEX
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text())
-        return {key: index[key] for key in ("digest", "regions", "settings", "stand_in", "command", "images")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        index = {"contents": {}} | json.loads(path.read_text(encoding="utf-8"))
+        index = {key: index[key] for key in ("digest", "regions", "settings", "stand_in", "command", "images", "contents")}
+        kinds = {"digest": str, "regions": str | None, "settings": dict, "stand_in": bool, "command": str}
+        wrong = [key for key, kind in kinds.items() if not isinstance(index[key], kind)]
+        wrong += [key for key in ("images", "contents") if not all(isinstance(file, str) for file in index[key].values())]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {str(index[wrong[0]])[:60]}")
+        return index
+    except (*DAMAGES, AttributeError, RecursionError) as error:
         raise OvssError(
             f"{path} is damaged: {error}. Make it again: python tools/regions.py index {folder} dataset=NAME"
         ) from error
@@ -173,7 +185,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     images = sorted(dict(index["images"]).items(), key=lambda item: item[1])  # a copy: threads may be adding to it
-    text = json.dumps({**index, "images": dict(images)}, indent=1)
+    text = json.dumps({**index, "images": dict(images), "contents": dict(index["contents"])}, indent=1)
     write_atomic(folder / INDEX, lambda path: path.write_text(text + "\n"))
 
 
@@ -184,17 +196,13 @@ def write_regions(path: Path, regions: np.ndarray) -> None:
     write_atomic(path, lambda temporary: np.savez_compressed(temporary, instance_mask=regions.astype(small)))
 
 
-def read_regions(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_regions(path: Path, size: tuple[int, int] | None = None, content: str | None = None) -> np.ndarray:
     """(H, W) int32 from `instance_mask` of an npz file or from a PNG of 8 or 16 bits, the values as they are.
 
-    Raises OvssError: missing or damaged, no map of whole numbers, not of the expected `size`.
+    Raises OvssError: missing or damaged, no map of whole numbers, not of the expected `size` or `content` (its digest).
     """
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                regions = file["instance_mask"]
-        else:
-            regions = np.array(Image.open(path))
+        regions = read_array(path, "instance_mask") if path.suffix == ".npz" else np.array(Image.open(path))
     except (*DAMAGES, SyntaxError, Image.DecompressionBombError) as error:
         raise OvssError(f"region map {path} cannot be read: {error}. Copy it again, or delete it and make it again.") from error
     if regions.ndim != 2 or regions.dtype.kind not in "biuf" or (regions.dtype.kind == "f" and (regions % 1).any()):
@@ -206,5 +214,10 @@ def read_regions(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             f"region map {path} is {regions.shape[0]} x {regions.shape[1]} pixels (height x width), its image {size[0]} x "
             f"{size[1]}. If they are turned against each other: images are turned here as their EXIF tag says, which whoever "
             "made the map may have left undone; make it again from the turned image."
+        )
+    if content not in (None, content_digest(regions)):
+        raise OvssError(
+            f"region map {path} is damaged, or another than when {INDEX} was made. Copy it again, or run tools/regions.py "
+            "again: it makes what is damaged anew."
         )
     return regions.astype(np.int32)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checkpoints import as_float32
+
 # What a name becomes, rule after rule, to end in timm's naming.
 RENAMED = [
     (r"\bpatch_embed\.projection\.", "patch_embed.proj."),  # transformers, as the next three
@@ -56,7 +58,7 @@ def _renamed(state_dict: dict[str, Tensor], telling: re.Pattern) -> list[tuple[s
             name = name.removeprefix(stem)
             for pattern, replacement in RENAMED:
                 name = re.sub(pattern, replacement, name)
-            pairs.append((name, tensor.float()))
+            pairs.append((name, as_float32(name, tensor)))
     return pairs
 
 

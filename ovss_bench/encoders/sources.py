@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..files import DAMAGES, code, digest, write_atomic
+from ..cache import read_entry, write_entry
+from ..files import code, digest
 
 # What a method may take beside CLIP, and the module that loads it, by its function load_<module>. A run imports those that it
 # needs, and only their code counts for it (results/code.py).
@@ -80,14 +82,14 @@ class FeatureCache:
 
     def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
         key = digest(maker, code("encoders", "segmentors", "image.py"), image_key(image))
-        path = self.folder / key[:2] / f"{key}.npz"
-        if path.is_file():
-            try:
-                with np.load(path) as file:
-                    return file["array"]
-            except DAMAGES as error:
-                warnings.warn(f"{path} is damaged ({error}); it is made again.", stacklevel=2)
+        path = self.folder / key[:2] / f"{key}.safetensors"
+        entry = read_entry(path)
+        if entry is not None:
+            with np.load(BytesIO(entry["npz"].numpy())) as file:
+                return file["array"]
         array = compute()
         if isinstance(array, np.ndarray):  # lists of attention maps are too large to keep
-            write_atomic(path, lambda temporary: np.savez_compressed(temporary, array=array))
+            packed = BytesIO()
+            np.savez_compressed(packed, array=array)
+            write_entry(path, {"npz": torch.frombuffer(packed.getbuffer(), dtype=torch.uint8)})
         return array

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import time
 import warnings
-import zlib
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ..cache import read_entry, write_entry
 from ..errors import OvssError
-from ..files import code, digest, write_atomic
+from ..files import code, digest
 from .clip import DenseCLIP
 from .sources import image_key
 
@@ -29,10 +28,11 @@ CODE = ("encoders/clip.py", "encoders/position.py", "image.py", "inference/windo
 class TrunkCache:
     """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped when they are read.
 
-    A file's name is a digest of all that its content depends on: weights and precision, what of the recipe comes before,
-    the image's bytes, and the code. Together they hold at most `limit` bytes: where a new file does not fit, those that this
-    process has not used go first, the longest unused at the head; its own stay, and if they fill the folder, nothing
-    more is kept. (Were they removed for each other, the next run over the same images would find none of them.)
+    A file's name is a digest of all that its content depends on: weights and precision, what of the recipe comes before, the
+    image's bytes, and the code; `cache.py` checks the content. Together they hold at most `limit` bytes: where a new file
+    does not fit, those that this process has not used go first, the longest unused at the head; its own stay, and if they
+    fill the folder, nothing more is kept. (Were they removed for each other, the next run over the same images would find
+    none of them.)
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:
@@ -51,16 +51,10 @@ class TrunkCache:
         found = {}
         for block in blocks:
             path = self._path(maker, key, block)
-            try:
-                with safe_open(path, "pt") as file:
-                    found[block] = file.get_tensor("tokens")
-                    if file.metadata()["checksum"] != _checksum(found[block]):
-                        raise OSError("its checksum is wrong")
-            except FileNotFoundError:
+            entry = read_entry(path)
+            if entry is None:
                 return None
-            except (OSError, TypeError, KeyError, SafetensorError) as error:
-                warnings.warn(f"{path} is damaged ({error}); its image is encoded again.", stacklevel=2)
-                return None
+            found[block] = entry["tokens"]
             with suppress(OSError):  # a folder that may only be read is of use as well
                 os.utime(path)
         return found
@@ -71,11 +65,9 @@ class TrunkCache:
         for block, tokens in states.items():
             if self._full or not self._make_room(tokens.nbytes + HEADER):
                 return
-            tokens = tokens.cpu().contiguous()
-            metadata = {"checksum": _checksum(tokens)}
             path = self._path(maker, key, block)
             try:
-                write_atomic(path, lambda path, tokens=tokens, kept=metadata: save_file({"tokens": tokens}, path, kept))
+                write_entry(path, {"tokens": tokens})
                 self.size += path.stat().st_size
             except (OvssError, SafetensorError) as error:
                 warnings.warn(f"the trunk cache keeps nothing more: {error}", stacklevel=2)
@@ -99,7 +91,3 @@ def maker_digest(clip: DenseCLIP, trunk_key: tuple) -> str:
     """What stands for all that tokens depend on beside the image."""
     encoder = (clip.weights_digest, clip.precision, clip.activation, clip.layer_norm_eps, clip.device.type)
     return digest(repr(encoder), repr(trunk_key), torch.__version__, code(*CODE))
-
-
-def _checksum(tokens: Tensor) -> str:
-    return f"{zlib.crc32(tokens.view(torch.uint8).numpy()):08x}"

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import DAMAGES, WEIGHTS, config_names, digest, load_config, weights_folders
+from ..files import DAMAGES, WEIGHTS, config_names, digest, load_config, read_array, weights_folders
 from ..image import STATISTICS
-from .checkpoints import read_weights
+from .checkpoints import boundary, read_weights
 from .clip import PRECISIONS, state_digest
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
 from .sources import image_key
@@ -89,14 +90,15 @@ class FeatureFolder:
         image = batch.scenes[0].original
         path = self.folder / f"{image_key(image)}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                features = file["features"]
+            features = read_array(path, "features")
+            if features.ndim != 3 or features.dtype.kind not in "fiu" or not np.isfinite(features).all():
+                raise ValueError(f"`features` are {features.dtype} of the shape {features.shape}, or hold NaN or infinity")
         except DAMAGES as error:
             raise OvssError(
                 f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read: "
                 f"{error}. Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."
             ) from error
-        return torch.from_numpy(features).float()[None].to(batch.pixels.device)
+        return torch.from_numpy(features.astype(np.float32))[None].to(batch.pixels.device)
 
 
 def _checksums(file: Path) -> list[int]:
@@ -149,10 +151,12 @@ def load_vision(
     given = {"heads": heads, "layer_norm_eps": layer_norm_eps, "position": position}
     settings = settings | {key: value for key, value in given.items() if value is not None}
     try:
-        model, state = _build(state_dict, settings)
-    except (OvssError, RuntimeError, KeyError) as error:
-        reason = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)[:600]
-        raise OvssError(f"the weights of vision encoder '{label}' do not fit: {reason}") from error
+        with boundary("they cannot be put together"):
+            _check(settings)
+            model, state = _build(state_dict, settings)
+            _rehearse(model, feature)
+    except OvssError as error:
+        raise OvssError(f"the weights of vision encoder '{label}' do not fit: {error}") from error
     names = {"architecture": "architecture", "patch": "patch_size", "width": "width", "depth": "depth", "heads": "heads"}
     found = {key: getattr(model, attribute) for key, attribute in names.items()}
     differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
@@ -167,6 +171,23 @@ def load_vision(
     described = model.settings | {"architecture": model.architecture, "feature": feature, "precision": precision}
     own = digest(state_digest(state), json.dumps(described, sort_keys=True))
     return VisionEncoder(model, label, feature, precision, device, own)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Those that may come from a file's metadata."""
+    heads, eps = settings.get("heads"), settings.get("layer_norm_eps")
+    if heads is not None and not (type(heads) is int and heads > 0):
+        raise OvssError(f"heads={heads!r}: expected a whole number above 0.")
+    if eps is not None and not (isinstance(eps, float) and 0 < eps < 1):
+        raise OvssError(f"layer_norm_eps={eps!r}: expected a number between 0 and 1.")
+
+
+def _rehearse(model: nn.Module, feature: str) -> None:
+    """A pass without data over an input of some patches, which takes no time: whether all shapes fit together."""
+    outline = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    pixels = torch.empty(1, 3, 2 * model.patch_size, 3 * model.patch_size, device="meta")
+    with torch.inference_mode():
+        torch.func.functional_call(model, outline, (pixels, "tokens" if not isinstance(model, PlainViT) else feature))
 
 
 def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:

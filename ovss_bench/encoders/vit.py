@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OvssError
+from .checkpoints import as_float32
 from .position import resample_position
 
 # What a name becomes, rule after rule; in the comments, who calls it so.
@@ -59,7 +60,7 @@ def plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             for pattern, replacement in RENAMED:
                 name = re.sub(pattern, replacement, name)
             if not UNUSED.fullmatch(name):
-                state[name] = tensor.float()
+                state[name] = as_float32(name, tensor)
     for i in range(_depth(state)):
         _join(state, f"blocks.{i}.")
     position = state.get("pos_embed")
@@ -75,7 +76,10 @@ def plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _depth(state: dict[str, Tensor]) -> int:
-    return 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    if blocks != set(range(len(blocks))):
+        raise OvssError(f"they hold {len(blocks)} blocks, but these are not those from 0 to {len(blocks) - 1}.")
+    return len(blocks)
 
 
 def _join(state: dict[str, Tensor], block: str) -> None:
@@ -143,6 +147,10 @@ class PlainViT(nn.Module):
         quarter = self.width // self.heads // 4
         # DINOv3's files hold these rounded to bfloat16; where they are missing, by their formula.
         self.periods = state.get("periods", 100 ** (torch.arange(quarter) / quarter))
+        shapes = {"cls_token": (1, 1, self.width), "periods": (quarter,)}
+        for name, shape in shapes.items():
+            if name in state and state[name].shape != shape:
+                raise OvssError(f"{name} is of the shape {tuple(state[name].shape)} instead of {shape}.")
         self.load_state_dict({name: t for name, t in state.items() if name != "periods"}, strict=True, assign=True)
         self.settings = {"heads": self.heads, "layer_norm_eps": eps, "position": self.position, "square": square}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -12,7 +13,16 @@ import numpy as np
 import torch
 
 from ..datasets.base import Sample, SegDataset
-from ..encoders.regions import INDEX, SUFFIXES, load_regions, read_index, read_regions, write_index, write_regions
+from ..encoders.regions import (
+    INDEX,
+    SUFFIXES,
+    content_digest,
+    load_regions,
+    read_index,
+    read_regions,
+    write_index,
+    write_regions,
+)
 from ..encoders.sources import image_key
 from ..errors import OvssError
 from ..files import digest
@@ -52,7 +62,7 @@ def precompute_regions(
                     "out=DIR; or, if its files are region maps that shall be used, make their index: python tools/regions.py "
                     f"index {folder} dataset={dataset.name}"
                 )
-            index = own | {"command": " ".join(["python tools/regions.py", *options]), "images": {}}
+            index = own | {"command": " ".join(["python tools/regions.py", *options]), "images": {}, "contents": {}}
         elif index["digest"] != source.digest:
             raise OvssError(
                 f"folder {folder} holds other regions ({_difference(index, own)}). Choose another folder with out=DIR."
@@ -64,7 +74,11 @@ def precompute_regions(
             image = dataset.image(sample)
             key, file = image_key(image), f"{sample.id}.npz"
             if key in images and (folder / images[key]).is_file():
-                return None
+                try:
+                    read_regions(folder / images[key], image.shape[:2], index["contents"].get(images[key]))
+                    return None
+                except OvssError:
+                    warnings.warn(f"region map {folder / images[key]} is damaged; it is made again.", stacklevel=1)
             if owners.get(file, key) != key and (folder / file).is_file():
                 raise OvssError(
                     f"{folder / file} belongs to another image of that name, of another data set or from before this one was "
@@ -74,6 +88,7 @@ def precompute_regions(
 
         def store(key: str, file: str, regions: np.ndarray) -> None:
             write_regions(folder / file, regions)
+            index["contents"][file] = content_digest(regions)
             images.pop(owners.get(file, ""), None)
             images[key] = file
 
@@ -111,7 +126,7 @@ def index_regions(
         return image_key(image), file, read_regions(folder / file, image.shape[:2])
 
     def store(key: str, file: str, regions: np.ndarray) -> None:
-        images[key], contents[file] = file, digest(repr(regions.shape), regions.tobytes())
+        images[key], contents[file] = file, content_digest(regions)
 
     with locked(folder, "out"):
         title = f"index of {folder} for {dataset.name}"
@@ -128,7 +143,7 @@ def index_regions(
                 "stand_in": False,
                 "command": f"python tools/regions.py index {folder} dataset={dataset.name}, once its file is there",
             }
-        write_index(folder, index | {"images": images})
+        write_index(folder, index | {"images": images, "contents": contents})
     _complain(failed, f"are not in the index; {len(images)} are")
 
 

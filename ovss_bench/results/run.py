@@ -184,10 +184,14 @@ def _run_pass(
         if done:
             progress.say(f"{title}: going on, {len(done)} of {len(own)} images are done")
         mine = split_evenly(left, world.size, jobs[0])[world.rank]
+        stages = Stages(jobs[0].segmentor.clip.device, runtime.profile and world.rank == 0)
+        for first in (True, False):  # rank 0 encodes the texts, the others then find them in the cache
+            with world.together(), stages("text"):
+                for job in jobs if left and (world.rank == 0) == first else ():
+                    job.segmentor.encode_text(progress)
         task = progress.start(title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
         if runtime.compile:
             jobs[0].segmentor.clip.compile()
-        stages = Stages(jobs[0].segmentor.clip.device, runtime.profile and world.rank == 0)
         with world.together():
             for image, outcome in counted(jobs, datasets, mine, runtime, stages):
                 if isinstance(outcome, OvssError):

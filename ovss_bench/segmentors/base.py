@@ -20,6 +20,7 @@ from ..encoders.sources import FeatureCache
 from ..errors import OvssError
 from ..image import STATISTICS
 from ..inference.scores import class_scores, decide
+from ..progress import Progress
 from ..recipe import Recipe, of_class
 from ..vocabulary import Vocabulary
 
@@ -129,8 +130,15 @@ class Segmentor:
     def text(self) -> Tensor:
         """Unit text features (Q, E) float32."""
         if not hasattr(self, "_text"):
-            self._text = self.vocabulary.features(self.clip)
+            self.encode_text()
         return self._text
+
+    def encode_text(self, progress: Progress | None = None) -> None:
+        """Makes `text`, and what else is made of the texts, which `progress` shows: before the first image, as it takes its
+        time."""
+        self._text = self.vocabulary.features(self.clip, progress)
+        if self.sources.get("bank") is not None:
+            self.sources["bank"].encode_text(self.vocabulary, progress)
 
     @property
     def needs(self) -> Set[int]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 import ovss_bench as ob
 from end_to_end.tools import ROOT, command, evaluate, evaluate_here, results, run
 from miniatures.voc import write_voc
+from ovss_bench.cache import read_entry
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
 from ovss_bench.evaluation.per_image import per_image
@@ -70,13 +72,13 @@ def test_sources_are_chosen_on_the_command_line_and_kept_on_request(tmp_path, mo
     (result,) = results(tmp_path / "results").values()
     assert result["sources"]["regions"]["name"] == "slic"
     assert result["overridden"]["regions"] == "slic"
-    kept = sorted(tmp_path.glob("kept/*/*.npz"))
+    kept = sorted(tmp_path.glob("kept/*/*.safetensors"))
     assert len(kept) == 2
-    with np.load(kept[0]) as file:
+    with np.load(BytesIO(read_entry(kept[0])["npz"].numpy())) as file:
         assert file["array"].max() > 10
     before = [path.stat().st_mtime_ns for path in kept]
     evaluate_here(*arguments, "rerun=true")
-    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("kept/*/*.npz"))] == before
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("kept/*/*.safetensors"))] == before
     again = results(tmp_path / "results")["corrclip/demo"]
     assert again["metrics"] == result["metrics"]
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ovss_bench as ob
+from ovss_bench.encoders.clip import TEXT_TOKENS
 from parity.seeded import clip_state_dict
 
 SIZES = {"width": 64, "layers": 3, "resolution": 64, "embed_dim": 32, "vocab_size": 49408}
@@ -281,3 +282,111 @@ def test_lower_precision_stays_close(precision, weights, images):
     heads = [clip.head(clip.block(-1, (4, 4))(clip.trunk(images).tokens)) for clip in (exact, low)]
     assert heads[1].dtype == torch.float32
     assert (heads[0] - heads[1]).abs().max() < 0.05
+
+
+def texts_of(clip, monkeypatch, prompts):
+    """What `encode_text` gives, what open_clip gives for the prompts one by one and whole, and the shapes of the passes."""
+    shapes, tower = [], clip.text_tower.transformer
+    with torch.no_grad():
+        expected = torch.cat([clip.model.encode_text(clip.tokenizer([prompt]), normalize=True) for prompt in prompts])
+    tower.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape[:2])))
+    monkeypatch.setitem(TEXT_TOKENS, "cpu", 64)
+    counted = []
+    found = clip.encode_text(prompts, counted.append)
+    assert sum(counted) == len(prompts)
+    return found, expected, shapes
+
+
+PROMPTS = ["a photo of a cat.", "a photo of a very long name of some thing.", "a photo of a dog.", "x " * 90]
+PROMPTS += ["a photo of a cat.", "a photo of a Cat."]
+
+
+def test_texts_are_cut_after_their_last_token_and_encoded_once(weights, monkeypatch):
+    found, expected, shapes = texts_of(ob.load_clip(state_dict=weights), monkeypatch, PROMPTS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    # "Cat" is the same tokens as "cat"; a pass has at most 64 tokens, or one text.
+    assert shapes == [(1, 77), (3, 13)]
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ({}, True),
+        ({"pool_type": "eos", "eos_id": 49407}, True),
+        ({"no_causal_mask": True, "pool_type": "last"}, False),  # SigLIP
+        ({"no_causal_mask": True}, False),  # MobileCLIP
+        ({"pool_type": "last"}, False),
+        ({"embed_cls": True}, False),  # CoCa
+        ({"proj_type": "none", "width": 32, "heads": 1}, True),
+        ({"proj_bias": True}, True),
+    ],
+    ids=str,
+)
+def test_text_towers_that_see_what_lies_behind_are_not_cut(text, cut, monkeypatch, tmp_path):
+    name = f"tiny-text-{abs(hash(str(text)))}"
+    model = register(tmp_path, name, custom_text=True, text_cfg=ARCHITECTURE["text_cfg"] | text)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    clip = ob.load_clip(name, pretrained=tmp_path / "weights.pt")
+    found, expected, shapes = texts_of(clip, monkeypatch, PROMPTS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    assert (min(length for _, length in shapes) < 20) == cut
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"architecture": [1, 2]}, r"architecture in the metadata is \[1, 2\]"),
+        ({"architecture": 7}, "architecture in the metadata is 7"),
+        ({"architecture": ARCHITECTURE | {"text_cfg": 3}}, "text_cfg in the metadata is 3"),
+        ({"architecture": ARCHITECTURE | {"text_cfg": {"hf_model_name": "some/model"}}}, "text_cfg hf_model_name"),
+        ({"architecture": ARCHITECTURE | {"vision_cfg": {"timm_model_name": "vit"}}}, "vision_cfg timm_model_name"),
+        ({"architecture": ARCHITECTURE | {"embed_dim": "${x}"}}, "embed_dim in the metadata"),
+        ({"architecture": ARCHITECTURE | {"embed_dim": 0}}, "do not fit"),
+        ({"architecture": ARCHITECTURE | {"embed_dim": True, "quick_gelu": 3}}, "do not fit"),
+        ({"architecture": ARCHITECTURE | {"vision_cfg": ARCHITECTURE["vision_cfg"] | {"layers": 10**9}}}, "do not fit"),
+        ({"architecture": ARCHITECTURE | {"text_cfg": ARCHITECTURE["text_cfg"] | {"vocab_size": 999_999}}}, "do not fit"),
+        ({"architecture": {"embed_dim": 32}}, "vision_cfg in the metadata is None"),
+        ({"architecture": "no such thing"}, "unknown open_clip architecture"),
+        ({"architecture": ARCHITECTURE, "activation": ["gelu"]}, "unknown activation in the metadata"),
+    ],
+    ids=str,
+)
+def test_bad_metadata_are_refused(metadata, message, weights, tmp_path):
+    save_file(weights, tmp_path / "w.safetensors", {key: json.dumps(value) for key, value in metadata.items()})
+    with pytest.raises(ob.OvssError, match=message):
+        ob.load_clip(tmp_path / "w.safetensors")
+
+
+def test_a_tensor_larger_than_its_bytes_is_refused(weights, tmp_path):
+    torch.save(weights | {"token_embedding.weight": torch.zeros(1).expand(10**9, 10**3)}, tmp_path / "w.pt")
+    with pytest.raises(ob.OvssError, match=r"'token_embedding.weight' is no plain tensor"):
+        ob.load_clip(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "visual.proj",
+            lambda tensor: tensor.to(torch.int8),
+            "torch.int8, not of floating point; were these",
+        ),
+        ("visual.proj", lambda tensor: tensor[0], "do not fit its architecture"),
+        ("visual.conv1.weight", lambda tensor: tensor.flatten(), "do not fit its architecture"),
+        ("token_embedding.weight", lambda tensor: torch.empty(10**9, 0), "do not fit its architecture"),
+        ("token_embedding.weight", lambda tensor: tensor[:100], "knows 100 tokens, CLIP's tokenizer has 49408"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(name, change, message, weights):
+    with pytest.raises(ob.OvssError, match=message):
+        ob.load_clip(state_dict=weights | {name: change(weights[name])})
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"<!DOCTYPE html><html></html>", b"PK\3\4", b"PK\5\6" + bytes(18), bytes(300)]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
+def test_what_is_no_weights_file_is_refused(content, suffix, tmp_path):
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    with pytest.raises(ob.OvssError, match=r"cannot be read safely: .*Expected safetensors"):
+        ob.load_clip(tmp_path / f"w{suffix}")

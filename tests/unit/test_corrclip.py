@@ -234,3 +234,27 @@ def test_features_of_the_whole_image_are_seen_once(tiny_clip, tiny_vocabulary):
     segmentor = build("corrclip_v2", tiny_clip, tiny_vocabulary, vfm=whole, **options)
     ob.segment(segmentor, rgb_image(10, 90, 130))
     assert shapes == [(1, 3, 90, 130)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keys": torch.ones(3)},
+        {"values": torch.ones(2, 4, 1)},
+        {"keys": torch.ones(2, 3, dtype=torch.int8)},
+        {"values": torch.full((2, 4), torch.nan)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_banks_of_other_tensors_are_refused(change, tmp_path):
+    torch.save({"keys": torch.ones(2, 3), "values": torch.ones(2, 4)} | change, tmp_path / "bank.pt")
+    with pytest.raises(ob.OvssError, match=f"the {next(iter(change))} of a region bank are .*expected finite numbers"):
+        load_bank(tmp_path / "bank.pt")
+
+
+def test_banks_of_other_encoders_are_refused(tiny_vocabulary):
+    bank = ob.RegionBank(torch.ones(2, 3), torch.ones(2, 4))
+    with pytest.raises(ob.OvssError, match=r"keys of the region bank have 3 channels.*5"):
+        bank.search(torch.ones(1, 5), 1)
+    with pytest.raises(ob.OvssError, match=r"values of the region bank have 4 channels.*6"):
+        bank.cosines(torch.zeros(1, 1, dtype=torch.long), torch.ones(2, 6), tiny_vocabulary)

@@ -1,5 +1,6 @@
 """Diffusion attention against a plain computation on tiny models in the layout of diffusers, and the demo's stand-in."""
 
+import json
 import shutil
 
 import diffusers
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import ovss_bench as ob
@@ -237,6 +239,31 @@ def test_wrong_settings_are_errors(tiny, tmp_path):
     shutil.rmtree(broken / "vae")
     with pytest.raises(ob.OvssError, match="no complete diffusion model"):
         load_diffusion(broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", lambda config: config | {"cross_attention_dim": 24}, "no complete diffusion model"),
+        ("text_encoder/config.json", lambda config: config | {"hidden_size": [3]}, "no complete diffusion model"),
+        ("scheduler/scheduler_config.json", lambda config: config | {"_class_name": "DiffusionPipeline"}, "is no scheduler"),
+        ("vae/config.json", lambda config: config | {"scaling_factor": [1]}, "cannot be used"),
+        ("unet/config.json", lambda config: config | {"sample_size": [3, 4]}, "cannot be used"),
+        ("unet/diffusion_pytorch_model.safetensors", None, r"1 tensors of unet are missing.*\(conv_in.bias"),
+        ("text_encoder/model.safetensors", None, "1 tensors of text_encoder are missing"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(file, change, message, tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    path = folder / file
+    if change:
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    else:  # both libraries would make up what is missing
+        state = load_file(path)
+        del state[next(name for name in sorted(state) if name.endswith("bias"))]
+        save_file(state, path, {"format": "pt"})
+    with pytest.raises(ob.OvssError, match=message):
+        load_diffusion(folder)
 
 
 def test_missing_weights_name_repository_and_folder(tiny, tmp_path, monkeypatch):

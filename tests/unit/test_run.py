@@ -159,7 +159,7 @@ def test_a_damaged_file_of_the_feature_cache_is_made_again(tmp_path):
     cache, image = FeatureCache(tmp_path), np.zeros((4, 5, 3), np.uint8)
     assert cache("maker", image, lambda: np.arange(3)).tolist() == [0, 1, 2]
     assert cache("maker", image, lambda: np.arange(9)).tolist() == [0, 1, 2]
-    (path,) = tmp_path.rglob("*.npz")
+    (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.warns(UserWarning, match="is damaged"):
         assert cache("maker", image, lambda: np.arange(4)).tolist() == [0, 1, 2, 3]

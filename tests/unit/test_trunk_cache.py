@@ -111,7 +111,7 @@ def test_where_nothing_can_be_written_the_run_goes_on(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ovss_bench.encoders.trunk_cache.save_file", full)
+    monkeypatch.setattr("ovss_bench.cache.save_file", full)
     cache = TrunkCache(tmp_path, 1e6)
     with pytest.warns(UserWarning, match="keeps nothing more.*No space left"):
         cache.put("maker", IMAGES[0], {11: TOKENS})

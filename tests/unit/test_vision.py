@@ -1,6 +1,7 @@
 """Vision encoders against timm's and transformers' own forward passes, every published format, position rules, bad weights."""
 
 import argparse
+import json
 
 import pytest
 import timm
@@ -511,6 +512,12 @@ def test_the_published_widths_have_heads_of_64_channels():
         {"pos_embed": torch.zeros(1, 13, 32)},
         {"blocks.2.norm1.weight": torch.zeros(16)},
         {"something.else": torch.zeros(3)},
+        {"blocks.999999999.norm1.weight": torch.zeros(32)},
+        {"cls_token": torch.zeros(2, 1, 32)},
+        {"cls_token": torch.zeros(32)},
+        {"register_tokens": torch.zeros(2, 3, 32)},
+        {"norm.weight": torch.zeros(32, dtype=torch.int8)},
+        {"patch_embed.proj.weight": torch.zeros(32)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -518,6 +525,16 @@ def test_tensors_that_do_not_fit_are_refused(change, weights):
     state = {name: tensor for name, tensor in (weights | change).items() if tensor is not None}
     with pytest.raises(ob.OvssError, match=r"weights of vision encoder 'state_dict' do not fit"):
         loaded(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("heads", [2]), ("heads", 0), ("heads", "2"), ("heads", True), ("layer_norm_eps", 3), ("layer_norm_eps", {})],
+)
+def test_bad_metadata_are_refused(key, value, weights, tmp_path):
+    save_file(weights, tmp_path / "w.safetensors", {name: json.dumps(v) for name, v in ({"heads": 2} | {key: value}).items()})
+    with pytest.raises(ob.OvssError, match=f"do not fit: {key}="):
+        load_vision(tmp_path / "w.safetensors")
 
 
 def test_another_models_weights_under_an_entrys_name_are_refused(weights, monkeypatch, tmp_path):

@@ -1,11 +1,15 @@
 """Names files, templates, grouping, the background, and text features with their cache."""
 
+import warnings
+
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
+from ovss_bench.datasets.demo import DemoDataset
+from ovss_bench.results.run import fingerprint, make_job, run_jobs
 from ovss_bench.vocabulary import TEMPLATES, read_names
 from parity.seeded import clip_state_dict, query_features
 
@@ -200,3 +204,91 @@ def test_a_vocabulary_of_another_size_is_refused_by_a_data_set(tiny_clip, tiny_v
         demo.vocabulary(str(names_file(tmp_path, "cat\ndog\n")), "photo")
     with pytest.raises(ob.OvssError, match=r"names variant.*demmo.*demo"):
         demo.vocabulary("demmo", "photo")
+
+
+def test_templates_come_from_a_file(tiny_clip, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes("\ufeff# for aerial photographs\na photo of a {}.\n\n  {} seen from {above}  \r\n".encode())
+    vocabulary = ob.Vocabulary.from_names(["cat", "big {dog}"], templates=str(path))
+    assert (vocabulary.templates, vocabulary.prompts) == (str(path), ("a photo of a {}.", "{} seen from {above}"))
+    expected = tiny_clip.encode_text(["a photo of a big {dog}.", "big {dog} seen from {above}"]).mean(0)
+    torch.testing.assert_close(vocabulary.features(tiny_clip)[1], F.normalize(expected, dim=-1), rtol=0, atol=1e-6)
+
+
+def test_the_content_of_a_templates_file_counts_not_its_name(tmp_path):
+    digests = []
+    for name, text in (("a.txt", "a {}\n"), ("b.txt", "a {}"), ("a.txt", "the {}\n")):
+        (tmp_path / name).write_text(text)
+        digests.append(ob.Vocabulary.from_names(["cat"], templates=tmp_path / name).digest)
+    assert digests[0] == digests[1] != digests[2]
+    (tmp_path / "photo.txt").write_text("a photo of a {}.")
+    named = [ob.Vocabulary.from_names(["cat"], templates=name).digest for name in ("photo", tmp_path / "photo.txt")]
+    assert named[0] == named[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a {}\na photo\n", r"line 2: 'a photo' has 0 times {}"),
+        ("{} and {}", "line 1.* has 2 times {}"),
+        ("a {0}", "line 1"),
+        ("# only a comment\n\n", "is empty"),
+        (b"\xff\xfe\x80", "cannot be read"),
+    ],
+)
+def test_bad_templates_files_are_refused(text, message, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ob.OvssError, match=rf"templates file {path}.*{message}"):
+        ob.Vocabulary.from_names(["cat"], templates=path)
+
+
+def test_a_templates_file_that_is_not_there(tmp_path):
+    with pytest.raises(ob.OvssError, match=r"nothing.txt does not exist.*template per line.*imagenet80"):
+        ob.Vocabulary.from_names(["cat"], templates=str(tmp_path / "nothing.txt"))
+
+
+def test_a_recipe_takes_a_templates_file(tmp_path):
+    prints = []
+    for text in ("a {}", "the {}"):
+        (tmp_path / "mine.txt").write_text(text)
+        overrides = {"templates": str(tmp_path / "mine.txt"), "window": 48, "stride": 48}
+        job = make_job("clip", ob.load_clip("demo"), ob.load_dataset("demo"), overrides=overrides)
+        assert job.segmentor.vocabulary.prompts == (text,)
+        prints.append(fingerprint(job, job.dataset.select(1)))
+    assert prints[0] != prints[1]
+
+
+def test_a_names_file_with_semicolons_is_warned_of(tmp_path):
+    path = names_file(tmp_path, "sky\ncat; dog\nsand, sea; lake\n")
+    with pytest.warns(UserWarning, match=r"names.txt, line 2 and 1 others: the ';' is taken as part of a name") as notes:
+        assert read_names(path)[0] == [["sky"], ["cat; dog"], ["sand", "sea; lake"]]
+    assert len(notes) == 1
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            read_names(path)
+        read_names(names_file(tmp_path, "sky\ncat\n"))
+    assert len(notes) == 1
+
+
+def test_a_text_is_encoded_before_the_images_and_shown(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("OVSS_CACHE", str(tmp_path))
+    overrides = {"templates": "notebook7", "window": 48, "stride": 48, "resize": "none"}
+    jobs = [
+        make_job(name, ob.load_clip("demo"), DemoDataset("demo", {"seed": 1, "scenes": 1}), overrides=overrides)
+        for name in ("clip", "sclip")
+    ]
+    queries = len(set(jobs[0].segmentor.vocabulary.queries))
+    results = run_jobs(jobs)
+    lines = capfd.readouterr().err.splitlines()
+    title = f"texts of demo, {queries} names x 7 templates: {7 * queries} prompts"
+    starts = [i for i, line in enumerate(lines) if line.startswith("texts of demo")]
+    assert lines[starts[0]] == title
+    assert lines[starts[-1]].startswith(f"{title} in ")
+    assert starts[-1] < next(i for i, line in enumerate(lines) if line == "clip, sclip on demo: 1 images")
+    timing = results[0].data["timing"]
+    assert next(iter(timing["stages"])) == "text"
+    assert timing["images_per_second"] == round(1 / (timing["seconds"] - timing["stages"]["text"]), 2)
+    run_jobs(jobs)
+    assert "texts of" not in capfd.readouterr().err
