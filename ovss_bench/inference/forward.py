@@ -62,6 +62,8 @@ class Forward:
             number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
             for number in self.chosen
         }
+        for number, same in self.as_number.items():
+            segmentors[number].observed = segmentors[same].observed
         self.needs = frozenset().union(*(segmentors[number].needs for number in self.chosen))
         self.kept = self.needs | {self.clip.depth - 1}  # the blocks of which the trunk cache has the inputs
         self.trunk_cache = trunk_cache if self.chosen else None
@@ -165,6 +167,7 @@ class Forward:
             sizes=torch.tensor([i.image.scenes[0].resized.shape[:2] for i in items] + [pixels.shape[2:]] * padding),
             images=torch.tensor([images.index(item.image) for item in items] + [0] * padding),
             trunk=trunk,
+            padding=padding,
         )
         logits = {}
         with self.stages("last block"):

@@ -5,6 +5,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -51,7 +52,8 @@ class Scene:
 @dataclass
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`. All but pixels optional.
+    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`; `padding`, how many windows
+    of zeros at the end only fill the batch. All but pixels optional.
 
     `trunk` is filled by the first segmentor that asks, and shared by those with the same needs.
     """
@@ -62,6 +64,7 @@ class WindowBatch:
     images: Tensor | None = None
     scenes: list[Scene] | None = None
     trunk: Trunk | None = None
+    padding: int = 0
     shared: dict[Callable, Tensor] = field(default_factory=dict)
 
     def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
@@ -76,17 +79,19 @@ class Segmentor:
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
     segmentor they hold the loaded thing itself, which comes in `sources`. Those in `requires` must be there, those in
-    `positive` above 0.
+    `positive` above 0; those in `in_fp32` are loaded in fp32, as in the official code, whatever precision CLIP has.
     """
 
     requires = ()
     positive = ()
+    in_fp32 = ()
 
     def __init__(
         self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None
     ) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
         self.vocabulary, self.recipe, self.sources = vocabulary, recipe, dict(sources or {})
+        self.observed: Counter[str] = Counter()  # what a method counts on its way, by name; results state it
         for name in ("threshold", "area_threshold"):
             if getattr(recipe, name) > 0 and vocabulary.background is None:
                 origin = recipe.origins.get(name, "the caller")

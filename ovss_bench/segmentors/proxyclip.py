@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from ..registry import SEGMENTORS
-from .attention import cosine_matrix, proxy_attention, value_map
+from .attention import cosine_matrix, empty_rows, proxy_attention, value_map
 from .base import Segmentor, WindowBatch
+
+# A cosine so high that it decides wherever it has a part, as NaN does: in other windows, and in pixels between two patches.
+CERTAIN = 1e6
 
 
 @SEGMENTORS.register_module(name="proxyclip")
@@ -20,6 +23,10 @@ class ProxyCLIP(Segmentor):
     `vfm`: the encoder, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: what is taken from a named one (section
     3.2). `beta` and `gamma`: shift and scale of the adaptive normalisation (eq. 6). Ablations: `masking` of negative entries
     (eq. 7); `normalisation=False` takes the cosines as they are.
+
+    `empty_rows`: where the mean cosine of a window exceeds 1 / beta, the masking leaves nothing, and the official softmax is NaN.
+    `official`: as there, such a window becomes class 0 with all pixels that it shares with other windows. `diagonal`: its patches
+    attend to themselves. How many windows there were, and how many of this kind, is counted in either case.
     """
 
     requires = ("vfm",)
@@ -30,6 +37,7 @@ class ProxyCLIP(Segmentor):
     gamma: float = 3.0
     normalisation: bool = True
     masking: bool = True
+    empty_rows: Literal["official", "diagonal"] = "official"
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
@@ -37,10 +45,23 @@ class ProxyCLIP(Segmentor):
         block, grid = self.clip.block(-1, trunk.grid), features.shape[2:]
         values = value_map(block, trunk.tokens, grid)
         # Window by window: the mean is the window's own, and attention maps of a fine grid are large.
-        mixed = torch.stack([self.attention(f.flatten(1).T).to(v.dtype) @ v for f, v in zip(features, values, strict=True)])
-        return self.compare(self.clip.project(block.project(mixed[:, None])), grid)
+        mixed, empty = [], []
+        for window, v in zip(features, values, strict=True):
+            attention, without = self.attention(window.flatten(1).T)
+            mixed.append(attention.to(v.dtype) @ v)
+            empty.append(without)
+        cosines = self.compare(self.clip.project(block.project(torch.stack(mixed)[:, None])), grid)
+        empty = torch.stack(empty).unflatten(1, grid)
+        real = empty[: len(empty) - batch.padding]
+        self.observed.update(windows=len(real), empty_windows=real.flatten(1).any(1).sum())
+        if self.empty_rows == "official":
+            first = self.vocabulary.by_class[1][0]
+            cosines[:, first] = cosines[:, first].masked_fill(empty, CERTAIN)
+        return cosines
 
-    def attention(self, features: Tensor) -> Tensor:
-        """Features (N, C) of one window -> who attends to whom (N, N), the same in all heads."""
+    def attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C) of one window -> who attends to whom (N, N), the same in all heads, and whose row is empty (N,)."""
         beta, gamma = (self.beta, self.gamma) if self.normalisation else (0.0, 1.0)
-        return proxy_attention(cosine_matrix(features), beta, gamma, self.masking)
+        similarity = cosine_matrix(features)
+        empty = empty_rows(similarity, beta) & self.masking
+        return proxy_attention(similarity, beta, gamma, self.masking), empty
