@@ -62,8 +62,6 @@ class Forward:
             number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
             for number in self.chosen
         }
-        for number, same in self.as_number.items():
-            segmentors[number].observed = segmentors[same].observed
         self.needs = frozenset().union(*(segmentors[number].needs for number in self.chosen))
         self.kept = self.needs | {self.clip.depth - 1}  # the blocks of which the trunk cache has the inputs
         self.trunk_cache = trunk_cache if self.chosen else None

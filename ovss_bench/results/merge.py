@@ -126,11 +126,12 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     timing["stages"] = {stage: round(seconds, 3) for stage, seconds in stages.items()}
     if any("peak_gpu_memory_mib" in timing for timing in timings):
         timing["peak_gpu_memory_mib"] = max(timing.get("peak_gpu_memory_mib", 0) for timing in timings)
-    return dict(heads[0]) | added_up([head.get("observed", {}) for head in heads]) | {
+    joined = {
         "timing": timing,
         "peak_memory_mib": max(head["peak_memory_mib"] for head in heads),
         "provenance": heads[0]["provenance"] | {"world_size": sum(head["provenance"]["world_size"] for head in heads)},
     }
+    return dict(heads[0]) | joined | added_up([head.get("observed", {}) for head in heads])
 
 
 def added_up(parts: Sequence[Mapping[str, int]]) -> dict[str, dict[str, int]]:

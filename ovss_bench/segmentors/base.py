@@ -52,8 +52,8 @@ class Scene:
 @dataclass
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`; `padding`, how many windows
-    of zeros at the end only fill the batch. All but pixels optional.
+    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`; `padding`: how many
+    windows at the end are zeros that fill the batch. All but pixels optional.
 
     `trunk` is filled by the first segmentor that asks, and shared by those with the same needs.
     """
@@ -177,6 +177,16 @@ class Segmentor:
                 outside.append((index != inside).to(window.device))
                 window = window.index_select(axis, inside.to(window.device))
             yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
+
+    def places(self, batch: WindowBatch) -> Iterator[tuple[Scene, tuple[slice, slice]]]:
+        """Of every window but the padding its scene, and the rows and columns of the resized image that it shows; nothing for
+        windows without a scene."""
+        height, width = batch.pixels.shape[2:]
+        real = len(batch.pixels) - batch.padding if batch.scenes else 0
+        for number in range(real):
+            top, left = batch.origins[number].tolist()
+            rows, columns = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
+            yield batch.scenes[batch.images[number]], (rows, columns)
 
     @property
     def refines(self) -> bool:

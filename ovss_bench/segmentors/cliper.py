@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import OvssError
 from ..inference.patchwise import join_windows
 from ..registry import SEGMENTORS
-from .attention import cosine_matrix, proxy_attention
+from .attention import cosine_matrix, proxy_attention, symmetric, to_sum_one
 from .base import Scene, Segmentor, WindowBatch
 from .features import image_features
 
@@ -180,17 +180,6 @@ class CLIPer(Segmentor):
         least = (1 - best).square() if self.bkg_thre == 0 else 0
         classes = torch.tensor([self.vocabulary.group[q] for q in self.foreground_queries]).to(query)
         return torch.where(best > least, classes[query], labels)
-
-
-def to_sum_one(maps: Tensor, dim: int) -> Tensor:
-    """Divides by the sums over one side; what is all zero stays so."""
-    return maps / maps.sum(dim, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-
-
-def symmetric(attention: Tensor) -> Tensor:
-    """Balanced maps (..., L, L) -> symmetric, what is below the mean of its column cut, rows of sum 1."""
-    attention = (attention + attention.transpose(-2, -1)) / 2
-    return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)
 
 
 def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:

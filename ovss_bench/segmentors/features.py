@@ -10,8 +10,9 @@ from .base import Scene, Segmentor, WindowBatch
 
 
 def image_features(segmentor: Segmentor, scene: Scene, whole: Callable[[float], int]) -> Tensor:
-    """Features (1, C, h, w) of the segmentor's `vfm` for the image at its original size, each side resized (bilinear) to a whole
-    number of the encoder's patches: `whole` rounds it, and there is one at least. Kept in the run's cache if it has one."""
+    """Features (1, C, h, w) of the segmentor's `vfm` for the image at its original size, each side resized (bilinear) to a
+    whole number of the encoder's patches: `whole` rounds it, and there is one at least. Kept in the run's cache if it has one.
+    """
     pixels = segmentor.tensor(normalize(scene.original, "clip_exact"))[None]
     patch = getattr(segmentor.vfm, "patch_size", 1)
     size = [max(whole(side / patch), 1) * patch for side in pixels.shape[2:]]

@@ -6,14 +6,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import SEGMENTORS
 from .attention import cosine_matrix, empty_rows, proxy_attention, value_map
-from .base import Segmentor, WindowBatch
-
-# A cosine so high that it decides wherever it has a part, as NaN does: in other windows, and in pixels between two patches.
-CERTAIN = 1e6
+from .base import Scene, Segmentor, WindowBatch
 
 
 @SEGMENTORS.register_module(name="proxyclip")
@@ -24,9 +22,9 @@ class ProxyCLIP(Segmentor):
     3.2). `beta` and `gamma`: shift and scale of the adaptive normalisation (eq. 6). Ablations: `masking` of negative entries
     (eq. 7); `normalisation=False` takes the cosines as they are.
 
-    `empty_rows`: where the mean cosine of a window exceeds 1 / beta, the masking leaves nothing, and the official softmax is NaN.
-    `official`: as there, such a window becomes class 0 with all pixels that it shares with other windows. `diagonal`: its patches
-    attend to themselves. How many windows there were, and how many of this kind, is counted in either case.
+    `empty_rows`: where the mean cosine of a window exceeds 1 / beta, the masking leaves nothing, and the official softmax is
+    NaN. `official`: as there, every pixel that such a window has a part in becomes class 0. `diagonal`: its patches attend to
+    themselves. How many windows there were, and how many of this kind, is counted in either case.
     """
 
     requires = ("vfm",)
@@ -50,14 +48,25 @@ class ProxyCLIP(Segmentor):
             attention, without = self.attention(window.flatten(1).T)
             mixed.append(attention.to(v.dtype) @ v)
             empty.append(without)
-        cosines = self.compare(self.clip.project(block.project(torch.stack(mixed)[:, None])), grid)
-        empty = torch.stack(empty).unflatten(1, grid)
-        real = empty[: len(empty) - batch.padding]
-        self.observed.update(windows=len(real), empty_windows=real.flatten(1).any(1).sum())
-        if self.empty_rows == "official":
-            first = self.vocabulary.by_class[1][0]
-            cosines[:, first] = cosines[:, first].masked_fill(empty, CERTAIN)
-        return cosines
+        self.note(torch.stack(empty).any(1), batch)
+        return self.compare(self.clip.project(block.project(torch.stack(mixed)[:, None])), grid)
+
+    def note(self, empty: Tensor, batch: WindowBatch) -> None:
+        """Counts the windows, `empty` (B,) or not, and keeps with the images where they are."""
+        real = len(empty) - batch.padding
+        self.observed.update(windows=real, empty_windows=empty[:real].sum())
+        for own, (scene, place) in zip(empty, self.places(batch), strict=False):
+            scene.context.setdefault("windows", []).append((place, own))
+
+    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+        if self.empty_rows == "diagonal":
+            return label_map
+        covered = label_map.new_zeros(scene.resized.shape[:2], dtype=torch.float32)
+        for place, empty in scene.context["windows"]:
+            covered[place] += empty
+        # NaN spreads to all pixels that are interpolated from one.
+        covered = F.interpolate(covered[None, None], label_map.shape, mode="bilinear")[0, 0]
+        return label_map.masked_fill(covered > 0, 0)
 
     def attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) of one window -> who attends to whom (N, N), the same in all heads, and whose row is empty (N,)."""

@@ -93,13 +93,12 @@ def test_windows_that_are_nearly_uniform_become_class_0_as_in_the_official_code(
     labels, empty = official_labels(segmentor, ob.make_scene(image, segmentor), tiny_clip)
     prediction = ob.segment(segmentor, image)
     assert (prediction.label_map == labels).float().mean() > 0.9995
-    assert prediction.scores.isfinite().all()
     kept = ob.segment(build(tiny_clip, tiny_vocabulary, **options, empty_rows="diagonal"), image).label_map
     assert empty
     assert (kept != labels).float().mean() > 0.2
 
 
-def test_the_windows_concerned_are_counted_over_shards_and_shared_logits(tmp_path):
+def test_the_windows_concerned_are_counted_over_rows_and_shards(tmp_path):
     clip, data, fast = ob.load_clip("demo"), ob.load_dataset("demo"), {"short_side": 112, "stride": 56}
 
     def jobs():
