@@ -75,10 +75,13 @@ def test_feedback_joins_the_products_before_the_softmax(tiny_clip, tiny_vocabula
     torch.testing.assert_close(segmentor.attention(q, k, (3, 4), None, feedback), expected)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [*GRIDS, (21, 1), (1, 31)])
 @pytest.mark.parametrize("classes", [1, 2, 4])
 def test_sight_equals_the_plain_loop(grid, classes, tiny_clip, tiny_vocabulary):
-    """Section 4, step 6b and c: of the samples of the longest line, only as many as the pair is patches apart."""
+    """Section 4, step 6b and c: of the samples of the longest line, only as many as the pair is patches apart.
+
+    The shares are those of `linspace`, as in the official code: k / 20 differs in the last bit, by which ties are rounded.
+    """
     labels = labels_of(grid, classes, classes)
     patches = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
     longest = max(grid) - 1
@@ -86,7 +89,7 @@ def test_sight_equals_the_plain_loop(grid, classes, tiny_clip, tiny_vocabulary):
     for i, (y, x) in enumerate(patches):
         for j, (v, u) in enumerate(patches):
             distance = max(abs(y - v), abs(x - u))
-            shares = torch.arange(distance + 1, dtype=torch.float32) / max(longest, 1)
+            shares = torch.linspace(0, 1, longest + 1)[: distance + 1]
             points = [((1 - t) * torch.tensor([y, x]) + t * torch.tensor([v, u])).round().long() for t in shares]
             if any(labels[tuple(point)] != labels[y, x] for point in points):
                 expected[i, j] = math.exp(-distance / longest)
