@@ -28,7 +28,7 @@ class CorrCLIP(Segmentor):
     the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets
     all patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
 
-    Where all features of a window are equal, the official softmax of unsegmented patches is NaN; here they attend to themselves.
+    Where all features of a window are equal, the official softmax of unsegmented patches is NaN; here these see themselves.
     """
 
     requires = ("vfm", "regions")
