@@ -75,13 +75,10 @@ def test_feedback_joins_the_products_before_the_softmax(tiny_clip, tiny_vocabula
     torch.testing.assert_close(segmentor.attention(q, k, (3, 4), None, feedback), expected)
 
 
-@pytest.mark.parametrize("grid", [*GRIDS, (21, 1), (1, 31)])
+@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("classes", [1, 2, 4])
 def test_sight_equals_the_plain_loop(grid, classes, tiny_clip, tiny_vocabulary):
-    """Section 4, step 6b and c: of the samples of the longest line, only as many as the pair is patches apart.
-
-    The shares are those of `linspace`, as in the official code: k / 20 differs in the last bit, by which ties are rounded.
-    """
+    """Section 4, step 6b and c: of the samples of the longest line, only as many as the pair is patches apart."""
     labels = labels_of(grid, classes, classes)
     patches = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
     longest = max(grid) - 1
@@ -94,6 +91,21 @@ def test_sight_equals_the_plain_loop(grid, classes, tiny_clip, tiny_vocabulary):
             if any(labels[tuple(point)] != labels[y, x] for point in points):
                 expected[i, j] = math.exp(-distance / longest)
     torch.testing.assert_close(build(tiny_clip, tiny_vocabulary).sight(labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("grid", "other", "pair", "seen"),
+    [((1, 31), (0, 8), [(0, 0), (0, 15)], True), ((21, 2), (5, 1), [(10, 1), (0, 0)], False)],
+    ids=["31", "21"],
+)
+def test_the_samples_are_those_of_linspace(grid, other, pair, seen, tiny_clip, tiny_vocabulary):
+    """Half way between two patches the last bit of the share decides: k / 30 and k / 20 would be rounded to the other patch."""
+    labels = torch.zeros(grid, dtype=torch.int64)
+    labels[other] = 1
+    (first, second), width = [y * grid[1] + x for y, x in pair], max(grid) - 1
+    distance = max(abs(a - b) for a, b in zip(*pair, strict=True))
+    expected = 1.0 if seen else math.exp(-distance / width)
+    assert float(build(tiny_clip, tiny_vocabulary).sight(labels)[first, second]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
