@@ -34,8 +34,8 @@ class Sam:
 
     The settings are those of the official `SamAutomaticMaskGenerator`, by its names; its others are at their defaults
     (crop_n_layers 0, min_mask_region_area 0). `weights`: a repository on huggingface.co or a folder, in transformers' layout.
-    `precision`: fp16 halves the weights and runs under autocast, on GPUs only. `digest` is the same for the same tensors and
-    settings, wherever the tensors came from.
+    `precision`: fp16 halves the weights and runs under autocast to fp16, `autocast` leaves the weights in fp32; both on GPUs
+    only, a CPU computes in fp32. `digest` is the same for the same tensors and settings, wherever the tensors came from.
     """
 
     kind: ClassVar[str] = "sam"
@@ -43,7 +43,7 @@ class Sam:
     stand_in = False
 
     weights: str
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "autocast"]
     points_per_side: int
     points_per_batch: int
     multimask_output: bool
@@ -56,14 +56,15 @@ class Sam:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.device)
-        self.half = self.precision == "fp16" and self.device.type == "cuda"
+        self.half = self.precision != "fp32" and self.device.type == "cuda"
         self.model = load_network(self.network, self.weights)
         with boundary(f"the weights {self.weights} of {self.kind} cannot be used"):
-            self.precision = "fp16" if self.half else "fp32"
+            self.precision = self.precision if self.half else "fp32"
             told = {**self.settings, "weights": state_digest(self.model.state_dict())}
             del told["points_per_batch"]  # changes rounding at most
             self.digest = digest(self.kind, json.dumps(told, sort_keys=True))
-            self.model.eval().requires_grad_(False).to(self.device, torch.float16 if self.half else torch.float32)
+            dtype = torch.float16 if self.precision == "fp16" else torch.float32
+            self.model.eval().requires_grad_(False).to(self.device, dtype)
             self.side: int = self.model.prompt_encoder.input_image_size
             self._lock = Lock()
 

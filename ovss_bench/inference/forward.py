@@ -165,6 +165,7 @@ class Forward:
             sizes=torch.tensor([i.image.scenes[0].resized.shape[:2] for i in items] + [pixels.shape[2:]] * padding),
             images=torch.tensor([images.index(item.image) for item in items] + [0] * padding),
             trunk=trunk,
+            padding=padding,
         )
         logits = {}
         with self.stages("last block"):

@@ -132,11 +132,20 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     timing["stages"] = {stage: round(seconds, 3) for stage, seconds in stages.items()}
     if any("peak_gpu_memory_mib" in timing for timing in timings):
         timing["peak_gpu_memory_mib"] = max(timing.get("peak_gpu_memory_mib", 0) for timing in timings)
-    return dict(heads[0]) | {
+    joined = {
         "timing": timing,
         "peak_memory_mib": max(head["peak_memory_mib"] for head in heads),
         "provenance": heads[0]["provenance"] | {"world_size": sum(head["provenance"]["world_size"] for head in heads)},
     }
+    return dict(heads[0]) | joined | added_up([head.get("observed", {}) for head in heads])
+
+
+def added_up(parts: Sequence[Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """`observed` of a head: what the parts of a pass have counted; nothing where there is nothing."""
+    total = Counter()
+    for part in parts:
+        total.update(part)
+    return {"observed": dict(sorted(total.items()))} if total else {}
 
 
 def _differences(heads: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ..stages import Stages
 from .counting import counted
 from .form import VERSION
 from .jobs import Job, fingerprint, job_of, make_job, split_evenly
-from .merge import complete, part_of
+from .merge import added_up, complete, part_of
 from .provenance import provenance
 from .store import RunStore
 
@@ -192,6 +193,8 @@ def _run_pass(
         task = progress.start(title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
         if runtime.compile:
             jobs[0].segmentor.clip.compile()
+        for job in jobs:
+            job.segmentor.observed = Counter()
         with world.together():
             for image, outcome in counted(jobs, datasets, mine, runtime, stages):
                 if isinstance(outcome, OvssError):
@@ -205,6 +208,7 @@ def _run_pass(
                 store.flush()
         task.stop()
         failed = {image: reason for part in world.gather(failed) for image, reason in part.items()}
+        observed = world.gather([{name: int(n) for name, n in job.segmentor.observed.items()} for job in jobs])
         if failed and not runtime.skip_bad_images:
             shown = "\n".join(f"  {name}: {reason}" for name, reason in list(failed.items())[:10])
             raise OvssError(
@@ -224,9 +228,9 @@ def _run_pass(
                 progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {stores[0].trace_path}")
         evaluated = [image.id for image, *_ in own if image.id not in failed]
         results = []
-        for job, store in zip(jobs, stores, strict=True):
+        for job, store, *seen in zip(jobs, stores, *observed, strict=True):
             store.collect(evaluated)
-            head, facts = _head(job, timing, started, world), job.dataset.facts
+            head, facts = _head(job, timing, started, world) | added_up(seen), job.dataset.facts
             if shard:
                 if left or not store.part_path.is_file():
                     store.write_part(part_of(head, facts, [image.id for image, *_ in images], evaluated, failed))

@@ -28,13 +28,30 @@ def cosine_matrix(features: Tensor) -> Tensor:
 def proxy_attention(similarity: Tensor, beta: float = 1.2, gamma: float = 3.0, masking: bool = True) -> Tensor:
     """softmax of gamma (S - beta mean(S)) with the negative entries masked: (..., N, N) -> the same (ProxyCLIP, eq. 6 and 7).
 
-    The diagonal is never masked: the official softmax over an empty row, where mean(S) > 1 / beta, would be NaN.
+    The diagonal is never masked: the official softmax over an empty row (see `empty_rows`) would be NaN.
     """
     weights = gamma * (similarity - beta * similarity.mean((-2, -1), keepdim=True))
     if masking:
         itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
         weights = weights.masked_fill((weights < 0) & ~itself, -torch.inf)
     return weights.softmax(-1)
+
+
+def empty_rows(similarity: Tensor, beta: float = 1.2) -> Tensor:
+    """(..., N, N) -> (..., N) bool: rows in which the masking leaves nothing. Of cosines these are all at once, namely where
+    mean(S) > 1 / beta: to the encoder, such a window is nearly uniform."""
+    return similarity.amax(-1) < beta * similarity.mean((-2, -1))[..., None]
+
+
+def to_sum_one(maps: Tensor, dim: int) -> Tensor:
+    """Divides by the sums over one side; what is all zero stays so."""
+    return maps / maps.sum(dim, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def symmetric(attention: Tensor) -> Tensor:
+    """Balanced maps (..., L, L) -> symmetric, what is below the mean of its column cut, rows of sum 1."""
+    attention = (attention + attention.transpose(-2, -1)) / 2
+    return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)
 
 
 def value_map(block: BlockView, x: Tensor, grid: tuple[int, int]) -> Tensor:

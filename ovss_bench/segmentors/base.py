@@ -5,6 +5,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,8 @@ class Scene:
 @dataclass
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`. All but pixels optional.
+    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`; `padding`: how many
+    windows at the end are zeros that fill the batch. All but pixels optional.
 
     `trunk` is filled by the first segmentor that asks, and shared by those with the same needs.
     """
@@ -64,6 +66,7 @@ class WindowBatch:
     images: Tensor | None = None
     scenes: list[Scene] | None = None
     trunk: Trunk | None = None
+    padding: int = 0
     shared: dict[Callable, Tensor] = field(default_factory=dict)
 
     def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
@@ -78,19 +81,22 @@ class Segmentor:
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
     segmentor they hold the loaded thing itself, which comes in `sources`. Those in `requires` must be there, those in
-    `positive` above 0. `attention_maps`: how many maps (K, T, T) the method holds at a time, at least, by which an image that
+    `positive` above 0; those in `in_fp32` are loaded in fp32, as in the official code, whatever precision CLIP has.
+    `attention_maps`: how many maps (K, T, T) the method holds at a time, at least, by which an image that
     is too large for the memory is refused beforehand.
     """
 
     requires = ()
     positive = ()
     attention_maps = 0
+    in_fp32 = ()
 
     def __init__(
         self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None
     ) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
         self.vocabulary, self.recipe, self.sources = vocabulary, recipe, dict(sources or {})
+        self.observed: Counter[str] = Counter()  # what a method counts on its way, by name; results state it
         for name in ("threshold", "area_threshold"):
             if getattr(recipe, name) > 0 and vocabulary.background is None:
                 origin = recipe.origins.get(name, "the caller")
@@ -185,6 +191,16 @@ class Segmentor:
                 outside.append((index != inside).to(window.device))
                 window = window.index_select(axis, inside.to(window.device))
             yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
+
+    def places(self, batch: WindowBatch) -> Iterator[tuple[Scene, tuple[slice, slice]]]:
+        """Of every window but the padding its scene, and the rows and columns of the resized image that it shows; nothing for
+        windows without a scene."""
+        height, width = batch.pixels.shape[2:]
+        real = len(batch.pixels) - batch.padding if batch.scenes else 0
+        for number in range(real):
+            top, left = batch.origins[number].tolist()
+            rows, columns = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
+            yield batch.scenes[batch.images[number]], (rows, columns)
 
     @property
     def refines(self) -> bool:

@@ -36,7 +36,8 @@ def instantiate(
     sources = dict(given or {})
     for kind in SOURCES:
         if own.get(kind) and kind not in sources:
-            sources[kind] = named_source(kind, own[kind], own.get("feature"), clip.precision, str(clip.device))
+            precision = "fp32" if kind in method.in_fp32 else clip.precision
+            sources[kind] = named_source(kind, own[kind], own.get("feature"), precision, str(clip.device))
     with plugin_errors(f"segmentor '{recipe.segmentor}'", method):
         segmentor = method(clip, vocabulary, recipe, sources)
     return checked(segmentor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from math import isqrt
+from math import floor, isqrt
 from typing import Literal
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from ..errors import OvssError
 from ..inference.patchwise import join_windows
 from ..registry import SEGMENTORS
-from .attention import cosine_matrix, proxy_attention
+from .attention import cosine_matrix, proxy_attention, symmetric, to_sum_one
 from .base import Scene, Segmentor, WindowBatch
+from .features import image_features
 
 
 @SEGMENTORS.register_module(name="cliper")
@@ -24,13 +25,19 @@ class CLIPer(Segmentor):
 
     Every foreground query is a class of its own until the decision. `select_layer`: the layer of which the maps are propagated
     along CLIP's attention; `attention_thr` cuts these maps and those of the diffusion model. `is_normalize` stretches each map
-    to 0..1; `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image.
+    to 0..1; `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image. With
+    `bkg_thre=0` the background has a score of its own instead, (1 - the best score of the pixel)^2.
     `halves`: the two halves of the image count as images of their own (Cityscapes).
 
     A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is no compensation.
-    Ablations: `fuse_feature=False` reads the last layer only; `refinement` joins the diffusion maps of all heads as a product
-    (SFSA), as a mean, or takes the `selection`-th; `vfm` stands in the place of `diffusion`, by its `feature`.
+    Ablations: `fuse_feature=False` leaves out the mean over the layers, so that `select_layer` decides alone; `refinement`
+    joins the diffusion maps of all heads as a product (SFSA), as a mean, or takes one, `selection` (counted from 0; 1 in the
+    official code). `vfm` replaces `diffusion` by a vision encoder, which sees the image at its original size, rounded down to
+    its own patches, in fp32; by its `feature`. The patches of an image that is nearly uniform to it attend to themselves,
+    where the official affinity is NaN.
     """
+
+    in_fp32 = ("vfm",)
 
     select_layer: int = -1
     fuse_feature: bool = True
@@ -41,7 +48,7 @@ class CLIPer(Segmentor):
     halves: bool = False
     diffusion: str | None = None
     refinement: Literal["SFSA", "mean", "selection"] = "SFSA"
-    selection: int = 0
+    selection: int = 1
     vfm: str | None = None
     feature: Literal["tokens", "q", "k", "v"] = "tokens"
 
@@ -51,7 +58,7 @@ class CLIPer(Segmentor):
 
     @property
     def needs(self) -> frozenset[int]:
-        layers = self.clip.depth if self.fuse_feature else 1
+        layers = self.clip.depth
         if not -layers <= self.select_layer < layers:
             raise OvssError(f"select_layer={self.select_layer}: there are {layers} layers to choose from.")
         return frozenset(range(self.clip.depth - 1))
@@ -75,7 +82,7 @@ class CLIPer(Segmentor):
         trunk = self.trunk(batch)
         blocks = [self.clip.block(i, trunk.grid) for i in range(self.clip.depth)]
         attention = sum(block.attention(trunk.states[i]).float() for i, block in enumerate(blocks[:-1]))
-        embeddings = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])] if self.fuse_feature else []
+        embeddings = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])]
         last, cosines = blocks[-1], []
         for embedding in [*embeddings, trunk.tokens]:
             # The official code balances in place, so that every layer goes on from where the one before it stopped.
@@ -113,15 +120,15 @@ class CLIPer(Segmentor):
         selected = maps[self.select_layer]
         # In place: the mean over the layers has the thresholded maps too, as in the official code.
         selected[selected < self.attention_thr * selected.amax((1, 2), keepdim=True)] = 0
-        return (selected.flatten(1) @ attention[0]).view_as(selected) + maps.mean(0)
+        propagated = (selected.flatten(1) @ attention[0]).view_as(selected)
+        return propagated + maps.mean(0) if self.fuse_feature else propagated
 
     # Fine-grained compensation (section 3.3)
 
     def compensate(self, maps: Tensor, scene: Scene) -> Tensor:
         """Class maps (C, h, w) propagated on the grid of the diffusion model, or of the vision encoder."""
         if self.diffusion is None:
-            size, first = torch.tensor([scene.pixels.shape[1:]]), torch.zeros(1, dtype=torch.int64)
-            (features,) = self.vfm(WindowBatch(self.tensor(scene.pixels)[None], 0 * size, size, first, [scene]))
+            (features,) = image_features(self, scene, floor)
             grid = features.shape[1:]
             return (proxy_attention(cosine_matrix(features.flatten(1).T)) @ on_grid(maps, grid)).T.unflatten(1, grid)
         heads = [head for layer in scene.once(self.diffusion) for head in torch.as_tensor(layer)]
@@ -174,19 +181,9 @@ class CLIPer(Segmentor):
         if not len(scores):
             return labels
         best, query = scores.max(0)
+        least = (1 - best).square() if self.bkg_thre == 0 else 0
         classes = torch.tensor([self.vocabulary.group[q] for q in self.foreground_queries]).to(query)
-        return torch.where(best > 0, classes[query], labels)
-
-
-def to_sum_one(maps: Tensor, dim: int) -> Tensor:
-    """Divides by the sums over one side; what is all zero stays so."""
-    return maps / maps.sum(dim, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-
-
-def symmetric(attention: Tensor) -> Tensor:
-    """Balanced maps (..., L, L) -> symmetric, what is below the mean of its column cut, rows of sum 1."""
-    attention = (attention + attention.transpose(-2, -1)) / 2
-    return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)
+        return torch.where(best > least, classes[query], labels)
 
 
 def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:

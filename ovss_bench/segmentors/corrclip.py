@@ -27,6 +27,8 @@ class CorrCLIP(Segmentor):
     weights of the spatial and of the semantic branch. `spatial_blocks`: how many blocks the spatial branch averages; None: by
     the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets
     all patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
+
+    Where all features of a window are equal, the official softmax of unsegmented patches is NaN; here these see themselves.
     """
 
     requires = ("vfm", "regions")

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..image import normalize
 from ..registry import SEGMENTORS
 from .base import Scene, WindowBatch
 from .corrclip import CorrCLIP, region_means
+from .features import image_features
 
 
 @SEGMENTORS.register_module(name="corrclip_v2")
@@ -39,15 +39,7 @@ class CorrCLIPv2(CorrCLIP):
     def image_features(self, scene: Scene) -> Tensor:
         """Unit features (C, H, W) of the whole image, seen at its original size and resized like the image."""
         if "coarse" not in scene.context:
-            pixels = self.tensor(normalize(scene.original, "clip_exact"))[None]
-            patch = getattr(self.vfm, "patch_size", 1)
-            size = [max(round(side / patch), 1) * patch for side in pixels.shape[2:]]
-            pixels = F.interpolate(pixels, size, mode="bilinear")
-            own = getattr(self.vfm, "digest", None)
-            maps = scene.kept(
-                own and f"{own} whole image", lambda: self.vfm(WindowBatch(pixels, scenes=[scene])).numpy(force=True)
-            )
-            scene.context["coarse"] = self.tensor(maps)
+            scene.context["coarse"] = image_features(self, scene, round)
         coarse = scene.context["coarse"]
         return F.normalize(F.interpolate(coarse, scene.resized.shape[:2], mode="bilinear")[0], dim=0)
 

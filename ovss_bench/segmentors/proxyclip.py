@@ -6,11 +6,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import SEGMENTORS
-from .attention import cosine_matrix, proxy_attention, value_map
-from .base import Segmentor, WindowBatch
+from .attention import cosine_matrix, empty_rows, proxy_attention, value_map
+from .base import Scene, Segmentor, WindowBatch
 
 
 @SEGMENTORS.register_module(name="proxyclip")
@@ -20,6 +21,10 @@ class ProxyCLIP(Segmentor):
     `vfm`: the encoder, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: what is taken from a named one (section
     3.2). `beta` and `gamma`: shift and scale of the adaptive normalisation (eq. 6). Ablations: `masking` of negative entries
     (eq. 7); `normalisation=False` takes the cosines as they are.
+
+    `empty_rows`: where the mean cosine of a window exceeds 1 / beta, the masking leaves nothing, and the official softmax is
+    NaN. `official`: as there, every pixel that such a window has a part in becomes class 0. `diagonal`: its patches attend to
+    themselves. How many windows there were, and how many of this kind, is counted in either case.
     """
 
     requires = ("vfm",)
@@ -31,6 +36,7 @@ class ProxyCLIP(Segmentor):
     gamma: float = 3.0
     normalisation: bool = True
     masking: bool = True
+    empty_rows: Literal["official", "diagonal"] = "official"
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
@@ -38,10 +44,34 @@ class ProxyCLIP(Segmentor):
         block, grid = self.clip.block(-1, trunk.grid), features.shape[2:]
         values = value_map(block, trunk.tokens, grid)
         # Window by window: the mean is the window's own, and attention maps of a fine grid are large.
-        mixed = torch.stack([self.attention(f.flatten(1).T).to(v.dtype) @ v for f, v in zip(features, values, strict=True)])
-        return self.compare(self.clip.project(block.project(mixed[:, None])), grid)
+        mixed, empty = [], []
+        for window, v in zip(features, values, strict=True):
+            attention, without = self.attention(window.flatten(1).T)
+            mixed.append(attention.to(v.dtype) @ v)
+            empty.append(without)
+        self.note(torch.stack(empty).any(1), batch)
+        return self.compare(self.clip.project(block.project(torch.stack(mixed)[:, None])), grid)
 
-    def attention(self, features: Tensor) -> Tensor:
-        """Features (N, C) of one window -> who attends to whom (N, N), the same in all heads."""
+    def note(self, empty: Tensor, batch: WindowBatch) -> None:
+        """Counts the windows, `empty` (B,) or not, and keeps with the images where they are."""
+        real = len(empty) - batch.padding
+        self.observed.update(windows=real, empty_windows=empty[:real].sum())
+        for own, (scene, place) in zip(empty, self.places(batch), strict=False):
+            scene.context.setdefault("windows", []).append((place, own))
+
+    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+        if self.empty_rows == "diagonal":
+            return label_map
+        covered = label_map.new_zeros(scene.resized.shape[:2], dtype=torch.float32)
+        for place, empty in scene.context["windows"]:
+            covered[place] += empty
+        # NaN spreads to all pixels that are interpolated from one.
+        covered = F.interpolate(covered[None, None], label_map.shape, mode="bilinear")[0, 0]
+        return label_map.masked_fill(covered > 0, 0)
+
+    def attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C) of one window -> who attends to whom (N, N), the same in all heads, and whose row is empty (N,)."""
         beta, gamma = (self.beta, self.gamma) if self.normalisation else (0.0, 1.0)
-        return proxy_attention(cosine_matrix(features), beta, gamma, self.masking)
+        similarity = cosine_matrix(features)
+        empty = empty_rows(similarity, beta) & self.masking
+        return proxy_attention(similarity, beta, gamma, self.masking), empty

@@ -141,7 +141,7 @@ class ResCLIP(Segmentor):
         are looked at. They thus lie close to the first patch.
         """
         longest = max(*labels.shape, 2) - 1
-        share = torch.arange(longest + 1)[:, None, None] / longest
+        share = torch.linspace(0, 1, longest + 1)[:, None, None]  # not k / longest: the last bit decides ties
         sides = [torch.arange(side) for side in labels.shape]
         # Rows and columns of the samples between any two rows and columns of patches; the pairs of patches are (h, w, h, w).
         rows, columns = (((1 - share) * side[:, None] + share * side).round().to(labels) for side in sides)

@@ -25,7 +25,9 @@ class SCCLIP(Segmentor):
     per window.
 
     The official code finds the coordinates of anomalous patches with the number of rows in the place of that of columns, so it
-    runs on square windows only; here others are right, too.
+    runs on square windows only; here others are right, too. The outlier factors of equal patches are NaN there,
+    here 1; so is its softmax for a window of one colour, where rounding may lift the mean above all similarities; here patches
+    attend to themselves.
     """
 
     attention_maps = 1

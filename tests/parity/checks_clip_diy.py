@@ -24,7 +24,7 @@ def found(reference: Reference) -> Found:
 
 def clip_diy(reference: Reference, array: str) -> ob.Segmentor:
     """Every query is a class, the first the background: the method has no synonyms."""
-    given = reference.info["hyperparameters"] | reference.overrides
+    given = reference.hyperparameters
     return ob.build_segmentor(
         "clip_diy",
         clip=load_clip(reference.seed("weights", 11), activation="gelu"),

@@ -28,7 +28,7 @@ def diffusion_attention(offset: int) -> list[Tensor]:
 
 def cliper(reference: Reference, array: str, **options) -> ob.Segmentor:
     """The segmentor as the description of the case has it; its one threshold stands for both of the method."""
-    given = reference.info["hyperparameters"] | reference.overrides
+    given = reference.hyperparameters
     own = {name: given[name] for name in ("select_layer", "fuse_feature", "attention_thr", "is_normalize", "logit_scale")}
     threshold = reference.case["threshold"]
     thresholds = {"bkg_thre": threshold, "score_threshold": threshold}
@@ -52,7 +52,7 @@ def segmentation(reference: Reference, array: str) -> Tensor:
 
 def prediction(reference: Reference, array: str) -> ob.Prediction:
     """With windows, and with compensation unless the name of the array denies it."""
-    window, stride = re.findall(r"\d+", reference.info["hyperparameters"]["sliding_crop_size"])[:2]
+    window, stride = re.findall(r"\d+", reference.hyperparameters["sliding_crop_size"])[:2]
     compensated = not array.endswith("nofgc")
     diffusion = (lambda _: diffusion_attention(reference.offset)) if compensated else None
     return ob.segment(cliper(reference, array, diffusion=diffusion, window=int(window), stride=int(stride)), reference.image)

@@ -31,7 +31,8 @@ class Reference:
         self.case = case | self.overrides
         self.own_info = json.loads((OWN / f"{method}.json").read_text())
         info = folder / f"{method}.json"
-        self.info = self.own_info | (json.loads(info.read_text()) if info.is_file() else {})
+        # What the set says counts, value by value, before the project's own copy.
+        self.info = _joined(self.own_info, json.loads(info.read_text()) if info.is_file() else {})
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -55,13 +56,14 @@ class Reference:
         return settings
 
     def seed(self, name: str, base: int) -> int:
-        """Seeds under `overrides` are final, the others move with the set."""
+        """Seeds under `overrides` are final; all others, also those that a JSON file names, are base seeds and move with the
+        set."""
         return self.overrides.get(f"{name}_seed", base + self.offset)
 
     @property
     def hyperparameters(self) -> dict:
         """By their official names, where a description lists them apart; what the case overrides counts."""
-        return self.own_info.get("hyperparameters", {}) | self.info.get("hyperparameters", {}) | self.overrides
+        return self.info.get("hyperparameters", {}) | self.overrides
 
     def queries(self, array: str) -> Tensor:
         if array.endswith("_c"):
@@ -86,6 +88,16 @@ class Reference:
         guide = seeded.rgb_image(self.seed("image", 21), *self.overrides.get("image", (72, 96)))
         mask = seeded.feature_map(self.seed("mask", 41), *self.overrides.get("mask", (7, 18, 24)))
         return seeded.clip_input(guide)[0], mask[0]
+
+
+def _joined(own: dict, others: dict) -> dict:
+    """The own values, with the others in them, at any depth."""
+    inner = {
+        key: _joined(own[key], value)
+        for key, value in others.items()
+        if isinstance(own.get(key), dict) and isinstance(value, dict)
+    }
+    return own | others | inner
 
 
 def _stated(prose: str) -> dict:

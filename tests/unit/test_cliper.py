@@ -14,10 +14,11 @@ from ovss_bench.inference.patchwise import join_windows
 from ovss_bench.recipe import compose_recipe
 from ovss_bench.segmentors.base import Scene
 from ovss_bench.vocabulary import TEMPLATES, read_names
-from parity.seeded import query_features, rgb_image
+from parity.seeded import CLIP_MEAN, CLIP_STD, query_features, rgb_image
 
 IMAGE = rgb_image(60, 70, 100)
-OPEN = {"bkg_thre": 0.0, "score_threshold": 0.0, "is_normalize": False}
+VFM_METHODS = ("cliper", "corrclip", "corrclip_v2", "proxyclip")
+OPEN = {"bkg_thre": 1e-30, "score_threshold": 0.0, "is_normalize": False}
 
 
 def attention(seed, side=8, heads=2):
@@ -41,28 +42,48 @@ def cliper(tiny_clip, tiny_vocabulary):
     return build(tiny_clip, tiny_vocabulary)
 
 
-def test_layers_are_balanced_once_more_each(cliper, tiny_clip):
-    """The official loop with its in-place divisions, head by head."""
-    pixels = windows(1)
-    trunk = tiny_clip.trunk(pixels, range(tiny_clip.depth), "bilinear")
-    blocks = [tiny_clip.block(i, trunk.grid) for i in range(tiny_clip.depth)]
+def plain_layers(clip, rows, pixels):
+    """The official loop with its in-place divisions, head by head: cosines (N, T, h, w), and the last attention (h*w, h*w)."""
+    trunk = clip.trunk(pixels, range(clip.depth), "bilinear")
+    blocks = [clip.block(i, trunk.grid) for i in range(clip.depth)]
     total = torch.stack([blocks[i].attention(trunk.states[i])[0] for i in range(11)]).sum(0)
-    embeddings = [blocks[i].ln_1(trunk.states[i]) for i in range(11)] + [trunk.tokens]
-    expected = []
-    for embedding in embeddings:
+    cosines = []
+    for embedding in [blocks[i].ln_1(trunk.states[i]) for i in range(11)] + [trunk.tokens]:
         total /= total.sum(1, keepdim=True)
         total /= total.sum(2, keepdim=True)
         values = blocks[-1].qkv(blocks[-1].ln_1(embedding))[2][0]
-        heads = []
-        for one, value in zip(total, values, strict=True):
+        maps = []
+        for one in total:
             mean = (one + one.T) / 2
             mean = torch.relu(mean - mean.mean(0))
-            mean = mean / mean.sum(1, keepdim=True)
-            heads.append(mean @ value)
-        tokens = blocks[-1].project(torch.stack(heads)[None])[0, 1:]
-        expected.append((tiny_clip.head(tokens) @ cliper.rows.T).T.unflatten(1, trunk.grid))
-    cosines, _ = cliper.layers(ob.WindowBatch(pixels), cliper.rows)
-    torch.testing.assert_close(cosines[:, 0], torch.stack(expected), atol=1e-5, rtol=0)
+            maps.append(mean / mean.sum(1, keepdim=True))
+        heads = torch.stack([one @ value for one, value in zip(maps, values, strict=True)])
+        tokens = blocks[-1].project(heads[None])[0, 1:]
+        cosines.append((clip.head(tokens) @ rows.T).T.unflatten(1, trunk.grid))
+    return torch.stack(cosines), torch.stack(maps).mean(0)[1:, 1:]
+
+
+def test_layers_are_balanced_once_more_each(cliper, tiny_clip):
+    pixels = windows(1)
+    expected, attention = plain_layers(tiny_clip, cliper.rows, pixels)
+    cosines, between = cliper.layers(ob.WindowBatch(pixels), cliper.rows)
+    torch.testing.assert_close(cosines[:, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(between[0], attention, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 3])  # -2: the recipe of ViT-L/14
+@pytest.mark.parametrize("fused", [True, False])
+def test_without_fusion_the_selected_layer_stands_alone(layer, fused, tiny_clip, tiny_vocabulary):
+    pixels = windows(1)
+    segmentor = build(tiny_clip, tiny_vocabulary, select_layer=layer, fuse_feature=fused, attention_thr=0.5)
+    cosines, attention = plain_layers(tiny_clip, segmentor.rows, pixels)
+    maps = (segmentor.recipe.logit_scale * cosines).softmax(1)[:, :4]
+    for one in maps[layer]:
+        one[one < 0.5 * one.max()] = 0
+    expected = torch.stack([(one.flatten() @ attention).view_as(one) for one in maps[layer]])
+    if fused:
+        expected = expected + maps.mean(0)
+    torch.testing.assert_close(segmentor.segmentation(pixels[0]), expected, atol=1e-5, rtol=0)
 
 
 def test_windows_of_a_batch_do_not_mix(cliper):
@@ -165,16 +186,55 @@ def test_a_selection_beyond_the_maps_is_refused(tiny_clip, tiny_vocabulary):
         ob.segment(segmentor, IMAGE)
 
 
-def test_a_vision_encoder_may_take_the_place_of_diffusion(tiny_clip, tiny_vocabulary):
-    def vfm(batch):
-        assert batch.sizes.tolist() == [list(batch.pixels.shape[2:])]
-        return F.avg_pool2d(batch.pixels, 20)
+def test_the_official_selection_is_the_second_head(tiny_clip, tiny_vocabulary):
+    maps, given = torch.rand(4, 8, 8), attention(2)
+    segmentor = build(tiny_clip, tiny_vocabulary, diffusion=lambda _: given, refinement="selection")
+    expected = (cut(given[0][1], segmentor.attention_thr) @ maps.flatten(1).T).T.view(4, 8, 8)
+    torch.testing.assert_close(segmentor.compensate(maps, make_scene(IMAGE, segmentor)), expected)
 
+
+class Encoder:
+    """A stand-in for a vision encoder of patches of 16 pixels: mean colours, and the pixels that it has seen."""
+
+    patch_size = 16
+
+    def __call__(self, batch):
+        self.seen = batch.pixels
+        return F.avg_pool2d(batch.pixels, self.patch_size)
+
+
+@pytest.mark.parametrize("size", [(70, 100), (64, 47), (9, 40)])
+def test_a_vision_encoder_replaces_diffusion(size, tiny_clip, tiny_vocabulary):
+    """Section 5.1, ablation options: the image at its own size, rounded down to the encoder's patches, whatever CLIP sees."""
+    image, maps = rgb_image(62, *size), torch.rand(4, 5, 7)
+    segmentor = build(tiny_clip, tiny_vocabulary, vfm=(encoder := Encoder()))
+    height, width = (max(side // 16, 1) * 16 for side in size)
+    colours = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    colours = F.interpolate(colours, (height, width), mode="bilinear", align_corners=False)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))
+    features = F.avg_pool2d((colours - mean) / std, 16)[0]
+    unit = features.flatten(1).T / features.flatten(1).norm(dim=0)[:, None]
+    weights = 3 * (unit @ unit.T - 1.2 * (unit @ unit.T).mean())
+    weights[(weights < 0) & ~torch.eye(len(weights), dtype=torch.bool)] = -torch.inf  # the diagonal: see `proxy_attention`
+    m = F.interpolate(maps[None], features.shape[1:], mode="bilinear")[0].flatten(1).T
+    result = segmentor.compensate(maps, make_scene(image, segmentor))
+    torch.testing.assert_close(encoder.seen, (colours - mean) / std, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result, (weights.softmax(1) @ m).T.view(4, *features.shape[1:]), atol=1e-5, rtol=0)
+
+
+def test_diffusion_comes_before_a_vision_encoder(tiny_clip, tiny_vocabulary):
     def planes(**sources):
         return ob.segment(build(tiny_clip, tiny_vocabulary, **sources, **OPEN), IMAGE).scores
 
-    assert (planes(vfm=vfm) - planes()).abs().max() > 1e-3
-    assert torch.equal(planes(vfm=vfm, diffusion=lambda _: attention(5)), planes(diffusion=lambda _: attention(5)))
+    assert (planes(vfm=Encoder()) - planes()).abs().max() > 1e-3
+    assert torch.equal(planes(vfm=Encoder(), diffusion=lambda _: attention(5)), planes(diffusion=lambda _: attention(5)))
+
+
+def test_the_vision_encoder_of_cliper_is_in_fp32_and_others_follow_clip(tiny_state_dict, tiny_vocabulary):
+    clip = ob.load_clip(state_dict=tiny_state_dict, precision="bf16")
+    loaded = {name: ob.build_segmentor(name, clip=clip, vocabulary=tiny_vocabulary, vfm="demo") for name in VFM_METHODS}
+    precision = {name: segmentor.vfm.named[3] for name, segmentor in loaded.items()}
+    assert precision == dict.fromkeys(VFM_METHODS, "bf16") | {"cliper": "fp32"}
 
 
 def test_halves_are_images_of_their_own(tiny_clip, tiny_vocabulary):
@@ -207,6 +267,16 @@ def test_thresholds_leave_pixels_to_the_background_or_to_no_class(tiny_clip, tin
         assert torch.equal(some.label_map == nothing, scores.max(0).values < bound)
 
 
+@pytest.mark.parametrize("stretched", [True, False])
+def test_without_a_threshold_the_background_has_a_score_of_its_own(stretched, tiny_clip, tiny_vocabulary):
+    segmentor = build(tiny_clip, tiny_vocabulary, **OPEN | {"bkg_thre": 0, "is_normalize": stretched})
+    prediction = ob.segment(segmentor, IMAGE)
+    background = (1 - prediction.scores.max(0).values) ** 2
+    best = torch.cat([background[None], prediction.scores]).argmax(0)
+    assert torch.equal(prediction.label_map, torch.tensor([0, 1, 2, 2, 3])[best])
+    assert (best == 0).any() or not stretched  # scores may exceed 1 where they are not
+
+
 def test_synonyms_are_classes_until_the_decision(tiny_clip, tiny_vocabulary):
     prediction = ob.segment(build(tiny_clip, tiny_vocabulary, **OPEN), IMAGE)
     assert prediction.scores.shape == (4, 70, 100)
@@ -220,7 +290,7 @@ def test_without_foreground_everything_is_background(tiny_clip):
     assert (prediction.label_map == 0).all()
 
 
-@pytest.mark.parametrize(("layer", "options"), [(12, {}), (-13, {}), (-2, {"fuse_feature": False})])
+@pytest.mark.parametrize(("layer", "options"), [(12, {}), (-13, {}), (12, {"fuse_feature": False})])
 def test_a_layer_that_the_encoder_does_not_have_is_refused(layer, options, tiny_clip, tiny_vocabulary):
     with pytest.raises(ob.OvssError, match=f"select_layer={layer}"):
         ob.segment(build(tiny_clip, tiny_vocabulary, select_layer=layer, **options), IMAGE)

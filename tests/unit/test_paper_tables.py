@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from ovss_bench.errors import OvssError
-from ovss_bench.files import config_names
+from ovss_bench.files import CONFIGS, config_names
 from ovss_bench.results.paper import load_table, side_by_side
 
 TABLES = config_names("table")
@@ -97,6 +97,11 @@ def test_the_rows_of_a_methods_own_table_are_the_runs_that_were_published(name):
 )
 def test_published_averages(name, row, average, stated):
     assert round(cell(side_by_side(load_table(name), []), row, average)["published"], 1) == stated
+
+
+@pytest.mark.parametrize("name", ["cliper", "cliptrase"])
+def test_figures_on_other_labels_of_voc_say_so(name):
+    assert "SegmentationClassAug" in (CONFIGS / "table" / f"{name}.yaml").read_text()
 
 
 def test_clipers_windows_follow_the_data_set():

@@ -1,5 +1,6 @@
 """What parity does not cover: windows that are not square, ablations, bounded memory."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
+from ovss_bench.distributed import Shard
+from ovss_bench.inference.windows import SlidingWindow
+from ovss_bench.results.merge import merge, part_folders
+from ovss_bench.results.run import make_job, run_jobs
 from ovss_bench.segmentors.attention import cosine_matrix, proxy_attention, value_map
+from parity.seeded import rgb_image
 from stand_ins import vfm
 
 
@@ -43,6 +49,75 @@ def test_attention_is_what_the_paper_says():
 def test_rows_without_anything_above_the_mean_attend_to_themselves():
     attention = proxy_attention(cosine_matrix(torch.ones(4, 3)))
     assert torch.equal(attention, torch.eye(4))
+
+
+def flat_in_places(batch):
+    """Features of cells of 8 pixels that differ little where the image does."""
+    colours = F.avg_pool2d(batch.pixels, 8)
+    return torch.cat([colours, torch.full_like(colours[:, :1], 1.5)], 1)
+
+
+def official_labels(segmentor, scene, clip):
+    """The official pipeline with its softmax over empty rows, window by window: labels, and how many windows are NaN."""
+    recipe, pixels = segmentor.recipe, scene.pixels
+    canvas, visits, empty = torch.zeros(7, *pixels.shape[1:]), torch.zeros(pixels.shape[1:]), 0
+    starts = [range(0, side - recipe.window + 1, recipe.stride) for side in pixels.shape[1:]]
+    for y, x in itertools.product(*starts):
+        place = (slice(y, y + recipe.window), slice(x, x + recipe.window))
+        window = pixels[None, :, *place]
+        trunk = clip.trunk(window)
+        features = F.normalize(flat_in_places(ob.WindowBatch(window))[0].flatten(1).T, dim=1)
+        scores = 3.0 * (features @ features.T - 1.2 * (features @ features.T).mean())
+        scores[scores < 0] = -torch.inf
+        block, side = clip.block(-1, trunk.grid), recipe.window // 8
+        mixed = scores.softmax(1) @ value_map(block, trunk.tokens, (side, side))[0]
+        embeddings = F.normalize(clip.project(block.project(mixed[None, None])).float(), dim=-1)[0]
+        cosines = (embeddings @ segmentor.text.T).T.view(1, 7, side, side)
+        empty += bool(cosines.isnan().any())
+        canvas[:, *place] += F.interpolate(cosines, (recipe.window, recipe.window), mode="bilinear")[0]
+        visits[place] += 1
+    cosines = F.interpolate((canvas / visits)[None], scene.size, mode="bilinear")[0]
+    probabilities = (recipe.logit_scale * cosines).softmax(0)
+    members = F.one_hot(torch.tensor(segmentor.vocabulary.group)).T[:, :, None, None]
+    best, labels = (probabilities * members).max(1).values.max(0)
+    labels[best < recipe.threshold] = 0
+    return labels, empty
+
+
+@pytest.mark.parametrize("size", [(160, 224), (130, 182)], ids=["as it is", "enlarged"])
+def test_windows_that_are_nearly_uniform_become_class_0_as_in_the_official_code(size, tiny_clip, tiny_vocabulary):
+    image = rgb_image(71, *size)
+    image[:, size[1] // 2 :] = (120, 140, 160)
+    options = {"vfm": flat_in_places, "short_side": 160, "window": 64, "stride": 32, "logit_scale": 200, "threshold": 0.3}
+    segmentor = build(tiny_clip, tiny_vocabulary, **options)
+    labels, empty = official_labels(segmentor, ob.make_scene(image, segmentor), tiny_clip)
+    prediction = ob.segment(segmentor, image)
+    assert (prediction.label_map == labels).float().mean() > 0.9995
+    kept = ob.segment(build(tiny_clip, tiny_vocabulary, **options, empty_rows="diagonal"), image).label_map
+    assert empty
+    assert (kept != labels).float().mean() > 0.2
+
+
+def test_the_windows_concerned_are_counted_over_rows_and_shards(tmp_path):
+    clip, data, fast = ob.load_clip("demo"), ob.load_dataset("demo"), {"short_side": 112, "stride": 56}
+
+    def jobs():
+        return [make_job("proxyclip", clip, data, overrides={**fast, "threshold": value}) for value in (0.1, 0.2)]
+
+    first, second = run_jobs(jobs(), limit=3, quiet=True)
+    segmentor, windows, empty = jobs()[0].segmentor, 0, 0
+    for sample in data.select(3, None):
+        scene = ob.make_scene(data.image(sample), segmentor)
+        geometry = SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], clip.patch_size)
+        for window in geometry.cut(scene.pixels):
+            unit = F.normalize(segmentor.vfm(ob.WindowBatch(window[None]))[0].flatten(1).T, dim=1)
+            windows, empty = windows + 1, empty + int((unit @ unit.T).mean() > 1 / 1.2)
+    assert first.data["observed"] == second.data["observed"] == {"windows": windows, "empty_windows": empty}
+    assert 0 < empty < windows
+    for number in (1, 2):
+        assert run_jobs(jobs()[:1], limit=3, output=tmp_path, shard=Shard(number, 2), quiet=True) == []
+    merged, _ = merge(part_folders(tmp_path)[0])
+    assert merged["observed"] == first.data["observed"]
 
 
 @pytest.mark.parametrize("ablation", [{"normalisation": False}, {"masking": False}, {"beta": 1.0}, {"gamma": 1.0}])

@@ -281,11 +281,13 @@ def test_nothing_found_is_all_zero(networks, scene):
     assert not generator(networks, "sam2", points_per_side=2, pred_iou_thresh=1.0)(scene).any()
 
 
-def test_half_precision_stays_close(networks, scene):
-    source = generator(networks, "sam2", **LOOSE)
+@pytest.mark.parametrize(("kind", "precision"), [("sam2", "fp16"), ("sam", "autocast")])
+def test_half_precision_stays_close(kind, precision, networks, scene):
+    source = generator(networks, kind, **LOOSE)
     exact = source(scene)
     source.half = True
-    source.model.half()
+    if precision == "fp16":
+        source.model.half()
     assert (source(scene) == exact).mean() > 0.9
 
 
@@ -356,6 +358,16 @@ def test_published_settings():
         assert common.items() <= config.items()
 
 
+def test_the_precision_of_the_generators_is_that_of_their_codes(networks):
+    configs = {name: load_config("regions", name) for name in config_names("regions")}
+    precision = {name: config["precision"] for name, config in configs.items() if "precision" in config}
+    half = dict.fromkeys(("sam2_8", "sam2_32", "sam2_64"), "fp16")
+    assert precision == half | {"sam_vith": "fp32", "sam2_hiera_large": "fp32", "sam_vith_07": "autocast"}
+    single, *others = (generator(networks, "sam", precision=value) for value in ("fp32", "fp16", "autocast"))
+    for other in others:  # no half precision on a CPU, and the name of what was computed
+        assert (other.precision, other.digest, next(other.model.parameters()).dtype) == ("fp32", single.digest, torch.float32)
+
+
 def test_digests_tell_settings_and_weights_apart(networks, tmp_path):
     names = [load_regions(name).digest for name in SUPERPIXELS]
     assert len({*names, load_regions("felzenszwalb", scale=101).digest}) == 4
@@ -384,7 +396,7 @@ def test_digests_tell_settings_and_weights_apart(networks, tmp_path):
         ("slic", {"n_segments": 0}, "n_segments=0"),
         ("slic", {"n_segments": True}, "n_segments=True"),
         ("sam2_8", {"multimask_output": 1}, "multimask_output=1.*true or false"),
-        ("sam2_8", {"precision": "bf16"}, "precision='bf16'.*fp32 or fp16"),
+        ("sam2_8", {"precision": "bf16"}, "precision='bf16'.*fp32 or fp16 or autocast"),
         ("sam2_8", {"device": None, "points_per_side": 0}, "points_per_side=0"),
         ("sam2_8", {"weights": "/nowhere/sam2"}, "/nowhere/sam2.*model.safetensors"),
         ("entityseg", {}, "instance_mask.zip.*tools/regions.py index"),

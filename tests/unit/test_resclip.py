@@ -86,11 +86,26 @@ def test_sight_equals_the_plain_loop(grid, classes, tiny_clip, tiny_vocabulary):
     for i, (y, x) in enumerate(patches):
         for j, (v, u) in enumerate(patches):
             distance = max(abs(y - v), abs(x - u))
-            shares = torch.arange(distance + 1, dtype=torch.float32) / max(longest, 1)
+            shares = torch.linspace(0, 1, longest + 1)[: distance + 1]
             points = [((1 - t) * torch.tensor([y, x]) + t * torch.tensor([v, u])).round().long() for t in shares]
             if any(labels[tuple(point)] != labels[y, x] for point in points):
                 expected[i, j] = math.exp(-distance / longest)
     torch.testing.assert_close(build(tiny_clip, tiny_vocabulary).sight(labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("grid", "other", "pair", "seen"),
+    [((1, 31), (0, 8), [(0, 0), (0, 15)], True), ((21, 2), (5, 1), [(10, 1), (0, 0)], False)],
+    ids=["31", "21"],
+)
+def test_the_samples_are_those_of_linspace(grid, other, pair, seen, tiny_clip, tiny_vocabulary):
+    """Half way between two patches the last bit of the share decides: k / 30 and k / 20 would be rounded to the other patch."""
+    labels = torch.zeros(grid, dtype=torch.int64)
+    labels[other] = 1
+    (first, second), width = [y * grid[1] + x for y, x in pair], max(grid) - 1
+    distance = max(abs(a - b) for a, b in zip(*pair, strict=True))
+    expected = 1.0 if seen else math.exp(-distance / width)
+    assert float(build(tiny_clip, tiny_vocabulary).sight(labels)[first, second]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
