@@ -1,7 +1,7 @@
 """Buildings, roads and water in aerial images: masks of one class, as likyoo/SegEarth-OV's converters binarise them.
 
-Folders are those of SegEarth-OV's dataset_prepare.md and converters: what ends in `_cvt` (or `_pre`) is made here. The folders of
-the data as they come have several names in use, which configs/dataset lists (`prepare.raw`: images, masks).
+Folders are those of SegEarth-OV's dataset_prepare.md and converters: what ends in `_cvt` (or `_pre`) is made here. The folders
+in which the data come have several names in use; configs/dataset lists them (`prepare.raw`: images, masks).
 """
 
 from __future__ import annotations
