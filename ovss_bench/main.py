@@ -74,11 +74,8 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         collected = bool(suites or paper)  # of these, what is here is evaluated, and the rest is told
         datasets, absent = _load(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
         for dataset in datasets.values():
-            if dataset.expected_images not in (None, len(dataset.samples)):
-                console.print(
-                    f"note: {dataset.name} has {len(dataset.samples)} images here, "
-                    f"{dataset.expected_images} are expected; the results are marked as partial"
-                )
+            for doubt in dataset.doubts:
+                console.print(f"note: {dataset.name}: {doubt}", markup=False)
         jobs = [_job(plan, datasets[plan.dataset], options) for plan in plans if plan.dataset in datasets]
     failures: list[OvssError] | None = [] if len(datasets) > 1 else None
     results = run_jobs(

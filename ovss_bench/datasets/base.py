@@ -24,7 +24,8 @@ from ..image import read_image, resize_truth
 from ..plugin_errors import plugin_errors
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
-from .config import dataset_config, facts, names_path
+from . import expected
+from .config import alternatives, chosen, dataset_config, facts, names_path, pattern_of
 
 # A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
 UNFINISHED = ".unfinished"
@@ -58,9 +59,9 @@ class SegDataset:
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         self.name, self.config = name, config
         self.root = self.locate(root)
+        self.config = chosen(config, self.root)
         self.background: int | None = config.get("background")
         self.ignore_index: int = config.get("ignore_index", 255)
-        self.expected_images: int | None = config.get("expected_images")
         self.unseen: tuple[int, ...] = tuple(config.get("unseen", ()))
         # A class that is named in a file of one's own may list images by rules of its own, or not fit.
         self._mmseg_lists = "mmseg" in config and name not in config_names("dataset")
@@ -78,13 +79,14 @@ class SegDataset:
         wanted = [self.config["images"], self.config["labels"], *filter(None, [self.config.get("ids")])]
         for folder in self.config["folders"]:
             self._refuse_unfinished(Path(root) / folder)
-            if all((Path(root) / folder / path).exists() for path in wanted):
+            if all(any((Path(root) / folder / path).exists() for path in alternatives(paths)) for paths in wanted):
                 return Path(root) / folder
         raise MissingData(f"data set '{self.name}' was not found in {root}. Expected:\n{self.tree(root)}")
 
     def _refuse_unfinished(self, folder: Path) -> None:
         raw = self.config.get("prepare", {}).get("raw", ())
-        for path in (self.config["images"], self.config["labels"], *raw):
+        paths = [path for names in (self.config["images"], self.config["labels"], *raw) for path in alternatives(names)]
+        for path in paths:
             for mark in (folder / path).glob(UNFINISHED + "*"):
                 raise MissingData(
                     f"data set '{self.name}' is half prepared: {mark.parent} is not complete. Go on with: "
@@ -95,8 +97,7 @@ class SegDataset:
         """The files that are expected, for error messages."""
         first, *others = self.config["folders"]
         lines = [f"  {root}/{first}/" + (f"    (or {', '.join(others)})" if others else "")]
-        lines.append(f"    {self.config['images']}/<id>{self.config['image_suffix']}")
-        lines.append(f"    {self.config['labels']}/<id>{self.config['label_suffix']}")
+        lines += [f"    {pattern_of(self.config, kind)}" for kind in ("image", "label")]
         if self.config.get("ids"):
             lines.append(f"    {self.config['ids']}    (one <id> per line)")
         if (CONFIGS / "dataset" / f"{self.name}.yaml").is_file():
@@ -184,6 +185,18 @@ class SegDataset:
                 f"first:\n{shown}\nExpected:\n{self.tree(self.root)}"
             )
         return samples
+
+    @property
+    def expected_images(self) -> int | None:
+        """The number of images that a complete copy has, None if it is unknown: of several established ones the number that is
+        listed here, else that of the papers."""
+        return expected.number(self.config, len(self.listed))
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against this being the split that papers report on, a sentence each: another number of images, ids that
+        it does not have."""
+        return expected.doubts(self.config, [sample.id for sample in self.listed])
 
     def select(self, limit: int | None = None, ids: Sequence[str] | None = None) -> list[Sample]:
         """The samples of the given ids, or `limit` evenly spaced ones, or all."""

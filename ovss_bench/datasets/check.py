@@ -20,6 +20,7 @@ from typing import Any
 from ..files import write_atomic
 from ..process import in_processes
 from ..progress import Progress
+from . import expected
 from .base import Sample, SegDataset, load_dataset
 from .manifest import Finding, Report, compare, read_manifest
 from .survey import IMAGES, Seen, Survey, look
@@ -33,13 +34,10 @@ Found = Iterator[tuple[Path | None, str]]
 
 
 def number_of_images(survey: Survey) -> Found:
-    expected, found = survey.dataset.expected_images, len(survey.ids)
-    if not found or expected not in (None, found):
-        what = f"{found} images are listed, {expected or 'some'} are expected"
-        others = {**survey.facts.get("splits", {}), **{path.name: len(ids) for path, ids in _sibling_lists(survey)}}
-        same = [split for split, number in others.items() if number == found]
-        equal = f"; {found} is the number of {' and of '.join(same)}" if same else ""
-        yield survey.list_file or _images(survey), what + equal
+    lists = {path.name: len(ids) for path, ids in _sibling_lists(survey)}
+    wrong = expected.of_other_number(survey.dataset.config, len(survey.ids), lists)
+    if wrong:
+        yield survey.list_file or _images(survey), wrong
 
 
 def ids_twice(survey: Survey) -> Found:
@@ -77,10 +75,12 @@ def image_without_label(survey: Survey) -> Found:
 
 
 def unlike_the_split(survey: Survey) -> Found:
-    pattern = survey.facts.get("ids")
-    for seen in survey.seen if pattern else ():
-        if not re.fullmatch(pattern, seen.sample.id):
-            yield seen.sample.image_path, f"the id {seen.sample.id} is not like those of this split ({pattern})"
+    config = survey.dataset.config
+    foreign = set(expected.of_other_splits(config, survey.ids))
+    for seen in survey.seen:
+        if seen.sample.id in foreign:
+            what = f"the id {seen.sample.id} is not like those of this split ({expected.pattern(config)})"
+            yield seen.sample.image_path, what
 
 
 def ids_of_another_split(survey: Survey) -> Found:

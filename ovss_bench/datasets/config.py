@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from ..vocabulary import read_names
 
 KEYS = {  # what configs/dataset and YAML files of one's own may hold
     **dict.fromkeys(("extends", "loader", "mmseg", "full_name", "link", "licence", "names", "names_of"), "a text"),
-    **dict.fromkeys(("images", "labels", "ids", "image_suffix", "label_suffix"), "a text"),
-    **dict.fromkeys(("expected_images", "background", "ignore_index", "object"), "a whole number, 0 or more"),
+    **dict.fromkeys(("images", "labels", "image_suffix", "label_suffix"), "a text, or a list of alternatives"),
+    **dict.fromkeys(("background", "ignore_index", "object"), "a whole number, 0 or more"),
+    "ids": "a text",
+    "expected_images": "a whole number, 0 or more, or a list of those that count as complete",
     **dict.fromkeys(("unseen", "interest"), "a list of class numbers"),
     **dict.fromkeys(("check", "prepare"), "NAME: VALUE below it"),
     "folders": "a list of texts",
@@ -36,6 +40,37 @@ def names_path(dataset: str, names: str) -> Path:
         return Path(names)
     variants = [file.stem for file in path.parent.glob("*.txt")]
     raise unknown(f"names variant (or file) of {dataset}", names, variants)
+
+
+def alternatives(value: str | list[str]) -> list[str]:
+    """The names of a folder or suffix that may have several."""
+    return [value] if isinstance(value, str) else value
+
+
+def first_there(names: str | list[str], folder: Path) -> str:
+    """The first of the names that is in a folder; if none is, the first."""
+    names = alternatives(names)
+    return next((name for name in names if (folder / name).exists()), names[0])
+
+
+def first_suffix(suffixes: str | list[str], folder: Path) -> str:
+    """The first of the suffixes that a file at any depth of a folder has; if none has, the first."""
+    first, *others = alternatives(suffixes)
+    names = [name for _, _, names in os.walk(folder, followlinks=True) for name in names if name[0] != "."] if others else []
+    return next((suffix for suffix in (first, *others) if any(name.endswith(suffix) for name in names)), first)
+
+
+def chosen(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """A configuration with one folder and suffix of images and labels, where it names alternatives: what is in `root`."""
+    folders = {key: first_there(config[key], root) for key in ("images", "labels")}
+    suffixes = {f"{key[:-1]}_suffix": first_suffix(config[f"{key[:-1]}_suffix"], root / path) for key, path in folders.items()}
+    return config | folders | suffixes
+
+
+def pattern_of(config: dict[str, Any], kind: str) -> str:
+    """The files of a `kind` (image, label) as texts show them: folder/<id>suffix, alternatives with | between them."""
+    folder, suffix = ("|".join(alternatives(config[key])) for key in (f"{kind}s", f"{kind}_suffix"))
+    return f"{folder}/<id>{suffix}"
 
 
 def facts_of(name: str) -> DatasetFacts:
@@ -97,6 +132,7 @@ def _own(path: Path) -> dict[str, Any]:
         config["synonyms"] = [entry if isinstance(entry, list) else [str(entry)] for entry in entries]
         config["classes"] = [entry[0] for entry in config["synonyms"]]
     _check_classes(config, path)
+    _check_facts(config.get("check", {}), path)
     return {"folders": ["."]} | config
 
 
@@ -112,6 +148,19 @@ def _check_classes(config: dict[str, Any], path: Path) -> None:
         raise OvssError(f"data set file {path}: ignore_index={config.get('ignore_index', 255)} is the number of a class.")
     if count and len(config.get("palette", config.get("classes"))) != count:
         raise OvssError(f"data set file {path}: palette has {len(config['palette'])} colours for {count} classes.")
+
+
+def _check_facts(facts: dict[str, Any], path: Path) -> None:
+    """What `check` may hold: a pattern of ids, their range, the numbers of images of other splits."""
+    span, splits = facts.get("id_range"), facts.get("splits")
+    try:
+        re.compile(facts.get("ids") or "")
+    except (TypeError, re.error) as error:
+        raise OvssError(f"data set file {path}: check.ids={facts['ids']!r} is no regular expression: {error}.") from error
+    if span is not None and not (isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)):
+        raise OvssError(f"data set file {path}: check.id_range={span!r}: expected [first, last] of ids that are numbers.")
+    if splits is not None and not isinstance(splits, dict):
+        raise OvssError(f"data set file {path}: check.splits={splits!r}: expected NAME: NUMBER below it.")
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -131,6 +180,8 @@ def _fits(value: Any, kind: str) -> bool:
 
     checks = {
         "a text": lambda: isinstance(value, str),
+        KEYS["images"]: lambda: isinstance(value, str) or (bool(value) and listed(lambda item: isinstance(item, str))),
+        KEYS["expected_images"]: lambda: number(value) or (bool(value) and listed(number)),
         "a list of texts": lambda: bool(value) and listed(lambda item: isinstance(item, str)),
         "a list of class numbers": lambda: listed(number),
         "a whole number, 0 or more": lambda: number(value),

@@ -19,9 +19,10 @@ from ..errors import OvssError
 from ..process import in_processes, locked, terminate_cleanly
 from ..progress import Progress
 from ..registry import DATASETS, Registry
+from . import expected
 from .archives import Archive, download, extract, is_official, sweep
-from .base import UNFINISHED
-from .config import dataset_config
+from .base import UNFINISHED, SegDataset
+from .config import alternatives, dataset_config
 
 CONVERTERS = Registry("converter")
 
@@ -49,7 +50,8 @@ def prepare(
 
     Archives are taken from `source` (default: the root); those that are not there are downloaded if their licence permits it
     and `yes` accepts it. `rerun` makes again what is there; without it, a data set that is complete needs neither archives nor
-    raw files. Raises OvssError that says what is missing and what to do.
+    raw files, and one of another number of images is taken as it is if they are not there. Raises OvssError that says what is
+    missing and what to do.
     """
     given, (name, config, own) = str(name), dataset_config(name)
     progress, root = Progress(quiet), root or own
@@ -60,33 +62,42 @@ def prepare(
         raise OvssError("name the folder of all data sets: data_root=DIR, or the environment variable OVSS_DATA.")
     plan, root = config.get("prepare", {}), Path(root)
     loader = DATASETS.get(config.get("loader", "mmseg"))
+    whole = None  # the data set, if all files of the images that it lists are here
     with suppress(OvssError):
         dataset = loader(name, config, root)
-        if not rerun and len(dataset.samples) == dataset.expected_images:
-            progress.say(f"{name} is ready: {dataset.expected_images} images in {dataset.root}")
-            return
+        if dataset.samples and not rerun:
+            whole = dataset
+    if whole and len(whole.samples) in expected.counts(config):
+        return _say_ready(whole, progress)
     folder, source = dataset_folder(config, root), Path(source or root)
     words = ["python", "tools/datasets.py", "prepare", given, f"data_root={root}"]
     command = shlex.join(words if source == root else [*words, f"source={source}"])
     archives = [Archive(**archive) for archive in plan.get("archives", ())]
     absent = [archive for archive in _missing(archives, folder) if not (source / archive.file).is_file()]
     if absent and not (yes and all(archive.url for archive in absent)):
+        if whole:
+            return _say_ready(whole, progress)
         raise OvssError(_instructions(name, config, absent, folder, source, command))
     with terminate_cleanly(), locked(folder, "data_root"):
         _unpack(archives, folder, source, command, rerun, progress)
         if "converter" in plan:
-            _convert(name, config, folder, command, workers or os.cpu_count() or 1, rerun, progress)
+            _convert(name, config, folder, command, workers or os.cpu_count() or 1, rerun, progress, whole)
     with _explained(config):
-        found = len(loader(name, config, root).samples)
-    expected = config.get("expected_images")
-    progress.say(f"{name} is ready: {found} images in {folder}")
-    if expected not in (None, found):
-        progress.say(f"note: {expected} images are expected; results on these {found} are marked as partial")
+        dataset = loader(name, config, root)
+        _ = dataset.samples  # raises for what is missing
+    _say_ready(dataset, progress)
+
+
+def _say_ready(dataset: SegDataset, progress: Progress) -> None:
+    progress.say(f"{dataset.name} is ready: {len(dataset.samples)} images in {dataset.root}")
+    for doubt in dataset.doubts:
+        progress.say(f"note: {doubt}")
 
 
 def dataset_folder(config: dict[str, Any], root: Path) -> Path:
     """The data set's folder below the data root: the first that has something of it, or the first that is allowed."""
-    inside = [config["images"], config["labels"], *config.get("prepare", {}).get("raw", ())]
+    names = [config["images"], config["labels"], *config.get("prepare", {}).get("raw", ())]
+    inside = [path for each in names for path in alternatives(each)]
     there = (folder for folder in config["folders"] if any((root / folder / path).exists() for path in inside))
     return root / next(there, config["folders"][0])
 
@@ -150,15 +161,29 @@ def _explained(config: dict[str, Any]) -> Iterator[None]:
 
 
 def _convert(
-    name: str, config: dict[str, Any], folder: Path, command: str, workers: int, rerun: bool, progress: Progress
+    name: str,
+    config: dict[str, Any],
+    folder: Path,
+    command: str,
+    workers: int,
+    rerun: bool,
+    progress: Progress,
+    whole: SegDataset | None,
 ) -> None:
     converter = config["prepare"]["converter"]
-    with _explained(config):
-        tasks = list(CONVERTERS.get(converter)(folder))
+    try:
+        with _explained(config):
+            tasks = list(CONVERTERS.get(converter)(folder))
+    except OvssError as error:
+        if whole is None:
+            raise
+        progress.say(f"note: what is here is taken as it is: {str(error).splitlines()[0]}")
+        return
     left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
     if len(left) < len(tasks):
         progress.say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
-    targets = {folder / config["images"], folder / config["labels"]} & {
+    kinds = [path for key in ("images", "labels") for path in alternatives(config[key])]
+    targets = {folder / path for path in kinds} & {
         parent for task in tasks for target in task.targets for parent in target.parents
     }
     if not left:

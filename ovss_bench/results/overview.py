@@ -8,7 +8,8 @@ from rich.console import Group
 from rich.table import Table
 
 from ..datasets.base import MissingData, SegDataset, load_dataset, mmseg_class
-from ..datasets.config import dataset_config
+from ..datasets.config import dataset_config, pattern_of
+from ..datasets.expected import in_words
 from ..datasets.suites import load_suite
 from ..errors import OvssError
 from ..files import CONFIGS, config_names
@@ -25,8 +26,8 @@ def overview(root: str | None) -> Table:
         config = dataset_config(name)[1]
         state, dataset = state_of(name, root)
         size = "" if dataset is None else f"{_bytes(dataset) / 1e6:.0f}"
-        images = config.get("expected_images", config.get("scenes", "?"))
-        view.add_row(name, str(class_count(name)), str(images), state, size, config["licence"])
+        images = in_words(config, str(config.get("scenes", "?")))
+        view.add_row(name, str(class_count(name)), images, state, size, config["licence"])
     return view
 
 
@@ -49,9 +50,9 @@ def card(name: str, root: str | None) -> Group:
         "link": config.get("link"),
         "classes": class_count(given),
         "background": config.get("background", "none"),
-        "images expected": config.get("expected_images", "not known"),
-        "images": f"{folder}/{config['images']}/<id>{config['image_suffix']}" if "images" in config else None,
-        "labels": f"{folder}/{config['labels']}/<id>{config['label_suffix']}" if "labels" in config else None,
+        "images expected": in_words(config, str(config.get("scenes", "not known"))),
+        "images": f"{folder}/{pattern_of(config, 'image')}" if "images" in config else None,
+        "labels": f"{folder}/{pattern_of(config, 'label')}" if "labels" in config else None,
         "ids": f"{folder}/{config['ids']}" if "ids" in config else None,
         "zero label": "ignored, the others count from 0" if config.get("reduce_zero_label") else None,
         "ignored value": config.get("ignore_index", 255),

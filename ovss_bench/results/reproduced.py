@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.config import dataset_config, facts_of, names_path
+from ..datasets.expected import number
 from ..errors import OvssError
 from ..evaluation.bootstrap import interval
 from ..files import config_names, load_config
@@ -151,7 +152,7 @@ def _precision(result: Mapping[str, Any]) -> Check:
 
 def _data(result: Mapping[str, Any]) -> Iterator[Check]:
     images, dataset = result["images"], result["dataset"]
-    expected = dataset_config(dataset)[1].get("expected_images") or images["expected"]
+    expected = number(dataset_config(dataset)[1], images["expected"]) or images["expected"]
     complete = images["evaluated"] == expected and not images["failed"]
     says = f"{images['evaluated']} of {expected}" + (f", {len(images['failed'])} failed" if images["failed"] else "")
     yield "images", OK if complete else SUSPICIOUS, says

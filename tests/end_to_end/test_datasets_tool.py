@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,8 @@ from PIL import Image
 
 from end_to_end.tools import ROOT, command, run
 from miniatures import MINIATURES
+from ovss_bench.datasets.config import dataset_config
+from ovss_bench.datasets.expected import counts
 from ovss_bench.files import config_names
 
 YAML = """
@@ -112,6 +115,10 @@ def test_the_list_shows_what_is_here(tmp_path, monkeypatch, capsys):
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert set(config_names("dataset")) <= set(rows)
     assert "4 of 1449 images" in rows["voc21"]
+    numbers = {name: re.split(r"  +", rows[name])[2] for name in config_names("dataset")}
+    known = {name: counts(dataset_config(name)[1]) for name in numbers if not name.startswith("demo")}
+    assert {name for name, number in numbers.items() if number == "?"} == {name for name in known if not known[name]}
+    assert (numbers["vdd"], numbers["context60"], numbers["demo"]) == ("?", "5104 or 5105", "100")
     assert " no " in rows["cityscapes"]
 
 
@@ -135,7 +142,7 @@ def test_from_archives_to_a_manifest(tmp_path):
     words = [f"data_root={tmp_path / 'data'}", "workers=2"]
     done = run("datasets.py", "prepare", "voc21", *words, "source=downloads", cwd=tmp_path)
     assert "voc21 is ready: 4 images in" in done.stderr
-    assert "note: 1449 images are expected" in done.stderr
+    assert "note: 4 images are listed, 1449 are expected; results are marked as partial" in done.stderr
     checked = run("datasets.py", "check", "voc21", *words, "out=mine.json", cwd=tmp_path, status=1)
     assert "number of images: 1" in checked.stdout
     assert "4 images are listed, 1449 are expected" in checked.stdout

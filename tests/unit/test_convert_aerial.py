@@ -258,6 +258,7 @@ def test_images_of_train_alone_are_not_enough(name, tmp_path):
     for path in (folder / "raw").rglob("*.tif"):
         if not any(part in path.name for part in ("_2_10_", "area1")):
             path.unlink()
+    shutil.rmtree(folder / "img_dir")
     with pytest.raises(ob.OvssError, match="no image of the val split"):
         prepare(name, tmp_path, quiet=True)
 

@@ -10,6 +10,7 @@ from PIL import Image
 import ovss_bench as ob
 from miniatures.objects import MINIATURES
 from ovss_bench.datasets import converters  # noqa: F401
+from ovss_bench.datasets.check import check
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.converters.objects import binary, listed_images
 from ovss_bench.datasets.prepare import prepare
@@ -73,6 +74,47 @@ def test_labels_are_one_where_masks_are_bright(name, tmp_path):
     assert {path.name for path in (dataset.root / dataset.config["labels"]).iterdir()} == {
         sample.label_path.name for sample in dataset.samples
     }
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_folders_may_have_other_names(name, tmp_path):
+    """Those that are in use for images and masks: here the last of each that the configuration lists."""
+    names = dataset_config(name)[1]["prepare"]["raw"]
+    for kind, known in zip(names, ({"images", "image", "img"}, {"gt", "label", "labels", "mask", "masks"}), strict=True):
+        assert known <= {folder.rpartition("/")[2] for folder in kind}
+    intact = prepared(name, tmp_path / "intact")
+    folder = tmp_path / "other" / dataset_config(name)[1]["folders"][0]
+    MINIATURES[name](tmp_path / "other")
+    for kind in names:
+        (there,) = [path for path in kind if (folder / path).is_dir()]
+        (folder / there).rename(folder / kind[-1])
+    prepare(name, tmp_path / "other", quiet=True, workers=1)
+    dataset = ob.load_dataset(name, tmp_path / "other")
+    assert dataset.fingerprint == intact.fingerprint
+    findings = check(name, tmp_path / "other", workers=1, quiet=True).findings
+    assert {finding.kind for finding in findings} <= {"number of images"}
+
+
+def test_aerial_images_may_be_tiff(tmp_path):
+    """Of WHU: the same labels as from PNG, also where the label maps are TIFF, as SegEarth-OV's converter leaves them."""
+    intact = prepared("whu_aerial", tmp_path / "png")
+    folder = tmp_path / "tif/WHU-BD/val"
+    shutil.copytree(tmp_path / "png/WHU-BD/val", folder)
+    shutil.rmtree(folder / "label_cvt")
+    for path in folder.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".tif"))
+        path.unlink()
+    prepare("whu_aerial", tmp_path / "tif", quiet=True, workers=1)
+
+    def labels(dataset):
+        return {sample.id: dataset.label(sample, dataset.image(sample).shape[:2]).tobytes() for sample in dataset.samples}
+
+    assert labels(ob.load_dataset("whu_aerial", tmp_path / "tif")) == labels(intact)
+    assert {path.suffix for path in (folder / "label_cvt").iterdir()} == {".png"}
+    for path in (folder / "label_cvt").iterdir():
+        Image.open(path).save(path.with_suffix(".tif"))
+        path.unlink()
+    assert labels(ob.load_dataset("whu_aerial", tmp_path / "tif")) == labels(intact)
 
 
 @pytest.mark.parametrize("name", ["chn6_cug", "deepglobe_road", "xbd"])

@@ -116,6 +116,56 @@ def test_images_in_folders_at_any_depth_are_listed_as_mmseg_lists_them(tmp_path)
     assert len(dataset.listed) == len(shown) + 2  # two of them by the link, too
 
 
+def written(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 5), np.uint8)).save(folder / name)
+
+
+ALTERNATIVES = """
+{images: [photos, images], labels: [masks, gt], image_suffix: [.jpg, .png], label_suffix: [.png, .tif], classes: [cat, dog]}
+"""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["photos/a.jpg", "masks/a.png"],
+        ["images/a.png", "gt/a.tif"],
+        ["photos/new/a.png", "gt/new/a.png", "images/b.jpg", "images/a.png"],  # the first folder and suffix that are there
+    ],
+    ids=str,
+)
+def test_folders_and_suffixes_may_have_alternatives(names, tmp_path):
+    written(tmp_path, names)
+    (tmp_path / "mine.yaml").write_text(ALTERNATIVES)
+    dataset = ob.load_dataset(tmp_path / "mine.yaml")
+    (sample,) = dataset.samples
+    assert [sample.image_path, sample.label_path] == [tmp_path / name for name in names[:2]]
+    assert dataset.label(sample).shape == (4, 5)
+
+
+def test_what_is_missing_names_the_alternatives(tmp_path):
+    (tmp_path / "mine.yaml").write_text(ALTERNATIVES)
+    for names in ([], ["images/a.png"], ["gt/b.png"]):
+        written(tmp_path, names)
+        with pytest.raises(ob.OvssError) as error:
+            _ = ob.load_dataset(tmp_path / "mine.yaml").samples
+    assert "gt/a.png" in str(error.value)
+    for words in ("photos|images/<id>.jpg|.png", "masks|gt/<id>.png|.tif"):
+        shutil.rmtree(tmp_path / "gt", ignore_errors=True)
+        with pytest.raises(ob.OvssError) as error:
+            ob.load_dataset(tmp_path / "mine.yaml")
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["[]", "[3]", "{a: b}", "7"])
+def test_alternatives_are_a_list_of_texts(value, tmp_path):
+    (tmp_path / "mine.yaml").write_text(ALTERNATIVES.replace("[photos, images]", value))
+    with pytest.raises(ob.OvssError, match=r"images=.*: expected a text, or a list of alternatives"):
+        ob.load_dataset(tmp_path / "mine.yaml")
+
+
 def test_a_list_that_is_no_text_is_named(own_voc):
     (own_voc / VOC / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ob.OvssError, match=r"val\.txt cannot be read"):

@@ -1,12 +1,12 @@
 """Buildings, roads and water in aerial images: masks of one class, as likyoo/SegEarth-OV's converters binarise them.
 
-Folders are those of SegEarth-OV's dataset_prepare.md: what ends in `_cvt` (or `_pre`) is made here of the official folder whose
-name lacks that.
+Folders are those of SegEarth-OV's dataset_prepare.md and converters: what ends in `_cvt` (or `_pre`) is made here. The folders
+in which the data come have several names in use; configs/dataset lists them (`prepare.raw`: images, masks).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,60 +14,56 @@ import numpy as np
 from PIL import Image
 
 from ...errors import OvssError
+from ..config import alternatives, dataset_config, first_suffix, first_there
 from ..conversion import files, write_label, write_lines
 from ..prepare import CONVERTERS, Task
 from .aerial import copy, tiled
 
-SUFFIXES = (".png", ".tif", ".jpg")
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 # Masks of JPEG files may be a little coloured.
 NOISE = 48
 
 
-@CONVERTERS.register_module(name="whu_aerial")
-def whu_aerial(folder: Path) -> Iterator[Task]:
-    images = files(folder / "val/image", "*.png")
-    return masks((folder / "val/label", folder / "val/label_cvt"), {path.stem: path.stem for path in images})
+def binarised(name: str, folder: Path) -> Iterator[Task]:
+    """Masks that have the names of their images."""
+    config = dataset_config(name)[1]
+    images, source = raw(name, folder)
+    suffix = alternatives(config["label_suffix"])[0]
+    yield from masks((source, folder / config["labels"]), [path.stem for path in images], suffix)
 
 
-@CONVERTERS.register_module(name="whu_sat_ii")
-def whu_sat_ii(folder: Path) -> Iterator[Task]:
-    test = folder / "1.cropped/test"
-    images = files(test / "image", "*.tif")
-    return masks((test / "label", test / "label_cvt"), {path.stem: path.stem for path in images}, ".tif")
-
-
-@CONVERTERS.register_module(name="massachusetts_road")
-@CONVERTERS.register_module(name="spacenet_road")
-def roads(folder: Path) -> Iterator[Task]:
-    images = files(folder / "img", "*.jpg")
-    return masks((folder / "label", folder / "label_cvt"), {path.stem: path.stem for path in images})
-
-
-@CONVERTERS.register_module(name="chn6_cug")
-@CONVERTERS.register_module(name="deepglobe_road")
-def roads_of_satellites(folder: Path) -> Iterator[Task]:
-    """image/<id>_sat.jpg and label/<id>_mask.png lose the ends of their names."""
-    images = files(folder / "image", "*_sat.jpg")
+def satellite_roads(name: str, folder: Path) -> Iterator[Task]:
+    """Images <id>_sat.jpg and masks <id>_mask.png lose the ends of their names."""
+    images, source = raw(name, folder, "*_sat")
     ids = [path.stem.removesuffix("_sat") for path in images]
-    yield from copies(zip(images, (folder / "image_cvt" / f"{name}.jpg" for name in ids), strict=True))
-    yield from masks((folder / "label", folder / "label_cvt"), {name: f"{name}_mask" for name in ids})
+    yield from copies(zip(images, (folder / "image_cvt" / f"{key}.jpg" for key in ids), strict=True))
+    yield from masks((source, folder / "label_cvt"), ids, end="_mask")
+
+
+def _register(convert: Callable[[str, Path], Iterator[Task]], *names: str) -> None:
+    for name in names:
+        CONVERTERS.register_module(name=name, module=lambda folder, name=name: convert(name, folder))
+
+
+_register(binarised, "whu_aerial", "whu_sat_ii", "massachusetts_road", "spacenet_road")
+_register(satellite_roads, "chn6_cug", "deepglobe_road")
 
 
 @CONVERTERS.register_module(name="xbd")
 def xbd(folder: Path) -> Iterator[Task]:
     """The images from before the disasters; a target holds 1 (and, after a disaster, the damage) where buildings are."""
-    images = files(folder / "images", "*pre*.png")
+    images, source = raw("xbd", folder, "*pre*")
     yield from copies((path, folder / "images_pre" / path.name) for path in images)
-    names = {path.stem: f"{path.stem}_target" for path in images}
-    yield from masks((folder / "targets", folder / "targets_cvt_pre"), names, threshold=1)
+    yield from masks((source, folder / "targets_cvt_pre"), [path.stem for path in images], end="_target", threshold=1)
 
 
 @CONVERTERS.register_module(name="inria")
 def inria(folder: Path) -> Iterator[Task]:
-    """27 labelled images of raw/train/{images,gt}/<id>.tif, in tiles of 1000 x 1000 (of which we chose the names)."""
-    train = folder / "raw/train"
-    ids = listed_images("inria_split_test.txt", train / "images", ".tif")
-    sources = [(name, train / "images" / f"{name}.tif", train / "gt" / f"{name}.tif") for name in ids]
+    """27 labelled images <id>.tif of raw/train, in tiles of 1000 x 1000. Choice, tiles and names are SegEarth-OV's own: the
+    official data have whole images."""
+    images, gt = raw_folders("inria", folder)
+    ids = listed_images("inria_split_test.txt", images, ".tif")
+    sources = [(name, images / f"{name}.tif", gt / f"{name}.tif") for name in ids]
     name = "{name}_{left}_{top}_{right}_{bottom}"
     yield from tiled(sources, folder, "split_test", (1000, 1000), (1000, 1000), name, partial(binary, threshold=128))
 
@@ -75,24 +71,39 @@ def inria(folder: Path) -> Iterator[Task]:
 @CONVERTERS.register_module(name="wbs_si")
 def wbs_si(folder: Path) -> Iterator[Task]:
     """The 499 images of SegEarth-OV's list, in its order."""
-    ids = listed_images("wbs_si_val.txt", folder / "Images", ".jpg")
+    images, source = raw_folders("wbs_si", folder)
+    ids = listed_images("wbs_si_val.txt", images, ".jpg")
     listed = folder / "val.txt"
     if listed.is_file() and set(listed.read_text().split()) < set(ids):
         listed.unlink()  # images were added since
-    yield from masks((folder / "Masks", folder / "Masks_cvt"), {name: name for name in ids})
+    yield from masks((source, folder / "Masks_cvt"), ids)
     yield Task(write_lines, (listed, ids), (listed,))
 
 
-def masks(folders: tuple[Path, Path], names: dict[str, str], suffix: str = ".png", threshold: int = 128) -> Iterator[Task]:
-    """Tasks that make the label maps of the images {id: name of the mask}, from the first folder into the second."""
+def raw_folders(name: str, folder: Path) -> tuple[Path, Path]:
+    """The folders of images and masks as a data set comes: of the names in its configuration those that are there."""
+    images, source = (folder / first_there(names, folder) for names in dataset_config(name)[1]["prepare"]["raw"])
+    return images, source
+
+
+def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
+    """The images of a data set as it comes, sorted, and the folder of their masks. Raises OvssError if there is no image."""
+    images, source = raw_folders(name, folder)
+    return files(images, stem + first_suffix(dataset_config(name)[1]["image_suffix"], images)), source
+
+
+def masks(
+    folders: tuple[Path, Path], ids: Iterable[str], suffix: str = ".png", end: str = "", threshold: int = 128
+) -> Iterator[Task]:
+    """Tasks that make the label maps of the images, from masks <id><end> in the first folder, into the second."""
     source, target = folders
     found = {path.stem: path for path in source.glob("*") if path.suffix.lower() in SUFFIXES}
-    left = {key: name for key, name in names.items() if name in found or not (target / f"{key}{suffix}").exists()}
-    missing = [name for name in left.values() if name not in found]
+    left = [key for key in ids if key + end in found or not (target / f"{key}{suffix}").exists()]
+    missing = [key + end for key in left if key + end not in found]
     if missing:
         raise OvssError(f"{source} lacks {len(missing)} masks, the first: {missing[0]}. Unpack the official archive there.")
-    for key, name in left.items():
-        yield Task(convert, (found[name], target / f"{key}{suffix}", threshold), (target / f"{key}{suffix}",))
+    for key in left:
+        yield Task(convert, (found[key + end], target / f"{key}{suffix}", threshold), (target / f"{key}{suffix}",))
 
 
 def copies(paths: Iterable[tuple[Path, Path]]) -> Iterator[Task]:

@@ -1,0 +1,67 @@
+"""What configs/dataset says of a split beforehand: how many images it has (`expected_images`), and which ids (`check`).
+
+There may be several established numbers, as lists in use differ by an image: the first is that of the papers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def counts(config: Mapping[str, Any]) -> list[int]:
+    """The established numbers of images, that of the papers first; empty if none is known."""
+    expected = config.get("expected_images")
+    return [] if expected is None else [expected] if isinstance(expected, int) else list(expected)
+
+
+def number(config: Mapping[str, Any], found: int) -> int | None:
+    """What `found` images are held against: that number if it is established, else that of the papers, None if unknown."""
+    known = counts(config)
+    return found if found in known else next(iter(known), None)
+
+
+def in_words(config: Mapping[str, Any], unknown: str) -> str:
+    """The numbers, or `unknown`."""
+    return " or ".join(map(str, counts(config))) or unknown
+
+
+def of_other_number(config: Mapping[str, Any], found: int, splits: Mapping[str, int] | None = None) -> str | None:
+    """What is wrong with this number of images, None if nothing is. `splits`: number of images of further splits, by name."""
+    if found and (not counts(config) or found in counts(config)):
+        return None
+    others = {**((config.get("check") or {}).get("splits") or {}), **(splits or {})}
+    same = " and of ".join(split for split, images in others.items() if images == found)
+    what = f"{found} images are listed, {in_words(config, 'some')} are expected"
+    return f"{what}; {found} is the number of {same}" if same else what
+
+
+def pattern(config: Mapping[str, Any]) -> str:
+    """What the ids of the split are like, in words; empty if nothing is known."""
+    facts = config.get("check") or {}
+    span = "{} to {}".format(*facts["id_range"]) if facts.get("id_range") else None
+    return ", ".join(filter(None, [facts.get("ids"), span]))
+
+
+def of_other_splits(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
+    """The ids that this split does not have: unlike the pattern `ids`, or as a number outside of `id_range`."""
+    facts = config.get("check") or {}
+    like, span = facts.get("ids"), facts.get("id_range")
+
+    def belongs(name: str) -> bool:
+        within = not span or (name.isdecimal() and span[0] <= int(name) <= span[1])
+        return within and (not like or re.fullmatch(like, name) is not None)
+
+    return [name for name in ids if not belongs(name)]
+
+
+def doubts(config: Mapping[str, Any], ids: list[str]) -> list[str]:
+    """What speaks against these ids being the split that papers report on, a sentence each."""
+    wrong = of_other_number(config, len(ids))
+    said = [f"{wrong}; results are marked as partial"] if wrong else []
+    foreign = of_other_splits(config, ids)
+    if foreign:
+        some = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        said.append(f"{len(foreign)} of {len(ids)} ids are not like those of this split ({pattern(config)}): {some}")
+    return said
