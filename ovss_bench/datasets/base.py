@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, config_names, digest
+from ..files import CONFIGS, config_names, digest, is_clutter
 from ..image import read_image, resize_truth
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
@@ -144,6 +144,8 @@ class SegDataset:
         images, labels = self.root / self.config["images"], self.root / self.config["labels"]
         if self._mmseg_lists:
             pairs = [(Path(info["img_path"]), Path(info["seg_map_path"])) for info in self.mmseg.data_list]
+            if not self.config.get("ids"):
+                pairs = [pair for pair in pairs if not is_clutter(os.path.relpath(pair[0], images))]
         else:
             suffixes = self.config["image_suffix"], self.config["label_suffix"]
             pairs = [(images / (name + suffixes[0]), labels / (name + suffixes[1])) for name in self._listed_ids()]
@@ -165,9 +167,9 @@ class SegDataset:
             (Path(folder) / name).relative_to(images).as_posix()
             for folder, _, names in os.walk(images, followlinks=True)
             for name in names
-            if name.endswith(suffix) and not name.startswith(".")
+            if name.endswith(suffix)
         ]
-        return [name.removesuffix(suffix) for name in sorted(found)]
+        return [name.removesuffix(suffix) for name in sorted(found) if not is_clutter(name)]
 
     @cached_property
     def samples(self) -> list[Sample]:

@@ -17,7 +17,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomic
+from ..files import data_files, write_atomic
 from ..process import in_processes
 from ..progress import Progress
 from .base import Sample, SegDataset, load_dataset
@@ -360,7 +360,7 @@ def _sibling_lists(survey: Survey) -> Iterator[tuple[Path, set[str]]]:
     """The lists of other splits beside that of this one; train.txt and test.txt beside val.txt, not trainval.txt."""
     if survey.list_file is not None:
         own = set(SPLITS.findall(survey.list_file.stem))
-        for path in sorted(survey.list_file.parent.glob("*.txt")):
+        for path in data_files(survey.list_file.parent, "*.txt"):
             split = set(SPLITS.findall(path.stem))
             if path != survey.list_file and len(split) == 1 and split != own and (own or split == {"train"}):
                 yield path, {line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()}
@@ -381,7 +381,7 @@ def _below(survey: Survey, path: Path) -> str:
 def _instead(path: Path) -> str:
     """A file in the place of a missing one that has its name, but another suffix."""
     stem = path.name.partition(".")[0]
-    others = sorted(other.name for other in path.parent.glob(f"{escape(stem)}*") if other.suffix.lower() in IMAGES)
+    others = [other.name for other in data_files(path.parent, f"{escape(stem)}*") if other.suffix.lower() in IMAGES]
     return f"; but there is {_some(others)}" if others else ""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OvssError
-from ..files import write_atomic
+from ..files import data_files, write_atomic
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are larger than Pillow believes in
 
@@ -69,8 +69,8 @@ def starts(length: int, size: int, step: int) -> list[int]:
 
 
 def files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, sorted. Raises OvssError if there is none."""
-    found = sorted(folder.glob(pattern))
+    """The files of a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
+    found = data_files(folder, pattern)
     if not found:
         raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
     return found

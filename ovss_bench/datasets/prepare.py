@@ -155,6 +155,7 @@ def _convert(
     converter = config["prepare"]["converter"]
     with _explained(config):
         tasks = list(CONVERTERS.get(converter)(folder))
+    _refuse_collisions(tasks)
     left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
     if len(left) < len(tasks):
         progress.say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
@@ -167,6 +168,21 @@ def _convert(
         return
     with unfinished(targets, converter, command):
         run_tasks(left, f"conversion of {name}", workers, progress)
+
+
+def _refuse_collisions(tasks: Iterable[Task]) -> None:
+    """Raises OvssError for two tasks that would write one file: raw files of one name in several folders."""
+    makers: dict[Path, Task] = {}
+    for task in tasks:
+        for target in task.targets:
+            if makers.setdefault(target, task) is not task:
+                both = " and ".join(_raw_files(each) for each in (makers[target], task))
+                raise OvssError(f"{both} would both become {target}. Remove the one that does not belong to the data set.")
+
+
+def _raw_files(task: Task) -> str:
+    paths = [argument for argument in task.arguments if isinstance(argument, Path) and argument not in task.targets]
+    return ", ".join(str(path) for path in paths if path.exists())
 
 
 def run_tasks(tasks: Iterable[Task], title: str, workers: int, progress: Progress) -> None:
@@ -189,8 +205,7 @@ def run_task(task: Task) -> None:
     try:
         task.make(*task.arguments)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        files = ", ".join(str(argument) for argument in task.arguments if isinstance(argument, Path) and argument.exists())
-        raise OvssError(f"{files}: {error}") from error
+        raise OvssError(f"{_raw_files(task)}: {error}") from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OvssError
+from ..files import data_files
 from .base import Sample, SegDataset
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -175,7 +176,7 @@ class Survey:
     def label_files(self) -> dict[str, Path]:
         """Every file in or beside the label folder, by its name."""
         folder = self.dataset.root / self.dataset.config["labels"]
-        return {path.name: path for path in sorted(folder.parent.rglob("*")) if path.suffix.lower() in IMAGES}
+        return {path.name: path for path in data_files(folder.parent, "**/*") if path.suffix.lower() in IMAGES}
 
     @cached_property
     def orphans(self) -> list[Path]:
@@ -185,4 +186,4 @@ class Survey:
         folder, suffix = self.dataset.root / self.dataset.config["labels"], self.dataset.config["label_suffix"]
         known = {seen.sample.label_path for seen in self.seen}
         images = {seen.sample.image_path for seen in self.seen}  # which may be in the same folder
-        return sorted(path for path in folder.rglob(f"*{suffix}") if path not in known | images and path.name[0] != ".")
+        return [path for path in data_files(folder, f"**/*{suffix}") if path not in known | images]

@@ -196,6 +196,17 @@ def test_openearthmap_takes_the_val_images_that_are_there(ready):
         assert all(data == (raw / name.split("_")[0] / source / name).read_bytes() for name, data in made.items())
 
 
+def test_two_raw_files_that_become_one_are_named(tmp_path):
+    """In every converter: it is seen in the tasks, before any of them runs."""
+    MINIATURES["openearthmap"](tmp_path)
+    raw = tmp_path / "OpenEarthMap/raw/OpenEarthMap_wo_xBD"
+    for kind in ("images", "labels"):
+        shutil.copy(raw / "tokyo" / kind / "tokyo_2.tif", raw / "aachen" / kind)
+    with pytest.raises(ob.OvssError, match=r"aachen/images/tokyo_2\.tif and .*tokyo/images/tokyo_2\.tif would both become .*"):
+        prepare("openearthmap", tmp_path, quiet=True)
+    assert not (tmp_path / "OpenEarthMap/img_dir").exists()
+
+
 def test_loveda_merges_both_scenes(ready):
     folder = ready("loveda")
     for kind in ("img_dir", "ann_dir"):

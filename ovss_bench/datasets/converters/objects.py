@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import OvssError
+from ...files import data_files
 from ..conversion import files, write_label, write_lines
 from ..prepare import CONVERTERS, Task
 from .aerial import copy, tiled
@@ -86,7 +87,7 @@ def wbs_si(folder: Path) -> Iterator[Task]:
 def masks(folders: tuple[Path, Path], names: dict[str, str], suffix: str = ".png", threshold: int = 128) -> Iterator[Task]:
     """Tasks that make the label maps of the images {id: name of the mask}, from the first folder into the second."""
     source, target = folders
-    found = {path.stem: path for path in source.glob("*") if path.suffix.lower() in SUFFIXES}
+    found = {path.stem: path for path in data_files(source) if path.suffix.lower() in SUFFIXES}
     left = {key: name for key, name in names.items() if name in found or not (target / f"{key}{suffix}").exists()}
     missing = [name for name in left.values() if name not in found]
     if missing:
