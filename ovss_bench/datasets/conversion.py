@@ -29,6 +29,33 @@ def image_size(path: Path) -> tuple[int, int]:
         raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
 
 
+def read_text(path: Path) -> str:
+    """A list or another text. Raises OvssError if it is not there, or no text."""
+    require([path])
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+
+
+# What has been said of the label map in hand.
+_notes: list[tuple[str, int]] = []
+
+
+def note_pixels(number: int, what: str) -> None:
+    """Says that so many pixels of the label map in hand (`what` goes on: "are ...") are not as they should be, and what they
+    are taken for; a preparation sums it up in the end."""
+    if number:
+        _notes.append((what, int(number)))
+
+
+def noted() -> list[tuple[str, int]]:
+    """What was said since the last call."""
+    notes = _notes.copy()
+    _notes.clear()
+    return notes
+
+
 def write_label(path: Path, label: np.ndarray) -> None:
     """(H, W) uint8 as grey PNG, uint16 as deflated TIFF."""
     image = Image.fromarray(label)

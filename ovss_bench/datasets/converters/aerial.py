@@ -16,7 +16,8 @@ from PIL import Image
 
 from ...errors import OvssError
 from ...files import write_atomic
-from ..conversion import by_colour, files, image_size, require, starts, table, write_image
+from ...image import refuse_odd
+from ..conversion import by_colour, files, image_size, read_text, require, starts, table, write_image
 from ..prepare import CONVERTERS, Task
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
@@ -135,7 +136,7 @@ def openearthmap(folder: Path) -> Iterator[Task]:
     """Copies the images of val.txt that are there (those of xBD are not) and their labels out of the folders of the regions."""
     raw = folder / "raw/OpenEarthMap_wo_xBD"
     require([raw / "val.txt"])
-    val = set((raw / "val.txt").read_text().split())
+    val = set(read_text(raw / "val.txt").split())
     images = [path for path in files(raw, "*/images/*.tif") if path.name in val]
     if not images:
         raise OvssError(f"{raw} has no image of its val.txt. Unpack the official archive again.")
@@ -200,8 +201,11 @@ def copy(source: Path, target: Path) -> None:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) RGB of an image of any mode."""
+    """(H, W, 3) RGB of an image of 8 bits of any mode. Raises OvssError for others, which Pillow would cut."""
+    refuse_odd(path, path.read_bytes())
     with Image.open(path) as image:
+        if image.mode[0] in "IF":
+            raise OvssError(f"image {path} has one band of 16 bits or more, expected 8. Unpack the official archive again.")
         return np.array(image.convert("RGB"))
 
 
