@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -21,15 +20,14 @@ from ..files import data_files, write_atomic
 from ..process import in_processes
 from ..progress import Progress
 from .base import Sample, SegDataset, load_dataset
+from .check_values import NOT_AS_STORED, UNLIKELY, notes
 from .manifest import Finding, Report, compare, read_manifest
-from .survey import IMAGES, Seen, Survey, look
+from .survey import IMAGES, Check, Found, Seen, Survey, look
 
 # A JPEG scatters values along outlines: pixels with at most one neighbour of their value. A value is stray if most of its
 # pixels are scattered; of a map that went through JPEG half the values are, or a tenth of the pixels that are no class.
 STRAY_VALUES, STRAY_SHARE, SCATTERED_OUTSIDE = 3, 0.5, 0.1
 SPLITS = re.compile("train|val|test")
-
-Found = Iterator[tuple[Path | None, str]]
 
 
 def number_of_images(survey: Survey) -> Found:
@@ -133,8 +131,8 @@ def sixteen_bits_in_eight(survey: Survey) -> Found:
     wide = max(len(survey.dataset.classes), survey.dataset.ignore_index) > 256
     folded = 255 in survey.pixels and max(survey.pixels) <= 255 and survey.dataset.ignore_index > 255
     for seen in survey.labels if wide else ():
-        if seen.bits == 8:
-            yield seen.sample.label_path, f"8 bits a pixel, for {len(survey.dataset.classes)} classes"
+        if seen.bits <= 8:
+            yield seen.sample.label_path, f"{seen.bits} bits a pixel, for {len(survey.dataset.classes)} classes"
         elif folded and 255 in seen.values:
             yield seen.sample.label_path, f"holds 255, and no label holds more, for {len(survey.dataset.classes)} classes"
 
@@ -190,16 +188,6 @@ def other_size(survey: Survey) -> Found:
             yield seen.sample.label_path, f"{sizes[0]} pixels (height x width), its image {sizes[1]}"
 
 
-@dataclass(frozen=True)
-class Check:
-    """A mistake: `find` gives file and words wherever it was made; `hint` is the repair, in which {again} is the way to make
-    the labels once more, and other words are those of the configuration."""
-
-    kind: str
-    find: Callable[[Survey], Found]
-    hint: str
-
-
 CHECKS = (
     Check(
         "number of images",
@@ -227,8 +215,14 @@ CHECKS = (
         ids_of_another_split,
         "A list of the training or test split was taken for this one, or they are mixed: restore the official list.",
     ),
-    Check("unreadable images", unreadable_image, "Empty, truncated or damaged: copy or download them again. {again}"),
+    Check(
+        "unreadable images",
+        unreadable_image,
+        "Empty, truncated or damaged: copy or download them again. Of 12 bits, floating point, many bands: save them with 8 bits "
+        "a band. {again}",
+    ),
     Check("unreadable labels", unreadable_label, "Empty, truncated or damaged: copy or convert them again. {again}"),
+    *NOT_AS_STORED,
     Check(
         "labels saved as JPEG",
         jpeg,
@@ -287,6 +281,7 @@ CHECKS = (
         other_size,
         "Labels must be at the original size of the image, not turned or resized. Is it the label of another image? {again}",
     ),
+    *UNLIKELY,
 )
 
 
@@ -331,6 +326,7 @@ def check(
         {each.sample.id: each.digest for each in survey.seen},
         dataset.fingerprint if complete else None,
         hashlib.sha256("".join(f"{name}\n" for name in sorted(survey.ids)).encode()).hexdigest(),
+        list(notes(survey)),
     )
     if theirs is not None:
         report.findings.extend(compare(report, theirs, dataset))
