@@ -61,7 +61,7 @@ class Registry(mmengine.Registry):
 
 
 SEGMENTORS = Registry("segmentor", locations=[f"{__package__}.segmentors"])
-DATASETS = Registry("dataset", locations=[f"{__package__}.datasets.{module}" for module in ("base", "coco", "demo")])
+DATASETS = Registry("dataset", locations=[f"{__package__}.datasets.{module}" for module in ("base", "coco", "demo", "mess")])
 
 
 def load_plugin(path: str | Path) -> None:

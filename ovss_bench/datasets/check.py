@@ -218,8 +218,8 @@ CHECKS = (
     Check(
         "unreadable images",
         unreadable_image,
-        "Empty, truncated or damaged: copy or download them again. Of 12 bits, floating point, many bands: save them with 8 bits "
-        "a band. {again}",
+        "Empty, truncated or damaged: copy or download them again. Of 12 bits, floating point or many bands: save them with 8 "
+        "bits a band. {again}",
     ),
     Check("unreadable labels", unreadable_label, "Empty, truncated or damaged: copy or convert them again. {again}"),
     *NOT_AS_STORED,

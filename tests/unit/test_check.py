@@ -200,7 +200,7 @@ def images_empty_truncated_and_none(dataset):
     return paths
 
 
-@mistake("unreadable images", "voc21", "16 bits a band, but 99 %", hint="save them with 8 bits")
+@mistake("unreadable images", "voc21", "16 bits a band, but 99 %", hint="save them with 8 ")
 def an_image_of_12_bits(dataset):
     path = dataset.samples[0].image_path
     Image.fromarray(np.array(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path, "PNG")
