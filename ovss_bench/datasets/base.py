@@ -264,7 +264,8 @@ class SegDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over name, classes, rules, ids, sizes of the image files and bytes of the label files."""
+        """SHA-256 over name, classes, rules, ids, sizes of the image files and bytes of the label files. Images that were saved
+        as JPEG again (`prepare ... images=mess`) have other sizes than the official files, so other fingerprints."""
         rules = self.facts, bool(self.config.get("reduce_zero_label")), sorted((self.label_map or {}).items())
         parts: list[str | bytes] = [self.name, *self.classes, repr(rules)]
         for sample in self.samples:
