@@ -72,7 +72,8 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
     facts, palette = {}, None
-    with suppress(OSError), Image.open(sample.label_path) as image:  # a class may read other files than images
+    # A class may read other files than images; and what is damaged is told when all of it is read.
+    with suppress(Exception), Image.open(sample.label_path) as image:
         palette = image.getpalette() if image.mode == "P" else None
         facts |= {"format": image.format, "mode": image.mode, "bits": _bits(image, sample.label_path)}
     label = dataset.label(sample) if _reads_itself(dataset) else dataset.raw_label(sample)

@@ -776,6 +776,7 @@ def archive_of_arrays(path):
         (archive_of_arrays, "an archive of arrays"),
         (lambda path: path.write_bytes(b"PK\3\4 cut"), "is not the masks of an image"),
         (lambda path: path.write_bytes(b""), "is not the masks of an image"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\1\0\x10\0{'descr': ('|b1'\n\n"), "is not the masks of an image"),
         (lambda path: path.write_text("<html>"), "is not the masks of an image"),
     ],
 )

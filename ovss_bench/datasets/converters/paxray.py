@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ...errors import OvssError
-from ...files import DAMAGES
 from ..conversion import read_text, require, write_label
 from ..prepare import CONVERTERS, Task
 from .mess_parts import IMAGES, LABELS, listed, pictured
@@ -81,7 +80,7 @@ def planes(source: Path, targets: Sequence[Path]) -> None:
         wrong = next((plane for plane in chosen if not np.isin(plane, (0, 1)).all()), None)
         if wrong is not None:
             raise ValueError(f"it holds the values {np.unique(wrong)[:8].tolist()}")
-    except DAMAGES as error:
+    except Exception as error:  # of damaged files NumPy raises nearly anything
         raise OvssError(
             f"{source} is not the masks of an image: {error}. Expected (166, height, width) of 0 and 1. Unpack the official "
             "archive again."
