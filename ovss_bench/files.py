@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache, lru_cache
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ DAMAGES = (
     zlib.error,
     zipfile.BadZipFile,
 )
+
+# Files and folders that operating systems, storages and tools leave beside data, in lower case.
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+CLUTTER |= {"system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100", ".git", ".svn"}
 
 
 @cache
@@ -76,6 +80,18 @@ def weights_folders() -> list[Path]:
     """Where weights are looked for before they are downloaded: the folder that `OVSS_WEIGHTS` names, and the package's own."""
     chosen = os.environ.get("OVSS_WEIGHTS")
     return [Path(chosen).expanduser(), WEIGHTS] if chosen else [WEIGHTS]
+
+
+def is_clutter(path: str | PurePath) -> bool:
+    """Whether a path below a folder of data is a hidden file (.DS_Store, ._a.png), or of an operating system or tool: no image,
+    whatever its suffix."""
+    parts = PurePath(path).parts
+    return bool(parts) and (parts[-1][0] == "." or any(part.lower() in CLUTTER for part in parts))
+
+
+def data_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The paths of a pattern in a folder, sorted, without what is no data: see `is_clutter`."""
+    return sorted(path for path in folder.glob(pattern) if not is_clutter(path.relative_to(folder)))
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:

@@ -4,12 +4,13 @@ imports torch."""
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from .errors import OvssError
 
@@ -26,26 +27,97 @@ STATISTICS = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
+# Of 16 bits: if 99 % of an image stay below a quarter (63 of 255 after the division by 256), they are not used as 16 bits.
+DARK = 1 << 14
+
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: any mode and depth that cv2 reads, turned as its EXIF tag says, alpha dropped.
+    """(H, W, 3) uint8 RGB, turned as its EXIF tag says; of four bands the fourth (alpha, infrared) is dropped, and 16 bits are
+    divided by 256, all as cv2 does it.
 
-    Raises OvssError for a missing, unreadable or truncated file (of which cv2 would paint the missing part grey).
+    Raises OvssError for a missing, unreadable or truncated file (of which cv2 would paint the missing part grey), and for what
+    cannot be turned into 8 bits without a choice that is not ours: see `refuse_odd`.
     """
     try:
         data = Path(path).read_bytes()
+        refuse_odd(path, data)
         if not _has_end(data):
             Image.open(io.BytesIO(data)).load()
+    except OvssError:
+        raise
     except Exception as error:  # of damaged files Pillow raises nearly anything
         reason = str(error) or type(error).__name__
         raise OvssError(f"image {path} cannot be read: {reason}. Copy or download it again.") from error
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except cv2.error:
-        image = None
+    image = _decoded(data, cv2.IMREAD_COLOR)
     if image is None:
         raise OvssError(f"image {path} is not an image that OpenCV can decode ({len(data)} bytes). Copy or download it again.")
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def _decoded(data: bytes, flag: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    except cv2.error:
+        return None
+
+
+def refuse_odd(path: str | Path, data: bytes) -> None:
+    """Raises OvssError for images whose brightness 8 bits do not hold: five bands or more, floating point, signed or 32-bit
+    numbers, 10, 12 or 14 bits, and 16 bits of which only the lower part is used (a sensor of 12 bits, reflectances), which
+    cv2's division by 256 would turn black. An image that is black altogether is accepted."""
+    odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
+    if odd:
+        raise OvssError(
+            f"image {path} holds {odd}, and nothing says how to show that in 8 bits. Save it as RGB or grey of 8 bits a band, "
+            "scaled as your method or data set wants it."
+        )
+
+
+def _odd(data: bytes) -> str:
+    """What is odd about an image of any kind but TIFF; nothing if it is of 8 bits."""
+    if data[:2] in (b"\xff\xd8", b"BM") or data[:4] in (b"GIF8", b"RIFF"):
+        return ""
+    if data[:4] == b"\x89PNG" and data[24:25] <= b"\x08":
+        return ""
+    netpbm = re.match(rb"P[2356]\s+(?:#[^\n]*\n\s*)*\d+\s+\d+\s+(\d+)\s", data)
+    if netpbm and int(netpbm[1]) not in (255, 65535):
+        return f"values up to {int(netpbm[1])}, which is neither 8 nor 16 bits"
+    return _odd_values(data)
+
+
+def _odd_tiff(data: bytes) -> str:
+    """What its header says is odd about a TIFF file; nothing if it is of 8 bits."""
+    file = io.BytesIO(data)
+    try:
+        directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[:4] else 8])  # BigTIFF has the plus
+        file.seek(directory.next)
+        directory.load(file)
+        bands, bits = int(directory.get(277, 1)), set(directory.get(258, (1,)))
+        kinds, palette, extra = set(directory.get(339, (1,))), directory.get(262) == 3, directory.get(338, (0,))
+    except Exception:  # a damaged file, which is told when it is decoded
+        return ""
+    if bands > 4 or (bands == 2 and extra[0] not in (1, 2)):  # 1 and 2 are alpha
+        return f"{bands} bands, which are not red, green and blue"
+    if kinds & {2, 3}:
+        return f"{'floating point' if 3 in kinds else 'signed'} numbers of {max(bits)} bits"
+    if bits - {1, 8, 16} and not palette:
+        return f"{max(bits)} bits a band"
+    return _odd_values(data) if max(bits) == 16 else ""
+
+
+def _odd_values(data: bytes) -> str:
+    """What is odd about the numbers of an image, all bands together."""
+    stored = _decoded(data, cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.dtype == np.uint8:
+        return ""
+    if stored.dtype != np.uint16:
+        return f"numbers of the type {stored.dtype}"
+    colours = stored[..., :3] if stored.ndim == 3 else stored  # alpha is bright everywhere
+    if colours.any():
+        typical = np.percentile(colours[colours > 0], 99)
+        if typical < DARK:
+            return f"16 bits a band, but 99 % of its values are below {int(typical) + 1} of 65536 ({int(typical) >> 8} of 255)"
+    return ""
 
 
 def _has_end(data: bytes) -> bool:

@@ -1,7 +1,7 @@
 """Data sets: what there is, preparing them from the official archives, and finding what is wrong with them.
 
 python tools/datasets.py list [NAME]  data_root=/data          what is here, what is missing; with NAME all about one
-python tools/datasets.py prepare NAME data_root=/data [source=/downloads yes=true rerun=true workers=8]
+python tools/datasets.py prepare NAME data_root=/data [source=/downloads yes=true rerun=true images=original workers=8]
 python tools/datasets.py check NAME   data_root=/data [workers=8 out=FILE against=FILE]
 """
 
@@ -23,7 +23,7 @@ from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import console
 
 COMMON = {"data_root": os.environ.get("OVSS_DATA"), "plugins": []}
-PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "workers": os.cpu_count() or 1}
+PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "images": None, "workers": os.cpu_count() or 1}
 CHECK = COMMON | {"workers": os.cpu_count() or 1, "out": None, "against": None}
 
 
@@ -52,7 +52,7 @@ def prepare_datasets(names: list[str], words: list[str]) -> int:
 
     options = parse_options(words, PREPARE)
     for name in _named(names):
-        prepare(name, options["data_root"], **{key: options[key] for key in ("source", "yes", "rerun", "workers")})
+        prepare(name, options["data_root"], **{key: options[key] for key in ("source", "yes", "rerun", "images", "workers")})
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import OvssError
-from ..files import write_atomic
+from ..files import is_clutter, write_atomic
 from ..progress import Progress
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
@@ -111,26 +111,43 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, a
     """Unpacks what is wanted of an archive into `folder`. Every file is written atomically; those that are there and have the
     right size are kept, unless `anew`.
 
-    Raises OvssError for a damaged or truncated archive, and, before anything is written, for names that lead outside the folder
-    and for links.
+    Hidden files and those of operating systems are left out. Raises OvssError for a damaged or truncated archive, and, before
+    anything is written, for names that lead outside the folder, for links, and for two members that would become one file.
     """
     found = dict.fromkeys(archive.paths, 0)
     with opened(path) as members:
-        wanted = []
+        wanted: dict[Path, tuple[str, Member]] = {}
         for name, size, read in members:
+            if is_clutter(name):
+                continue
             for inside, outside in archive.paths.items():
                 if name == inside or inside == "" or name.startswith(inside.rstrip("/") + "/"):
                     found[inside] += 1
-                    wanted.append(Member(folder / outside / name[len(inside) :].strip("/"), size, read))
+                    target = folder / outside / name[len(inside) :].strip("/")
+                    if target in wanted:
+                        raise _collision(path, wanted[target][0], name, target)
+                    wanted[target] = name, Member(target, size, read)
         for inside, number in found.items():
             if not number:
                 raise OvssError(f"{path} holds no {inside}. Is it the right archive? Expected: {archive.file}.")
-        sweep(member.target for member in wanted)
+        for target, (name, _) in wanted.items():
+            above = next((parent for parent in target.parents if parent in wanted), None)
+            if above:
+                raise _collision(path, wanted[above][0], name, above)
+        sweep(wanted)
         with progress.start(f"unpacking {path.name}", len(wanted), "files") as task:
-            for member in wanted:
+            for _, member in wanted.values():
                 if anew or not (member.target.is_file() and member.target.stat().st_size == member.size):
                     _write(path, member)
                 task.advance()
+
+
+def _collision(path: Path, one: str, other: str, target: Path) -> OvssError:
+    names = f"'{one}' twice" if one == other else f"'{one}' and '{other}'"
+    return OvssError(
+        f"{path} holds {names}, of which each would be written to {target}. It is not the official archive, or was packed "
+        "again: take the official one, or unpack it by hand."
+    )
 
 
 def sweep(targets: Iterable[Path]) -> None:

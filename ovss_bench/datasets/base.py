@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, config_names, digest
+from ..files import CONFIGS, config_names, digest, is_clutter
 from ..image import read_image, resize_truth
 from ..plugin_errors import plugin_errors
 from ..registry import DATASETS
@@ -146,6 +146,8 @@ class SegDataset:
         images, labels = self.root / self.config["images"], self.root / self.config["labels"]
         if self._mmseg_lists:
             pairs = [(Path(info["img_path"]), Path(info["seg_map_path"])) for info in self.mmseg.data_list]
+            if not self.config.get("ids"):
+                pairs = [pair for pair in pairs if not is_clutter(os.path.relpath(pair[0], images))]
         else:
             suffixes = self.config["image_suffix"], self.config["label_suffix"]
             pairs = [(images / (name + suffixes[0]), labels / (name + suffixes[1])) for name in self._listed_ids()]
@@ -167,9 +169,9 @@ class SegDataset:
             (Path(folder) / name).relative_to(images).as_posix()
             for folder, _, names in os.walk(images, followlinks=True)
             for name in names
-            if name.endswith(suffix) and not name.startswith(".")
+            if name.endswith(suffix)
         ]
-        return [name.removesuffix(suffix) for name in sorted(found)]
+        return [name.removesuffix(suffix) for name in sorted(found) if not is_clutter(name)]
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -276,7 +278,8 @@ class SegDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over name, classes, rules, ids, sizes of the image files and bytes of the label files."""
+        """SHA-256 over name, classes, rules, ids, sizes of the image files and bytes of the label files. Images that were saved
+        as JPEG again (`prepare ... images=mess`) have other sizes than the official files, so other fingerprints."""
         rules = self.facts, bool(self.config.get("reduce_zero_label")), sorted((self.label_map or {}).items())
         parts: list[str | bytes] = [self.name, *self.classes, repr(rules)]
         for sample in self.samples:

@@ -10,27 +10,25 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomic
+from ..files import data_files, write_atomic
 from ..process import in_processes
 from ..progress import Progress
 from . import expected
 from .base import Sample, SegDataset, load_dataset
+from .check_values import NOT_AS_STORED, UNLIKELY, notes
 from .manifest import Finding, Report, compare, read_manifest
-from .survey import IMAGES, Seen, Survey, look
+from .survey import IMAGES, Check, Found, Seen, Survey, look
 
 # A JPEG scatters values along outlines: pixels with at most one neighbour of their value. A value is stray if most of its
 # pixels are scattered; of a map that went through JPEG half the values are, or a tenth of the pixels that are no class.
 STRAY_VALUES, STRAY_SHARE, SCATTERED_OUTSIDE = 3, 0.5, 0.1
 SPLITS = re.compile("train|val|test")
-
-Found = Iterator[tuple[Path | None, str]]
 
 
 def number_of_images(survey: Survey) -> Found:
@@ -133,8 +131,8 @@ def sixteen_bits_in_eight(survey: Survey) -> Found:
     wide = max(len(survey.dataset.classes), survey.dataset.ignore_index) > 256
     folded = 255 in survey.pixels and max(survey.pixels) <= 255 and survey.dataset.ignore_index > 255
     for seen in survey.labels if wide else ():
-        if seen.bits == 8:
-            yield seen.sample.label_path, f"8 bits a pixel, for {len(survey.dataset.classes)} classes"
+        if seen.bits <= 8:
+            yield seen.sample.label_path, f"{seen.bits} bits a pixel, for {len(survey.dataset.classes)} classes"
         elif folded and 255 in seen.values:
             yield seen.sample.label_path, f"holds 255, and no label holds more, for {len(survey.dataset.classes)} classes"
 
@@ -190,16 +188,6 @@ def other_size(survey: Survey) -> Found:
             yield seen.sample.label_path, f"{sizes[0]} pixels (height x width), its image {sizes[1]}"
 
 
-@dataclass(frozen=True)
-class Check:
-    """A mistake: `find` gives file and words wherever it was made; `hint` is the repair, in which {again} is the way to make
-    the labels once more, and other words are those of the configuration."""
-
-    kind: str
-    find: Callable[[Survey], Found]
-    hint: str
-
-
 CHECKS = (
     Check(
         "number of images",
@@ -227,8 +215,14 @@ CHECKS = (
         ids_of_another_split,
         "A list of the training or test split was taken for this one, or they are mixed: restore the official list.",
     ),
-    Check("unreadable images", unreadable_image, "Empty, truncated or damaged: copy or download them again. {again}"),
+    Check(
+        "unreadable images",
+        unreadable_image,
+        "Empty, truncated or damaged: copy or download them again. Of 12 bits, floating point or many bands: save them with 8 "
+        "bits a band. {again}",
+    ),
     Check("unreadable labels", unreadable_label, "Empty, truncated or damaged: copy or convert them again. {again}"),
+    *NOT_AS_STORED,
     Check(
         "labels saved as JPEG",
         jpeg,
@@ -287,6 +281,7 @@ CHECKS = (
         other_size,
         "Labels must be at the original size of the image, not turned or resized. Is it the label of another image? {again}",
     ),
+    *UNLIKELY,
 )
 
 
@@ -331,6 +326,7 @@ def check(
         {each.sample.id: each.digest for each in survey.seen},
         dataset.fingerprint if complete else None,
         hashlib.sha256("".join(f"{name}\n" for name in sorted(survey.ids)).encode()).hexdigest(),
+        list(notes(survey)),
     )
     if theirs is not None:
         report.findings.extend(compare(report, theirs, dataset))
@@ -360,7 +356,7 @@ def _sibling_lists(survey: Survey) -> Iterator[tuple[Path, set[str]]]:
     """The lists of other splits beside that of this one; train.txt and test.txt beside val.txt, not trainval.txt."""
     if survey.list_file is not None:
         own = set(SPLITS.findall(survey.list_file.stem))
-        for path in sorted(survey.list_file.parent.glob("*.txt")):
+        for path in data_files(survey.list_file.parent, "*.txt"):
             split = set(SPLITS.findall(path.stem))
             if path != survey.list_file and len(split) == 1 and split != own and (own or split == {"train"}):
                 yield path, {line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()}
@@ -381,7 +377,7 @@ def _below(survey: Survey, path: Path) -> str:
 def _instead(path: Path) -> str:
     """A file in the place of a missing one that has its name, but another suffix."""
     stem = path.name.partition(".")[0]
-    others = sorted(other.name for other in path.parent.glob(f"{escape(stem)}*") if other.suffix.lower() in IMAGES)
+    others = [other.name for other in data_files(path.parent, f"{escape(stem)}*") if other.suffix.lower() in IMAGES]
     return f"; but there is {_some(others)}" if others else ""
 
 

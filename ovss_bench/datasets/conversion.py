@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OvssError
-from ..files import write_atomic
+from ..files import data_files, write_atomic
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are larger than Pillow believes in
 
@@ -27,6 +27,33 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.size[::-1]
     except OSError as error:
         raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+
+
+def read_text(path: Path) -> str:
+    """A list or another text. Raises OvssError if it is not there, or no text."""
+    require([path])
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+
+
+# What has been said of the label map in hand.
+_notes: list[tuple[str, int]] = []
+
+
+def note_pixels(number: int, what: str) -> None:
+    """Says that so many pixels of the label map in hand (`what` goes on: "are ...") are not as they should be, and what they
+    are taken for; a preparation sums it up in the end."""
+    if number:
+        _notes.append((what, int(number)))
+
+
+def noted() -> list[tuple[str, int]]:
+    """What was said since the last call."""
+    notes = _notes.copy()
+    _notes.clear()
+    return notes
 
 
 def write_label(path: Path, label: np.ndarray) -> None:
@@ -69,8 +96,8 @@ def starts(length: int, size: int, step: int) -> list[int]:
 
 
 def files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, sorted. Raises OvssError if there is none."""
-    found = sorted(folder.glob(pattern))
+    """The files of a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
+    found = data_files(folder, pattern)
     if not found:
         raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
     return found

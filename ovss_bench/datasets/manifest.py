@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class Finding:
 @dataclass(frozen=True)
 class Report:
     """What a check found. `histogram`: value after the data set's rules -> pixels; `labels`: id -> digest of the label map;
-    `fingerprint` is that of the results, None if files are missing; `ids_digest` the SHA-256 of the sorted ids, a line each."""
+    `fingerprint` is that of the results, None if files are missing; `ids_digest` the SHA-256 of the sorted ids, a line each;
+    `notes` are no findings."""
 
     name: str
     root: Path
@@ -45,6 +46,7 @@ class Report:
     labels: dict[str, str]
     fingerprint: str | None
     ids_digest: str
+    notes: list[str] = field(default_factory=list)
 
     @property
     def classes_present(self) -> list[int]:
@@ -120,6 +122,7 @@ def view(report: Report) -> Group:
     if absent:
         names = ", ".join(f"{value} {report.classes[value]}" for value in absent)
         parts.append(Text(f"note: {len(absent)} of {len(report.classes)} classes never occur: {names}\n"))
+    parts += [Text(f"note: {note}\n") for note in report.notes]
     for kind, group in groupby(report.findings, lambda finding: finding.kind):
         findings = list(group)
         parts.append(Text(f"{kind}: {len(findings)}", style="bold red"))

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import OvssError
+from ..errors import OvssError, unknown
+from ..files import config_names, data_files, write_atomic
 from ..process import in_processes, locked, terminate_cleanly
 from ..progress import Progress
 from ..registry import DATASETS, Registry
@@ -23,8 +24,11 @@ from . import expected
 from .archives import Archive, download, extract, is_official, sweep
 from .base import UNFINISHED, SegDataset
 from .config import alternatives, dataset_config
+from .conversion import noted
 
 CONVERTERS = Registry("converter")
+# In a folder of images that can be of several kinds: which.
+KIND = ".images"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def prepare(
     source: str | Path | None = None,
     yes: bool = False,
     rerun: bool = False,
+    images: str | None = None,
     workers: int | None = None,
     quiet: bool = False,
 ) -> None:
@@ -50,17 +55,21 @@ def prepare(
 
     Archives are taken from `source` (default: the root); those that are not there are downloaded if their licence permits it
     and `yes` accepts it. `rerun` makes again what is there; without it, a data set that is complete needs neither archives nor
-    raw files, and one of another number of images is taken as it is if they are not there. Raises OvssError that says what is
-    missing and what to do.
+    raw files, and one of another number of images is taken as it is if they are not there. `images` is of data sets whose
+    configuration gives a choice (`prepare: {images: [mess, original]}`); the default is what is there, or the first. Raises
+    OvssError that says what is missing and what to do.
     """
     given, (name, config, own) = str(name), dataset_config(name)
     progress, root = Progress(quiet), root or own
+    _check_choice(name, config, images)
     if config.get("loader") == "demo":
         progress.say(f"{name} needs no preparation: its scenes are drawn when they are first read")
         return
     if root is None:
         raise OvssError("name the folder of all data sets: data_root=DIR, or the environment variable OVSS_DATA.")
     plan, root = config.get("prepare", {}), Path(root)
+    folder = dataset_folder(config, root)
+    kind = _kind_of_images(config, folder, images, rerun)
     loader = DATASETS.get(config.get("loader", "mmseg"))
     whole = None  # the data set, if all files of the images that it lists are here
     with suppress(OvssError):
@@ -69,8 +78,8 @@ def prepare(
             whole = dataset
     if whole and len(whole.samples) in expected.counts(config):
         return _say_ready(whole, progress)
-    folder, source = dataset_folder(config, root), Path(source or root)
-    words = ["python", "tools/datasets.py", "prepare", given, f"data_root={root}"]
+    source = Path(source or root)
+    words = ["python", "tools/datasets.py", "prepare", given, f"data_root={root}", *([f"images={images}"] if images else [])]
     command = shlex.join(words if source == root else [*words, f"source={source}"])
     archives = [Archive(**archive) for archive in plan.get("archives", ())]
     absent = [archive for archive in _missing(archives, folder) if not (source / archive.file).is_file()]
@@ -81,7 +90,7 @@ def prepare(
     with terminate_cleanly(), locked(folder, "data_root"):
         _unpack(archives, folder, source, command, rerun, progress)
         if "converter" in plan:
-            _convert(name, config, folder, command, workers or os.cpu_count() or 1, rerun, progress, whole)
+            _convert(name, config, folder, command, workers or os.cpu_count() or 1, rerun, kind, progress, whole)
     with _explained(config):
         dataset = loader(name, config, root)
         _ = dataset.samples  # raises for what is missing
@@ -89,7 +98,9 @@ def prepare(
 
 
 def _say_ready(dataset: SegDataset, progress: Progress) -> None:
-    progress.say(f"{dataset.name} is ready: {len(dataset.samples)} images in {dataset.root}")
+    kind = _recorded(dataset.config, dataset.root)
+    made = f" (images={kind})" if kind else ""
+    progress.say(f"{dataset.name} is ready: {len(dataset.samples)} images in {dataset.root}{made}")
     for doubt in dataset.doubts:
         progress.say(f"note: {doubt}")
 
@@ -160,6 +171,41 @@ def _explained(config: dict[str, Any]) -> Iterator[None]:
         raise OvssError("\n".join([str(error), *_terms(config)])) from error
 
 
+def _check_choice(name: str, config: dict[str, Any], images: str | None) -> None:
+    choices = config.get("prepare", {}).get("images", [])
+    if images is not None and not choices:
+        having = [each for each in config_names("dataset") if dataset_config(each)[1].get("prepare", {}).get("images")]
+        raise OvssError(f"images={images}: {name} has one kind of images only; a choice is with {', '.join(having)}.")
+    if images not in (None, *choices):
+        raise unknown(f"kind of images of {name}", images, choices)
+
+
+def _kind_of_images(config: dict[str, Any], folder: Path, images: str | None, rerun: bool) -> str | None:
+    """Which of the kinds of images between which the configuration leaves the choice is to be made; None without a choice.
+
+    Raises OvssError if others are there already: the two kinds must not be mixed.
+    """
+    choices, there = config.get("prepare", {}).get("images"), _recorded(config, folder)
+    if not choices:
+        return None
+    made = folder / config["images"]
+    if images and images != there and not rerun and made.is_dir() and data_files(made):
+        what = f"of images={there}" if there else "of a kind that nobody has recorded"
+        raise OvssError(
+            f"{made} holds images {what}, and images={images} is asked for. Add rerun=true to make all of them again."
+        )
+    return images or there or choices[0]
+
+
+def _recorded(config: dict[str, Any], folder: Path) -> str:
+    """Which kind of images a preparation has made; nothing where it is not recorded, as with those that MESS's scripts made."""
+    path = folder / config["images"] / KIND
+    try:
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise OvssError(f"{path} cannot be read: {error}. Delete it.") from error
+
+
 def _convert(
     name: str,
     config: dict[str, Any],
@@ -167,18 +213,20 @@ def _convert(
     command: str,
     workers: int,
     rerun: bool,
+    kind: str | None,
     progress: Progress,
     whole: SegDataset | None,
 ) -> None:
     converter = config["prepare"]["converter"]
     try:
         with _explained(config):
-            tasks = list(CONVERTERS.get(converter)(folder))
+            tasks = list(CONVERTERS.get(converter)(folder, **({"images": kind} if kind else {})))
     except OvssError as error:
         if whole is None:
             raise
         progress.say(f"note: what is here is taken as it is: {str(error).splitlines()[0]}")
         return
+    _refuse_collisions(tasks)
     left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
     if len(left) < len(tasks):
         progress.say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
@@ -191,31 +239,61 @@ def _convert(
             (target / f"{UNFINISHED}-{converter}").unlink(missing_ok=True)
         return
     with unfinished(targets, converter, command):
+        made = folder / config["images"]
+        if kind and (rerun or not data_files(made)):
+            write_atomic(made / KIND, lambda temporary: temporary.write_text(f"{kind}\n", encoding="utf-8"))
+        elif kind and not _recorded(config, folder):
+            progress.say(
+                f"note: of what kind the images in {made} are is not recorded; rerun=true makes all of them images={kind}"
+            )
         run_tasks(left, f"conversion of {name}", workers, progress)
+
+
+def _refuse_collisions(tasks: Iterable[Task]) -> None:
+    """Raises OvssError for two tasks that would write one file: raw files of one name in several folders."""
+    makers: dict[Path, Task] = {}
+    for task in tasks:
+        for target in task.targets:
+            if makers.setdefault(target, task) is not task:
+                both = " and ".join(_raw_files(each) for each in (makers[target], task))
+                raise OvssError(f"{both} would both become {target}. Remove the one that does not belong to the data set.")
+
+
+def _raw_files(task: Task) -> str:
+    paths = [argument for argument in task.arguments if isinstance(argument, Path) and argument not in task.targets]
+    return ", ".join(str(path) for path in paths if path.exists())
 
 
 def run_tasks(tasks: Iterable[Task], title: str, workers: int, progress: Progress) -> None:
     """Runs the tasks in processes; what one of them finds wrong is raised when the others are done."""
     tasks = list(tasks)
-    failed = []
+    failed, odd = [], {}
     sweep(target for task in tasks for target in task.targets)
     with progress.start(title, len(tasks), "files") as bar:
-        for _, outcome in in_processes(run_task, tasks, workers):
+        for task, outcome in in_processes(run_task, tasks, workers):
             if isinstance(outcome, OvssError):
                 failed.append(str(outcome))
+            else:
+                for what, pixels in outcome:
+                    odd.setdefault(what, []).append((pixels, _raw_files(task)))
             bar.advance()
+    for what, found in odd.items():
+        pixels, where = max(found)
+        total = sum(number for number, _ in found)
+        progress.say(f"note: {total} pixels of {len(found)} label maps {what} (most of them, {pixels}, in {where})")
     if failed:
         shown = "".join(f"\n  {reason}" for reason in sorted(failed)[:10])
         raise OvssError(f"{len(failed)} of {len(tasks)} files could not be converted; the others are kept:{shown}")
 
 
-def run_task(task: Task) -> None:
-    """Runs a task; errors of reading and decoding become an OvssError that names the file."""
+def run_task(task: Task) -> list[tuple[str, int]]:
+    """Runs a task, and gives what it noted; errors of reading and decoding become an OvssError that names the file."""
+    noted()  # what a failed task has left
     try:
         task.make(*task.arguments)
+        return noted()
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        files = ", ".join(str(argument) for argument in task.arguments if isinstance(argument, Path) and argument.exists())
-        raise OvssError(f"{files}: {error}") from error
+        raise OvssError(f"{_raw_files(task)}: {error}") from error
 
 
 @contextmanager

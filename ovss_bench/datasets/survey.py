@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OvssError
+from ..files import data_files
 from .base import Sample, SegDataset
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -26,8 +27,10 @@ COLOURS = 64  # the most frequent colours of a label that are looked up in the p
 class Seen:
     """One image and its label as they were read; sizes are None and errors empty for files that are not there.
 
-    `values`: stored value -> pixels. `colours`: colour -> pixels, of a label with several channels. `stray`: the number of
-    values whose pixels are mostly scattered; `scattered_outside`: the share of scattered ones among the pixels of no class.
+    `mode` is Pillow's, `bits` those of a pixel of the file, `palette` the colours that a palette of the file's own gives to the
+    stored values. `values`: stored value -> pixels. `colours`: colour -> pixels, of a label with several channels. `stray`: the
+    number of values whose pixels are mostly scattered; `scattered_outside`: the share of scattered ones among the pixels of no
+    class.
     """
 
     sample: Sample
@@ -36,7 +39,9 @@ class Seen:
     label_size: tuple[int, int] | None = None
     label_error: str = ""
     format: str | None = None
+    mode: str = ""
     bits: int = 16
+    palette: Mapping[int, tuple[int, ...]] | None = None
     values: Mapping[int, int] = field(default_factory=dict)
     colours: Mapping[tuple[int, ...], int] | None = None
     stray: int = 0
@@ -66,14 +71,19 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    with suppress(OSError), Image.open(sample.label_path) as image:  # a class may read other files than images
-        facts |= {"format": image.format, "bits": 8 if image.mode in ("1", "L", "P") else 16}
+    facts, palette = {}, None
+    # A class may read other files than images; and what is damaged is told when all of it is read.
+    with suppress(Exception), Image.open(sample.label_path) as image:
+        palette = image.getpalette() if image.mode == "P" else None
+        facts |= {"format": image.format, "mode": image.mode, "bits": _bits(image, sample.label_path)}
     label = dataset.label(sample) if _reads_itself(dataset) else dataset.raw_label(sample)
     facts["label_size"] = label.shape[:2]
     if label.ndim > 2:
         return facts | {"colours": _colours(label)}
     values, scattered = _count(label), _count(label[_equal_neighbours(label) <= 1])
+    if palette is not None:
+        colours = [tuple(palette[i : i + 3]) for i in range(0, len(palette), 3)]
+        facts["palette"] = {value: colours[value] for value in values if 0 <= value < len(colours)}
     foreign = [value for value in values if not _is_value(dataset, _ruled(dataset, value))]
     outside = sum(values[value] for value in foreign)
     return facts | {
@@ -82,6 +92,17 @@ def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
         "scattered_outside": sum(scattered.get(value, 0) for value in foreign) / max(outside, 1),
         "digest": hashlib.sha256(repr(label.shape).encode() + label.astype("<i4").tobytes()).hexdigest()[:16],
     }
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Of a pixel of one channel, in the file: Pillow has 8 for what is stored in 2 or 4."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24]
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (1,))
+        return bits[0] if isinstance(bits, tuple) and bits and isinstance(bits[0], int) else 8
+    return {"1": 1, "L": 8, "P": 8}.get(image.mode, 16)
 
 
 def _reads_itself(dataset: SegDataset) -> bool:
@@ -128,6 +149,19 @@ def _equal_neighbours(label: np.ndarray) -> np.ndarray:
     return equal
 
 
+Found = Iterator[tuple[Path | None, str]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A mistake: `find` gives file and words wherever it was made; `hint` is the repair, in which {again} is the way to make
+    the labels once more, and other words are those of the configuration."""
+
+    kind: str
+    find: Callable[[Survey], Found]
+    hint: str
+
+
 @dataclass
 class Survey:
     """All that was read of a data set, for the checks."""
@@ -160,6 +194,17 @@ class Survey:
         """Whether the data set's rules turn 0 into ignored, and other values into the one before."""
         return not _reads_itself(self.dataset) and _ruled(self.dataset, 0) == self.dataset.ignore_index
 
+    @property
+    def whole(self) -> bool:
+        """Whether all images of the data set are here, or, where nobody knows how many there are, at least one for a class."""
+        expected = self.dataset.expected_images
+        return len(self.ids) >= (len(self.dataset.classes) if expected is None else np.min(expected))
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether most of the label maps that were read have no mistake yet."""
+        return 2 * len(self.labels) > sum(bool(seen.values) for seen in self.seen)
+
     @cached_property
     def histogram(self) -> dict[int, int]:
         total: Counter[int] = Counter()
@@ -175,7 +220,7 @@ class Survey:
     def label_files(self) -> dict[str, Path]:
         """Every file in or beside the label folder, by its name."""
         folder = self.dataset.root / self.dataset.config["labels"]
-        return {path.name: path for path in sorted(folder.parent.rglob("*")) if path.suffix.lower() in IMAGES}
+        return {path.name: path for path in data_files(folder.parent, "**/*") if path.suffix.lower() in IMAGES}
 
     @cached_property
     def orphans(self) -> list[Path]:
@@ -185,4 +230,4 @@ class Survey:
         folder, suffix = self.dataset.root / self.dataset.config["labels"], self.dataset.config["label_suffix"]
         known = {seen.sample.label_path for seen in self.seen}
         images = {seen.sample.image_path for seen in self.seen}  # which may be in the same folder
-        return sorted(path for path in folder.rglob(f"*{suffix}") if path not in known | images and path.name[0] != ".")
+        return [path for path in data_files(folder, f"**/*{suffix}") if path not in known | images]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import DAMAGES, WEIGHTS, config_names, digest, load_config, read_array, weights_folders
+from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, weights_folders
 from ..image import STATISTICS
 from .checkpoints import boundary, read_weights
 from .clip import PRECISIONS, state_digest
@@ -81,7 +81,7 @@ class FeatureFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.digest = digest("features", *(f"{file.name} {_checksums(file)}" for file in sorted(folder.glob("*.npz"))))
+        self.digest = digest("features", *(f"{file.name} {_checksums(file)}" for file in data_files(folder, "*.npz")))
 
     def __call__(self, batch: WindowBatch) -> Tensor:
         """(1, C, h, w) of the one image that the batch is."""

@@ -25,7 +25,7 @@ from ..encoders.regions import (
 )
 from ..encoders.sources import image_key
 from ..errors import OvssError
-from ..files import digest
+from ..files import data_files, digest
 from ..process import locked, terminate_cleanly
 from ..progress import Progress
 
@@ -55,7 +55,7 @@ def precompute_regions(
     with locked(folder, "out"):
         index = read_index(folder)
         if index is None:
-            strange = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+            strange = [path.name for path in data_files(folder) if path.suffix in SUFFIXES]
             if strange:
                 raise OvssError(
                     f"folder {folder} holds {strange[0]}, but no {INDEX} that says what it is. Choose another folder with "

@@ -2,6 +2,7 @@
 what is read."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -199,8 +200,9 @@ def write_cryonuseg(root: Path) -> None:
 
 def write_paxray(root: Path) -> None:
     """166 planes each, of which four are used; one image is of another split."""
-    test = ["0a1b", "0c2d", "0e3f"]
-    for number, name in enumerate(["0001", *test]):
+    split = {"train": [], "test": []}
+    for number, name in enumerate(["0001", "0a1b", "0c2d", "0e3f"]):
+        split["test" if number else "train"].append({"image": f"images/{name}.png", "target": f"labels/{name}.npy"})
         image, label = scene(number, range(5), SIZE)
         planes = np.zeros((166, *SIZE), bool)
         for value, plane in enumerate((0, 10, 24, 163), 1):
@@ -208,9 +210,9 @@ def write_paxray(root: Path) -> None:
         planes[11] = label == 0
         buffer = io.BytesIO()
         np.save(buffer, planes)
-        files = {f"images/{name}.png": png(image[..., 0]), f"masks/{name}.npy": buffer.getvalue()}
-        write_files(root / "paxray_dataset/raw", files)
-    write_files(root / "paxray_dataset/raw", {"test.txt": "".join(f"{name}\n" for name in test).encode()})
+        files = {f"images/{name}.png": png(image[..., 0]), f"labels/{name}.npy": buffer.getvalue()}
+        write_files(root / "paxray_dataset", files)
+    write_files(root / "paxray_dataset", {"paxray.json": json.dumps(split | {"label_dict": {"0": "lungs"}}).encode()})
 
 
 def write_deepcrack(root: Path) -> None:

@@ -204,6 +204,53 @@ def test_links_and_devices_in_a_zip_are_refused_before_anything_is_written(type,
     assert content(folder) == {}
 
 
+# What two members are called of which each would become one file, below the folder of the data set.
+COLLISIONS = {
+    "the same name": (("top/images/a.jpg", "top/images/a.jpg"), WANTED, "images/a.jpg"),
+    "a dot in front": (("top/images/a.jpg", "./top/images/a.jpg"), WANTED, "images/a.jpg"),
+    "two slashes": (("top/images/a.jpg", "top//images/a.jpg"), WANTED, "images/a.jpg"),
+    "backslashes": (("top/images/a.jpg", "top\\images\\a.jpg"), WANTED, "images/a.jpg"),
+    "two folders into one": (("urban/1.png", "rural/1.png"), {"urban": "images", "rural": "images"}, "images/1.png"),
+    "a file and a list": (("top/images/val.txt", "top/val.txt"), WANTED | {"top/images": "lists"}, "lists/val.txt"),
+    "a file that is a folder": (("top/images/a", "top/images/a/b"), WANTED, "images/a"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", COLLISIONS)
+def test_two_members_that_become_one_file_are_named_before_anything_is_written(case, kind, folder, tmp_path):
+    names, paths, target = COLLISIONS[case]
+    path = tmp_path / f"twice.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number, name in enumerate(names):
+                archive.writestr(name, b"ab"[: number + 1])
+    else:
+        with tarfile.open(path, {"tar.gz": "w:gz", "tar.xz": "w:xz"}.get(kind, "w")) as archive:
+            for number, name in enumerate(names):
+                info = tarfile.TarInfo(name)
+                info.size = number + 1
+                archive.addfile(info, io.BytesIO(b"ab"))
+    with pytest.raises(ob.OvssError, match=r"twice\.\S+ holds ") as error:
+        unpack(path, folder, {inside: outside for inside, outside in paths.items() if any(inside in name for name in names)})
+    assert str(folder / target) in str(error.value)
+    assert names[0] in str(error.value)
+    assert names[1].replace("\\", "/").removeprefix("./").replace("//", "/") in str(error.value)
+    assert content(folder) == {}
+
+
+CLUTTERED = [".DS_Store", "._a.jpg", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg"]
+
+
+def test_what_systems_and_tools_leave_is_not_unpacked(archive, folder):
+    names = [*(f"top/images/{name}" for name in CLUTTERED), "__MACOSX/top/images/a.jpg", "__MACOSX/top/images/._a.jpg"]
+    unpack(write(archive, FILES | dict.fromkeys(names, b"no image")), folder)
+    assert content(folder) == WHOLE
+    unpack(archive, folder / "all", {"": "raw"})
+    assert content(folder / "all") == {f"raw/{name}": data for name, data in FILES.items()}
+
+
 def test_a_link_that_is_there_already_is_replaced_and_not_followed(folder, tmp_path):
     path, victim = write(tmp_path / "archive.zip"), tmp_path / "victim"
     victim.write_bytes(b"precious")

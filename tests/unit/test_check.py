@@ -3,6 +3,9 @@
 import hashlib
 import json
 import shutil
+import struct
+import warnings
+import zlib
 from functools import cache
 
 import numpy as np
@@ -197,6 +200,13 @@ def images_empty_truncated_and_none(dataset):
     return paths
 
 
+@mistake("unreadable images", "voc21", "16 bits a band, but 99 %", hint="save them with 8 ")
+def an_image_of_12_bits(dataset):
+    path = dataset.samples[0].image_path
+    Image.fromarray(np.array(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path, "PNG")
+    return [path]
+
+
 @mistake("unreadable labels", "voc21", "cannot be read", "bytes", hint="convert them again")
 def labels_empty_truncated_and_none(dataset):
     paths = label_paths(dataset)[:3]
@@ -369,6 +379,115 @@ def masks_of_0_and_255(dataset):
     return [path]
 
 
+def packed_png(depth, values):
+    """A PNG file of grey of 1, 2 or 4 bits a pixel."""
+    shifts = np.arange(8 - depth, -1, -depth)
+    groups = np.pad(values, ((0, 0), (0, -values.shape[1] % len(shifts)))).reshape(len(values), -1, len(shifts))
+    rows = (groups.astype(int) << shifts).sum(-1).astype(np.uint8)
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), depth, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@mistake("grey of fewer than 8 bits", "isaid", "4 bits of grey", "is read as", hint="8 bits a pixel, or with a palette")
+def four_bits_of_grey(dataset):
+    paths = [path for path in label_paths(dataset) if np.array(Image.open(path)).max() < 16][:2]
+    for path in paths:
+        path.write_bytes(packed_png(4, np.array(Image.open(path))))
+    return paths
+
+
+@mistake("grey of fewer than 8 bits", "udd5", "2 bits of grey", "3 is read as 255", hint="8 bits a pixel, or with a palette")
+def two_bits_of_grey(dataset):
+    path = label_paths(dataset)[0]
+    path.write_bytes(packed_png(2, np.array(Image.open(path)) % 4))
+    return [path]
+
+
+def as_the_known_converters_write(path):
+    """Those of iSAID and UAVid: 1 bit a pixel with a palette of one colour (mmsegmentation, issue 1504)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.fromarray(np.array(Image.open(path)), mode="P").save(path)
+
+
+@mistake("too few bits for the classes", "isaid", "1 bits a pixel", hint="newer versions of Pillow")
+def all_labels_of_one_bit(dataset):
+    for path in label_paths(dataset):
+        as_the_known_converters_write(path)
+    return label_paths(dataset)
+
+
+@mistake(
+    "too few bits for the classes", "uavid", "1 bits a pixel, and 1 is not in the palette", hint="newer versions of Pillow"
+)
+def one_label_of_one_bit(dataset):
+    path = label_paths(dataset)[0]
+    as_the_known_converters_write(path)
+    return [path]
+
+
+@mistake("too few bits for the classes", "udd5", "1 bits a pixel, as in all label maps, for 5 classes", hint="Pillow")
+def all_labels_of_one_bit_of_grey(dataset):
+    for path in label_paths(dataset):
+        Image.fromarray(np.array(Image.open(path)) > 0).save(path)
+    return label_paths(dataset)
+
+
+@mistake("palette of another order", "voc21", "has the colour of", "in its palette", hint="contradict each other")
+def classes_in_another_order_with_their_colours(dataset):
+    """Every class number one higher, and so are the colours; 0 and 255 stay."""
+    order = np.array([0, *range(2, 21), 1, *range(21, 256)], np.uint8)
+    for path in label_paths(dataset):
+        with Image.open(path) as image:
+            label, palette = np.array(image), np.array(image.getpalette()).reshape(-1, 3)
+        moved = palette.copy()
+        moved[order[: len(palette)]] = palette
+        picture = Image.fromarray(order[label])
+        picture.putpalette(moved.astype(np.uint8).tobytes())
+        picture.save(path)
+    return label_paths(dataset)
+
+
+@mistake("masks of 0 and 255", "whu_aerial", "no label map holds anything but 0 and 255", hint="Divide")
+def all_masks_of_0_and_255(dataset):
+    for path in label_paths(dataset):
+        altered(path, lambda label: label * 255)
+    return label_paths(dataset)
+
+
+@mistake("everything ignored", "voc21", "all pixels of all label maps are ignored (255)", hint="encoding")
+def empty_labels(dataset):
+    for path in label_paths(dataset):
+        altered(path, lambda label: np.full_like(label, 255))
+    return [dataset.root / dataset.config["labels"]]
+
+
+@mistake("everything ignored", "ade20k", "all pixels of all label maps are ignored (255)", hint="encoding")
+def labels_of_zeros_that_are_reduced(dataset):
+    for path in label_paths(dataset):
+        altered(path, lambda label: np.zeros_like(label))
+    return [dataset.root / dataset.config["labels"]]
+
+
+@mistake("hardly any classes", "chn6_cug", "1 of 2 classes occur in", hint="a converter has probably cut them")
+def masks_without_an_object(dataset):
+    for path in label_paths(dataset):
+        altered(path, lambda label: np.zeros_like(label))
+    return [dataset.root / dataset.config["labels"]]
+
+
+@mistake("one class nearly everywhere", "isaid", "of the pixels that are not ignored are 1 ship", hint="lost in a conversion")
+def all_that_is_something_became_ships(dataset):
+    for path in label_paths(dataset):
+        altered(path, lambda label: np.where(label == 255, 255, 1).astype(np.uint8))
+    return [dataset.root / dataset.config["labels"]]
+
+
 @mistake("labels of another size", "voc21", "pixels (height x width), its image", hint="original size")
 def a_row_is_missing(dataset):
     path = label_paths(dataset)[0]
@@ -448,6 +567,71 @@ def test_a_number_that_is_that_of_another_split_says_so(own):
     (finding,) = report.findings
     assert finding.what.endswith("2 is the number of train and of test.txt")
     assert finding.file == own / "val.txt"
+
+
+def masks_of(folder, value, share):
+    """Masks of a data set of one's own in which a share of the pixels has this value, and the rest 0."""
+    for path in (folder / "labels").glob("*.png"):
+        label = np.zeros((40, 30), np.uint8)
+        label[: round(40 * share)] = value
+        Image.fromarray(label).save(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "share", "entries", "noted"),
+    [
+        (1, 0.05, {}, "95.0% of the pixels that are not ignored are 0 sky"),
+        (1, 0.05, {"background": 0}, "95.0% of the pixels that are not ignored are 0 sky"),
+        (1, 0.05, {"background": 0, "classes": "[a, b, c, d, e, f]"}, "are 0 a"),
+        (1, 0.95, {}, "95.0% of the pixels that are not ignored are 1 grass"),
+        (1, 0.95, {"classes": "[a, b, c]"}, "are 1 b"),
+        (1, 0.5, {}, None),
+        (2, 0.5, {"background": 0, "classes": "[a, b, c, d, e, f]"}, None),
+    ],
+)
+def test_one_frequent_class_is_a_note_where_that_is_usual(value, share, entries, noted, own):
+    masks_of(own, value, share)
+    report = check(described(own, **entries), quiet=True)
+    assert report.findings == []
+    shown = printed(report)
+    assert "nothing is wrong" in shown
+    assert (f"note: {report.notes[0]}" in shown and noted in shown) if noted else report.notes == []
+
+
+@pytest.mark.parametrize(
+    ("value", "share", "entries", "kind"),
+    [
+        (1, 0.95, {"classes": "[a, b, c, d]"}, "one class nearly everywhere"),
+        (1, 0, {}, "hardly any classes"),
+        (
+            1,
+            0.5,
+            {"classes": f"[{', '.join(f'c{number}' for number in range(21))}]", "expected_images": 3},
+            "hardly any classes",
+        ),
+        (255, 0.5, {}, "masks of 0 and 255"),
+        (255, 0.5, {"background": 0, "classes": "[a, b, c]"}, "masks of 0 and 255"),
+        (255, 1, {}, "everything ignored"),
+    ],
+)
+def test_sets_of_lost_classes_are_found_in_one_s_own_data(value, share, entries, kind, own):
+    masks_of(own, value, share)
+    report = check(described(own, **entries), quiet=True)
+    assert {finding.kind for finding in report.findings} == {kind}
+    assert "nothing is wrong" not in printed(report)
+
+
+def test_files_of_few_bits_that_lose_nothing_are_no_mistake(own):
+    """As programs write that make PNG files smaller: as many bits as a file needs, with a palette of as many colours."""
+    colours = bytes(range(60))
+    for path, number in zip(sorted((own / "labels").glob("*.png")), (2, 4, 20), strict=True):
+        picture = Image.fromarray((np.arange(40, dtype=np.uint8) // 2 % number)[:, None].repeat(30, 1))
+        picture.putpalette(colours[: 3 * number])
+        picture.save(path)
+    names = ", ".join(f"c{number}" for number in range(20))
+    assert [path.read_bytes()[24] for path in sorted((own / "labels").glob("*"))] == [1, 2, 8]
+    report = check(described(own, classes=f"[{names}]"), quiet=True)
+    assert report.findings == []
 
 
 def test_a_folder_of_other_suffixes_lists_no_image(own):

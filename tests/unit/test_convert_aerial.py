@@ -196,6 +196,27 @@ def test_openearthmap_takes_the_val_images_that_are_there(ready):
         assert all(data == (raw / name.split("_")[0] / source / name).read_bytes() for name, data in made.items())
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_are_not_cut(dtype, tmp_path):
+    MINIATURES["uavid"](tmp_path)
+    path = next((tmp_path / "UAVid/raw/test_gt").glob("*/Images/*.png"))
+    height, width = read(path).shape[:2]
+    Image.fromarray(np.full((height, width), 40_000).astype(dtype)).save(path, "PNG" if dtype == np.uint16 else "TIFF")
+    with pytest.raises(ob.OvssError, match=rf"{path.name} (holds|has one band of)"):
+        prepare("uavid", tmp_path, quiet=True, workers=1)
+
+
+def test_two_raw_files_that_become_one_are_named(tmp_path):
+    """In every converter: it is seen in the tasks, before any of them runs."""
+    MINIATURES["openearthmap"](tmp_path)
+    raw = tmp_path / "OpenEarthMap/raw/OpenEarthMap_wo_xBD"
+    for kind in ("images", "labels"):
+        shutil.copy(raw / "tokyo" / kind / "tokyo_2.tif", raw / "aachen" / kind)
+    with pytest.raises(ob.OvssError, match=r"aachen/images/tokyo_2\.tif and .*tokyo/images/tokyo_2\.tif would both become .*"):
+        prepare("openearthmap", tmp_path, quiet=True)
+    assert not (tmp_path / "OpenEarthMap/img_dir").exists()
+
+
 def test_loveda_merges_both_scenes(ready):
     folder = ready("loveda")
     for kind in ("img_dir", "ann_dir"):

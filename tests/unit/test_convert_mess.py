@@ -1,6 +1,7 @@
 """The data sets of MESS: values, tiles and names of what is made of raw files, and what is said about wrong ones."""
 
 import io
+import json
 import shutil
 import zipfile
 from collections import Counter
@@ -215,7 +216,7 @@ def test_paxray_takes_four_planes(part, plane, ready):
     found = labels(ob.load_dataset(f"paxray_{part}", root))
     assert set(found) == {"0a1b", "0c2d", "0e3f"}
     for key, label in found.items():
-        masks = np.load(root / f"paxray_dataset/raw/masks/{key}.npy")
+        masks = np.load(root / f"paxray_dataset/labels/{key}.npy")
         assert masks.shape[0] == 166
         assert label.sum() > 0
         assert np.array_equal(label, masks[plane])
@@ -333,11 +334,91 @@ def test_training_images_are_left_out(name, ids, ready):
     assert [sample.id for sample in ob.load_dataset(name, ready(name)).samples] == ids
 
 
-def test_images_are_the_same_files(ready):
-    root = ready("mhp_v1") / "LV-MHP-v1"
-    assert (root / "images_detectron2/test/0017.jpg").read_bytes() == (root / "images/0017.jpg").read_bytes()
+def test_images_that_mess_leaves_as_they_are_are_the_same_files(ready):
     root = ready("paxray_bones") / "paxray_dataset"
-    assert (root / "images_detectron2/test/0c2d.png").read_bytes() == (root / "raw/images/0c2d.png").read_bytes()
+    assert (root / "images_detectron2/test/0c2d.png").read_bytes() == (root / "images/0c2d.png").read_bytes()
+
+
+# Of the data sets whose images MESS saves as JPEG again: an image as it is prepared, and where it comes from.
+AGAIN = {
+    "mhp_v1": ("LV-MHP-v1/images_detectron2/test/0017.jpg", "LV-MHP-v1/images/0017.jpg"),
+    "atlantis": ("atlantis/images_detectron2/test/2001.jpg", "atlantis/images/test/canal/2001.jpg"),
+    "dram": (
+        "DRAM_processed/images_detectron2/test/juan_gris_1.jpg",
+        "DRAM_processed/raw/images/Cubism/juan_gris/1.jpg",
+    ),
+    "chase_db1": ("CHASEDB1/images_detectron2/test/Image_05L.jpg", "CHASEDB1/raw/Image_05L.jpg"),
+    "cub_200": (
+        "CUB_200_2011/images_detectron2/test/Black_Footed_Albatross_0046_18.jpg",
+        "CUB_200_2011/images/001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg",
+    ),
+}
+
+
+def as_mess_saves_it(path):
+    buffer = io.BytesIO()
+    Image.open(path).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_images_are_jpeg_again_or_the_original_files(name, own, capsys):
+    root, (made_at, raw) = own(name), AGAIN[name]
+    prints = set()
+    for options, kind in (({}, "mess"), ({"images": "original", "rerun": True}, "original"), ({}, "original")):
+        prepare(name, root, workers=1, **options)
+        assert f"(images={kind})" in capsys.readouterr().err
+        wanted = as_mess_saves_it(root / raw) if kind == "mess" else (root / raw).read_bytes()
+        assert (root / made_at).read_bytes() == wanted, kind
+        prints.add(ob.load_dataset(name, root).fingerprint)
+    assert len(prints) == 2, "the fingerprint tells them apart"
+    with pytest.raises(ob.OvssError, match=r"holds images of images=original, and images=mess is asked for. Add rerun=true"):
+        prepare(name, root, images="mess", quiet=True)
+
+
+def test_every_data_set_with_a_choice_of_images_is_tested():
+    assert {name for name in MINIATURES if dataset_config(name)[1]["prepare"].get("images")} == set(AGAIN)
+
+
+def test_a_run_that_goes_on_makes_the_same_kind_of_images(own):
+    root = own("atlantis")
+    prepare("atlantis", root, images="original", workers=1, quiet=True)
+    lost, raw = (root / path for path in AGAIN["atlantis"])
+    lost.unlink()
+    prepare("atlantis", root, workers=1, quiet=True)
+    assert lost.read_bytes() == raw.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"images": "mess"}])
+def test_images_of_a_kind_that_is_not_recorded_are_not_mixed_in_silence(options, own, capsys):
+    """As earlier versions and MESS's own scripts have left them."""
+    root = own("atlantis")
+    prepare("atlantis", root, images="original", workers=1, quiet=True)
+    lost, _ = (root / path for path in AGAIN["atlantis"])
+    lost.unlink()
+    (lost.parent / ".images").unlink()
+    if options:
+        with pytest.raises(ob.OvssError, match="of a kind that nobody has recorded, and images=mess is asked for"):
+            prepare("atlantis", root, workers=1, **options)
+        return
+    prepare("atlantis", root, workers=1)
+    said = capsys.readouterr().err
+    assert "is not recorded; rerun=true makes all of them images=mess" in said
+    assert "(images=" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "said"),
+    [
+        ("deepcrack", "mess", r"images=mess: deepcrack has one kind of images only; a choice is with atlantis, chase_db1, "),
+        ("voc21", "original", "voc21 has one kind of images only"),
+        ("demo", "original", "demo has one kind of images only"),
+        ("mhp_v1", "jpeg", "unknown kind of images of mhp_v1 'jpeg'. Known: mess, original"),
+    ],
+)
+def test_a_choice_that_a_data_set_does_not_have_is_refused(name, images, said, tmp_path):
+    with pytest.raises(ob.OvssError, match=said):
+        prepare(name, tmp_path, images=images, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -400,6 +481,65 @@ def test_isaid_takes_unknown_colours_for_background(own):
     assert (label[:64, 7:9] == 15).all()
 
 
+# What is not black or white, or of no class, for the odd pixels of a map; and what they become.
+ODD_PIXELS = {
+    "kvasir_instrument": ("kvasir-instrument/masks/ckcub1tw000073b5y9w3kr4nv.png", [254, 128, 1], 0, "are neither 0 nor 255"),
+    "cryonuseg": ("CryoNuSeg/raw/masks/Human_Larynx_02.png", [254, 128, 1], 0, "are neither 0 nor 255"),
+    "deepcrack": ("DeepCrack/test_lab/11111.png", [254, 128, 1], 0, "are neither 0 nor 255"),
+    "mess_potsdam": (
+        "ISPRS_Potsdam/raw/5_Labels_all/top_potsdam_2_13_label.tif",
+        [(128, 90, 10), (200, 0, 200), (0, 0, 0)],
+        255,
+        "have a colour of no class",
+    ),
+    "cwfid": ("cwfid/annotations/003_annotation.png", [(254, 0, 0), (0, 0, 255), (9, 9, 9)], 255, "have a colour of no class"),
+    "mess_uavid": (
+        "uavid_v1.5/uavid_val/seq16/Labels/000000.png",
+        [(128, 10, 0), (1, 1, 1), (255, 255, 255)],
+        255,
+        "have a value of no class",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PIXELS)
+def test_a_few_odd_pixels_are_counted_and_do_not_block_the_set(name, own, capsys):
+    root = own(name)
+    unpack(name, root)
+    path, odd, wanted, said = ODD_PIXELS[name]
+    raw = read(root / path)
+    before = raw.copy()
+    for number, value in enumerate(odd):
+        raw[5, 3 + number] = value
+    Image.fromarray(raw).save(root / path)
+    prepare(name, root, workers=1)
+    message = capsys.readouterr().err
+    assert f"note: 3 pixels of 1 label maps {said}" in message
+    assert Path(path).name in message
+    dataset = ob.load_dataset(name, root)
+    first = {"mess_potsdam": "2_13_0", "mess_uavid": "seq16_000000_0"}.get(name)
+    key = first or next(sample.id for sample in dataset.samples if Path(path).stem.removesuffix("_annotation") == sample.id)
+    label = labels(dataset)[key]
+    assert label[5, 3:6].tolist() == [wanted] * 3
+    height, width = min(label.shape[0], before.shape[0]), min(label.shape[1], before.shape[1])
+    expected = naive(before, VALUES[name])[:height, :width]
+    expected[5, 3:6] = wanted
+    assert np.array_equal(label[:height, :width], expected)
+
+
+@pytest.mark.parametrize("name", ["kvasir_instrument", "cryonuseg", "deepcrack"])
+def test_grey_outlines_of_masks_are_black(name, own):
+    """As interpolation leaves them: many pixels, but fewer than are white."""
+    root = own(name)
+    path = root / ODD_PIXELS[name][0]
+    mask = np.zeros((72, 96), np.uint8)
+    mask[10:60, 10:60] = 100
+    mask[15:55, 15:55] = 255
+    Image.fromarray(mask).save(path)
+    label = labels(made(name, root))[path.stem]
+    assert np.array_equal(label, mask == 255)
+
+
 # Wrong and missing files.
 
 
@@ -432,8 +572,8 @@ def test_isaid_takes_unknown_colours_for_background(own):
         ("kvasir_instrument", "kvasir-instrument/masks/ckcub1tw000073b5y9w3kr4nv.png", "masks/ckcub1tw000073b5y9w3kr4nv.png"),
         ("chase_db1", "CHASEDB1/raw/Image_05R_1stHO.png", "Image_05R_1stHO.png"),
         ("cryonuseg", "CryoNuSeg/raw/masks/Human_Larynx_02.png", "no Human_Larynx_02.png or .tif in .*masks"),
-        ("paxray_lungs", "paxray_dataset/raw/test.txt", "test.txt"),
-        ("paxray_bones", "paxray_dataset/raw/masks/0c2d.npy", "masks/0c2d.npy"),
+        ("paxray_lungs", "paxray_dataset/paxray.json", r"no paxray\.json in .*paxray_dataset"),
+        ("paxray_bones", "paxray_dataset/labels/0c2d.npy", "labels/0c2d.npy"),
         ("deepcrack", "DeepCrack/test_lab", r"no \*\.png in .*test_lab"),
         ("suim", "SUIM/TEST/masks", r"no \*\.bmp in .*TEST/masks"),
         ("cwfid", "cwfid/images/003_image.png", "images/003_image.png"),
@@ -525,6 +665,28 @@ def test_what_no_official_map_holds_is_refused(name, path, content, said, own):
         _ = ob.load_dataset(name, root).samples
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("images.txt", "1\n", "images.txt has the line '1', expected a number and a value"),
+        ("train_test_split.txt", "2 0 1\n", "train_test_split.txt has the line '2 0 1'"),
+        ("images.txt", "2 Albatross/a.jpg\n", "images.txt names Albatross/a.jpg"),
+    ],
+)
+def test_damaged_lists_are_named(file, text, said, own):
+    root = own("cub_200")
+    prepare("cub_200", root, quiet=True, workers=1)
+    (root / "CUB_200_2011" / file).write_text(text)
+    for archive in root.glob("*.tgz"):
+        archive.unlink()
+    (root / "CUB_200_2011/images/Albatross").mkdir()
+    (root / "CUB_200_2011/segmentations/Albatross").mkdir()
+    (root / "CUB_200_2011/images/Albatross/a.jpg").touch()
+    (root / "CUB_200_2011/segmentations/Albatross/a.png").touch()
+    with pytest.raises(ob.OvssError, match=said):
+        prepare("cub_200", root, quiet=True, workers=1, rerun=True)
+
+
 def test_numbers_beyond_a_byte_are_refused(own):
     root = own("atlantis")
     Image.fromarray(np.full((72, 96), 256 + 3, np.uint16)).save(root / "atlantis/masks/test/canal/2001.png")
@@ -532,10 +694,97 @@ def test_numbers_beyond_a_byte_are_refused(own):
         prepare("atlantis", root, quiet=True, workers=1)
 
 
-def test_paxray_masks_of_another_shape_are_refused(own):
+def test_paxray_arranged_by_hand_is_accepted(own):
+    """raw/test.txt, raw/images and raw/masks, as earlier versions asked for; or the archive as it is, below raw."""
     root = own("paxray_lungs")
-    np.save(root / "paxray_dataset/raw/masks/0c2d.npy", np.zeros((4, 72, 96), bool))
-    with pytest.raises(ob.OvssError, match=r"0c2d\.npy has the shape \(4, 72, 96\)"):
+    folder = root / "paxray_dataset"
+    whole = labels(made("paxray_lungs", root))
+    for name in ("images_detectron2", "annotations_detectron2"):
+        shutil.rmtree(folder / name)
+    (folder / "raw").mkdir()
+    for name in ("images", "labels", "paxray.json"):
+        (folder / name).rename(folder / "raw" / name)
+    prepare("paxray_lungs", root, quiet=True, workers=1)
+    (folder / "raw/paxray.json").unlink()
+    (folder / "raw/labels").rename(folder / "raw/masks")
+    (folder / "raw/test.txt").write_text("".join(f"{key}\n" for key in whole))
+    again = labels((prepare("paxray_lungs", root, quiet=True, rerun=True, workers=1), ob.load_dataset("paxray_lungs", root))[1])
+    assert again.keys() == whole.keys()
+    assert all(np.array_equal(again[key], whole[key]) for key in whole)
+
+
+PAIR = ["images/0c2d.png", "labels/0c2d.npy"]
+
+
+@pytest.mark.parametrize(
+    "test",
+    [[PAIR], [{"a": PAIR[0], "b": PAIR[1], "n": 3}], {"0c2d": {"image": PAIR[0], "masks": PAIR[1], "view": "frontal"}}],
+    ids=["pairs", "keys", "by id"],
+)
+def test_paxray_entries_name_image_and_masks(test, own):
+    root = own("paxray_lungs")
+    (root / "paxray_dataset/paxray.json").write_text(json.dumps({"train": [], "test": test}))
+    assert list(labels(made("paxray_lungs", root))) == ["0c2d"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no list of the test split"),
+        ("{", "no list of the test split"),
+        ("[" * 100_000, "no list of the test split"),
+        ("[]", "no list of the test split"),
+        ("7", "no list of the test split"),
+        ('{"val": []}', "no list of the test split"),
+        ('{"test": null}', "no list of the test split"),
+        ('{"test": []}', "names no image of the test split"),
+        ('{"test": {}}', "names no image of the test split"),
+        ('{"test": [7]}', "an entry of the test split is 7"),
+        ('{"test": [["images/0c2d.png"]]}', "an entry of the test split is "),
+        ('{"test": "0c2d"}', "an entry of the test split is 0"),
+        ('{"test": [["images/0c2d.png", "images/0a1b.png", "labels/0c2d.npy"]]}', "an entry of the test split is "),
+        ('{"test": [["/etc/0c2d.png", "labels/0c2d.npy"]]}', "below its folder"),
+        ('{"test": [["images/../../0c2d.png", "labels/0c2d.npy"]]}', "below its folder"),
+        ('{"test": [["images/0c2d\\u0000.png", "labels/0c2d.npy"]]}', "below its folder"),
+        ('{"test": [["images/0000.png", "labels/0000.npy"]]}', r"2 files are missing.*images/0000\.png"),
+        (b"\xff\xfe\x00", r"paxray\.json cannot be read"),
+    ],
+)
+def test_a_damaged_paxray_json_is_named(content, said, own):
+    root = own("paxray_lungs")
+    path = root / "paxray_dataset/paxray.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ob.OvssError, match=said):
+        prepare("paxray_lungs", root, quiet=True, workers=1)
+
+
+def archive_of_arrays(path):
+    np.savez(path.open("wb"), a=np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        (np.zeros((4, 72, 96), bool), r"the shape \(4, 72, 96\)"),
+        (np.zeros((72, 96), bool), r"the shape \(72, 96\)"),
+        (np.zeros((166, 0, 96), bool), r"the shape \(166, 0, 96\)"),
+        (np.full((166, 7, 9), 2, np.uint8), r"the values \[2\]"),
+        (np.full((166, 7, 9), 0.5), r"the values \[0\.5\]"),
+        (np.full((166, 7, 9), np.nan, np.float32), r"the values \[nan\]"),
+        (np.full((166, 7, 9), "x"), "the values"),
+        (np.full((166, 7, 9), None), "is not the masks of an image"),
+        (archive_of_arrays, "an archive of arrays"),
+        (lambda path: path.write_bytes(b"PK\3\4 cut"), "is not the masks of an image"),
+        (lambda path: path.write_bytes(b""), "is not the masks of an image"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\1\0\x10\0{'descr': ('|b1'\n\n"), "is not the masks of an image"),
+        (lambda path: path.write_text("<html>"), "is not the masks of an image"),
+    ],
+)
+def test_damaged_paxray_masks_are_named(masks, said, own):
+    root = own("paxray_lungs")
+    path = root / "paxray_dataset/labels/0c2d.npy"
+    masks(path) if callable(masks) else np.save(path, masks)
+    with pytest.raises(ob.OvssError, match=rf"0c2d\.npy is not the masks of an image: .*{said}|0c2d\.npy {said}"):
         prepare("paxray_lungs", root, quiet=True, workers=1)
 
 
@@ -545,7 +794,7 @@ def test_paxray_masks_of_another_shape_are_refused(own):
         ("atlantis", "atlantis/masks/test/canal/2001.png"),
         ("mess_uavid", "uavid_v1.5/uavid_val/seq16/Labels/000000.png"),
         ("mess_uavid", "uavid_v1.5/uavid_val/seq16/Images/000000.png"),
-        ("paxray_lungs", "paxray_dataset/raw/masks/0c2d.npy"),
+        ("paxray_lungs", "paxray_dataset/labels/0c2d.npy"),
     ],
 )
 @pytest.mark.parametrize("keep", [0, 30, 0.6])
@@ -577,6 +826,33 @@ def test_flattened_names_must_be_unique(name, folder, copy, said, own):
     shutil.copy(root / folder, target)
     with pytest.raises(ob.OvssError, match=said):
         prepare(name, root, quiet=True, workers=1)
+
+
+@pytest.mark.parametrize("expected", [3, 30])
+def test_cryonuseg_is_read_as_mess_leaves_it(expected, own, monkeypatch):
+    """Without the folder of the split; complete, it needs no raw files."""
+    root = own("cryonuseg")
+    dataset, folder = made("cryonuseg", root), root / "CryoNuSeg"
+    ids, fingerprint = [sample.id for sample in dataset.samples], dataset.fingerprint
+    for name in ("images_detectron2", "annotations_detectron2"):
+        (folder / name / "test").rename(folder / "test")
+        (folder / name).rmdir()
+        (folder / "test").rename(folder / name)
+    shutil.rmtree(folder / "raw")
+    flat = ob.load_dataset("cryonuseg", root)
+    assert ([sample.id for sample in flat.samples], flat.fingerprint) == (ids, fingerprint)
+    assert flat.samples[0].image_path.parent == folder / "images_detectron2"
+    config = dataset_config("cryonuseg")[1]
+    monkeypatch.setitem(config, "expected_images", expected)
+    monkeypatch.setattr("ovss_bench.datasets.prepare.dataset_config", lambda name: (name, config, None))
+    if expected == 3:
+        prepare("cryonuseg", root, quiet=True)
+    else:
+        with pytest.raises(ob.OvssError, match=r"no \*\.tif in .*raw/images"):
+            prepare("cryonuseg", root, quiet=True)
+    shutil.rmtree(folder / "annotations_detectron2")
+    with pytest.raises(ob.OvssError, match=r"(?s)'cryonuseg' was not found in .*images_detectron2/test/<id>\.png"):
+        ob.load_dataset("cryonuseg", root)
 
 
 # Going on.

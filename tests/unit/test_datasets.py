@@ -13,10 +13,12 @@ from PIL import Image
 
 import ovss_bench as ob
 from miniatures.voc import write_label, write_voc
+from ovss_bench.datasets.check import check
+from ovss_bench.datasets.conversion import files
 from ovss_bench.datasets.demo import draw_demo
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
-from ovss_bench.files import digest
+from ovss_bench.files import data_files, digest
 from ovss_bench.inference.scores import decide
 
 EXPECTED = {"demo": 100, "demo_tune": 30, "voc21": 1449, "voc20": 1449}
@@ -164,6 +166,28 @@ def test_alternatives_are_a_list_of_texts(value, tmp_path):
     (tmp_path / "mine.yaml").write_text(ALTERNATIVES.replace("[photos, images]", value))
     with pytest.raises(ob.OvssError, match=r"images=.*: expected a text, or a list of alternatives"):
         ob.load_dataset(tmp_path / "mine.yaml")
+
+
+CLUTTERED = ["._a.png", ".a.png", ".ipynb_checkpoints/a-checkpoint.png", "@eaDir/a.png", "b/__MACOSX/._a.png", "__MACOSX/a.png"]
+
+
+@pytest.mark.parametrize("mmseg_class", [None, "BaseSegDataset"])
+def test_what_systems_and_tools_leave_is_no_image(mmseg_class, tmp_path):
+    """Wherever images and labels are listed."""
+    for name in ["a.png", "b/c.png", *CLUTTERED, ".DS_Store", "Thumbs.db"]:
+        for folder in ("images", "labels"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_bytes(b"\0\5\26\7")
+    for folder in ("images", "labels"):
+        for name in ("a.png", "b/c.png"):
+            Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) % 2).save(tmp_path / folder / name)
+    mine = tmp_path / "mine.yaml"
+    extra = f", mmseg: {mmseg_class}" if mmseg_class else ""
+    mine.write_text(f"{{images: images, labels: labels, image_suffix: .png, label_suffix: .png, classes: [cat, dog]{extra}}}")
+    assert [sample.id for sample in ob.load_dataset(mine).samples] == ["a", "b/c"]
+    assert [finding.what for finding in check(mine, workers=1, quiet=True).findings] == []
+    assert [path.name for path in files(tmp_path / "images", "**/*.png")] == ["a.png", "c.png"]
+    assert data_files(tmp_path / "images") == [tmp_path / "images/a.png", tmp_path / "images/b"]
 
 
 def test_a_list_that_is_no_text_is_named(own_voc):

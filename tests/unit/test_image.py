@@ -1,6 +1,7 @@
 """Images are read and resized as mmcv's cv2 backend does it, or refused with one clear message."""
 
 import io
+import struct
 
 import cv2
 import mmcv
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv.transforms import LoadImageFromFile, Resize
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from torchvision import transforms
 
 import ovss_bench as ob
@@ -108,6 +109,71 @@ BROKEN = {
     "png_damaged_inside": PNG[:2000] + bytes(255 - byte for byte in PNG[2000:2008]) + PNG[2008:],
     "cut_before_the_end": JPEG[:-20],
 }
+
+
+def tiff(array, bits=None, kind=1, photometric=1, extra=None):
+    """A TIFF file (H, W, bands) of one strip; `bits` where they are not those of the array, whose bytes are then packed."""
+    height, width, bands = array.shape
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    tags = {256: width, 257: height, 258: (bits or 8 * array.itemsize,) * bands, 259: 1, 262: photometric, 273: 0}
+    tags |= {277: bands, 278: height, 279: array.nbytes, 339: (kind,) * bands}
+    tags |= {338: tuple(extra)} if extra else {}
+    for tag, value in tags.items():
+        directory[tag] = value
+    return b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8) + array.tobytes()
+
+
+def many(bands, dtype=np.uint8, scale=1):
+    return (np.arange(20 * 30 * bands).reshape(20, 30, bands) % 251 * scale).astype(dtype)
+
+
+SENSOR = GREY.astype(np.uint16) * 16  # 12 bits in 16
+ODD_KINDS = {
+    "12 bits in a PNG": (png_of(SENSOR), "16 bits a band, but 99 %"),
+    "12 bits in a PNG of colours": (png_of(np.dstack([SENSOR] * 3)), "16 bits a band, but 99 %"),
+    "12 bits under a bright alpha": (png_of(np.dstack([SENSOR] * 3 + [SENSOR * 0 + 65535])), "16 bits a band, but 99 %"),
+    "12 bits in a TIFF of 16": (tiff_of(SENSOR), "16 bits a band, but 99 %"),
+    "12 bits in a TIFF of 12": (tiff(many(3), bits=12, photometric=2), "12 bits a band"),
+    "reflectances": (tiff(many(3, np.uint16, 40), photometric=2), "16 bits a band, but 99 %"),
+    "12 bits in a PGM": (b"P5 # of a sensor\n30 20\n4095\n" + many(1, ">u2", 16).tobytes(), "up to 4095"),
+    "4 bits in a PGM": (b"P5\n30 20 15\n" + (many(1) % 16).tobytes(), "up to 15"),
+    "two bands": (tiff(many(2)), "2 bands"),
+    "five bands": (tiff(many(5), photometric=2, extra=[0, 0]), "5 bands"),
+    "thirteen bands of 16 bits": (tiff(many(13, np.uint16, 200), extra=[0] * 12), "13 bands"),
+    **{f"float{8 * size}": (tiff(many(1, f"f{size}") / 250, kind=3), "floating point") for size in (2, 4, 8)},
+    "float in colours": (tiff(many(3, np.float32), kind=3, photometric=2), "floating point numbers of 32 bits"),
+    **{f"int{8 * size}": (tiff(many(1, f"i{size}"), kind=2), f"signed numbers of {8 * size} bits") for size in (1, 2, 4)},
+    "uint32": (tiff(many(1, np.uint32)), "32 bits a band"),
+    "4 bits of grey": (tiff(many(1), bits=4), "4 bits a band"),
+    "radiance": (mmcv.image.io.cv2.imencode(".hdr", np.float32(COLOUR) / 255)[1].tobytes(), "float32"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_KINDS)
+def test_what_eight_bits_do_not_hold_is_refused_by_kind(name, tmp_path):
+    data, said = ODD_KINDS[name]
+    path = tmp_path / "scan.tif"
+    path.write_bytes(data)
+    with pytest.raises(ob.OvssError, match=rf"scan\.tif holds .*{said}.* 8 bits a band, scaled"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (tiff(many(4), photometric=2, extra=[0]), many(4)[..., :3]),
+        (tiff(many(2), extra=[2]), many(2)[..., :1].repeat(3, 2)),
+        (tiff(many(1, np.uint16, 256)), many(1).repeat(3, 2)),
+        (tiff(many(3, np.uint16, 0), photometric=2), many(3, scale=0)),
+        (tiff(many(3), photometric=2), many(3)),
+        (b"P5\n30 20 255\n" + (many(1) // 20).tobytes(), (many(1) // 20).repeat(3, 2)),
+        (png_of(many(1)[..., 0] // 20), (many(1) // 20).repeat(3, 2)),
+    ],
+    ids=["infrared", "alpha", "full16", "black16", "rgb", "dark8 pgm", "dark8 png"],
+)
+def test_what_is_read_of_other_depths_and_bands(data, wanted, tmp_path):
+    (tmp_path / "a").write_bytes(data)
+    assert np.array_equal(read_image(tmp_path / "a"), wanted)
 
 
 @pytest.mark.parametrize("name", [*TRUNCATED, *BROKEN])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ...errors import OvssError
 from ...files import write_atomic
+from ...image import refuse_odd
 from ..conversion import by_colour, files, image_size, require, starts, table, write_image
 from ..prepare import CONVERTERS, Task
 
@@ -200,8 +201,11 @@ def copy(source: Path, target: Path) -> None:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) RGB of an image of any mode."""
+    """(H, W, 3) RGB of an image of 8 bits of any mode. Raises OvssError for others, which Pillow would cut."""
+    refuse_odd(path, path.read_bytes())
     with Image.open(path) as image:
+        if image.mode[0] in "IF":
+            raise OvssError(f"image {path} has one band of 16 bits or more, expected 8. Unpack the official archive again.")
         return np.array(image.convert("RGB"))
 
 

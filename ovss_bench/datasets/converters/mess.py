@@ -1,32 +1,45 @@
 """The data sets of MESS (arXiv 2306.15521), from their raw files to what blumenstiel/MESS's preparation scripts make.
 
 That is `images_detectron2/<split>` and `annotations_detectron2/<split>` below the data set's folder, label maps being PNG files
-of class numbers, 255 ignored. The `note` of each configs/dataset/<name>.yaml says where the raw files must lie. FoodSeg103,
+of class numbers, 255 ignored. Where MESS saves JPEG images as JPEG again, `images` says whether this is done (`mess`), or
+the files are copied (`original`). The `note` of each configs/dataset/<name>.yaml says where the raw files must lie. FoodSeg103,
 Corrosion CS, PST900 and ZeroWaste-f need no conversion; WorldFloods has none here, for MESS scales its bands by statistics of
 its own.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ...errors import OvssError
-from ..conversion import by_colour, files, image_size, read_array, require, table, write_image, write_label
+from ..conversion import files, image_size, require, write_label
 from ..prepare import CONVERTERS, Task
-from .aerial import POTSDAM_VAL, copy, cut, isaid_label, read_picture
-from .values import replace
+from .aerial import POTSDAM_VAL, cut, isaid_label, read_picture
+from .mess_parts import (
+    IMAGES,
+    LABELS,
+    Reader,
+    bits,
+    black_or_white,
+    brighter,
+    colours,
+    columns,
+    first_channel,
+    labelled,
+    listed,
+    luminance,
+    numbers,
+    one_of,
+    pictured,
+    some_numbers,
+    unique,
+)
 
 TILE = 1024
-IMAGES, LABELS = "images_detectron2", "annotations_detectron2"
-BINARY = {0: 0, 255: 1}
-
-Reader = Callable[[Path], np.ndarray]  # raw label map -> (H, W) uint8 classes
 
 # General
 
@@ -60,7 +73,7 @@ def valid_ids(source: Path, invalid: Path, target: Path) -> None:
 
 
 @CONVERTERS.register_module(name="mhp_v1")
-def mhp_v1(folder: Path) -> Iterator[Task]:
+def mhp_v1(folder: Path, images: str = "mess") -> Iterator[Task]:
     persons: dict[str, list[Path]] = {}
     for path in files(folder / "annotations", "*.png"):  # <id>_<number of persons>_<person>.png
         persons.setdefault(path.stem.rsplit("_", 2)[0], []).append(path)
@@ -69,7 +82,7 @@ def mhp_v1(folder: Path) -> Iterator[Task]:
         require([image])
         if name not in persons:
             raise OvssError(f"there is no {name}_*.png in {folder / 'annotations'}. Unpack the official archive again.")
-        yield pictured(image, folder / IMAGES / "test" / image.name)
+        yield pictured(image, folder / IMAGES / "test" / image.name, images)
         yield Task(highest, (persons[name], target), (target,))
 
 
@@ -83,16 +96,16 @@ def highest(sources: Sequence[Path], target: Path) -> None:
 
 
 @CONVERTERS.register_module(name="atlantis")
-def atlantis(folder: Path) -> Iterator[Task]:
+def atlantis(folder: Path, images: str = "mess") -> Iterator[Task]:
     """Classes 1 to 56; the folders in which the images are sorted are flattened."""
     raw = folder / "images/test"
-    images = files(raw, "**/*.jpg")
-    unique((image.stem for image in images), raw)
+    pictures = files(raw, "**/*.jpg")
+    unique((image.stem for image in pictures), raw)
     read = partial(numbers, codes={0: 255} | {number: number - 1 for number in range(1, 57)})
-    for image in images:
+    for image in pictures:
         label = folder / "masks/test" / image.relative_to(raw).with_suffix(".png")
         require([label])
-        yield pictured(image, folder / IMAGES / "test" / image.name)
+        yield pictured(image, folder / IMAGES / "test" / image.name, images)
         yield labelled(read, label, folder / LABELS / "test" / label.name)
 
 
@@ -100,7 +113,7 @@ DRAM = {old: new for new, old in enumerate((3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 1
 
 
 @CONVERTERS.register_module(name="dram")
-def dram(folder: Path) -> Iterator[Task]:
+def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
     """What is none of the eleven classes is background, 11. Names get the artist, after whom the folder is called, in front."""
     raw = folder / "raw/images"
     named = [(image, f"{image.parent.name}_{image.stem}") for image in files(raw, "**/*.jpg")]
@@ -108,7 +121,7 @@ def dram(folder: Path) -> Iterator[Task]:
     for image, name in named:
         label = folder / "raw/labels" / image.relative_to(raw).with_suffix(".png")
         require([label])
-        yield pictured(image, folder / IMAGES / "test" / f"{name}.jpg")
+        yield pictured(image, folder / IMAGES / "test" / f"{name}.jpg", images)
         yield labelled(partial(some_numbers, codes=DRAM, others=11), label, folder / LABELS / "test" / f"{name}.png")
 
 
@@ -187,13 +200,13 @@ def kvasir_instrument(folder: Path) -> Iterator[Task]:
 
 
 @CONVERTERS.register_module(name="chase_db1")
-def chase_db1(folder: Path) -> Iterator[Task]:
+def chase_db1(folder: Path, images: str = "mess") -> Iterator[Task]:
     """The vessels of the first observer, of the images from the ninth on; 128 and more is white, as in mmsegmentation's
     converter, which says that not all maps are of black and white only."""
     for image in files(folder / "raw", "Image_*.jpg")[8:]:
         label = image.with_name(f"{image.stem}_1stHO.png")
         require([label])
-        yield pictured(image, folder / IMAGES / "test" / image.name)
+        yield pictured(image, folder / IMAGES / "test" / image.name, images)
         yield labelled(partial(brighter, threshold=127, number=1), label, folder / LABELS / "test" / f"{image.stem}.png")
 
 
@@ -203,31 +216,6 @@ def cryonuseg(folder: Path) -> Iterator[Task]:
         label = one_of(folder / "raw/masks", image.stem, (".png", ".tif"))
         yield pictured(image, folder / IMAGES / "test" / f"{image.stem}.png")
         yield labelled(black_or_white, label, folder / LABELS / "test" / f"{image.stem}.png")
-
-
-PAXRAY = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # planes of the masks
-
-
-@CONVERTERS.register_module(name="paxray")
-def paxray(folder: Path) -> Iterator[Task]:
-    """Four data sets of the same images, each of one binary mask."""
-    for name in listed(folder / "raw/test.txt"):
-        image, masks = folder / "raw/images" / f"{name}.png", folder / "raw/masks" / f"{name}.npy"
-        require([image, masks])
-        targets = tuple(folder / LABELS / "test" / part / f"{name}.png" for part in PAXRAY)
-        yield pictured(image, folder / IMAGES / "test" / image.name)
-        yield Task(planes, (masks, targets), targets)
-
-
-def planes(source: Path, targets: Sequence[Path]) -> None:
-    """Four planes of (166, H, W) masks of 0 and 1."""
-    masks = np.load(source, mmap_mode="r")
-    if masks.ndim != 3 or len(masks) <= max(PAXRAY.values()):
-        raise OvssError(
-            f"{source} has the shape {masks.shape}, expected (166, height, width). Unpack the official archive again."
-        )
-    for plane, target in zip(PAXRAY.values(), targets, strict=True):
-        write_label(target, replace(np.array(masks[plane], np.int32), {0: 0, 1: 1}, source).astype(np.uint8))
 
 
 # Engineering
@@ -251,16 +239,23 @@ def suim(folder: Path) -> Iterator[Task]:
 
 
 @CONVERTERS.register_module(name="cub_200")
-def cub_200(folder: Path) -> Iterator[Task]:
+def cub_200(folder: Path, images: str = "mess") -> Iterator[Task]:
     """The bird is where the mask is above 128; its class is the number with which the name of its folder begins."""
-    training = dict(line.split() for line in lines(folder / "train_test_split.txt"))
-    for number, name in (line.split() for line in lines(folder / "images.txt")):
+    training = dict(columns(folder / "train_test_split.txt"))
+    for number, name in columns(folder / "images.txt"):
         if training.get(number) == "0":
             image, label = folder / "images" / name, (folder / "segmentations" / name).with_suffix(".png")
             require([image, label])
-            read = partial(brighter, threshold=128, number=int(name.split(".")[0]))
-            yield pictured(image, folder / IMAGES / "test" / image.name)
+            read = partial(brighter, threshold=128, number=species(name, folder))
+            yield pictured(image, folder / IMAGES / "test" / image.name, images)
             yield labelled(read, label, folder / LABELS / "test" / label.name)
+
+
+def species(name: str, folder: Path) -> int:
+    number = name.partition(".")[0]
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 200):
+        raise OvssError(f"{folder / 'images.txt'} names {name}, expected <number of the species>.<name>/<image>.jpg.")
+    return int(number)
 
 
 CWFID = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2}
@@ -283,55 +278,7 @@ def cwfid(folder: Path) -> Iterator[Task]:
         yield labelled(partial(colours, codes=CWFID), label, folder / LABELS / "test" / label.name)
 
 
-# Which files there are.
-
-
-def lines(path: Path) -> list[str]:
-    """The lines of a list that are not empty."""
-    require([path])
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-
-
-def listed(path: Path) -> list[str]:
-    """The names of a list, with or without suffixes."""
-    return [Path(line).stem for line in lines(path)]
-
-
-def one_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
-    """The file of that name, which has one of the suffixes."""
-    for suffix in suffixes:
-        if (folder / (name + suffix)).is_file():
-            return folder / (name + suffix)
-    raise OvssError(f"there is no {name}{' or '.join(suffixes)} in {folder}. Unpack the official archive there.")
-
-
-def unique(names: Iterable[str], folder: Path) -> None:
-    """Raises OvssError if files of different folders would get the same name."""
-    twice = [name for name, number in Counter(names).items() if number > 1]
-    if twice:
-        raise OvssError(
-            f"{folder} holds {twice[0]} in several folders, where the official names are unique. Remove the copies."
-        )
-
-
-# Tasks of an image or a label map.
-
-
-def pictured(source: Path, target: Path) -> Task:
-    """A copy, or the same pixels in another format if the target has another suffix."""
-    return Task(copy if source.suffix == target.suffix else recode, (source, target), (target,))
-
-
-def recode(source: Path, target: Path) -> None:
-    write_image(target, read_picture(source))
-
-
-def labelled(read: Reader, source: Path, target: Path) -> Task:
-    return Task(decode, (read, source, target), (target,))
-
-
-def decode(read: Reader, source: Path, target: Path) -> None:
-    write_label(target, read(source))
+# Tiles.
 
 
 def tiles(
@@ -351,70 +298,3 @@ def tiles(
 def grid(height: int, width: int) -> list[tuple[int, int, int, int]]:
     """Top, bottom, left and right of MESS's tiles: row by row beside each other, the last ones reach beyond the image."""
     return [(top, top + TILE, left, left + TILE) for top in range(0, height, TILE) for left in range(0, width, TILE)]
-
-
-# Readers of raw label maps: (H, W) uint8 classes. They refuse what no official map holds.
-
-
-def numbers(path: Path, codes: Mapping[int, int]) -> np.ndarray:
-    """Grey values or indices into a palette, each with its class."""
-    return replace(read_array(path), codes, path).astype(np.uint8)
-
-
-def some_numbers(path: Path, codes: Mapping[int, int], others: int) -> np.ndarray:
-    """Grey values or indices of which only some have a class of their own."""
-    array = read_array(path)
-    if array.ndim != 2 or array.dtype != np.uint8:
-        raise OvssError(f"{path} is not a map of class numbers of 8 bits. Is it the official file?")
-    return table(codes, others)[array]
-
-
-def first_channel(path: Path) -> np.ndarray:
-    """Grey values; black and white of one bit are 0 and 255."""
-    array = read_array(path)
-    return array if array.ndim == 2 else array[..., 0]
-
-
-def black_or_white(path: Path) -> np.ndarray:
-    """The first channel divided by 255."""
-    return replace(first_channel(path), BINARY, path).astype(np.uint8)
-
-
-def brighter(path: Path, threshold: int, number: int) -> np.ndarray:
-    """`number` where the first channel is above the threshold, else 0."""
-    return np.where(first_channel(path) > threshold, np.uint8(number), np.uint8(0))
-
-
-def bits(path: Path, codes: Mapping[tuple[int, int, int], int]) -> np.ndarray:
-    """Classes by which of red, green and blue are above 128."""
-    image = (coloured(path) > 128).astype(np.uint8) * np.uint8(255)
-    return known(image, {tuple(255 * bit for bit in key): code for key, code in codes.items()}, path)
-
-
-def colours(path: Path, codes: Mapping[tuple[int, int, int], int]) -> np.ndarray:
-    """Classes by colour."""
-    return known(coloured(path), codes, path)
-
-
-def known(image: np.ndarray, codes: Mapping[tuple[int, int, int], int], path: Path) -> np.ndarray:
-    """(H, W, 3) -> (H, W) uint8, some rows at a time: `by_colour` takes 20 bytes for a pixel."""
-    label = np.concatenate([by_colour(image[top : top + 256], codes, 255) for top in range(0, len(image), 256)])
-    wrong = image[label == 255][:1].tolist()
-    if wrong:
-        raise OvssError(
-            f"{path} holds the colour {wrong[0]} (RGB), which the official labels never have. Is it the official file?"
-        )
-    return label
-
-
-def luminance(path: Path, codes: Mapping[int, int]) -> np.ndarray:
-    """Classes by grey value, after Pillow has turned the colours into grey."""
-    return replace(np.array(Image.fromarray(coloured(path)).convert("L")), codes, path).astype(np.uint8)
-
-
-def coloured(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a map that is in colours."""
-    with Image.open(path) as image:
-        if image.mode in ("1", "L", "I", "I;16"):
-            raise OvssError(f"{path} has one channel, expected RGB colours. Unpack the official archive again.")
-        return np.array(image.convert("RGB"))

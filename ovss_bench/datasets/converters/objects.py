@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import OvssError
+from ...files import data_files
 from ..config import alternatives, dataset_config, first_suffix, first_there
 from ..conversion import files, write_label, write_lines
 from ..prepare import CONVERTERS, Task
@@ -97,7 +98,7 @@ def masks(
 ) -> Iterator[Task]:
     """Tasks that make the label maps of the images, from masks <id><end> in the first folder, into the second."""
     source, target = folders
-    found = {path.stem: path for path in source.glob("*") if path.suffix.lower() in SUFFIXES}
+    found = {path.stem: path for path in data_files(source) if path.suffix.lower() in SUFFIXES}
     left = [key for key in ids if key + end in found or not (target / f"{key}{suffix}").exists()]
     missing = [key + end for key in left if key + end not in found]
     if missing:
