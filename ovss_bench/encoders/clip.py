@@ -7,6 +7,7 @@ Shapes: B windows, T tokens (class token first), N = h*w patches, D width, K hea
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
 from .checkpoints import adapt_state_dict, openai_architecture, read_weights
 from .deferred import deferred
+from .hub import hub
+from .known_weights import known_weights
 from .position import resample_position
 
 if TYPE_CHECKING:
@@ -102,6 +105,7 @@ class DenseCLIP:
         self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())
+        self.weights_known: list[str] = []  # ARCHITECTURE:TAG of the file that they came from, if its digest is a known one
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
         """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code)."""
@@ -220,7 +224,7 @@ def load_clip(
         raise unknown("activation", activation, ACTIVATIONS)
     with deferred(*OTHERS):
         import open_clip
-    entry, architecture = {}, None
+    entry, architecture, known = {}, None, []
     label = clip_label(name, pretrained)
     if state_dict is None:
         if name in config_names("clip"):
@@ -231,11 +235,13 @@ def load_clip(
         elif name in open_clip.list_models():
             architecture = name
         else:
+            _not_a_path(name)
             raise unknown("clip", name, [*config_names("clip"), *open_clip.list_models()])
         if pretrained is None:
             raise OvssError(f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(name))}) or a file.")
         path, tag_activation = _locate(architecture, str(pretrained))
         state_dict, metadata = read_weights(path)
+        known = known_weights(path) if tag_activation is None and path.parent != WEIGHTS else []
         architecture = architecture or metadata.get("architecture")
         # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
         activation = activation or entry.get("activation") or tag_activation or metadata.get("activation")
@@ -252,6 +258,7 @@ def load_clip(
         raise OvssError(f"the weights of clip '{label}' do not fit its architecture: {str(error)[:600]}") from error
     tokenizer = _tokenizer(architecture, config)
     clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
+    clip.weights_known = known
     clip.to(device, precision)
     return clip
 
@@ -295,20 +302,28 @@ def _tags(architecture: str) -> list[str]:
     return open_clip.list_pretrained_tags_by_model(architecture)
 
 
+def _not_a_path(name: str | Path | None) -> None:
+    """Raises OvssError for what can only be meant as a file: no tag or architecture is like it."""
+    path = Path(name or "")
+    if os.sep in str(name) or path.suffix:
+        fault = "are a folder" if path.expanduser().is_dir() else "do not exist"
+        raise OvssError(f"weights {name} {fault}. Give the path of a file (safetensors, .pt or .bin).")
+
+
 def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None]:
     """The file of the weights, and the activation that open_clip's table notes for a tag."""
     for path in (Path(pretrained).expanduser(), WEIGHTS / pretrained):
         if path.is_file():
             return path, None
     if architecture is None or pretrained not in _tags(architecture):
-        if Path(pretrained).suffix:
-            raise OvssError(f"weights {pretrained} do not exist. Give the path of a file (safetensors, .pt or .bin).")
+        _not_a_path(pretrained)
         raise unknown(f"weights tag for {architecture}", pretrained, _tags(architecture) if architecture else [])
     import open_clip
 
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     try:
-        path = Path(open_clip.download_pretrained(config))
+        with hub():
+            path = Path(open_clip.download_pretrained(config))
     except Exception as error:
         source = config.get("url") or f"https://huggingface.co/{str(config.get('hf_hub', '')).rstrip('/')}"
         raise OvssError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, weights_folders
 from .clip import PRECISIONS, state_digest
+from .hub import hub
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -156,7 +157,8 @@ def load_diffusion(
         parts, condition = build(entry["weights_seed"], dtype)
         text = condition
     else:
-        parts, condition, text = _read(str(source), str(name), dtype, device)
+        with nullcontext() if Path(source).is_dir() else hub():
+            parts, condition, text = _read(str(source), str(name), dtype, device)
     unet, vae, scheduler = parts
     settings = DEFAULTS | {"image_size": unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)}
     settings |= {key: entry[key] for key in settings if key in entry} | {"seed": seed}

@@ -19,7 +19,7 @@ from PIL import Image
 from ..datasets.base import Sample, SegDataset
 from ..distributed import Shard, World, split
 from ..encoders.clip import DenseCLIP
-from ..encoders.sources import NamedSource
+from ..encoders.sources import NamedSource, stated
 from ..errors import OvssError
 from ..files import digest
 from ..image import resize
@@ -324,6 +324,7 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
     """A result without what comes from counts (results/merge.py fills that in)."""
     dataset = job.dataset
     segmentor, recipe = job.segmentor, job.segmentor.recipe
+    known = {"weights_known": segmentor.clip.weights_known} if segmentor.clip.weights_known else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if segmentor.clip.device.type == "cuda":
         timing = timing | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20)}
@@ -341,20 +342,13 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
         "per_class": [{"class": name} for name in dataset.classes],
         "fingerprint": job.fingerprint,
         "weights_digest": segmentor.clip.weights_digest,
-        "sources": {
-            kind: {
-                "name": recipe.hyperparameters[kind],
-                "digest": getattr(source, "digest", None),
-                "stand_in": getattr(source, "stand_in", False),
-            }
-            for kind, source in sorted(segmentor.sources.items())
-        },
+        "sources": {kind: stated(recipe.hyperparameters[kind], source) for kind, source in sorted(segmentor.sources.items())},
         "names_digest": segmentor.vocabulary.digest,
         "dataset_fingerprint": dataset.fingerprint,
         "precision": segmentor.clip.precision,
         "timing": timing | {"images_per_second": 0, "started": started.isoformat(timespec="seconds")},
         "peak_memory_mib": round(peak),
-        "provenance": provenance(segmentor.clip.device) | {"world_size": world.size},
+        "provenance": provenance(segmentor.clip.device) | {"world_size": world.size} | known,
     }
 
 
