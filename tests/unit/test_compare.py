@@ -478,7 +478,7 @@ def test_two_methods_are_compared_wherever_both_were_run(folder, copied):
     first, second = result_paths(both)
     for number, dataset in enumerate(("voc21", "voc20", "ade20k")):
         for path in (first, second)[: 1 if dataset == "ade20k" else 2]:
-            name = f"{path.stem[:-1]}{number}"
+            name = f"{path.stem[:-12]}{number:012x}"
             shutil.copy(path.with_suffix(".npz"), path.with_name(f"{name}.npz"))
             path.with_name(f"{name}.json").write_text(json.dumps(json.loads(path.read_text()) | {"dataset": dataset}))
     comparisons, alone = compare_methods(both, "clip", "sclip")
