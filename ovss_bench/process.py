@@ -73,7 +73,7 @@ def locked(folder: Path, option: str) -> Iterator[None]:
     """Keeps other processes from writing to the same folder; `option` is what chooses another one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a+")
     except OSError as error:
         raise OvssError(
             f"cannot write {folder}: {error.strerror}. Change its permissions or choose another folder with {option}=DIR."
@@ -83,10 +83,26 @@ def locked(folder: Path, option: str) -> Iterator[None]:
         while not _has(lock):
             if time.monotonic() > deadline:
                 raise OvssError(
-                    f"another process is writing to {folder}. Wait for it, or choose another folder with {option}=DIR."
+                    f"another process is writing to {folder}{holder_of(lock)}. Wait for it, or choose another folder with "
+                    f"{option}=DIR."
                 )
             time.sleep(0.05)
+        sign(lock)
         yield
+
+
+def sign(lock: IO[str]) -> None:
+    """Writes into a lock's file, open for reading and appending, who holds it."""
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+
+
+def holder_of(lock: IO[str]) -> str:
+    """' (process 123 on node7)' of a lock that another process holds; nothing where it has not said so."""
+    lock.seek(0)
+    text = lock.read(200).strip()
+    return f" ({text})" if text.isprintable() and text else ""
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:

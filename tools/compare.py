@@ -1,5 +1,8 @@
-"""Compares runs: `python tools/compare.py A B [tolerance=0.1 out=FILE]`, A and B result files, or folders of results that are
-matched by segmentor, CLIP and data set; or `python tools/compare.py RUN --published` with what the method's authors published.
+"""Compares runs:
+
+python tools/compare.py A B                  result files, or folders of results, matched by segmentor, CLIP and data set
+python tools/compare.py FOLDER sclip naclip  two segmentors on all data sets of a folder: a line each, the details in out=FILE
+python tools/compare.py RUN --published      with what the method's authors published; also runs on a part of the images
 
 Ends with 0 if all are identical or equivalent, 1 if one is different, 3 if one is inconclusive, 2 for an error.
 """
@@ -17,7 +20,7 @@ import ovss_bench.startup  # noqa: F401
 from ovss_bench.errors import OvssError
 from ovss_bench.files import write_atomic
 from ovss_bench.options import parse_options, run_tool
-from ovss_bench.results.compare_view import lines_of, summary
+from ovss_bench.results.compare_view import lines_of, method_lines, summary
 from ovss_bench.results.store import dump
 
 OPTIONS = {"tolerance": 0.1, "out": None, "plugins": []}
@@ -26,32 +29,35 @@ OPTIONS = {"tolerance": 0.1, "out": None, "plugins": []}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "words", nargs="*", help="A B or RUN, and options NAME=VALUE: tolerance= points of mIoU, out= a JSON file"
+        "words", nargs="*", help="as above, and options NAME=VALUE: tolerance= points of mIoU, out= a JSON file"
     )
     parser.add_argument("--published", action="store_true", help="compare RUN with the published figure, with a checklist")
     arguments = parser.parse_intermixed_args()
-    paths = [word for word in arguments.words if "=" not in word or Path(word).exists()]
-    options = parse_options([word for word in arguments.words if word not in paths], OPTIONS)
+    given = [word for word in arguments.words if "=" not in word or Path(word).exists()]
+    options = parse_options([word for word in arguments.words if word not in given], OPTIONS)
     tolerance = options["tolerance"]
-    wanted = "RUN --published" if arguments.published else "A B"
-    if len(paths) != (1 if arguments.published else 2):
-        raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(paths) or 'none'}.")
+    wanted = "RUN --published" if arguments.published else "A B, or FOLDER SEGMENTOR SEGMENTOR"
+    if len(given) not in ((1,) if arguments.published else (2, 3)):
+        raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(given) or 'none'}.")
+    paths, methods = (given[:1], given[1:]) if len(given) == 3 else (given, [])
     for path in paths:
         if not Path(path).exists():
             raise OvssError(f"{path} does not exist. Expected a result file or a folder of results.")
-    from ovss_bench.results.compare import compare_paths, status  # and SciPy, after all that can be wrong with the options
+    # Imports SciPy, so after all that can be wrong with the options.
+    from ovss_bench.results.compare import compare_methods, compare_paths, status
 
     if arguments.published:
         from ovss_bench.results.reproduced import compare_with_published
 
         comparisons, without = compare_with_published(*paths, tolerance)
+    elif methods:
+        comparisons, without = compare_methods(*paths, *methods, tolerance)
     else:
         comparisons, without = compare_paths(*paths, tolerance), []
     if options["out"]:
         text = dump({"status": status(comparisons), "comparisons": comparisons})
         write_atomic(Path(options["out"]), lambda path: path.write_text(text))
-    for comparison in comparisons:
-        print("\n".join(lines_of(comparison)))
+    print("\n".join(method_lines(comparisons) if methods else [line for each in comparisons for line in lines_of(each)]))
     for reason in without:
         print(f"not compared: {reason}")
     if len(comparisons) > 1:

@@ -136,7 +136,8 @@ def check_launcher(name: str) -> None:
         distribution(f"hydra-{LAUNCHERS[name]}-launcher")
     except PackageNotFoundError:
         raise OvssError(
-            f"hydra/launcher={name} needs a package that is not installed: pip install hydra-{LAUNCHERS[name]}-launcher"
+            f"hydra/launcher={name} needs hydra-{LAUNCHERS[name]}-launcher, which is not installed: pip install "
+            f"'ovss-bench[{'ray' if name == 'ray' else 'launchers'}]', or pip install hydra-{LAUNCHERS[name]}-launcher"
         ) from None
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the jobs

@@ -1,6 +1,7 @@
 """Makes the region maps of a data set once, for `regions=DIR` in tools/eval.py:
 `python tools/regions.py dataset=voc21 regions=sam2_8 out=DIR data_root=/data` (settings.NAME=VALUE overrides a setting); or
-makes the index of region files that came from elsewhere: `python tools/regions.py index DIR dataset=voc21 data_root=/data`.
+makes the index of region files that came from elsewhere: `python tools/regions.py index DIR dataset=voc21 data_root=/data
+regions=entityseg`, where regions= is the generator that they are the maps of, or is left out if it is none of ours.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from ovss_bench.errors import OvssError
 from ovss_bench.options import parse_options, run_tool
 
 COMMON = {"dataset": "demo", "data_root": None, "limit": None, "workers": os.cpu_count() or 1, "plugins": []}
+INDEXING = COMMON | {"regions": None}
 MAKING = COMMON | {"regions": "demo", "settings": {}, "out": None, "device": None}
 
 
@@ -52,11 +54,11 @@ def make(words: list[str]) -> None:
 def index(words: list[str]) -> None:
     if not words or "=" in words[0]:
         raise OvssError("name the folder with the region files: index DIR dataset=NAME.")
-    options = parse_options(words[1:], COMMON)
+    options = parse_options(words[1:], INDEXING)
     from ovss_bench.results.precompute import index_regions
 
     dataset = ob.load_dataset(options["dataset"], options["data_root"])
-    index_regions(dataset, words[0], limit=options["limit"], workers=options["workers"])
+    index_regions(dataset, words[0], generator=options["regions"], limit=options["limit"], workers=options["workers"])
     print(f"regions: {words[0]}")
 
 

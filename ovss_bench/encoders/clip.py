@@ -7,6 +7,7 @@ Shapes: B windows, T tokens (class token first), N = h*w patches, D width, K hea
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,8 @@ from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config
 from .checkpoints import adapt_state_dict, boundary, check_sizes, openai_architecture, read_weights, stated_architecture
 from .deferred import deferred
+from .hub import hub
+from .known_weights import known_weights
 from .position import resample_position
 
 if TYPE_CHECKING:
@@ -107,6 +110,7 @@ class DenseCLIP:
         self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())
+        self.weights_known: list[str] = []  # ARCHITECTURE:TAG of the file that they came from, if its digest is a known one
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
         """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None:
@@ -270,7 +274,7 @@ def load_clip(
         raise unknown("activation", activation, ACTIVATIONS)
     with deferred(*OTHERS):
         import open_clip
-    entry, architecture = {}, None
+    entry, architecture, known = {}, None, []
     label = clip_label(name, pretrained)
     asked, activation = activation, None
     if state_dict is None:
@@ -282,11 +286,13 @@ def load_clip(
         elif name in open_clip.list_models():
             architecture = name
         else:
+            _not_a_path(name)
             raise unknown("clip", name, [*config_names("clip"), *open_clip.list_models()])
         if pretrained is None:
             raise OvssError(f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(name))}) or a file.")
         path, tag_activation = _locate(architecture, str(pretrained))
         state_dict, metadata = read_weights(path)
+        known = known_weights(path) if tag_activation is None and path.parent != WEIGHTS else []
         with boundary(f"weights {path} cannot be used"):
             architecture = architecture or stated_architecture(metadata)
         # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
@@ -310,6 +316,7 @@ def load_clip(
         words = clip.text_tower.token_embedding.num_embeddings if isinstance(tokenizer, open_clip.SimpleTokenizer) else None
         if words is not None and words < tokenizer.vocab_size:
             raise OvssError(f"clip '{label}' knows {words} tokens, CLIP's tokenizer has {tokenizer.vocab_size}.")
+        clip.weights_known = known
         clip.changed |= {"activation": activation} if activation != own else {}
         clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
         clip.to(device, precision)
@@ -363,20 +370,28 @@ def _tags(architecture: str) -> list[str]:
     return open_clip.list_pretrained_tags_by_model(architecture)
 
 
+def _not_a_path(name: str | Path | None) -> None:
+    """Raises OvssError for what can only be meant as a file: no tag or architecture is like it."""
+    path = Path(name or "")
+    if os.sep in str(name) or path.suffix:
+        fault = "are a folder" if path.expanduser().is_dir() else "do not exist"
+        raise OvssError(f"weights {name} {fault}. Give the path of a file (safetensors, .pt or .bin).")
+
+
 def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None]:
     """The file of the weights, and the activation that open_clip's table notes for a tag."""
     for path in (Path(pretrained).expanduser(), WEIGHTS / pretrained):
         if path.is_file():
             return path, None
     if architecture is None or pretrained not in _tags(architecture):
-        if Path(pretrained).suffix:
-            raise OvssError(f"weights {pretrained} do not exist. Give the path of a file (safetensors, .pt or .bin).")
+        _not_a_path(pretrained)
         raise unknown(f"weights tag for {architecture}", pretrained, _tags(architecture) if architecture else [])
     import open_clip
 
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     try:
-        path = Path(open_clip.download_pretrained(config))
+        with hub():
+            path = Path(open_clip.download_pretrained(config))
     except Exception as error:
         source = config.get("url") or f"https://huggingface.co/{str(config.get('hf_hub', '')).rstrip('/')}"
         raise OvssError(

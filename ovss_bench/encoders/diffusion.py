@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, weights_folders
 from .checkpoints import boundary
 from .clip import PRECISIONS, state_digest
+from .hub import hub
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -175,7 +176,8 @@ def load_diffusion(
         parts, condition = build(entry["weights_seed"], dtype)
         text = condition
     else:
-        parts, condition, text = _read(str(source), str(name), dtype, device)
+        with nullcontext() if Path(source).is_dir() else hub():
+            parts, condition, text = _read(str(source), str(name), dtype, device)
     given = {"attention_layers": attention_layers, "time_step": time_step, "image_size": image_size, "seed": seed}
     with boundary(f"diffusion model '{name}' cannot be used"):
         unet, vae, scheduler = parts

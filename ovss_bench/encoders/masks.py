@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -24,6 +25,7 @@ from ..files import digest, weights_folders
 from ..image import normalize
 from .checkpoints import boundary
 from .clip import state_digest
+from .hub import hub
 
 MASKS_AT_ONCE = 32  # enlarged to the size of the image together: bounds the memory
 
@@ -201,9 +203,10 @@ def load_network(network: str, weights: str) -> nn.Module:
     source = next((str(folder) for folder in places if (folder / "config.json").is_file()), weights)
     local = source != weights or Path(weights).exists() or weights.count("/") != 1
     try:
-        model, report = getattr(transformers, network).from_pretrained(
-            source, local_files_only=local, output_loading_info=True, dtype=torch.float32
-        )
+        with nullcontext() if local else hub():
+            model, report = getattr(transformers, network).from_pretrained(
+                source, local_files_only=local, output_loading_info=True, dtype=torch.float32
+            )
     except Exception as error:  # as many kinds as there are file formats and ways for a network to fail
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if local:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,12 +19,14 @@ import torch
 from PIL import Image
 
 from ..errors import OvssError, unknown
-from ..files import DAMAGES, config_names, digest, load_config, read_array, write_atomic
+from ..files import DAMAGES, config_names, digest, load_config, read_array, read_json, weights_folders, write_atomic
 from .masks import Sam, Sam2
 from .sources import image_key
 
 INDEX = "regions.json"
 SUFFIXES = (".npz", ".png")
+# What may differ between two generators of the same regions, and what an entry of configs/regions says beside its settings.
+NO_SETTINGS = ("weights", "precision", "points_per_batch", "kind", "source", "stand_in", "unconfirmed")
 
 
 @dataclass(eq=False)
@@ -85,23 +88,24 @@ def load_regions(
     a folder of region maps with the index that tools/regions.py makes.
 
     It is called with an image (H, W, 3) uint8 RGB and gives (H, W) int32; `digest` is SHA-256 over its kind, settings and
-    weights, `stand_in` says that it takes the place of a better one in the demo. Raises OvssError: unknown names and
-    settings, bad values, missing weights, a folder without an index.
+    weights, `stand_in` says that it takes the place of a better one in the demo. An entry whose generator is in no library
+    stands for the indexed folders of its maps below OVSS_WEIGHTS. Raises OvssError: unknown names and settings, bad values,
+    missing weights or maps, a folder without an index.
     """
     if str(name) not in config_names("regions"):
         folder = Path(name).expanduser()
         if not folder.is_dir():
+            if os.sep in str(name):
+                raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with its index.")
             raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
         if settings:
             raise OvssError(f"the regions in {folder} are made already: leave {', '.join(settings)} out.")
         return RegionFolder(folder)
-    config = load_config("regions", str(name)) | settings
-    stand_in, kind = bool(config.pop("stand_in", False)), config.pop("kind")
-    if kind == "files":
-        raise OvssError(
-            f"regions '{name}' come in files ({config['source']}): unpack them, let tools/regions.py index them for the data "
-            "set (python tools/regions.py index FOLDER dataset=NAME), then name the folder: regions=FOLDER."
-        )
+    config = load_config("regions", str(name))
+    if config["kind"] == "files":
+        return _published_maps(str(name), config["source"], settings)
+    config = config | settings
+    stand_in, kind, _ = bool(config.pop("stand_in", False)), config.pop("kind"), config.pop("unconfirmed", None)
     values = checked(name, KINDS[kind], config)
     source = KINDS[kind](**values, **({"device": device} if issubclass(KINDS[kind], Sam) else {}))
     source.stand_in = stand_in
@@ -132,20 +136,51 @@ def checked(name: str | Path, kind: type, values: Mapping[str, Any]) -> dict[str
     return result
 
 
-class RegionFolder:
-    """Region maps in files, found by the content of the image; `digest` is that of what made them, or of the files."""
+def _published_maps(name: str, source: str, settings: Mapping[str, Any]) -> RegionFolder:
+    """All maps of a generator that is in no library: those in the folders below OVSS_WEIGHTS/<name> that have an index."""
+    if settings:
+        raise OvssError(f"the regions '{name}' come in files and have no settings: leave {', '.join(settings)} out.")
+    places = [folder / name for folder in weights_folders()]
+    folders = [index.parent for place in places for index in sorted(place.rglob(INDEX))]
+    if not folders:
+        raise OvssError(
+            f"regions '{name}' come in files ({source}): unpack them into the folder {name} of the one that the environment "
+            "variable OVSS_WEIGHTS names, and let tools/regions.py index each data set's (python tools/regions.py index FOLDER "
+            f"dataset=NAME regions={name}). Or unpack and index them anywhere, and name the folder: regions=FOLDER."
+        )
+    maps = RegionFolder(*folders)
+    if maps.generator != name:
+        raise OvssError(
+            f"the maps in {', '.join(map(str, folders))} are not all indexed as those of {name}: python tools/regions.py index "
+            f"FOLDER dataset=NAME regions={name}"
+        )
+    return maps
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        index = read_index(self.folder)
-        if index is None:
-            raise OvssError(
-                f"folder {folder} has no {INDEX}, which says whose regions its files are. Make regions with: python "
-                f"tools/regions.py dataset=NAME regions=NAME out=DIR; or make an index for region files that you have: python "
-                f"tools/regions.py index {folder} dataset=NAME"
-            )
-        self.digest, self.files, self.stand_in = index["digest"], index["images"], index["stand_in"]
-        self.settings, self.again, self.contents = {"folder": self.digest}, index["command"], index["contents"]
+
+class RegionFolder:
+    """Region maps in files, found by the content of the image; `digest` is that of what made them, or of the files.
+
+    `generator` is the entry of configs/regions by whose settings they were made, or that they are indexed as; None if the index
+    does not say, or if settings were changed. `unconfirmed` is what that entry says of settings that nobody published, of maps
+    that were made here: those from elsewhere have the settings of whoever published them.
+    """
+
+    def __init__(self, *folders: str | Path) -> None:
+        each = [_index_of(Path(folder)) for folder in folders]
+        generators = {_generator(index) for index in each}
+        self.folder = Path(os.path.commonpath(folders))
+        self.files, self.contents = {}, {}
+        for folder, index in zip(folders, each, strict=True):
+            own = os.path.relpath(folder, self.folder)
+            self.files |= {key: os.path.normpath(f"{own}/{file}") for key, file in index["images"].items()}
+            self.contents |= {os.path.normpath(f"{own}/{file}"): text for file, text in index["contents"].items()}
+        digests = sorted({index["digest"] for index in each})
+        self.digest = digests[0] if len(digests) == 1 else digest("folders", *digests)
+        self.stand_in = any(index["stand_in"] for index in each)
+        self.generator = generators.pop() if len(generators) == 1 else None
+        made = self.generator is not None and any(index["regions"] for index in each)
+        self.unconfirmed = load_config("regions", self.generator).get("unconfirmed") if made else None
+        self.settings, self.again = {"folder": self.digest}, each[0]["command"]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         file = self.files.get(image_key(image))
@@ -162,16 +197,42 @@ def content_digest(regions: np.ndarray) -> str:
     return digest(repr(regions.shape), regions.astype(np.int32).tobytes())
 
 
+def _generator(index: Mapping[str, Any]) -> str | None:
+    """The entry of configs/regions that an index's maps are those of."""
+    made_by = index["regions"]
+    if made_by is None:
+        return index.get("generator")
+    if made_by not in config_names("regions"):
+        return None
+    entry = load_config("regions", made_by)
+    names = [name for name in entry if name not in NO_SETTINGS]
+    return made_by if all(index["settings"].get(name) == entry[name] for name in names) else None
+
+
+def _index_of(folder: Path) -> dict[str, Any]:
+    index = read_index(folder)
+    if index is None:
+        raise OvssError(
+            f"folder {folder} has no {INDEX}, which says whose regions its files are. Make regions with: python "
+            f"tools/regions.py dataset=NAME regions=NAME out=DIR; or make an index for region files that you have: python "
+            f"tools/regions.py index {folder} dataset=NAME regions=GENERATOR"
+        )
+    return index
+
+
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """{digest, regions, settings, stand_in, command, images: {key of the image: file}, contents: {file: `content_digest`}}, or
-    None if there is none. Earlier versions noted no contents."""
+    """{digest, regions, generator, settings, stand_in, command, images: {key of the image: file}, contents: {file:
+    `content_digest`}}, or None if there is none. `regions` is the entry of configs/regions that made the maps here, `generator`
+    the one that maps from elsewhere are said to be of; both may be None. Earlier versions noted neither `generator` nor
+    contents."""
     path = folder / INDEX
     if not path.is_file():
         return None
     try:
-        index = {"contents": {}} | json.loads(path.read_text(encoding="utf-8"))
-        index = {key: index[key] for key in ("digest", "regions", "settings", "stand_in", "command", "images", "contents")}
+        index = {"contents": {}, "generator": None} | read_json(path)
         kinds = {"digest": str, "regions": str | None, "settings": dict, "stand_in": bool, "command": str}
+        kinds["generator"] = str | None
+        index = {key: index[key] for key in (*kinds, "images", "contents")}
         wrong = [key for key, kind in kinds.items() if not isinstance(index[key], kind)]
         wrong += [key for key in ("images", "contents") if not all(isinstance(file, str) for file in index[key].values())]
         if wrong:

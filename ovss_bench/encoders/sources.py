@@ -65,6 +65,13 @@ def describe(source: Any) -> str:
     return f"given: {own[:16] if own else f'{kind.__module__}.{kind.__qualname__}'}"
 
 
+def stated(name: str | None, source: Any) -> dict[str, Any]:
+    """What a result says of a source that its recipe calls `name`. Of region maps in a folder, also whose they are."""
+    facts = {"name": name, "digest": getattr(source, "digest", None), "stand_in": getattr(source, "stand_in", False)}
+    more = {key: getattr(source, key, None) for key in ("generator", "unconfirmed")}
+    return facts | {key: value for key, value in more.items() if value is not None}
+
+
 def image_key(image: np.ndarray) -> str:
     """By what folders of regions and features know an image: SHA-256 over its shape and bytes."""
     return digest(repr(image.shape), image.tobytes())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub
 import numpy as np
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
@@ -21,6 +22,7 @@ from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_con
 from ..image import STATISTICS
 from .checkpoints import boundary, read_weights
 from .clip import PRECISIONS, state_digest
+from .hub import hub
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
 from .sources import image_key
 from .vit import PlainViT, plain_names
@@ -245,9 +247,10 @@ def _download(name: str, entry: Mapping[str, Any], option: str) -> Path:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]
     try:
         if "hub" in entry:
-            return Path(huggingface_hub.hf_hub_download(entry["hub"], entry["hub_file"]))
+            with hub():
+                return Path(huggingface_hub.hf_hub_download(entry["hub"], entry["hub_file"]))
         if not cached.is_file():
-            if huggingface_hub.constants.HF_HUB_OFFLINE:
+            if constants.HF_HUB_OFFLINE:
                 raise ConnectionError("HF_HUB_OFFLINE is set")
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(entry["url"], str(cached))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OvssError
+from ..errors import OvssError, unknown
 from ..evaluation.bootstrap import Interval, class_counts, mean_iou, paired, paired_interval
 from ..evaluation.confusion import total
 from ..evaluation.metrics import iou
@@ -22,6 +22,7 @@ from .store import read_counts, read_result
 STATUS = {"error": 2, "different": 1, "inconclusive": 3, "equivalent": 0, "identical": 0}
 LISTED = 10  # images and classes that contribute most
 DECIMALS = 4  # of points
+Groups = dict[tuple[str, ...], list[tuple[str, Path]]]  # settings and file of every result, by what it is about
 CHUNK = 256  # images whose counts are in memory at a time as dense arrays
 
 
@@ -108,16 +109,42 @@ def compare_paths(a: str | Path, b: str | Path, tolerance: float = 0.1) -> list[
     a, b = Path(a), Path(b)
     if a.is_file() and b.is_file():
         return [compare_runs(read_run(a), read_run(b), tolerance)]
+    sides = [_grouped(side, ("segmentor", "clip", "dataset")) for side in (a, b)]
+    only = next((number for number, side in enumerate((a, b)) if side.is_file()), None)
     comparisons = []
-    for pair in _pairs(a, b):
-        try:
-            first, second = pair
-            if first is None or second is None:
-                raise OvssError(f"{first or second} has no counterpart in {a if first is None else b}.")
-            comparisons.append(compare_runs(read_run(first), read_run(second), tolerance))
-        except OvssError as error:
-            comparisons.append({"level": "error", "what": str(error)})
+    for first, second in _pairs(sides, (str(a), str(b)), only):
+        if first is None or second is None:
+            what = f"{first or second} has no counterpart in {a if first is None else b}."
+            comparisons.append({"level": "error", "what": what})
+        else:
+            comparisons.append(_compared(first, second, tolerance))
     return comparisons
+
+
+def compare_methods(folder: str | Path, a: str, b: str, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
+    """Two segmentors of one folder, on every data set and with every CLIP that both were run with; and what only one was run
+    with. Where one has several results there, those belong together whose protocol and overridden settings are equal. Raises
+    OvssError for a segmentor without a result, and if nothing belongs together."""
+    sides = [_grouped(folder, ("clip", "dataset"), segmentor=name) for name in (a, b)]
+    for name, side in zip((a, b), sides, strict=True):
+        if not side:
+            raise unknown(f"segmentor in {folder}", name, {read_result(path)["segmentor"] for path in result_paths(folder)})
+    comparisons, alone = [], []
+    for first, second in _pairs(sides, (f"{a} in {folder}", f"{b} in {folder}")):
+        if first is None or second is None:
+            alone.append(f"{first or second} has no counterpart of {a if first is None else b}")
+        else:
+            comparisons.append(_compared(first, second, tolerance))
+    if not comparisons:
+        raise OvssError(f"no data set in {folder} has results of {a} and of {b} with the same settings: {'; '.join(alone)}.")
+    return comparisons, alone
+
+
+def _compared(a: Path, b: Path, tolerance: float) -> dict[str, Any]:
+    try:
+        return compare_runs(read_run(a), read_run(b), tolerance)
+    except OvssError as error:
+        return {"level": "error", "what": str(error)}
 
 
 def status(comparisons: Sequence[Mapping[str, Any]]) -> int:
@@ -132,34 +159,37 @@ def _level(points: Interval, tolerance: float) -> str:
     return "different" if points.low > 0 or points.high < 0 else "inconclusive"
 
 
-def _pairs(a: Path, b: Path) -> Iterator[tuple[Path | None, Path | None]]:
-    """The files that belong together, sorted; None for what is not there. Of a file only the counterpart."""
-    sides = []
-    for side in (a, b):
-        groups: dict[tuple, list[tuple[str, Path]]] = {}
-        for path in result_paths(side):
-            result = read_result(path)
+def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
+    """The `wanted` results below a folder by the fields of `key`, each with the settings that tell it from others there."""
+    groups: Groups = {}
+    for path in result_paths(folder):
+        result = read_result(path)
+        if all(result[name] == value for name, value in wanted.items()):
             setting = json.dumps([result["protocol"], result["overridden"]], sort_keys=True)
-            groups.setdefault((result["segmentor"], result["clip"], result["dataset"]), []).append((setting, path))
-        sides.append(groups)
-    first, second = sides
-    keys = set(first) if a.is_file() else set(second) if b.is_file() else set(first) | set(second)
-    for key in sorted(keys):
-        ours, theirs = first.get(key, []), second.get(key, [])
-        if len(ours) == len(theirs) == 1:
-            yield ours[0][1], theirs[0][1]
+            groups.setdefault(tuple(result[name] for name in key), []).append((setting, path))
+    return groups
+
+
+def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = None) -> Iterator[list[Path | None]]:
+    """The files that belong together, sorted; None for what is not there. `only`: the side of which every file counts, while
+    of the other only counterparts do."""
+    counting = sides if only is None else [sides[only]]
+    for key in sorted({key for side in counting for key in side}):
+        entries = [side.get(key, []) for side in sides]
+        if all(len(each) == 1 for each in entries):
+            yield [each[0][1] for each in entries]
             continue
-        for setting in sorted({name for name, _ in (ours if a.is_file() else theirs if b.is_file() else ours + theirs)}):
-            found = []
-            for side, entries in ((a, ours), (b, theirs)):
-                paths = [path for name, path in entries if name == setting]
+        for setting in sorted({name for side in counting for name, _ in side.get(key, [])}):
+            found = [[path for name, path in each if name == setting] for each in entries]
+            for name, paths in zip(names, found, strict=True):
                 if len(paths) > 1:
+                    *segmentor, clip, dataset = key
+                    of = "".join(f" of {one}" for one in segmentor)
                     raise OvssError(
-                        f"{side} holds {len(paths)} results of {key[0]} with {key[1]} on {key[2]}: "
+                        f"{name} holds {len(paths)} results{of} with {clip} on {dataset}: "
                         f"{', '.join(path.name for path in paths)}. Name the files to compare, or delete those that are old."
                     )
-                found.append(paths[0] if paths else None)
-            yield found[0], found[1]
+            yield [paths[0] if paths else None for paths in found]
 
 
 def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> list[dict[str, Any]]:

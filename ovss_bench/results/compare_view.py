@@ -16,6 +16,26 @@ def lines_of(comparison: Mapping[str, Any]) -> list[str]:
     return _published(comparison) if "figure" in comparison else _runs(comparison)
 
 
+def method_lines(comparisons: list[Mapping[str, Any]]) -> list[str]:
+    """A line per CLIP and data set on which two methods were compared, and for each CLIP the mean over its data sets."""
+    lines, by_clip = [], {}
+    for comparison in comparisons:
+        if comparison["level"] == "error":
+            lines += lines_of(comparison)
+            continue
+        a, b, difference = comparison["a"], comparison["b"], comparison["difference"]
+        by_clip.setdefault(a["clip"], []).append((a["mIoU"], b["mIoU"]))
+        bounds = "" if difference["low"] != difference["low"] else f" [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+        names = (_name(run).partition(" with ")[0] for run in (a, b))
+        values = " -> ".join(f"{name} {_percent(run['mIoU'])}" for name, run in zip(names, (a, b), strict=True))
+        lines.append(f"{a['dataset']}, {a['clip']}: {values}, {difference['value']:+.2f}{bounds}: {comparison['level']}")
+    for clip, pairs in by_clip.items():
+        if len(pairs) > 1:
+            a, b = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+            lines.append(f"mean of {len(pairs)} data sets with {clip}: {a:.2f} -> {b:.2f}: {b - a:+.2f}")
+    return lines
+
+
 def summary(comparisons: list[Mapping[str, Any]]) -> str:
     """How many there are of each level."""
     levels = [comparison["level"] for comparison in comparisons]
@@ -55,7 +75,13 @@ def _published(comparison: Mapping[str, Any]) -> list[str]:
         f"  {figure['metric']} {comparison['ours']:.2f}, published {figure['miou']:g} ({figure['variant']}; {figure['source']}"
         f"{'; second-hand' if figure['second_hand'] else ''})"
     )
+    if comparison.get("caveat"):
+        lines.append(f"  not the published run: {comparison['caveat']}")
     lines.append(f"  {_interval(comparison)}, tolerance {comparison['tolerance']:g}")
+    low, high = comparison["difference"]["low"], comparison["difference"]["high"]
+    if low == low:
+        side = "inside" if low <= 0 <= high else "outside"
+        lines.append(f"  the published figure lies {side} the interval of ours")
     lines += [f"  also published: {other['miou']:g} ({other['source']})" for other in comparison["others"]]
     lines.append("  usual reasons for a gap:")
     lines += [f"    {entry['state']:10}  {entry['what']}: {entry['says']}" for entry in comparison["checklist"]]

@@ -14,7 +14,7 @@ from PIL import Image
 from ..datasets.base import Sample, SegDataset
 from ..distributed import split
 from ..encoders.clip import DenseCLIP, default_precision
-from ..encoders.sources import SOURCES, NamedSource, describe
+from ..encoders.sources import SOURCES, NamedSource, describe, stated
 from ..errors import OvssError
 from ..files import CONFIGS, digest, path_digest
 from ..image import resize
@@ -51,14 +51,7 @@ class Job:
     def sources(self) -> dict[str, dict[str, Any]]:
         """What the method takes beside CLIP, as results have it."""
         values = self.segmentor.recipe.hyperparameters
-        found = {
-            kind: {
-                "name": values[kind],
-                "digest": getattr(source, "digest", None),
-                "stand_in": getattr(source, "stand_in", False),
-            }
-            for kind, source in self.segmentor.sources.items()
-        }
+        found = {kind: stated(values[kind], source) for kind, source in self.segmentor.sources.items()}
         paths = {name: values[name] for name in of_class(type(self.segmentor)).paths if values[name]}
         found |= {name: {"name": path, "digest": path_digest(path), "stand_in": False} for name, path in paths.items()}
         return dict(sorted(found.items()))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from ..datasets.base import MissingData, SegDataset, load_dataset, mmseg_class
 from ..datasets.config import dataset_config, pattern_of
@@ -15,6 +18,8 @@ from ..errors import OvssError
 from ..files import CONFIGS, config_names
 from ..vocabulary import read_names
 from .published import published_figures
+
+WIDTH = 80  # columns of a terminal as it opens
 
 
 def overview(root: str | None) -> Table:
@@ -31,21 +36,14 @@ def overview(root: str | None) -> Table:
     return view
 
 
-def card(name: str, root: str | None) -> Group:
-    """Everything about one data set."""
+def card(name: str, root: str | None) -> Text:
+    """Everything about one data set, in lines of 80 columns; a command stays in one line."""
     given, (name, config, _) = name, dataset_config(name)
-    view = Table(
-        box=None,
-        pad_edge=False,
-        show_header=False,
-        title=f"{name}: {config.get('full_name', 'of your own')}",
-        title_justify="left",
-    )
-    view.add_column(style="bold")
-    view.add_column(overflow="fold")
     folder = f"{root or 'DATA_ROOT'}/{config.get('folders', ['(drawn)'])[0]}"
+    state, dataset = state_of(given, root)
     facts: dict[str, Any] = {
-        "here": state_of(given, root)[0],
+        "here": state,
+        "missing": None if dataset or "images" not in config else "\n".join(_missing(given, root, config)),
         "licence": config.get("licence"),
         "link": config.get("link"),
         "classes": class_count(given),
@@ -58,8 +56,8 @@ def card(name: str, root: str | None) -> Group:
         "ignored value": config.get("ignore_index", 255),
         "names": ", ".join(names_variants(config.get("names_of", name))) or "canonical only",
     }
-    for archive in config.get("prepare", {}).get("archives", ()):
-        facts[f"archive {archive['file']}"] = archive.get("url", "by hand, see link")
+    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in _archives(config)]
+    facts["archives"] = "\n".join(archives) or None
     figures = published_figures()
     suites = [suite for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
     facts["suites"] = ", ".join(f"suite/{suite}" for suite in suites) or None
@@ -68,10 +66,44 @@ def card(name: str, root: str | None) -> Group:
     )
     facts["note"] = config.get("prepare", {}).get("note")
     facts["prepare"] = f"python tools/datasets.py prepare {given} data_root=DIR" if "prepare" in config else None
+    left = max(len(key) for key, value in facts.items() if value is not None) + 2
+    view = Text("\n".join(textwrap.wrap(f"{name}: {config.get('full_name', 'of your own')}", WIDTH)))
     for key, value in facts.items():
         if value is not None:
-            view.add_row(key, str(value))
-    return Group(view)
+            beside = [part for line in str(value).splitlines() for part in _wrapped(line, WIDTH - left)]
+            if max(map(len, beside)) > WIDTH - left:
+                view.append(f"\n{key}", "bold")
+                lines = str(value).splitlines()
+                if key != "prepare":
+                    lines = [part for line in lines for part in _wrapped(line, WIDTH - 2, broken=True)]
+                view.append("".join(f"\n  {line}" for line in lines))
+            else:
+                view.append(f"\n{key:{left}}", "bold").append(f"\n{'':{left}}".join(beside))
+    return view
+
+
+def _wrapped(line: str, width: int, broken: bool = False) -> list[str]:
+    """A line in lines of a width, longer words by themselves, or `broken`."""
+    return textwrap.wrap(line, width, break_long_words=broken, break_on_hyphens=False)
+
+
+def _archives(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return config.get("prepare", {}).get("archives", ())
+
+
+def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str]:
+    """What a data set lacks: folders and lists below the data root, or else its first files."""
+    if root is None:
+        return ["give data_root=DIR, or set the environment variable OVSS_DATA"]
+    wanted = [config[key] for key in ("images", "labels", "ids") if config.get(key)]
+    lacking = [[path for path in wanted if not (Path(root) / folder / path).exists()] for folder in config["folders"]]
+    best = min(range(len(lacking)), key=lambda i: len(lacking[i]))
+    if lacking[best]:
+        return [f"{root}/{config['folders'][best]}/{path}" for path in lacking[best]]
+    try:
+        return [f"{len(load_dataset(name, root).samples)} images are there"]
+    except OvssError as error:  # names the files that are not there
+        return str(error).partition("\nExpected")[0].splitlines()
 
 
 def state_of(name: str, root: str | None) -> tuple[str, SegDataset | None]:

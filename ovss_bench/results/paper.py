@@ -15,7 +15,7 @@ from yaml import YAMLError
 from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names
 from ..recipe import segmentor_names
-from .published import figures_of, listed, published_figures, settings, stand_ins
+from .published import figures_of, listed, meant, published_figures, settings, stand_ins, unconfirmed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,8 @@ def load_table(name: str | Path) -> PaperTable:
 
 def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A line per row and column of the table: `ours` (NaN without a complete result of that run), for what something untrained
-    `stood_in`, `published` (the first figure of the cell), their `difference` in points where they are comparable,
+    `stood_in`, which settings are `unconfirmed`, `published` (the first figure of the cell), their `difference` in points where
+    they are comparable and nothing stood in or is unconfirmed,
     `second_hand`, `source`, and `also`, what others state for the same cell.
 
     Averages follow the columns of each row. They are NaN unless all their columns are there.
@@ -120,13 +121,15 @@ def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapp
     first = figures[0] if figures else {"miou": math.nan, "metric": "mIoU", "comparable": False}
     result = _result(row, dataset, results)
     stood_in = ", ".join(stand_ins(result)) if result else ""
+    doubts = "; ".join(unconfirmed(result)) if result else ""
     ours = result["metrics"].get(first["metric"] if first["comparable"] else "mIoU") if result else None
     ours = math.nan if ours is None else float(ours)
     return {
         "ours": ours,
         "stood_in": stood_in,
+        "unconfirmed": doubts,
         "published": first["miou"],
-        "difference": ours - first["miou"] if first["comparable"] and not stood_in else math.nan,
+        "difference": ours - first["miou"] if first["comparable"] and not (stood_in or doubts) else math.nan,
         "second_hand": first.get("second_hand"),
         "source": first.get("source"),
         "also": "; ".join(
@@ -143,7 +146,7 @@ def _result(row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -
         if result["protocol"] != "paper" or result["partial"]:
             continue
         run = (row.segmentor, row.clip, dataset)
-        if settings(*run, result["overridden"]) == settings(*run, row.overrides(dataset)):
+        if settings(*run, meant(result)) == settings(*run, row.overrides(dataset)):
             return result
     return None
 

@@ -27,6 +27,8 @@ def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder:
         f"- {line.row} on {line.column}: {line.also}" for line in lines.itertuples() if isinstance(line.also, str) and line.also
     ]
     notes = "\n".join(["Also published:", "", *others, ""]) if others else ""
+    doubts = [text for text in lines["unconfirmed"].dropna().unique() if text]
+    notes = "\n".join([*doubts, "", notes]) if doubts else notes
     text = f"{table.title}\n\n{markdown(cells)}\nPublished: {table.source}\n\n{notes}"
     write_atomic(base.with_suffix(".md"), lambda path: path.write_text(text))
     return cells
@@ -54,6 +56,8 @@ def _text(line: Any) -> str:
     ours = "–" if pd.isna(line.ours) else f"{line.ours:.2f}"
     if isinstance(line.stood_in, str) and line.stood_in:
         ours += f" with a stand-in for {line.stood_in}"
+    if isinstance(line.unconfirmed, str) and line.unconfirmed:
+        ours += " with a generator of unconfirmed settings"
     if pd.isna(line.published):
         return ours
     published = f"{line.published:.2f}" if line.average else f"{line.published:g}"  # as it is printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..datasets.base import Sample, SegDataset
 from ..encoders.regions import (
     INDEX,
     SUFFIXES,
+    RegionFolder,
     content_digest,
     load_regions,
     read_index,
@@ -24,8 +26,8 @@ from ..encoders.regions import (
     write_regions,
 )
 from ..encoders.sources import image_key
-from ..errors import OvssError
-from ..files import data_files, digest
+from ..errors import OvssError, unknown
+from ..files import config_names, data_files, digest
 from ..process import locked, terminate_cleanly
 from ..progress import Progress
 
@@ -49,6 +51,8 @@ def precompute_regions(
     holds other regions, or, once all the others are done, for images that have none.
     """
     folder, source = Path(folder), load_regions(regions, device=device, **(settings or {}))
+    if isinstance(source, RegionFolder):
+        raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
     own = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
     options = [f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
     options += [f"settings.{name}={value}" for name, value in (settings or {}).items()]
@@ -101,22 +105,31 @@ def precompute_regions(
 
 
 def index_regions(
-    dataset: SegDataset, folder: str | Path, *, limit: int | None = None, workers: int = 2, quiet: bool = False
+    dataset: SegDataset,
+    folder: str | Path,
+    *,
+    generator: str | None = None,
+    limit: int | None = None,
+    workers: int = 2,
+    quiet: bool = False,
 ) -> None:
-    """Makes the index of a folder of region files that came from elsewhere: <image id> or <its last part>, .npz or .png.
+    """Makes the index of a folder of region files that came from elsewhere, named as `region_names` says, .npz or .png.
+    `generator` is the entry of configs/regions that they are the maps of, by which runs find their published figures.
 
     The index of regions that were made here is made again for the images as they are read now. Raises OvssError, once the
     others are in the index, for images without a file and files of another size.
     """
     folder = Path(folder)
+    if generator not in (None, *config_names("regions")):
+        raise unknown("regions", generator, config_names("regions"))
     if not folder.is_dir():
         raise OvssError(f"folder {folder} does not exist. Name the folder with the region files.")
     images: dict[str, str] = {}
     contents: dict[str, str] = {}
+    owners = Counter(stem for sample in dataset.samples for stem in region_names(sample))
 
     def compute(sample: Sample) -> tuple[str, str, np.ndarray]:
-        stems = dict.fromkeys((sample.id, Path(sample.id).name))
-        names = [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+        names = [f"{stem}{suffix}" for stem in region_names(sample) if owners[stem] == 1 for suffix in SUFFIXES]
         file = next((name for name in names if (folder / name).is_file()), None)
         if file is None:
             raise OvssError(
@@ -135,16 +148,28 @@ def index_regions(
             index = read_index(folder)
         except OvssError:  # a damaged one
             index = None
-        if index is None or index["regions"] is None:
+        made_by = index and index["regions"]
+        if made_by and generator not in (None, made_by):
+            raise OvssError(f"the regions in {folder} were made here, by {made_by}. Leave regions={generator} out.")
+        if not made_by:
+            generator = generator or (index and index.get("generator"))
             index = {
                 "digest": digest("files", *(part for pair in sorted(contents.items()) for part in pair)),
                 "regions": None,
+                "generator": generator,
                 "settings": {},
                 "stand_in": False,
                 "command": f"python tools/regions.py index {folder} dataset={dataset.name}, once its file is there",
             }
         write_index(folder, index | {"images": images, "contents": contents})
     _complain(failed, f"are not in the index; {len(images)} are")
+
+
+def region_names(sample: Sample) -> list[str]:
+    """Under what names, without suffix, others keep the regions of an image, the likeliest first: its id or the whole name of
+    its file (CorrCLIP: the image's stem), with their folders, without them, or with _ for each /."""
+    whole = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
+    return list(dict.fromkeys(name for path in whole for name in (path, Path(path).name, path.replace("/", "_"))))
 
 
 def _for_all(

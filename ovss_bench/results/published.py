@@ -72,21 +72,81 @@ def load_figures(folder: Path) -> pd.DataFrame:
 
 def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
     """The published figures for a result (the dictionary of its file), the authors' own first, and what ours is above them:
-    `difference` in points, None if the result is partial. `why_not` is a sentence where there is nothing to compare with."""
+    `difference` in points, None if the result is partial or settings are unconfirmed. `why_not` is a sentence where there is
+    nothing to compare with, or no difference."""
     why_not = _not_comparable(result)
     if why_not:
         return {"figures": [], "why_not": why_not}
-    run = (result["segmentor"], result["clip"], result["dataset"], result["overridden"])
+    run = (result["segmentor"], result["clip"], result["dataset"], meant(result))
     figures = figures_of(*run)
     if not figures:
-        return {"figures": [], "why_not": _nothing_for(*run)}
-    if result["partial"]:
-        images = result["images"]
-        why_not = f"partial: {images['evaluated']} of {images['expected']} images"
+        return {"figures": [], "why_not": "; ".join([_nothing_for(*run), *_unnamed_maps(result)])}
+    why_not = "; ".join([*_incomplete(result), *unconfirmed(result)]) or None
     for figure in figures:
         ours = None if why_not else result["metrics"].get(figure["metric"])
         figure["difference"] = None if ours is None else round(ours - figure["miou"], 2)
     return {"figures": figures, "why_not": why_not}
+
+
+def meant(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result overrides, with a folder of region maps named by their generator, which is what the recipe is about."""
+    own, made_by = dict(result["overridden"]), {kind: generator(source) for kind, source in result.get("sources", {}).items()}
+    return own | {kind: made_by[kind] for kind in own if made_by.get(kind)}
+
+
+def generator(source: Mapping[str, Any]) -> str | None:
+    """The entry of configs/regions whose maps a source of a result is, if it is a folder of maps that says so: in the result,
+    or in an index that was made again since."""
+    if "generator" in source or not source.get("name"):
+        return source.get("generator")
+    folder = Path(source["name"]).expanduser()
+    if not folder.is_dir():
+        return None
+    from ..encoders.regions import RegionFolder  # which takes PyTorch's second or two
+
+    try:
+        maps = RegionFolder(folder)
+    except OvssError:
+        return None
+    return maps.generator if maps.digest == source["digest"] else None
+
+
+def unconfirmed(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on sources whose settings nobody published, so that a run with them may be another one than the published."""
+    sentences = []
+    for kind, source in result.get("sources", {}).items():
+        doubt = source.get("unconfirmed")
+        if kind == "regions" and source.get("name") in config_names("regions"):
+            doubt = load_config("regions", source["name"]).get("unconfirmed")
+        if doubt:
+            sentences.append(f"settings of the generator unconfirmed: {source.get('generator', source['name'])}, {doubt}")
+    return sentences
+
+
+def why_not_joined(figure: Mapping[str, Any]) -> str | None:
+    """The reason why no run of ours reproduces a figure (a row of `published_figures`): its method is not here, or what the
+    first entry of results/published/reasons.yaml says whose columns all fit. None if a run does, or no entry fits."""
+    if figure["segmentor"]:
+        return None
+    if figure["method"] not in methods_here():
+        return f"{figure['method']} is not among the methods here"
+    return next((rule["reason"] for rule in reasons() if _fits(rule, figure)), None)
+
+
+@cache
+def methods_here() -> frozenset[str]:
+    return frozenset(load_config("segmentor", name).get("method", name) for name in config_names("segmentor"))
+
+
+@cache
+def reasons() -> list[dict[str, Any]]:
+    """The entries of results/published/reasons.yaml: `reason`, and for columns the value that fits, or a list of them."""
+    return yaml.safe_load((PUBLISHED / "reasons.yaml").read_text(encoding="utf-8"))
+
+
+def _fits(rule: Mapping[str, Any], figure: Mapping[str, Any]) -> bool:
+    own = {column: values if isinstance(values, list) else [values] for column, values in rule.items() if column != "reason"}
+    return all(figure[column] in values for column, values in own.items())
 
 
 def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -177,7 +237,33 @@ def _not_comparable(result: Mapping[str, Any]) -> str | None:
     if result["protocol"] != "paper":
         return f"protocol {result['protocol']}: published figures are the methods' own settings"
     kinds = stand_ins(result)
-    return f"stand-in {', '.join(kinds)}" if kinds else None
+    if kinds:
+        return f"stand-in {', '.join(kinds)}"
+    entry, known = load_config("clip", result["clip"]) if result["clip"] in config_names("clip") else None, weights_of(result)
+    if entry and known and f"{entry['architecture']}:{entry['pretrained']}" not in known:
+        return f"by their digest the weights are those of {known[0]}, not those of {result['clip']}"
+    return None
+
+
+def weights_of(result: Mapping[str, Any]) -> list[str]:
+    """ARCHITECTURE:TAG of the weights that the file of a result's CLIP holds, if its digest is a known one."""
+    return result.get("provenance", {}).get("weights_known", [])
+
+
+def _incomplete(result: Mapping[str, Any]) -> list[str]:
+    images = result["images"]
+    return [f"partial: {images['evaluated']} of {images['expected']} images"] if result["partial"] else []
+
+
+def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
+    """What to do where a folder's index does not say whose maps it holds."""
+    folder, source = result["overridden"].get("regions"), result.get("sources", {}).get("regions")
+    if folder in (None, *config_names("regions")) or source is None or generator(source):
+        return []
+    return [
+        f"the index of {folder} does not say that its maps are those of an entry of configs/regions; if they are: python "
+        f"tools/regions.py index {folder} dataset={result['dataset']} regions=ENTRY"
+    ]
 
 
 def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> str:
@@ -202,10 +288,13 @@ def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str
         load_config("segmentor", segmentor).get("method", segmentor) if segmentor in config_names("segmentor") else segmentor
     )
     unmatched = _select(method=method, dataset=dataset, segmentor="")
-    unmatched = unmatched[unmatched["clip"].isin(["", clip])]
+    architecture = load_config("clip", clip).get("architecture", clip) if clip in config_names("clip") else clip
+    unmatched = unmatched[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
     if len(unmatched):
         shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in listed(unmatched)[:3]]
+        why = dict.fromkeys(filter(None, map(why_not_joined, unmatched.to_dict("records"))))
         parts.append(f"of {method} in settings that are others or not stated there is {', '.join(shown)}")
+        parts += why
     return "; ".join(parts)
 
 

@@ -14,7 +14,7 @@ from ..datasets.config import facts_of
 from ..datasets.suites import Average, Suite, mean_of
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import RULES
-from .published import stand_ins
+from .published import stand_ins, unconfirmed
 from .store import read_counts, read_result
 
 Results = Mapping[Path, Mapping[str, Any]]
@@ -251,6 +251,7 @@ def _cell(result: Mapping[str, Any], metric: str, notes: Sequence[str], publishe
         cell.published, cell.difference = figure["miou"], figure["difference"]
         if figure["metric"] != metric:
             cell.notes.append(f"published, and held against ours, as {figure['metric']}")
+        cell.notes += unconfirmed(result)
         if figure["second_hand"]:
             cell.notes.append(f"published by others: {figure['source']}")
     return cell

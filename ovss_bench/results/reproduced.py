@@ -17,7 +17,7 @@ from ..vocabulary import Vocabulary, read_names
 from .code import known_code, source_digest
 from .compare import DECIMALS, Run, read_run
 from .load import result_paths
-from .published import compare_published, settings
+from .published import compare_published, generator, meant, settings, unconfirmed, weights_of
 
 # Which values of the recipe each of the usual reasons is about; all others are "other settings".
 REASONS = {
@@ -38,9 +38,11 @@ def compare_with_published(path: str | Path, tolerance: float = 0.1) -> tuple[li
     """A comparison, in points of the figure's metric, of a result file or of each in a folder that has a published figure; and
     why the others have none. The levels, of which the first that holds counts:
 
-    - equivalent: ours is the figure, as far as it was printed, within `tolerance`;
+    - equivalent: ours is the figure, as far as it was printed, within `tolerance`; never of a part of the images;
     - different: the 95 % interval of ours excludes the figure;
     - inconclusive: another sample of images could make up for the difference.
+
+    `caveat` says what keeps a run from being the published one: a part of the images, or settings that nobody published.
 
     Raises OvssError if there is nothing to compare with.
     """
@@ -48,21 +50,21 @@ def compare_with_published(path: str | Path, tolerance: float = 0.1) -> tuple[li
     for file in result_paths(path):
         run = read_run(file)
         published = compare_published(run.result)
-        if published["why_not"]:
-            reasons.append(f"{run.result['segmentor']} on {run.result['dataset']}: {published['why_not']}")
+        if published["figures"]:
+            comparisons.append(_comparison(run, published, tolerance))
         else:
-            comparisons.append(_comparison(run, published["figures"], tolerance))
+            reasons.append(f"{run.result['segmentor']} on {run.result['dataset']}: {published['why_not']}")
     if not comparisons:
         raise OvssError(f"no published figure is meant for {path}. " + "; ".join(dict.fromkeys(reasons)))
     return comparisons, reasons
 
 
-def _comparison(run: Run, figures: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
-    figure, *others = figures
+def _comparison(run: Run, published: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
+    figure, *others = published["figures"]
     ours = interval(run.counts.values(), len(run.classes), figure["metric"], facts_of(run.result["dataset"]))
     value, low, high = (round(100 * number - figure["miou"], DECIMALS) for number in (ours.value, ours.low, ours.high))
     level = "different" if low > 0 or high < 0 else "inconclusive"
-    if abs(value) <= tolerance + rounding(figure["miou"]):
+    if not run.result["partial"] and abs(value) <= tolerance + rounding(figure["miou"]):
         level = "equivalent"
     return {
         "level": level,
@@ -72,6 +74,7 @@ def _comparison(run: Run, figures: list[dict[str, Any]], tolerance: float) -> di
         "others": [other for other in others if other["miou"] != figure["miou"]],
         "difference": {"value": value, "low": low, "high": high},
         "tolerance": tolerance,
+        "caveat": published["why_not"],
         "checklist": [{"what": what, "state": state, "says": says} for what, state, says in checklist(run.result)],
     }
 
@@ -92,27 +95,30 @@ def checklist(result: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _weights(result: Mapping[str, Any]) -> Check:
-    known = load_config("clip", result["clip"]).get("weights_digest") if result["clip"] in config_names("clip") else None
-    digest, what = result["weights_digest"], "weights"
+    entry = load_config("clip", result["clip"]) if result["clip"] in config_names("clip") else {}
+    known, digest, what = entry.get("weights_digest"), result["weights_digest"], "weights"
     if known is not None:
         if digest == known:
             return what, OK, f"the digest {digest[:12]} is that of {result['clip']}"
         return what, SUSPICIOUS, f"the digest is {digest[:12]}, that of {result['clip']} is {known[:12]}"
+    if weights_of(result):  # of another CLIP than this they would not have come here
+        return what, OK, f"the file has the SHA-256 of {weights_of(result)[0]}"
     given = [
         word for word in result["provenance"]["command"].split() if word.startswith(("weights=", f"clip={result['clip']}:"))
     ]
     if given:
-        return what, SUSPICIOUS, f"{given[0]} was given, digest {digest[:12]}: is it {result['clip']}?"
+        return what, SUSPICIOUS, f"{given[0]} was given, whose SHA-256 is none of those on record here; digest {digest[:12]}"
     return what, UNKNOWN, f"digest {digest[:12]}; no digest of {result['clip']} is on record here"
 
 
 def _recipe(result: Mapping[str, Any]) -> Iterator[Check]:
     """The recipe against that of the figure: the paper's, with what was overridden and is known to be meant by the figure."""
     run = result["segmentor"], result["clip"], result["dataset"]
-    overrides = settings(*run, result["overridden"])
+    overrides = settings(*run, meant(result))
     values = compose_recipe(run[0], clip=run[1], dataset=run[2], overrides=overrides).values()
     wanted = json.loads(json.dumps({name: value for name, value in values.items() if name != "precision"}))
     found = {name: entry["value"] for name, entry in result["recipe"].items() if name != "precision"}
+    found |= {kind: maps for kind, maps in ((kind, generator(source)) for kind, source in result["sources"].items()) if maps}
     known = {name for names in REASONS.values() for name in names}
     others = tuple(name for name in dict.fromkeys([*wanted, *found]) if name not in known)
     for what, names in {**REASONS, "other settings": others}.items():
@@ -181,6 +187,9 @@ def _code(result: Mapping[str, Any]) -> Iterator[Check]:
         yield "code", OK if same else SUSPICIOUS, says
     if source["plugins"]:
         yield "plug-ins", SUSPICIOUS, f"loaded were {', '.join(source['plugins'])}"
+    doubts = unconfirmed(result)
+    if doubts:
+        yield "generator", SUSPICIOUS, "; ".join(doubts)
     for kind, other in result["sources"].items():
         digest = (other["digest"] or "none")[:12]
         yield kind, UNKNOWN, f"{other['name']}, digest {digest}; no digest of it is on record here"

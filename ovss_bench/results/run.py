@@ -246,6 +246,7 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
     """A result without what comes from counts (results/merge.py fills that in)."""
     dataset = job.dataset
     segmentor, recipe = job.segmentor, job.segmentor.recipe
+    known = {"weights_known": segmentor.clip.weights_known} if segmentor.clip.weights_known else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if segmentor.clip.device.type == "cuda":
         timing = timing | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20)}
@@ -269,7 +270,9 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
         "precision": segmentor.clip.precision,
         "timing": timing | {"images_per_second": 0, "started": started.isoformat(timespec="seconds")},
         "peak_memory_mib": round(peak),
-        "provenance": provenance(segmentor.clip.device, *job.code) | {"recipe": own_recipe(job.name), "world_size": world.size},
+        "provenance": provenance(segmentor.clip.device, *job.code)
+        | {"recipe": own_recipe(job.name), "world_size": world.size}
+        | known,
     }
 
 

@@ -26,6 +26,7 @@ from ..distributed import Shard
 from ..errors import OvssError
 from ..evaluation.confusion import DTYPE
 from ..files import DAMAGES, digest, read_json, write_atomic
+from ..process import holder_of, sign
 from .form import checked
 
 IMAGES_PER_SHARD = 16
@@ -124,7 +125,7 @@ class RunStore:
         while True:
             try:
                 self._shards.mkdir(parents=True, exist_ok=True)
-                lock = path.open("w")
+                lock = path.open("a+")
             except OSError as error:
                 raise OvssError(
                     f"cannot write {self._shards}: {error.strerror}. Change its permissions or choose "
@@ -135,13 +136,15 @@ class RunStore:
                 fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise OvssError(
-                    f"another process is working on {self.base}. Wait for it, or choose another folder with output=DIR."
+                    f"another process is working on {self.base}{holder_of(lock)}. Wait for it, or choose another folder with "
+                    "output=DIR."
                 ) from None
             except OSError as error:
                 raise OvssError(
                     f"{self._shards} cannot be locked: {error.strerror}. Choose another file system with output=DIR."
                 ) from error
             if _is_open(path, lock):
+                sign(lock)
                 return  # else the process that had it has finished the run, and the folder is gone or a new one
 
     def _release(self) -> None:

@@ -1,5 +1,6 @@
 """Hydra's launchers for grids of runs: the presets, and the local ones for real where their packages are installed."""
 
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
@@ -7,7 +8,7 @@ from omegaconf import OmegaConf
 
 import ovss_bench as ob
 from distributed.started import counted, run
-from end_to_end.tools import evaluate_here
+from end_to_end.tools import ROOT, evaluate_here
 from ovss_bench.files import CONFIGS
 from ovss_bench.results.load import result_paths
 from ovss_bench.results.store import read_result
@@ -23,6 +24,10 @@ def installed(name):
         return None
 
 
+def extras():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_launcher_has_a_preset(name):
     preset = OmegaConf.load(CONFIGS / "tools" / "hydra" / "launcher" / f"{name}.yaml")
@@ -33,7 +38,8 @@ def test_every_launcher_has_a_preset(name):
 def test_a_launcher_that_is_not_installed_says_what_installs_it(name, tmp_path, monkeypatch):
     if installed(PRESETS[name]):
         pytest.skip(f"hydra-{PRESETS[name]}-launcher is installed")
-    with pytest.raises(ob.OvssError, match=rf"hydra/launcher={name} needs .* pip install hydra-{PRESETS[name]}-launcher"):
+    extra = next(key for key, needs in extras().items() if any(f"hydra-{PRESETS[name]}-launcher" in each for each in needs))
+    with pytest.raises(ob.OvssError, match=rf"hydra/launcher={name} needs .* pip install 'ovss-bench\[{extra}\]'"):
         evaluate_here(f"hydra/launcher={name}")
 
 

@@ -63,7 +63,7 @@ def refused(run):
     process.start()
     answer = answers.get()
     process.join()
-    return "another process is working on" in answer and "output=DIR" in answer
+    return "another process is working on" in answer and f"(process {os.getpid()} on " in answer and "output=DIR" in answer
 
 
 def test_two_runs_never_mix_but_shards_work_side_by_side(tmp_path):

@@ -90,6 +90,20 @@ def test_two_files_and_a_tolerance(compare, folder):
     assert "tolerance 100" in text
 
 
+def test_two_methods_of_a_folder(compare, folder, tmp_path):
+    status, text = compare("before", "clip", "sclip", f"out={tmp_path}/found.json")
+    assert status == 1
+    line, *others = text.splitlines()
+    assert line.startswith("demo, demo: clip resize=none ")
+    assert " -> sclip resize=none " in line
+    assert line.endswith(": different")
+    assert others == []
+    (found,) = json.loads((tmp_path / "found.json").read_text())["comparisons"]
+    assert (found["a"]["segmentor"], found["b"]["segmentor"]) == ("clip", "sclip")
+    status, text = compare("before", "clip", "slcip")
+    assert (status, text) == (2, "error: unknown segmentor in before 'slcip'. Known: clip, sclip.\n")
+
+
 def test_what_is_missing_is_status_2(compare, folder, tmp_path):
     shutil.copytree(folder / "after", tmp_path / "less")
     result_paths(tmp_path / "less")[0].unlink()
@@ -148,6 +162,7 @@ def test_a_run_is_held_against_what_is_published(compare, reproduced, tmp_path):
     [
         ([], ["expected A B", "got none"]),
         (["before"], ["expected A B", "got before"]),
+        (["before", "clip", "sclip", "gem"], ["expected A B, or FOLDER SEGMENTOR SEGMENTOR"]),
         (["before", "after", "--published"], ["expected RUN --published"]),
         (["before", "nowhere"], ["nowhere does not exist"]),
         (["before", "after", "tolerance=some"], ["tolerance=some", "0 or more"]),

@@ -15,6 +15,7 @@ from PIL import Image
 
 from end_to_end.tools import ROOT, command, run
 from miniatures import MINIATURES
+from ovss_bench.datasets.base import load_dataset
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.expected import counts
 from ovss_bench.files import config_names
@@ -124,10 +125,27 @@ def test_the_list_shows_what_is_here(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", config_names("dataset"))
 def test_everything_about_one(name, monkeypatch, capsys):
-    assert run_here(monkeypatch, "list", name) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(f"{name}: ")
-    assert "licence" in out
+    monkeypatch.delenv("OVSS_DATA", raising=False)
+    for words in ([], ["data_root=nowhere"]):
+        assert run_here(monkeypatch, "list", name, *words) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{name}: ")
+        assert "licence" in out
+        assert max(map(len, out.splitlines())) <= 80
+        if dataset_config(name)[1].get("loader") != "demo":
+            assert re.search(r"^missing +nowhere/" if words else r"^missing +give data_root=DIR", out, re.MULTILINE)
+
+
+def test_what_is_missing_of_one_is_said(tmp_path, monkeypatch, capsys):
+    MINIATURES["voc21"](tmp_path)
+    assert run_here(monkeypatch, "prepare", "voc21", f"data_root={tmp_path}", "workers=1") == 0
+    labels = tmp_path / "VOCdevkit/VOC2012/SegmentationClass"
+    monkeypatch.chdir(tmp_path)
+    load_dataset("voc21", tmp_path).samples[0].label_path.unlink()
+    for expected in ("lacks 1 of its files", "VOCdevkit/VOC2012/SegmentationClass"):
+        assert run_here(monkeypatch, "list", "voc21", "data_root=.") == 0
+        assert expected in " ".join(capsys.readouterr().out.partition("missing")[2].partition("licence")[0].split())
+        labels.rename(tmp_path / "away") if labels.exists() else None
 
 
 def test_one_s_own_data_are_listed_too(own, monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """Comparing runs: levels, what contributes, what differs, pairs of folders, damage; and the figures that are published."""
 
 import copy
+import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,13 +11,15 @@ import pytest
 
 import ovss_bench as ob
 from ovss_bench.datasets.config import facts_of, names_path
+from ovss_bench.encoders.known_weights import known_weights, open_clip_addresses, stated_digest
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import class_metrics, metrics
+from ovss_bench.files import config_names, load_config
 from ovss_bench.recipe import compose_recipe
 from ovss_bench.results import compare, reproduced
 from ovss_bench.results.code import known_code, source_digest
-from ovss_bench.results.compare import Run, compare_paths, compare_runs, read_run, status
-from ovss_bench.results.compare_view import lines_of, summary
+from ovss_bench.results.compare import Run, compare_methods, compare_paths, compare_runs, read_run, status
+from ovss_bench.results.compare_view import lines_of, method_lines, summary
 from ovss_bench.results.load import result_paths
 from ovss_bench.results.reproduced import checklist, compare_with_published, rounding
 from ovss_bench.results.run import make_job, run_jobs
@@ -423,6 +427,77 @@ def test_ours_is_held_against_the_figure(shift, level, monkeypatch, tmp_path):
     assert "also published: 1.5 (a listing)" in text
     assert "the same" not in text
     assert "ok          names and templates: names sclip, templates imagenet80" in text
+
+
+@pytest.mark.parametrize(("shift", "says"), [(0.0, "inside"), (-30.0, "outside")])
+def test_a_part_of_the_images_is_held_against_the_interval(shift, says, monkeypatch, tmp_path):
+    counts = by_id(drawn(6, 30, 21, 12))
+    ours = round(100 * metrics(total(counts.values(), 21))["mIoU"], 1)
+    path = tmp_path / "naclip-0123456789ab.json"
+    path.touch()
+    figure = {"miou": ours + shift, "metric": "mIoU", "method": "naclip", "variant": "v", "source": "s", "second_hand": False}
+    result = published(partial=True, images={"expected": 1449, "evaluated": 30, "failed": {}}, metrics={"mIoU": ours})
+    monkeypatch.setattr(reproduced, "read_run", lambda _: Run(path, result, counts, {}))
+    actual = reproduced.compare_published(result)
+    assert (actual["figures"][0]["miou"], actual["why_not"]) == (64.07, "partial: 30 of 1449 images")
+    monkeypatch.setattr(reproduced, "compare_published", lambda _: actual | {"figures": [figure]})
+    ((found,), without) = compare_with_published(path, 0.1)
+    assert (found["level"], without) == ({"inside": "inconclusive", "outside": "different"}[says], [])
+    text = "\n".join(lines_of(found))
+    assert "naclip (partial) with vit_b16 on voc21" in text
+    assert "not the published run: partial: 30 of 1449 images" in text
+    assert f"the published figure lies {says} the interval of ours" in text
+    assert "suspicious  images: 30 of 1449" in text
+
+
+def test_weights_are_known_by_the_digest_of_their_file(tmp_path):
+    stated = {name: stated_digest(url) for name, url in open_clip_addresses().items()}
+    assert stated["ViT-B-16:openai"].startswith("5806e77cd80f8b59")
+    openai = [name for name in config_names("clip") if load_config("clip", name)["pretrained"] == "openai"]
+    for name in openai:
+        assert len(stated[f"{load_config('clip', name)['architecture']}:openai"]) == 64, name
+    assert all(re.fullmatch("|[0-9a-f]{8}|[0-9a-f]{64}", digest) for digest in stated.values())
+    (tmp_path / "x.pt").write_bytes(b"weights")
+    whole = hashlib.sha256(b"weights").hexdigest()
+    addresses = {
+        "A:openai": f"https://openaipublic.azureedge.net/clip/models/{whole}/A.pt",
+        "B:laion": f"https://github.com/mlfoundations/open_clip/releases/b_16-laion-{whole[:8]}.pt",
+        "C:other": f"https://example.org/{whole}/c-{whole[:8]}.pt",
+        "D:openai": f"https://openaipublic.azureedge.net/clip/models/{whole[::-1]}/D.pt",
+    }
+    assert known_weights(tmp_path / "x.pt", addresses) == ["A:openai", "B:laion"]
+    assert known_weights(tmp_path / "x.pt") == []
+
+
+def test_known_weights_are_not_asked_about():
+    given = published()["provenance"] | {"command": "python tools/eval.py clip=vit_b16 weights=my.pt"}
+    (check,) = [check for check in checklist(published(provenance=given)) if check[0] == "weights"]
+    assert check[1] == "suspicious"
+    assert "my.pt was given, whose SHA-256 is none of those on record" in check[2]
+    known = given | {"weights_known": ["ViT-B-16:openai"]}
+    (check,) = [check for check in checklist(published(provenance=known)) if check[0] == "weights"]
+    assert check[1:] == ("ok", "the file has the SHA-256 of ViT-B-16:openai")
+
+
+def test_two_methods_are_compared_wherever_both_were_run(folder, copied):
+    both = copied("both")
+    first, second = result_paths(both)
+    for number, dataset in enumerate(("voc21", "voc20", "ade20k")):
+        for path in (first, second)[: 1 if dataset == "ade20k" else 2]:
+            name = f"{path.stem[:-12]}{number:012x}"
+            shutil.copy(path.with_suffix(".npz"), path.with_name(f"{name}.npz"))
+            path.with_name(f"{name}.json").write_text(json.dumps(json.loads(path.read_text()) | {"dataset": dataset}))
+    comparisons, alone = compare_methods(both, "clip", "sclip")
+    assert [(one["a"]["dataset"], one["b"]["segmentor"]) for one in comparisons] == [
+        ("demo", "sclip"), ("voc20", "sclip"), ("voc21", "sclip"),
+    ]  # fmt: skip
+    (reason,) = alone
+    assert "has no counterpart of sclip" in reason
+    *lines, mean = method_lines(comparisons)
+    assert len(lines) == 3
+    assert mean.startswith("mean of 3 data sets with demo: ")
+    with pytest.raises(ob.OvssError, match=r"unknown segmentor in .* 'gem'. Known: clip, sclip"):
+        compare_methods(both, "clip", "gem")
 
 
 def test_without_a_published_figure_the_reason_is_given(folder):

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import nullcontext
@@ -132,7 +133,9 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     ready, done = FORK.Event(), FORK.Event()
     other = started(hold, tmp_path / "new", ready, done)
     ready.wait(20)
-    with pytest.raises(ob.OvssError, match=r"another process is writing to .*new.*out=DIR"), locked(tmp_path / "new", "out"):
+    held_by = rf"process {other.pid} on {socket.gethostname()}"
+    message = rf"another process is writing to .*new \({held_by}\)\. Wait.*out=DIR"
+    with pytest.raises(ob.OvssError, match=message), locked(tmp_path / "new", "out"):
         pass
     done.set()
     other.join()

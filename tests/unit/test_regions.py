@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ovss_bench as ob
+from ovss_bench.datasets.config import dataset_config
+from ovss_bench.encoders.diffusion import load_diffusion
 from ovss_bench.encoders.masks import boxes_of, paint, point_grid
 from ovss_bench.encoders.regions import INDEX, load_regions, read_regions, write_regions
+from ovss_bench.encoders.sources import stated
+from ovss_bench.encoders.vision import load_vision
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, config_names, load_config
 from ovss_bench.results.precompute import index_regions, precompute_regions
+from ovss_bench.results.published import generator as generator_of
 
 SUPERPIXELS = ("felzenszwalb", "slic", "demo")
 SHAPES = [(1, 1), (1, 40), (40, 1), (2, 3), (30, 40)]
@@ -415,6 +421,34 @@ def test_missing_weights_say_where_they_come_from(monkeypatch, tmp_path):
         load_regions("sam2_8")
 
 
+DOWNLOADS = {  # all that comes from huggingface.co
+    "regions": lambda: load_regions("sam2_8"),
+    "clip": lambda: ob.load_clip("vit_b16_laion2b"),
+    "vfm": lambda: load_vision("dinov3_vitb16", feature="tokens"),
+    "diffusion": lambda: load_diffusion("sd21_base"),
+}
+
+
+@pytest.mark.parametrize("kind", DOWNLOADS)
+def test_a_server_that_cannot_be_reached_is_one_error_without_retries(kind, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("OVSS_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("http_proxy", raising=False)
+    with pytest.raises(OvssError, match="not on this machine and could not be downloaded"):
+        DOWNLOADS[kind]()
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+    assert constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize("make", [lambda path: load_regions(path), lambda path: ob.load_clip("vit_b16", pretrained=path)])
+def test_paths_that_do_not_exist_are_not_taken_for_names(make):
+    with pytest.raises(OvssError, match=r"/nope.* (do|does) not exist") as error:
+        make("/nope")
+    assert "Did you mean" not in str(error.value)
+
+
 def test_weights_are_found_below_the_folder_of_weights(monkeypatch, networks, tmp_path, scene):
     shutil.copytree(networks["sam2"], tmp_path / "sam2-hiera-large")
     monkeypatch.setenv("OVSS_WEIGHTS", str(tmp_path))
@@ -594,6 +628,122 @@ def test_the_index_of_made_regions_can_be_made_again(dataset, made, folder):
     (folder / INDEX).write_text("{")
     with pytest.raises(OvssError, match=r"regions.json is damaged.*index"):
         load_regions(folder)
+
+
+# Whose maps a folder holds
+
+
+def suffixed():
+    """The data sets whose images have more than an extension behind their id."""
+    configs = {name: dataset_config(name)[1] for name in config_names("dataset")}
+    return {name: config for name, config in configs.items() if not config.get("image_suffix", ".x").startswith(".")}
+
+
+@pytest.mark.parametrize("name", suffixed())
+@pytest.mark.parametrize("form", ["id", "last part of the id", "id without folders", "stem", "stem with its folder"])
+def test_maps_are_found_under_every_name_that_others_give_them(name, form, tmp_path):
+    """CorrCLIP's are called as the image without its extension: frankfurt_000000_000294_leftImg8bit.npz."""
+    config, ids = suffixed()[name], ("frankfurt/frankfurt_1", "lindau/lindau_1")
+    root = tmp_path / "data" / config["folders"][0]
+    for number, id in enumerate(ids, 1):
+        for kind in ("image", "label"):
+            path = root / config[f"{kind}s"] / f"{id}{config[f'{kind}_suffix']}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB" if kind == "image" else "L", (8, 6), number).save(path)
+    if config.get("ids"):
+        (root / config["ids"]).parent.mkdir(parents=True, exist_ok=True)
+        (root / config["ids"]).write_text("\n".join(ids))
+    dataset = ob.load_dataset(name, tmp_path / "data")
+    for number, sample in enumerate(dataset.samples):
+        stem = sample.image_path.stem
+        names = {
+            "id": sample.id,
+            "last part of the id": sample.id.rpartition("/")[2],
+            "id without folders": sample.id.replace("/", "_"),
+            "stem": stem,
+            "stem with its folder": f"{sample.id.partition('/')[0]}/{stem}",
+        }
+        write_regions(tmp_path / "maps" / f"{names[form]}.npz", np.full((6, 8), number + 5))
+    index_regions(dataset, tmp_path / "maps", quiet=True)
+    maps = load_regions(tmp_path / "maps")
+    assert [int(maps(dataset.image(sample)).max()) for sample in dataset.samples] == [5, 6]
+
+
+def test_more_than_one_data_set_has_such_suffixes():
+    assert {"cityscapes", "dark_zurich", "cwfid"} <= set(suffixed())
+
+
+def test_a_name_of_two_images_is_nobodys(tmp_path):
+    for folder in ("a", "b"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / folder).mkdir(parents=True)
+            Image.new("RGB" if kind == "images" else "L", (8, 6), ord(folder)).save(tmp_path / kind / folder / "1.png")
+    (tmp_path / "own.yaml").write_text(
+        "images: images\nlabels: labels\nimage_suffix: .png\nlabel_suffix: .png\nclasses: [x, y]\n"
+    )
+    dataset = ob.load_dataset(str(tmp_path / "own.yaml"))
+    write_regions(tmp_path / "maps" / "1.npz", np.ones((6, 8)))
+    with pytest.raises(OvssError, match=r"(?s)2 images are not in the index; 0 are.*there is no a/1.npz"):
+        index_regions(dataset, tmp_path / "maps", quiet=True)
+
+
+def test_a_folder_knows_its_generator(dataset, made, folder):
+    assert load_regions(made).generator == "demo"
+    precompute_regions(dataset, "demo", folder.with_name("other"), settings={"scale": 100}, limit=1, quiet=True)
+    assert load_regions(folder.with_name("other")).generator is None
+    with pytest.raises(OvssError, match=r"were made here, by demo. Leave regions=sam2_32 out"):
+        index_regions(dataset, folder, generator="sam2_32", quiet=True)
+    (folder / INDEX).unlink()
+    index_regions(dataset, folder, quiet=True)
+    assert load_regions(folder).generator is None
+    index_regions(dataset, folder, generator="sam2_32", quiet=True)
+    index_regions(dataset, folder, quiet=True)  # once said, it stays
+    assert (load_regions(folder).generator, load_regions(folder).unconfirmed) == ("sam2_32", None)
+    with pytest.raises(OvssError, match=r"unknown regions 'sam2_23'.*sam2_32"):
+        index_regions(dataset, folder, generator="sam2_23", quiet=True)
+    index = json.loads((folder / INDEX).read_text())
+    entry = load_config("regions", "sam2_32")
+    (folder / INDEX).write_text(json.dumps(index | {"regions": "sam2_32", "settings": entry | {"weights": "elsewhere"}}))
+    assert load_regions(folder).generator == "sam2_32"
+    assert "0.4" in load_regions(folder).unconfirmed
+
+
+def test_a_result_says_whose_maps_it_had(dataset, folder, tmp_path):
+    """And one that was written before finds it in an index that says so by now."""
+    (folder / INDEX).unlink()
+    index_regions(dataset, folder, quiet=True)
+    source = stated(str(folder), load_regions(folder))
+    assert set(source) == {"name", "digest", "stand_in"}
+    assert generator_of(source) is None
+    index_regions(dataset, folder, generator="entityseg", quiet=True)
+    assert generator_of(source) == "entityseg"
+    assert generator_of(source | {"digest": "0" * 64}) is None
+    assert stated(str(folder), load_regions(folder)) == source | {"generator": "entityseg"}
+
+
+def test_maps_of_a_generator_that_is_in_no_library_are_found_by_its_name(dataset, made, monkeypatch, tmp_path):
+    monkeypatch.setenv("OVSS_WEIGHTS", str(tmp_path))
+    with pytest.raises(OvssError, match=r"into the folder entityseg of .*OVSS_WEIGHTS .*regions.py index FOLDER .*=entityseg"):
+        load_regions("entityseg")
+    halves = dataset.samples[:5], dataset.samples[5:]
+    for name, samples in zip(("voc", "context"), halves, strict=True):
+        (tmp_path / "entityseg" / name).mkdir(parents=True)
+        for sample in samples:
+            shutil.copy(made / f"{sample.id}.npz", tmp_path / "entityseg" / name)
+        with pytest.raises(OvssError, match="5 images are not in the index; 5 are"):
+            index_regions(dataset, tmp_path / "entityseg" / name, generator="entityseg", quiet=True)
+    maps, own = load_regions("entityseg"), load_regions("demo")
+    assert (maps.generator, maps.stand_in, len(maps.files)) == ("entityseg", False, 10)
+    for sample in (halves[0][0], halves[1][0]):
+        assert np.array_equal(maps(dataset.image(sample)), own(dataset.image(sample)))
+    with pytest.raises(OvssError, match="come in files and have no settings: leave scale out"):
+        load_regions("entityseg", scale=3)
+    with pytest.raises(OvssError, match="there is nothing to make"):
+        precompute_regions(dataset, "entityseg", tmp_path / "out", quiet=True)
+    index = json.loads((tmp_path / "entityseg" / "voc" / INDEX).read_text())
+    (tmp_path / "entityseg" / "voc" / INDEX).write_text(json.dumps(index | {"generator": None}))
+    with pytest.raises(OvssError, match="are not all indexed as those of entityseg"):
+        load_regions("entityseg")
 
 
 @pytest.mark.parametrize(
