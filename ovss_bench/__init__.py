@@ -21,8 +21,10 @@ if TYPE_CHECKING:  # what is asked for is imported then: torch and open_clip tak
     from .encoders.sources import image_key
     from .encoders.vision import load_vision
     from .errors import OvssError
+    from .image import normalize, read_image, resize
     from .inference.engine import make_scene, segment
-    from .inference.finish import Prediction
+    from .inference.prediction import Prediction
+    from .inference.windows import SlidingWindow
     from .recipe import compose_recipe, segmentor_names
     from .registry import DATASETS, SEGMENTORS, load_plugin
     from .results.load import load_results
@@ -45,6 +47,7 @@ __all__ = [
     "Scene",
     "SegDataset",
     "Segmentor",
+    "SlidingWindow",
     "Vocabulary",
     "WindowBatch",
     "attend",
@@ -62,6 +65,9 @@ __all__ = [
     "load_results",
     "load_vision",
     "make_scene",
+    "normalize",
+    "read_image",
+    "resize",
     "segment",
     "segmentor_names",
 ]
@@ -83,4 +89,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

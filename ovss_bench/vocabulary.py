@@ -126,6 +126,12 @@ class Vocabulary:
         classes = tuple(f"class {c}" for c in range(count))
         return cls(names, group, classes, _background(background, count), "none", F.normalize(features.float().cpu(), dim=-1))
 
+    def __repr__(self) -> str:
+        words = f"{len(self.queries)} queries of {len(self.classes)} classes ({', '.join(self.classes[:4])}"
+        background = "none" if self.background is None else repr(self.classes[self.background])
+        more = ", ..." if len(self.classes) > 4 else ""
+        return f"Vocabulary({words}{more}), background {background}, templates {self.templates})"
+
     @property
     def digest(self) -> str:
         """SHA-256 of queries, groups, background and templates (or of the given features)."""

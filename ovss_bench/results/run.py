@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from .form import VERSION
 from .merge import complete, part_of
 from .provenance import provenance, source_digest
 from .store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,23 @@ class EvalResult:
         """In percent."""
         return self.data["metrics"]
 
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """A row per class: its metrics in percent and its counts in pixels."""
+        import pandas as pd
+
+        return pd.DataFrame(self.data["per_class"]).set_index("class")
+
     def __repr__(self) -> str:
         data = self.data
         return f"EvalResult({data['segmentor']} on {data['dataset']} with {data['clip']}: {self.metrics['mIoU']} mIoU)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        cells = "".join(f"<td>{value:.2f}</td>" for value in self.metrics.values())
+        names = "".join(f"<th>{escape(name)}</th>" for name in self.metrics)
+        title = escape(" on ".join(str(self.data[key]) for key in ("segmentor", "dataset")) + f" with {self.data['clip']}")
+        return f"<table><caption>{title}</caption><tr>{names}</tr><tr>{cells}</tr></table>"
 
 
 @dataclass
@@ -108,10 +126,12 @@ def evaluate(
     ids: Sequence[str] | None = None,
     output: str | Path | None = None,
     runtime: Runtime | None = None,
+    progress: bool = False,
 ) -> EvalResult:
     """Evaluates a segmentor made by `build_segmentor`, with its vocabulary, under the recipe for this data set and protocol.
 
-    `recipe` overrides values; so did the keywords of `build_segmentor`. Nothing is written unless `output` is given.
+    `recipe` overrides values; so did the keywords of `build_segmentor`. Nothing is written unless `output` is given; `progress`
+    is printed if it is wanted.
     """
     if len(segmentor.vocabulary.classes) != len(dataset.classes):
         raise OvssError(
@@ -138,7 +158,7 @@ def evaluate(
             )
     again = instantiate(type(segmentor), segmentor.clip, segmentor.vocabulary, composed, given)
     job = Job(composed.segmentor, again, dataset, protocol, overrides)
-    (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)
+    (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=not progress)
     return result
 
 

@@ -26,12 +26,12 @@ class CLIPer(Segmentor):
     along CLIP's attention; `attention_thr` cuts these maps and those of the diffusion model. `is_normalize` stretches each map
     to 0..1; `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image.
     `halves`: the two halves of the image count as images of their own (Cityscapes).
-
     A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is no compensation.
     Ablations: `fuse_feature=False` reads the last layer only; `refinement` joins the diffusion maps of all heads as a product
     (SFSA), as a mean, or takes the `selection`-th; `vfm` stands in the place of `diffusion`, by its `feature`.
     """
 
+    uses = ("window", "stride", "logit_scale")
     select_layer: int = -1
     fuse_feature: bool = True
     attention_thr: float = 0.1
