@@ -27,8 +27,9 @@ if TYPE_CHECKING:  # what is asked for is imported then: torch and open_clip tak
     from .inference.windows import SlidingWindow
     from .recipe import compose_recipe, segmentor_names
     from .registry import DATASETS, SEGMENTORS, load_plugin
+    from .results.evaluated import EvalResult
     from .results.load import load_results
-    from .results.run import EvalResult, Runtime, evaluate
+    from .results.run import Runtime, evaluate
     from .segmentors.attention import attend
     from .segmentors.base import LastBlockSegmentor, Scene, Segmentor, WindowBatch
     from .segmentors.build import build_segmentor

@@ -9,9 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +31,11 @@ from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
 from ..stages import Stages
 from .counting import counted
+from .evaluated import EvalResult
 from .form import VERSION
 from .merge import complete, part_of
 from .provenance import provenance, source_digest
 from .store import RunStore
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -55,37 +52,6 @@ class Runtime:
     trunk_cache_gb: float = 20  # how large it may become
     compile: bool = False  # blocks by torch.compile: a minute at the start, then faster
     profile: bool = False  # print where the time goes, and write a trace
-
-
-@dataclass(frozen=True, repr=False)
-class EvalResult:
-    """What a run found out; `data` is the content of its JSON file, `path` where that file is."""
-
-    data: dict[str, Any]
-    path: Path | None = None
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """In percent."""
-        return self.data["metrics"]
-
-    @property
-    def per_class(self) -> pd.DataFrame:
-        """A row per class: its metrics in percent and its counts in pixels."""
-        import pandas as pd
-
-        return pd.DataFrame(self.data["per_class"]).set_index("class")
-
-    def __repr__(self) -> str:
-        data = self.data
-        return f"EvalResult({data['segmentor']} on {data['dataset']} with {data['clip']}: {self.metrics['mIoU']} mIoU)"
-
-    def _repr_html_(self) -> str:
-        """For notebooks."""
-        cells = "".join(f"<td>{value:.2f}</td>" for value in self.metrics.values())
-        names = "".join(f"<th>{escape(name)}</th>" for name in self.metrics)
-        title = escape(" on ".join(str(self.data[key]) for key in ("segmentor", "dataset")) + f" with {self.data['clip']}")
-        return f"<table><caption>{title}</caption><tr>{names}</tr><tr>{cells}</tr></table>"
 
 
 @dataclass

@@ -88,7 +88,7 @@ NEUTRAL = {"threshold": 0, "area_threshold": 0, "pamr_steps": 0, "logit_scale": 
 NEUTRAL |= {"pad_multiple": None}
 # The recipe values that the engine applies at a hook's default; who overrides the hook does without, unless it says `uses`.
 BEHIND = {
-    "image_scores": ("window", "stride", "pad", "pad_multiple", "pamr_steps", "pamr_dilations", "logit_scale"),
+    "image_scores": (*("window", "stride", "pad", "pad_multiple", "position", "pamr_steps", "pamr_dilations", "logit_scale"),),
     "scores": ("logit_scale",),
     "decide": ("threshold", "area_threshold"),
 }
@@ -293,7 +293,7 @@ class Segmentor:
         softmax and win no pixel, whatever their cosines are (-inf is allowed, too); `scores` gets -inf for them."""
         return None
 
-    def scores(self, cosines: Tensor, scene: Scene) -> Tensor:
+    def scores(self, cosines: Tensor, scene: Scene | None = None) -> Tensor:
         """Cosines (Q, ...) of the pixels `scene.part` of the result -> the planes (P, ...) that the decision is taken on: class
         probabilities (C, ...). A full-size map is cut to them by `map[scene.part]`."""
         return class_scores(cosines, self.vocabulary, self.recipe.logit_scale)

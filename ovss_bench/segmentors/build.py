@@ -40,6 +40,11 @@ def build_segmentor(
         vocabulary = Vocabulary.from_names(vocabulary, templates=recipe.templates)
     if not isinstance(vocabulary, Vocabulary):
         raise OvssError(f"vocabulary: expected a Vocabulary or a list of class names, not {type(vocabulary).__name__}.")
+    if overrides.get("templates", vocabulary.templates) != vocabulary.templates:
+        raise OvssError(
+            f"templates={overrides['templates']!r} is without effect: the vocabulary was made with {vocabulary.templates!r}. "
+            "Give the templates to the vocabulary, or a list of class names as the vocabulary."
+        )
     return instantiate(segmentor_config(name)[1], clip, vocabulary, recipe, given)
 
 

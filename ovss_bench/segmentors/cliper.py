@@ -31,7 +31,7 @@ class CLIPer(Segmentor):
     (SFSA), as a mean, or takes the `selection`-th; `vfm` stands in the place of `diffusion`, by its `feature`.
     """
 
-    uses = ("window", "stride", "logit_scale")
+    uses = ("window", "stride", "position", "logit_scale")
     select_layer: int = -1
     fuse_feature: bool = True
     attention_thr: float = 0.1

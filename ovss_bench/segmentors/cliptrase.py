@@ -65,7 +65,7 @@ class CLIPtrase(LastBlockSegmentor):
         group, background = self.vocabulary.group, self.vocabulary.background
         return sorted((q for q, c in enumerate(group) if c >= 0), key=lambda q: (group[q] == background, group[q]))
 
-    def scores(self, cosines: Tensor, scene: Scene) -> Tensor:
+    def scores(self, cosines: Tensor, scene: Scene | None = None) -> Tensor:
         """A plane for each query of `order`: the logits, the class token's a factor in them with `cls_weighting`."""
         return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.order]
 

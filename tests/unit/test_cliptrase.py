@@ -61,7 +61,7 @@ def test_queries_compete_alone_the_background_s_last(background, order, tiny_cli
     segmentor = build(tiny_clip, vocabulary)
     cosines = torch.randn(7, 4, 5, generator=generator(3))
     assert segmentor.order == order
-    scores = segmentor.scores(cosines, None)
+    scores = segmentor.scores(cosines)
     assert torch.equal(scores, 100 * cosines[order])
     best = cosines.index_fill(0, torch.tensor([3]), -torch.inf).argmax(0)  # the distractor is nobody's
     assert torch.equal(segmentor.decide(scores, None), torch.tensor(group)[best])
@@ -82,7 +82,7 @@ def test_the_class_token_weighs_the_queries(tiny_clip, tiny_vocabulary):
     weights = tiny_clip.head(x[:, 0]) @ plain.text.T
     cosines = plain.patch_logits(batch)
     torch.testing.assert_close(weighting.patch_logits(batch), cosines * weights[..., None, None])
-    torch.testing.assert_close(weighting.scores(cosines[0], None), 100**2 * cosines[0][weighting.order])
+    torch.testing.assert_close(weighting.scores(cosines[0]), 100**2 * cosines[0][weighting.order])
 
 
 def test_noise_alone_leaves_the_labels(tiny_clip, tiny_vocabulary):
