@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import ovss_bench as ob
-from miniatures.drawing import scene
 from ovss_bench.inputs import as_image
+from parity.seeded import rgb_image
 
-RGB = scene(3, [1, 2])[0][:60, :80]
+RGB = rgb_image(3, 60, 80)
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +36,20 @@ def test_paths_pictures_and_arrays_are_the_same_image(segmentor, tmp_path):
         assert ob.make_scene(image, segmentor).resized.shape == (64, 85, 3)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I;16"])
 def test_pictures_of_all_modes_are_read_as_files_of_them_are(mode, tmp_path):
     picture = Image.fromarray(RGB)
-    if mode in ("I", "I;16"):
+    if mode == "I;16":
         picture = Image.fromarray(257 * RGB[..., 0].astype(np.uint16))
     picture = picture.convert("L").convert(mode) if mode in ("LA", "PA") else picture.convert(mode)
     found = as_image(picture)
     assert found.shape == RGB.shape
-    if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
+    if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         picture.save(tmp_path / "image.png")
         assert np.array_equal(found, ob.read_image(tmp_path / "image.png"))
     assert found.std() > 10
+    if mode == "I;16":
+        assert np.array_equal(found, as_image(picture.convert("I")))
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -96,8 +98,9 @@ def test_sizes_that_are_none_are_one_error(size, segmentor):
 
 @pytest.mark.parametrize(
     "values",
-    [{"window": 0}, {"window": 5.5}, {"window": "all"}, {"stride": 0}, {"stride": 999}, {"short_side": -1}, {"short_side": True},
-     {"resize": "larger"}, {"logit_scale": -1.0}, {"threshold": math.nan}, {"threshold": 0.5}, {"threshold": "high"}],
+    [{"window": 0}, {"window": 5.5}, {"window": "all"}, {"stride": 0}, {"stride": 999}, {"short_side": -1},
+     {"short_side": True}, {"resize": "larger"}, {"logit_scale": -1.0}, {"threshold": math.nan},
+     {"threshold": 0.5}, {"threshold": "high"}],
     ids=str,
 )  # fmt: skip
 def test_other_values_of_segment_that_cannot_be_are_one_error(values, segmentor):
@@ -111,7 +114,7 @@ def test_sizes_of_whole_numbers_are_taken(size, segmentor):
 
 
 def test_other_things_that_are_not_what_they_should_be(segmentor):
-    with pytest.raises(ob.OvssError, match="expected a segmentor, as ob.build_segmentor makes it, not str"):
+    with pytest.raises(ob.OvssError, match=r"expected a segmentor, as ob\.build_segmentor makes it, not str"):
         ob.segment("sclip", RGB)
     for vocabulary in ("cat", 3, None):
         with pytest.raises(ob.OvssError, match="expected a Vocabulary or a list of class names"):
@@ -176,9 +179,10 @@ def test_a_prediction_knows_its_classes_and_shows_itself(segmentor, tmp_path):
     prediction = ob.segment(segmentor, RGB)
     assert prediction.classes == ("sand", "red cloth", "<b>blue</b>")
     assert sum(prediction.shares.values()) == pytest.approx(1)
+    prediction.label_map = prediction.label_map.clone()
     prediction.label_map[:10] = 3  # no class
     assert prediction.shares["no class"] >= 10 / 60
-    assert "&lt;b&gt;" in prediction._repr_html_() or "<b>blue" not in prediction._repr_html_()
+    assert "<b>" not in prediction._repr_html_()
     overlay = prediction.overlay(RGB)
     assert (overlay.shape, overlay.dtype) == (RGB.shape, np.uint8)
     assert np.array_equal(prediction.overlay(Image.fromarray(RGB)), overlay)
