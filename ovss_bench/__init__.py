@@ -22,12 +22,15 @@ if TYPE_CHECKING:  # what is asked for is imported then: torch and open_clip tak
     from .encoders.vision import load_vision
     from .errors import OvssError
     from .hyperparameters import File, Folder
+    from .image import normalize, read_image, resize
     from .inference.engine import make_scene, segment
-    from .inference.finish import Prediction
+    from .inference.prediction import Prediction
+    from .inference.windows import SlidingWindow
     from .recipe import compose_recipe, segmentor_names
     from .registry import DATASETS, SEGMENTORS, load_plugin
+    from .results.evaluated import EvalResult
     from .results.load import load_results
-    from .results.run import EvalResult, Runtime, evaluate
+    from .results.run import Runtime, evaluate
     from .segmentors.attention import attend
     from .segmentors.base import LastBlockSegmentor, Scene, Segmentor, WindowBatch
     from .segmentors.build import build_segmentor
@@ -48,6 +51,7 @@ __all__ = [
     "Scene",
     "SegDataset",
     "Segmentor",
+    "SlidingWindow",
     "Vocabulary",
     "WindowBatch",
     "attend",
@@ -65,6 +69,9 @@ __all__ = [
     "load_results",
     "load_vision",
     "make_scene",
+    "normalize",
+    "read_image",
+    "resize",
     "segment",
     "segmentor_names",
 ]
@@ -86,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

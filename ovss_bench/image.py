@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from .errors import OvssError
+from .errors import OvssError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,7 @@ STATISTICS = {
 
 # Of 16 bits: if 99 % of an image stay below a quarter (63 of 255 after the division by 256), they are not used as 16 bits.
 DARK = 1 << 14
+RESIZE_RULES = ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "none")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -130,6 +131,19 @@ def _has_end(data: bytes) -> bool:
     return False
 
 
+def check_image(image: np.ndarray) -> None:
+    """Raises OvssError for an array that is no RGB image of 8 bits."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        hint = ""
+        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 4)):
+            hint = " A picture of Pillow may be grey or have alpha: Image.fromarray(array)."
+        elif image.dtype != np.uint8:
+            hint = " Scale it to 0..255 and round: array.round().astype(numpy.uint8)."
+        raise OvssError(
+            f"expected an RGB image (height, width, 3) of type uint8, not {image.shape} of type {image.dtype}.{hint}"
+        )
+
+
 def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch: int) -> np.ndarray:
     """Resizes (H, W, 3) uint8 by a named rule.
 
@@ -141,6 +155,9 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
     `center_crop`: short side to short_side, Pillow bicubic, then the square in the middle (CLIPtrase; torchvision's rounding).
     `none`: unchanged.
     """
+    check_image(image)
+    if not all(isinstance(side, int) and side > 0 for side in (short_side, long_side, patch)):
+        raise OvssError(f"short_side={short_side}, long_side={long_side}, patch={patch}: expected positive whole numbers.")
     height, width = image.shape[:2]
     if rule == "keep_ratio":
         factor = min(long_side / max(height, width), short_side / min(height, width))
@@ -157,7 +174,9 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
         factor = short_side / min(height, width)
         height, width = (max(int(side * factor / patch + 0.5), 1) * patch for side in (height, width))
         return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
-    return _center_crop(picture, short_side, Image.Resampling.BICUBIC)
+    if rule == "center_crop":
+        return _center_crop(picture, short_side, Image.Resampling.BICUBIC)
+    raise unknown("resize rule", rule, RESIZE_RULES)
 
 
 def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
@@ -199,6 +218,9 @@ def normalize(image: np.ndarray, statistics: str) -> Tensor:
     """
     import torch
 
+    check_image(image)
+    if statistics not in STATISTICS:
+        raise unknown("statistics", statistics, STATISTICS)
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in STATISTICS[statistics])
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
     pixels -= mean

@@ -21,9 +21,10 @@ from yaml import YAMLError
 from .errors import OvssError, unknown
 from .files import config_names, load_config
 from .hyperparameters import MOST, Hyperparameters, declared
+from .image import RESIZE_RULES
 
 CHOICES = {
-    "resize": ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "none"),
+    "resize": RESIZE_RULES,
     "pad": ("none", "center", "corner"),
     "normalize": ("clip", "clip_exact", "imagenet"),
     "position": ("offset", "size", "antialias", "bilinear"),

@@ -133,6 +133,12 @@ class Vocabulary:
         given = F.normalize(features.float().cpu(), dim=-1)
         return cls(names, group, classes, _background(background, count), "none", TEMPLATES["none"], given)
 
+    def __repr__(self) -> str:
+        words = f"{len(self.queries)} queries of {len(self.classes)} classes ({', '.join(self.classes[:4])}"
+        background = "none" if self.background is None else repr(self.classes[self.background])
+        more = ", ..." if len(self.classes) > 4 else ""
+        return f"Vocabulary({words}{more}), background {background}, templates {self.templates})"
+
     @property
     def digest(self) -> str:
         """SHA-256 of queries, groups, background and templates (or of the given features)."""

@@ -16,11 +16,11 @@ import ovss_bench as ob
 from ovss_bench.encoders.clip import clip_label
 from ovss_bench.encoders.sources import SOURCES
 from ovss_bench.errors import OvssError
+from ovss_bench.figures import legend_picture, palette, palette_image
 from ovss_bench.files import write_atomic
 from ovss_bench.image import read_image
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import Progress
-from ovss_bench.results.figures import legend_picture, palette, palette_image
 
 OPTIONS = {"segmentor": "sclip", "clip": "demo", "weights": None, "plugins": [], "recipe": {}} | dict.fromkeys(SOURCES)
 

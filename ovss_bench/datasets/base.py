@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, config_names, digest, is_clutter
+from ..files import CONFIGS, config_names, digest, is_clutter, load_config
 from ..image import read_image, resize_truth
 from ..plugin_errors import plugin_errors
 from ..registry import DATASETS
@@ -29,10 +29,15 @@ from .config import alternatives, chosen, dataset_config, facts, names_path, pat
 
 # A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
 UNFINISHED = ".unfinished"
+DEFAULT = "default"
 
 
 class MissingData(OvssError):
     """The files of a data set are not there, or not all of them."""
+
+
+class OutOfRange(OvssError, IndexError):
+    """An image that a data set does not have."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,29 @@ class SegDataset:
             raise OvssError(f"limit={limit}: expected the number of images to evaluate, 1 or more.")
         return [self.samples[int(i)] for i in np.linspace(0, len(self.samples) - 1, limit).round()]
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def __getitem__(self, key: int | str | slice) -> Sample | list[Sample]:
+        """The sample at a place or of an id, or those of a slice."""
+        if isinstance(key, str):
+            return self.select(ids=[key])[0]
+        if not isinstance(key, int | np.integer | slice) or isinstance(key, bool):
+            raise OvssError(f"{self.name}[{key!r}]: expected a number, an image id or a slice.")
+        try:
+            return self.samples[key]
+        except IndexError as error:
+            raise OutOfRange(f"{self.name}[{key}]: there are {len(self)} images, counted from 0.") from error
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}: {len(self.listed)} images, {len(self.classes)} classes, in {self.root})"
+
     def image(self, sample: Sample) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
         return read_image(sample.image_path)
@@ -296,9 +324,13 @@ class SegDataset:
         """Equal for data sets of the same images (voc21 and voc20): these can be evaluated in one pass."""
         return digest(*(str(sample.image_path) for sample in self.samples))
 
-    def vocabulary(self, names: str | None, templates: str) -> Vocabulary:
-        """The data set's classes under a variant of their names (configs/names/<data set>), a names file, or as they are
-        called."""
+    def vocabulary(self, names: str | None = DEFAULT, templates: str = DEFAULT) -> Vocabulary:
+        """The data set's classes under a variant of their names (configs/names/<data set>), a names file, or, for None, as they
+        are called. What is not given is what configs/recipe.yaml has for this data set."""
+        common = load_config(".", "recipe")
+        values = common["recipe"] | common["per_dataset"].get(self.name, {})
+        names = values["names"] if names == DEFAULT else names
+        templates = values["templates"] if templates == DEFAULT else templates
         entries, distractors = self.config.get("synonyms") or list(self.classes), []
         if names is not None:
             entries, distractors = read_names(names_path(self.config.get("names_of", self.name), names))

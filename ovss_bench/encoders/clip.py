@@ -79,11 +79,13 @@ class BlockView:
 
 @dataclass
 class Trunk:
-    """What the trunk computed: `tokens` (B, T, D) that enter the last block, `grid` (h, w), and the kept inputs of blocks."""
+    """What the trunk computed: `tokens` (B, T, D) that enter the last block, `grid` (h, w), and the kept inputs of blocks.
+    `embeddings` (B, E) of the windows, once somebody has asked for them."""
 
     tokens: Tensor
     grid: tuple[int, int]
     states: dict[int, Tensor]
+    embeddings: Tensor | None = None
 
 
 class DenseCLIP:
@@ -111,6 +113,11 @@ class DenseCLIP:
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())
         self.weights_known: list[str] = []  # ARCHITECTURE:TAG of the file that they came from, if its digest is a known one
+
+    def __repr__(self) -> str:
+        grid = f"{self.stored_grid[0]} x {self.stored_grid[1]}"
+        kind = f"{self.depth} blocks of width {self.width}, patches of {self.patch_size} pixels ({grid}), {self.activation}"
+        return f"DenseCLIP({self.name}: {kind}, {self.precision} on {self.device})"
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
         """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None:
@@ -167,6 +174,11 @@ class DenseCLIP:
             if i < self.depth - 1:
                 x = self._run_block(self.block(i, grid), x)
         return Trunk(x, grid, states)
+
+    @torch.inference_mode()
+    def embeddings(self, trunk: Trunk) -> Tensor:
+        """CLIP's own embeddings of whole windows, unit rows (B, E) float32: what the class token is after the last block."""
+        return self.head(self.block(-1, trunk.grid)(trunk.tokens)[:, :1])[:, 0]
 
     def project(self, x: Tensor) -> Tensor:
         """`ln_post` and the projection to the joint space for all tokens: (B, T, D) -> (B, T, E), not normalised."""

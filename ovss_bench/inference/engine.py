@@ -12,22 +12,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..encoders.sources import FeatureCache
 from ..encoders.trunk_cache import TrunkCache
 from ..errors import OvssError
 from ..image import normalize, resize, result_size
+from ..inputs import as_image, as_size
 from ..process import in_threads
 from ..segmentors.base import Scene, Segmentor
 from ..segmentors.hooks import guarded
 from ..stages import Stages
-from .finish import Prediction, finish
+from .finish import finish
 from .forward import Forward, PendingImage
 from .memory import check_memory
+from .prediction import Prediction
 
 
 def predict(
@@ -45,7 +49,7 @@ def predict(
 ) -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
     """Yields (key, one prediction per segmentor) for each (key, image) in the order given.
 
-    An image is an array (H, W, 3) uint8 RGB or a function that returns one, called in one of `workers` reader threads; if it
+    An image is what `as_image` takes or a function that returns that, called in one of `workers` reader threads; if it
     raises OvssError, that error stands in the place of the predictions. All segmentors must share `recipe.trunk_key` and the
     CLIP; the trunk then runs once for all, and not for images whose tokens are in the `trunk_cache`. `batch`: windows per
     forward pass, halved where memory does not suffice; `pad_last` fills the last one with zeros, so that it gives what another
@@ -95,7 +99,7 @@ def predict(
 
 def segment(
     segmentor: Segmentor,
-    image: np.ndarray,
+    image: np.ndarray | Image.Image | str | Path,
     *,
     resize: str | None = None,
     short_side: int | None = None,
@@ -105,39 +109,42 @@ def segment(
     logit_scale: float | None = None,
     threshold: float | None = None,
 ) -> Prediction:
-    """The label map and class scores of one image (H, W, 3) uint8 RGB.
+    """The label map and class scores of one image: an array (H, W, 3) uint8 RGB, a path, or a picture of Pillow.
 
     What is not given comes from the segmentor's recipe; a given `short_side` implies `resize="keep_ratio"`. `window="whole"`
     runs the resized image in one pass. `output_size` (height, width) defaults to the image's own, or to that at which the
-    method decides if its protocol is not to score at the original size (CLIPtrase, CLIP-DIY).
+    method decides if its protocol is not to score at the original size (CLIPtrase, CLIP-DIY). Raises OvssError for what is no
+    image, and for values that no recipe may have.
     """
+    if not isinstance(segmentor, Segmentor):
+        raise OvssError(f"expected a segmentor, as ob.build_segmentor makes it, not {type(segmentor).__name__}.")
+    key = str(image) if isinstance(image, str | Path) else "the image"
+    image, output_size = as_image(image), as_size(output_size)
     if short_side is not None and resize is None and segmentor.recipe.resize == "none":
         resize = "keep_ratio"
     changed = segmentor.recipe.override(
         resize=resize, short_side=short_side, window=window, stride=stride, logit_scale=logit_scale, threshold=threshold
     )
     own = segmentor.with_recipe(changed)
-    check_image(image)
     if output_size is None and changed.scored_at != "original":
         output_size = make_scene(image, own).resized.shape[:2]
-    ((_, (prediction,)),) = predict([own], [("the image", image)], pad_last=False, keep_scores=True, output_size=output_size)
+    ((_, (prediction,)),) = predict([own], [(key, image)], pad_last=False, keep_scores=True, output_size=output_size)
     return prediction
 
 
-def check_image(image: np.ndarray) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise OvssError(f"expected an RGB image (height, width, 3) of type uint8, not {image.shape} of type {image.dtype}.")
-
-
 def make_scene(
-    image: np.ndarray, segmentor: Segmentor, size: tuple[int, int] | None = None, stages: Stages | None = None
+    image: np.ndarray | Image.Image | str | Path,
+    segmentor: Segmentor,
+    size: tuple[int, int] | None = None,
+    stages: Stages | None = None,
+    id: str = "",
 ) -> Scene:
-    """What the recipe makes of an image (H, W, 3) uint8 RGB; `size` of the result, by default as the recipe says."""
-    recipe = segmentor.recipe
+    """What the recipe makes of an image; `size` (height, width) of the result, by default as the recipe says."""
+    recipe, image = segmentor.recipe, as_image(image)
     with (stages or Stages())("resize"):
         resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
-        size = size or result_size(recipe.scored_at, image.shape[:2], resized.shape[:2])
-        return Scene(image, resized, normalize(resized, recipe.normalize), size)
+        size = as_size(size, "size") or result_size(recipe.scored_at, image.shape[:2], resized.shape[:2])
+        return Scene(image, resized, normalize(resized, recipe.normalize), size, id)
 
 
 def _read_ahead(
@@ -157,10 +164,10 @@ def _read_ahead(
         try:
             with stages("read"):
                 image = image() if callable(image) else image
-            scene = make_scene(image, segmentor, size, stages)
+            scene = make_scene(image, segmentor, size, stages, str(key))
             if device.type != "cpu":
                 scene.pixels = scene.pixels.pin_memory()
-            return key, (scene, known(image))
+            return key, (scene, known(scene.original))
         except OvssError as error:
             return key, error
 

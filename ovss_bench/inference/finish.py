@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError
-from ..segmentors.base import Scene, Segmentor
+from ..segmentors.base import Scene, Segmentor, overrides
 from ..stages import Stages
 from .compose import compose
-from .forward import PendingImage, has_hooks, out_of_memory, overrides
+from .forward import PendingImage, has_hooks, out_of_memory
+from .prediction import Prediction
 from .refine import PAMR
 from .scores import drop_small_classes, label, label_by_parts
 from .windows import SlidingWindow
 
 ROWS = 16  # of refined cosines at a time
 PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of cosines at full size that PAMR gets at a time
-
-
-@dataclass
-class Prediction:
-    """`label_map` (H, W) int64 in the vocabulary's order, C for "no class"; `scores` (P, h, w) float32 that the decision was
-    taken on, in the planes that the method has (mostly the classes), if asked for; `image_size` of the image."""
-
-    label_map: Tensor
-    image_size: tuple[int, int]
-    scores: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -76,45 +67,87 @@ def _predict(
         if not finite:
             raise _not_finite(segmentor, image, number)
         with stages("decide"):
+            scores = _without_small_classes(segmentor, scores)
             labels = nearest(segmentor.decide(scores, scene), scene.size)
     else:
         with stages("compose"):
-            grids = torch.stack(image.grids[number])
+            grids, absent = torch.stack(image.grids[number]), _absent(segmentor, scene, image.key)
+            if absent is not None:  # their maps stay finite, so that neither composition nor refinement makes NaN of infinity
+                grids = grids.masked_fill(absent[:, None, None], 0)
             finite = torch.isfinite(grids).all()
             if has_hooks(segmentor) and not finite:
                 raise _not_finite(segmentor, image, number)
-            labels, scores = _labels(segmentor, grids, image.windows, scene, keep_scores)
+            labels, scores = _labels(segmentor, grids, image.windows, scene, keep_scores, absent)
     if overrides(segmentor, "correct"):
         with stages("correct"):
             labels = segmentor.correct(labels, scene)
     shown = _to_host(segmentor.final_scores(scores)) if keep_scores else None
-    return Prediction(_to_host(labels), scene.original.shape[:2], shown), _to_host(finite)
+    prediction = Prediction(_to_host(labels), scene.original.shape[:2], shown, segmentor.vocabulary.classes)
+    return prediction, _to_host(finite)
 
 
 def _labels(
-    segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene, keep_scores: bool
+    segmentor: Segmentor,
+    grids: Tensor,
+    windows: SlidingWindow,
+    scene: Scene,
+    keep_scores: bool,
+    absent: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The label map, and the scores if they are to be kept or the decision needs them."""
     recipe, vocabulary = segmentor.recipe, segmentor.vocabulary
     own_rule = overrides(segmentor, "scores") or overrides(segmentor, "decide")
-    small_classes = recipe.area_threshold and not own_rule  # other planes than classes have no such threshold
-    if own_rule or small_classes or keep_scores:
+    if own_rule or recipe.area_threshold or keep_scores:
         scores = None
         for rows, columns, cosines in _tiles(segmentor, grids, windows, scene):
-            planes = segmentor.scores(cosines)
+            if absent is not None:
+                cosines = cosines.masked_fill(absent[:, None, None], -torch.inf)
+            planes = segmentor.scores(cosines, replace(scene, part=(rows, columns)))
             if scores is None:
                 scores = planes.new_empty(len(planes), *scene.size)
             scores[:, rows, columns] = planes
-        if small_classes:
-            scores = drop_small_classes(scores, vocabulary.background, recipe.area_threshold)
+        scores = _without_small_classes(segmentor, scores)
         return segmentor.decide(scores, scene), scores
-    order, rule = vocabulary.by_class[1].to(grids.device), (vocabulary, recipe.logit_scale, recipe.threshold)
+    order = vocabulary.by_class[1].to(grids.device)
+    if absent is not None:  # for the softmax it is the same to leave them out
+        present = (~absent).nonzero()[:, 0].tolist()
+        queries, group = zip(*((vocabulary.queries[q], vocabulary.group[q]) for q in present), strict=True)
+        vocabulary = replace(vocabulary, queries=queries, group=group, given_features=None)
+        order = absent.new_tensor(present, dtype=torch.int64)[vocabulary.by_class[1].to(grids.device)]
+    rule = (vocabulary, recipe.logit_scale, recipe.threshold)
     if _is_refined(segmentor):
         return label_by_parts(_refined(segmentor, grids, windows, scene, order), *rule), None
     labels = torch.empty(scene.size, dtype=torch.int64, device=grids.device)
     for rows, columns, cosines in compose(grids[:, order], windows, scene.size):
         labels[rows, columns] = label(cosines, *rule)
     return labels, None
+
+
+def _absent(segmentor: Segmentor, scene: Scene, key: object) -> Tensor | None:
+    """Which queries (Q,) the method says cannot be in this image, if any."""
+    absent = segmentor.absent(scene) if overrides(segmentor, "absent") else None
+    if absent is None:
+        return None
+    name, group = segmentor.recipe.segmentor, segmentor.vocabulary.group
+    absent = torch.as_tensor(absent).to(segmentor.clip.device)
+    if absent.dtype != torch.bool or absent.shape != (len(group),):
+        raise OvssError(
+            f"{name}.absent gives {absent.dtype} of shape {tuple(absent.shape)} for image {key}, expected torch.bool of shape "
+            f"({len(group)},), one for each query."
+        )
+    if all(out or c < 0 for out, c in zip(absent.tolist(), group, strict=True)):
+        raise OvssError(f"{name}.absent leaves no query of a class for image {key}. At least one class must be possible.")
+    if segmentor.recipe.logit_scale == 0:
+        raise OvssError(f"logit_scale=0: all queries would be equal, and {name} has absent ones. Use a logit_scale above 0.")
+    return absent if absent.any() else None
+
+
+def _without_small_classes(segmentor: Segmentor, scores: Tensor) -> Tensor:
+    """The recipe's area threshold, where the planes are classes: with a decision of its own a method may have others."""
+    share = segmentor.recipe.area_threshold
+    if not share or overrides(segmentor, "decide"):
+        return scores
+    return drop_small_classes(scores, segmentor.vocabulary.background, share)
 
 
 def _tiles(segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene) -> Iterator[tuple[slice, slice, Tensor]]:

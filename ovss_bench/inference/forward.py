@@ -14,7 +14,7 @@ from torch import Tensor
 from ..encoders.clip import DenseCLIP, Trunk
 from ..encoders.trunk_cache import TrunkCache, maker_digest
 from ..errors import OvssError
-from ..segmentors.base import Scene, Segmentor, WindowBatch
+from ..segmentors.base import Scene, Segmentor, WindowBatch, overrides
 from ..stages import Stages
 from .windows import SlidingWindow
 
@@ -22,12 +22,14 @@ from .windows import SlidingWindow
 TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}
 # Of a GPU's free memory, and the numbers of a block's width that a token needs while it passes through.
 MEMORY_SHARE, NUMBERS_PER_WIDTH = 0.5, 32
+HOOKS = ("prepare", "image_logits", "absent", "scores", "decide", "correct")
 
 
 @dataclass(eq=False)
 class PendingImage:
     """An image on its way, with a scene for each segmentor: `grids[segmentor][window]` (Q, h, w) fill up until no window is
-    `missing`. `known` are the trunk's tokens by block, from the cache; `states` those that are to be kept there."""
+    `missing`. `known` are the trunk's tokens by block, from the cache; `states` those that are to be kept, there or for methods
+    that take all windows of an image at once."""
 
     key: Any
     scenes: list[Scene]
@@ -57,6 +59,7 @@ class Forward:
         self.clip, self.recipe = segmentors[0].clip, segmentors[0].recipe
         self.on_gpu = self.clip.device.type == "cuda"
         self.chosen = [number for number, segmentor in enumerate(segmentors) if not overrides(segmentor, "image_scores")]
+        self.at_once = [number for number in self.chosen if overrides(segmentors[number], "image_logits")]
         # Segmentors that differ in their decision only share their logits.
         self.as_number = {
             number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
@@ -83,16 +86,21 @@ class Forward:
             return self.trunk_cache.get(self.maker, image, self.kept)
 
     def keep(self, image: PendingImage) -> None:
-        if image.states:
+        """Once no window is missing: gives the trunk's tokens to the cache, and to the methods that take them all at once."""
+        states = image.known or {block: torch.stack(windows) for block, windows in image.states.items()}
+        image.states = {}
+        if self.trunk_cache and image.known is None:
             with self.stages("trunk cache"):
-                states = {block: torch.stack(windows) for block, windows in image.states.items()}
                 self.trunk_cache.put(self.maker, image.scenes[0].original, states)
+        if self.at_once:
+            with self.stages("last block"):
+                self._all_at_once(image, states)
 
     def image(self, key: Any, scenes: list[Scene], known: dict[int, Tensor] | None) -> PendingImage:
         windows = self.geometry(*scenes[0].resized.shape[:2])
         count = len(windows.origins) if self.chosen else 0
         image = PendingImage(key, scenes, windows, count, [[None] * count for _ in scenes], known)
-        if self.trunk_cache and known is None:
+        if (self.trunk_cache or self.at_once) and known is None:
             image.states = {block: [None] * count for block in self.kept}
         return image
 
@@ -170,9 +178,36 @@ class Forward:
         logits = {}
         with self.stages("last block"):
             for number, same in self.as_number.items():
+                if number in self.at_once:
+                    continue
                 own = replace(windows, scenes=[image.scenes[number] for image in images])
                 logits[number] = logits[same] if same in logits else self.segmentors[number].patch_logits(own)
         return trunk, logits
+
+    @torch.inference_mode()
+    def _all_at_once(self, image: PendingImage, states: dict[int, Tensor]) -> None:
+        """The logits of methods that take all windows of an image at once."""
+        states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
+        pixels = torch.stack(image.windows.cut(image.scenes[0].pixels))
+        grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
+        batch = WindowBatch(
+            pixels,
+            origins=torch.tensor(image.windows.origins),
+            sizes=torch.tensor([image.scenes[0].resized.shape[:2]] * len(pixels)),
+            images=torch.zeros(len(pixels), dtype=torch.int64),
+            trunk=Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs}),
+        )
+        for number in self.at_once:
+            try:
+                logits = self.segmentors[number].image_logits(replace(batch, scenes=[image.scenes[number]]))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise OvssError(
+                    f"memory does not suffice for all {len(pixels)} windows of image {image.key}, which "
+                    f"{self.segmentors[number].recipe.segmentor} takes at once. Use a larger stride or a smaller short_side."
+                ) from error
+            image.grids[number] = list(logits)
 
     def _known_trunk(self, items: Sequence[_Item], pixels: Tensor, padding: int) -> Trunk | None:
         """The trunk of a batch of which all tokens are in the cache."""
@@ -199,7 +234,7 @@ def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:
 
 def _same_logits(one: Segmentor, other: Segmentor) -> bool:
     """Whether two segmentors differ in nothing but what comes after their patch logits, and use no by-products of them."""
-    plain = {"threshold", "area_threshold", "pamr_steps", "pamr_dilations", "min_foreground", "names", "templates"}
+    plain = {"threshold", "area_threshold", "pamr_steps", "min_foreground", "names", "templates"}
     values = [{name: v for name, v in s.recipe.values().items() if name not in plain} for s in (one, other)]
     return (
         type(one) is type(other)
@@ -216,8 +251,4 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def has_hooks(segmentor: Segmentor) -> bool:
     """Whether a method does more than to give patch logits."""
-    return segmentor.refines or any(overrides(segmentor, hook) for hook in ("prepare", "scores", "decide", "correct"))
-
-
-def overrides(segmentor: Segmentor, hook: str) -> bool:
-    return getattr(type(segmentor), hook) is not getattr(Segmentor, hook)
+    return segmentor.refines or any(overrides(segmentor, hook) for hook in HOOKS)

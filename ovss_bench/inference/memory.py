@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import OvssError
-from ..segmentors.base import Segmentor
-from .forward import PendingImage, has_hooks, overrides
+from ..segmentors.base import Segmentor, overrides
+from .forward import PendingImage, has_hooks
 
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import OvssError, unknown
+
 if TYPE_CHECKING:
     from ..recipe import Recipe
+
+PADS = ("none", "center", "corner")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,17 @@ class SlidingWindow:
     def of(
         cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str, multiple: int | None = None
     ) -> SlidingWindow:
-        """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`."""
+        """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`. Raises OvssError
+        for values that leave pixels out, or are none."""
+        sides = {"height": height, "width": width, "window": window, "stride": stride, "patch": patch, "multiple": multiple}
+        free = {"window": "whole", "multiple": None}
+        for name, value in sides.items():
+            if (name not in free or value != free[name]) and not (isinstance(value, int) and value > 0):
+                raise OvssError(f"{name}={value!r}: expected a positive whole number of pixels.")
+        if window != "whole" and stride > window:
+            raise OvssError(f"stride={stride}: expected at most the window, {window}, or pixels between windows stay empty.")
+        if pad not in PADS:
+            raise unknown("padding", pad, PADS)
         crop = None if window == "whole" else window
         return cls(*(axis(side, crop, stride, patch, pad, multiple) for side in (height, width)))
 

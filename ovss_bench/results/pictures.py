@@ -16,9 +16,9 @@ from ..errors import OvssError
 from ..evaluation.confusion import confusion
 from ..evaluation.metrics import divide
 from ..evaluation.per_image import image_areas
+from ..figures import palette
 from ..files import digest
 from ..image import resize_truth
-from .figures import palette
 
 NO_CLASS, IGNORED = (20, 20, 20), (245, 245, 245)
 # Of pictures of errors, told apart by lightness, too.

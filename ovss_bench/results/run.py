@@ -25,6 +25,7 @@ from ..recipe import own_recipe
 from ..segmentors.base import Segmentor
 from ..stages import Stages
 from .counting import counted
+from .evaluated import EvalResult
 from .form import VERSION
 from .jobs import Job, fingerprint, job_of, make_job, split_evenly
 from .merge import added_up, complete, part_of
@@ -48,23 +49,6 @@ class Runtime:
     profile: bool = False  # print where the time goes, and write a trace
 
 
-@dataclass(frozen=True, repr=False)
-class EvalResult:
-    """What a run found out; `data` is the content of its JSON file, `path` where that file is."""
-
-    data: dict[str, Any]
-    path: Path | None = None
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """In percent."""
-        return self.data["metrics"]
-
-    def __repr__(self) -> str:
-        data = self.data
-        return f"EvalResult({data['segmentor']} on {data['dataset']} with {data['clip']}: {self.metrics['mIoU']} mIoU)"
-
-
 def evaluate(
     segmentor: Segmentor | str,
     *on: DenseCLIP | SegDataset,
@@ -74,13 +58,14 @@ def evaluate(
     ids: Sequence[str] | None = None,
     output: str | Path | None = None,
     runtime: Runtime | None = None,
+    progress: bool = False,
 ) -> EvalResult:
     """`evaluate("sclip", clip, dataset)` does what tools/eval.py does with that name; `evaluate(segmentor, dataset)` takes a
     segmentor of `build_segmentor`, with its vocabulary, under the recipe for this data set and protocol.
 
     `recipe` overrides values; so did the keywords of `build_segmentor`, a vocabulary that is not the recipe's, and attributes
-    set since; the result states what ran. Nothing is written unless `output` is given. Raises OvssError for what cannot be
-    stated.
+    set since; the result states what ran. Nothing is written unless `output` is given; `progress` prints how far it is. Raises
+    OvssError for what cannot be stated.
     """
     kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
     if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
@@ -90,7 +75,7 @@ def evaluate(
         job = make_job(segmentor, *on, protocol, recipe, origin="argument")
     else:
         job = job_of(segmentor, *on, protocol, recipe or {}, kept=output is not None)
-    (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=True)
+    (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=not progress)
     return result
 
 

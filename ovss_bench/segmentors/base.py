@@ -6,8 +6,8 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,27 @@ from torch import Tensor
 from ..encoders.clip import BlockView, DenseCLIP, Trunk
 from ..encoders.sources import FeatureCache
 from ..errors import OvssError
-from ..image import STATISTICS
+from ..image import STATISTICS, normalize, resize
 from ..inference.scores import class_scores, decide
 from ..progress import Progress
 from ..recipe import Recipe, of_class
 from ..vocabulary import Vocabulary
 
+IMAGES_PER_PASS = 32  # bounds the memory of the encoder
+
 
 @dataclass
 class Scene:
     """One image on its way: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input,
-    `size` (H, W) of the result, and `context`, in which a segmentor keeps its own by-products of this image."""
+    `size` (H, W) of the result, `id` of the image in its data set, and `context`, in which a segmentor keeps its own
+    by-products of this image. While `scores` runs, `part` (rows, columns) is the part of the result that it gets."""
 
     original: np.ndarray
     resized: np.ndarray
     pixels: Tensor
     size: tuple[int, int]
+    id: str = ""
+    part: tuple[slice, slice] = (slice(None), slice(None))
     context: dict[str, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
     cache: FeatureCache | None = None
@@ -44,6 +49,10 @@ class Scene:
         if source not in self.shared:
             self.shared[source] = self.kept(getattr(source, "digest", None), lambda: source(self.original))
         return self.shared[source]
+
+    def __repr__(self) -> str:
+        height, width = self.original.shape[:2]
+        return f"Scene({self.id!r}: {height} x {width} pixels, network input {tuple(self.pixels.shape)}, result {self.size})"
 
     def kept(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """An array that depends on the original image and on what the digest `maker` stands for, from the run's cache if it
@@ -69,11 +78,27 @@ class WindowBatch:
     padding: int = 0
     shared: dict[Callable, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"WindowBatch({len(self.pixels)} windows of {tuple(self.pixels.shape[2:])} pixels)"
+
     def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
         """`source(batch)`: features of a vision encoder, computed for the first segmentor that asks, then shared by all."""
         if source not in self.shared:
             self.shared[source] = source(self)
         return self.shared[source]
+
+
+# What a recipe value is where it does nothing, so that it may stand in the recipe of any method.
+NEUTRAL = {"threshold": 0, "area_threshold": 0, "pamr_steps": 0, "logit_scale": 1, "window": "whole", "pad": "none"}
+NEUTRAL |= {"pad_multiple": None}
+# The recipe values that the engine applies at a hook's default; who overrides the hook does without, unless it says `uses`.
+BEHIND = {
+    "image_scores": (*("window", "stride", "pad", "pad_multiple", "position", "pamr_steps", "pamr_dilations", "logit_scale"),),
+    "scores": ("logit_scale",),
+    "decide": ("threshold", "area_threshold"),
+}
+SHARED_FILES = ("configs/recipe.yaml", "configs/protocol/")  # written for all methods
+WITHOUT_EFFECT = ", without effect on this method"
 
 
 class Segmentor:
@@ -82,23 +107,28 @@ class Segmentor:
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
     segmentor they hold the loaded thing itself, which comes in `sources`. Those in `requires` must be there, those in
     `positive` above 0; those in `in_fp32` are loaded in fp32, as in the official code, whatever precision CLIP has.
-    `attention_maps`: how many maps (K, T, T) the method holds at a time, at least, by which an image that
-    is too large for the memory is refused beforehand.
+
+    `attention_maps`: how many maps (K, T, T) the method holds at a time, at least, by which an image that is too large for the
+    memory is refused beforehand.
+
+    A method that overrides `image_scores`, `scores` or `decide` names in `uses` which recipe values of those that the default
+    applies (see BEHIND) it still reads; the others are refused where somebody sets them.
     """
 
     requires = ()
     positive = ()
     attention_maps = 0
     in_fp32 = ()
+    uses = ()
 
     def __init__(
         self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None
     ) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
-        self.vocabulary, self.recipe, self.sources = vocabulary, recipe, dict(sources or {})
+        self.vocabulary, self.recipe, self.sources = vocabulary, self._without_unused(recipe), dict(sources or {})
         self.observed: Counter[str] = Counter()  # what a method counts on its way, by name; results state it
         for name in ("threshold", "area_threshold"):
-            if getattr(recipe, name) > 0 and vocabulary.background is None:
+            if getattr(recipe, name) > 0 and vocabulary.background is None and name not in self.unused():
                 origin = recipe.origins.get(name, "the caller")
                 raise OvssError(
                     f"{name}={getattr(recipe, name)} (from {origin}), but there is no background class to give the uncertain "
@@ -128,6 +158,36 @@ class Segmentor:
         """Names and defaults, in the order in which the classes declare them."""
         return dict(of_class(cls).defaults)
 
+    @classmethod
+    def unused(cls) -> frozenset[str]:
+        """The recipe values that are without effect on this method."""
+        behind = {name for hook, names in BEHIND.items() if overrides(cls, hook) for name in names}
+        return frozenset(behind - set(cls.uses))
+
+    def _without_unused(self, recipe: Recipe) -> Recipe:
+        """The recipe, in which the origin of a value without effect says so, as far as the value was meant for all methods.
+        Raises OvssError if it was set for this one."""
+        origins = dict(recipe.origins)
+        for name in sorted(self.unused()):
+            value, origin = getattr(recipe, name), origins.get(name, "the caller")
+            if origin.startswith(SHARED_FILES):
+                origins[name] = f"{origin.removesuffix(WITHOUT_EFFECT)}{WITHOUT_EFFECT}"
+            elif name not in NEUTRAL or value != NEUTRAL[name]:
+                raise OvssError(
+                    f"{name}={value} (from {origin}) is without effect on {recipe.segmentor}, which has a rule of its own in "
+                    f"the place of it. Leave {name} out. (If the method does read it, name it in {type(self).__name__}.uses.)"
+                )
+        return replace(recipe, origins=origins)
+
+    def __repr__(self) -> str:
+        recipe, vocabulary = self.recipe, self.vocabulary
+        own = "".join(f", {name}={value}" for name, value in recipe.hyperparameters.items())
+        window = f"window={recipe.window}" + ("" if recipe.window == "whole" else f", stride={recipe.stride}")
+        return (
+            f"{type(self).__name__}({recipe.segmentor} with clip {self.clip.name}, {len(vocabulary.classes)} classes, "
+            f"{len(vocabulary.queries)} queries,\n  {window}, threshold={recipe.threshold}{own})"
+        )
+
     def with_recipe(self, recipe: Recipe) -> Segmentor:
         """The same method with other recipe values."""
         return type(self)(self.clip, self.vocabulary, recipe, self.sources)
@@ -155,6 +215,35 @@ class Segmentor:
         if batch.trunk is None or not self.needs <= batch.trunk.states.keys():
             batch.trunk = self.clip.trunk(batch.pixels, self.needs, self.recipe.position)
         return batch.trunk
+
+    def window_embeddings(self, batch: WindowBatch) -> Tensor:
+        """What CLIP as it is says of each window, unit rows (B, E): computed for the first segmentor that asks, then shared by
+        all that share the trunk."""
+        trunk = self.trunk(batch)
+        if trunk.embeddings is None:
+            trunk.embeddings = self.clip.embeddings(trunk)
+        return trunk.embeddings
+
+    def image_embedding(self, scene: Scene) -> Tensor:
+        """What CLIP as it is says of the whole image, stretched to CLIP's own size: a unit vector (E,), computed for the first
+        segmentor that asks, then shared by all with this CLIP, normalisation and position rule."""
+        recipe, clip = self.recipe, self.clip
+        maker = ("embedding", clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision)
+        maker += (recipe.normalize, recipe.position)
+        if maker not in scene.shared:
+            scene.shared[maker] = self.embed([scene.original])[0]
+        return scene.shared[maker]
+
+    @torch.inference_mode()
+    def embed(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (uint8 RGB) -> unit rows (B, E), by CLIP as it is: what the class token says at CLIP's own size, to which they
+        are stretched."""
+        side, embeddings = self.clip.stored_grid[0] * self.clip.patch_size, []
+        for start in range(0, len(images), IMAGES_PER_PASS):
+            some = [resize(image, "square", side, side, 1) for image in images[start : start + IMAGES_PER_PASS]]
+            pixels = self.tensor(torch.stack([normalize(image, self.recipe.normalize) for image in some]))
+            embeddings.append(self.clip.embeddings(self.clip.trunk(pixels, position=self.recipe.position)))
+        return torch.cat(embeddings)
 
     def cosines(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, T, D) before `ln_post` -> cosine similarities of the patches with the queries (B, Q, h, w)."""
@@ -216,6 +305,11 @@ class Segmentor:
         """Cosine similarities (B, Q, h, w) on a grid over each window, of any resolution."""
         raise NotImplementedError
 
+    def image_logits(self, batch: WindowBatch) -> Tensor:
+        """Instead of `patch_logits`, for methods in which the windows of an image see each other: the same for all windows of
+        one image, row by row, whose tokens are held until the last is there."""
+        raise NotImplementedError
+
     def image_scores(self, scene: Scene) -> Tensor:
         """Instead of `patch_logits`, for methods that don't go window by window: the planes (P, h, w) that `decide` gets."""
         raise NotImplementedError
@@ -224,8 +318,14 @@ class Segmentor:
         """Cosines (Q, H, W) at the size of the result -> the same, refined."""
         return cosines
 
-    def scores(self, cosines: Tensor) -> Tensor:
-        """Cosines (Q, ...) -> the planes (P, ...) that the decision is taken on: class probabilities (C, ...)."""
+    def absent(self, scene: Scene) -> Tensor | None:
+        """Which queries (Q,) bool cannot be in this image, once its windows are there; None: any may. They have no part in the
+        softmax and win no pixel, whatever their cosines are (-inf is allowed, too); `scores` gets -inf for them."""
+        return None
+
+    def scores(self, cosines: Tensor, scene: Scene | None = None) -> Tensor:
+        """Cosines (Q, ...) of the pixels `scene.part` of the result -> the planes (P, ...) that the decision is taken on: class
+        probabilities (C, ...). A full-size map is cut to them by `map[scene.part]`."""
         return class_scores(cosines, self.vocabulary, self.recipe.logit_scale)
 
     def decide(self, scores: Tensor, scene: Scene) -> Tensor:
@@ -239,6 +339,12 @@ class Segmentor:
     def final_scores(self, scores: Tensor) -> Tensor:
         """What is stored as the scores once the decision has been taken."""
         return scores
+
+
+def overrides(method: Segmentor | type[Segmentor], hook: str) -> bool:
+    """Whether a method has a hook of its own."""
+    own = method if isinstance(method, type) else type(method)
+    return getattr(own, hook) is not getattr(Segmentor, hook)
 
 
 class LastBlockSegmentor(Segmentor):

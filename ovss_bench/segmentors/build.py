@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..encoders.clip import DenseCLIP
+from ..encoders.clip import DenseCLIP, clip_label, load_clip
 from ..encoders.sources import SOURCES, describe, named_source
+from ..errors import OvssError
 from ..plugin_errors import plugin_errors
 from ..recipe import Recipe, compose_recipe, segmentor_config
 from ..vocabulary import Vocabulary
@@ -14,8 +16,13 @@ from .base import Segmentor
 from .hooks import checked
 
 
-def build_segmentor(name: str, *, clip: DenseCLIP, vocabulary: Vocabulary, **overrides: Any) -> Segmentor:
+def build_segmentor(
+    name: str, *, clip: DenseCLIP | str | Path, vocabulary: Vocabulary | Sequence[str | Sequence[str]], **overrides: Any
+) -> Segmentor:
     """A segmentor of configs/segmentor, or a registered one, with its recipe for this CLIP.
+
+    `clip`: a CLIP, or NAME, NAME:TAG or a file to load one from in the recipe's precision. `vocabulary`: a Vocabulary, or the
+    names of the classes, a text or a list of synonyms for each, which get the recipe's templates.
 
     Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion` and `bank` take a name or
     the thing itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3) uint8 -> (H, W) integer
@@ -24,7 +31,22 @@ def build_segmentor(name: str, *, clip: DenseCLIP, vocabulary: Vocabulary, **ove
     """
     given = {kind: overrides[kind] for kind in SOURCES if not isinstance(overrides.get(kind), str | None)}
     overrides |= {kind: describe(source) for kind, source in given.items()}
-    recipe = compose_recipe(name, clip=clip.name, overrides=overrides, origin="argument")
+    clip_name, _, tag = (str(clip), "", "") if Path(str(clip)).is_file() else str(clip).partition(":")
+    if not isinstance(clip, DenseCLIP | str | Path):
+        raise OvssError(f"clip: expected a loaded CLIP, its name or a file, not {type(clip).__name__}.")
+    label = clip.name if isinstance(clip, DenseCLIP) else clip_label(clip_name, tag or None)
+    recipe = compose_recipe(name, clip=label, overrides=overrides, origin="argument")
+    if not isinstance(clip, DenseCLIP):
+        clip = load_clip(clip_name, pretrained=tag or None, precision=recipe.precision)
+    if isinstance(vocabulary, list | tuple):
+        vocabulary = Vocabulary.from_names(vocabulary, templates=recipe.templates)
+    if not isinstance(vocabulary, Vocabulary):
+        raise OvssError(f"vocabulary: expected a Vocabulary or a list of class names, not {type(vocabulary).__name__}.")
+    if overrides.get("templates", vocabulary.templates) != vocabulary.templates:
+        raise OvssError(
+            f"templates={overrides['templates']!r} is without effect: the vocabulary was made with {vocabulary.templates!r}. "
+            "Give the templates to the vocabulary, or a list of class names as the vocabulary."
+        )
     return instantiate(segmentor_config(name)[1], clip, vocabulary, recipe, given)
 
 

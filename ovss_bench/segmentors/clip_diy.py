@@ -6,18 +6,14 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError
-from ..image import normalize, resize
 from ..inference.scores import label_by_parts
 from ..registry import SEGMENTORS
 from .base import Scene, Segmentor
-
-PATCHES_PER_PASS = 32  # bounds the memory of the encoder
 
 
 @SEGMENTORS.register_module(name="clip_diy")
@@ -80,14 +76,3 @@ class CLIPDIY(Segmentor):
         embeddings = scene.kept(repr(maker), lambda: self.embed(patches).numpy(force=True))
         parts = (self.text @ self.tensor(embeddings).T).split([rows * columns for rows, columns in grids], 1)
         return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]
-
-    def embed(self, patches: list[np.ndarray]) -> Tensor:
-        """Square images (uint8 RGB) -> unit rows (B, E), by CLIP as it is: what the class token says at CLIP's own size."""
-        side, embeddings = self.clip.stored_grid[0] * self.clip.patch_size, []
-        for start in range(0, len(patches), PATCHES_PER_PASS):
-            some = [resize(patch, "square", side, side, 1) for patch in patches[start : start + PATCHES_PER_PASS]]
-            pixels = self.tensor(torch.stack([normalize(patch, self.recipe.normalize) for patch in some]))
-            trunk = self.clip.trunk(pixels, position=self.recipe.position)
-            tokens = self.clip.block(-1, trunk.grid)(trunk.tokens)
-            embeddings.append(self.clip.head(tokens[:, :1])[:, 0])
-        return torch.cat(embeddings)

@@ -28,7 +28,6 @@ class CLIPer(Segmentor):
     to 0..1; `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image. With
     `bkg_thre=0` the background has a score of its own instead, (1 - the best score of the pixel)^2.
     `halves`: the two halves of the image count as images of their own (Cityscapes).
-
     A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is no compensation.
     Ablations: `fuse_feature=False` leaves out the mean over the layers, so that `select_layer` decides alone; `refinement`
     joins the diffusion maps of all heads as a product (SFSA), as a mean, or takes one, `selection` (counted from 0; 1 in the
@@ -39,6 +38,7 @@ class CLIPer(Segmentor):
 
     in_fp32 = ("vfm",)
 
+    uses = ("window", "stride", "position", "logit_scale")
     select_layer: int = -1
     fuse_feature: bool = True
     attention_thr: float = 0.1

@@ -23,12 +23,13 @@ class CLIPtrase(LastBlockSegmentor):
     correlation what all patches have in common with the class token; `vote=False` keeps the labels of the pixels.
     `cls_weighting` multiplies the cosines of each query by that of the class token (VOC20 only).
 
-    Every query competes on its own and without a probability: the recipe's thresholds have no part in it. The official code
+    Every query competes on its own and without a probability: the recipe's thresholds are refused. The official code
     has no sliding windows; with windows, regions still are those of one pass over the whole image.
     """
 
     positive = ("eps", "min_samples", "ratio", "median")
     attention_maps = 1
+    uses = ("logit_scale",)
 
     eps: float = 0.7
     min_samples: int = 3
@@ -65,7 +66,7 @@ class CLIPtrase(LastBlockSegmentor):
         group, background = self.vocabulary.group, self.vocabulary.background
         return sorted((q for q, c in enumerate(group) if c >= 0), key=lambda q: (group[q] == background, group[q]))
 
-    def scores(self, cosines: Tensor) -> Tensor:
+    def scores(self, cosines: Tensor, scene: Scene | None = None) -> Tensor:
         """A plane for each query of `order`: the logits, the class token's a factor in them with `cls_weighting`."""
         return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.order]
 

@@ -22,10 +22,13 @@ def checked(segmentor: Segmentor) -> Segmentor:
     method, depth = type(segmentor), segmentor.clip.depth
     name = segmentor.recipe.segmentor
     if method.image_scores is Segmentor.image_scores:
-        if method.patch_logits is Segmentor.patch_logits:
-            raise OvssError(f"{_where(method)}: '{name}' has neither patch_logits nor image_scores. Override one of them.")
+        if method.patch_logits is Segmentor.patch_logits and method.image_logits is Segmentor.image_logits:
+            raise OvssError(
+                f"{_where(method)}: '{name}' has neither patch_logits nor image_logits nor image_scores. Override one of them."
+            )
         plain = LastBlockSegmentor
-        if method.patch_logits is plain.patch_logits and method.last_block is plain.last_block and method.mix is plain.mix:
+        by_windows = method.image_logits is Segmentor.image_logits and method.patch_logits is plain.patch_logits
+        if by_windows and method.last_block is plain.last_block and method.mix is plain.mix:
             raise OvssError(f"{_where(method)}: '{name}' has neither mix nor last_block. Override one of them.")
     with plugin_errors(f"needs of '{name}'", method):
         needs = segmentor.needs
@@ -88,6 +91,12 @@ def _labels(segmentor: Segmentor, result: Any, size: tuple[int, ...]) -> str | N
     return f"a tensor {tuple(size)} of int64 from 0 to {classes} (the number of classes stands for no class)"
 
 
+def _absent(segmentor: Segmentor, result: Any) -> str | None:
+    queries = len(segmentor.vocabulary.queries)
+    fits = isinstance(result, Tensor) and result.dtype == torch.bool and result.shape == (queries,)
+    return None if fits or result is None else f"a tensor ({queries},) of bool, or None"
+
+
 def _decided(segmentor: Segmentor, result: Any, scores: Tensor, *_: Any) -> str | None:
     by_images = type(segmentor).image_scores is not Segmentor.image_scores  # then of any size, and resized
     size = result.shape if by_images and isinstance(result, Tensor) and result.ndim == 2 else scores.shape[1:]
@@ -97,10 +106,12 @@ def _decided(segmentor: Segmentor, result: Any, scores: Tensor, *_: Any) -> str 
 HOOKS: dict[str, Callable[..., str | None]] = {
     "prepare": lambda segmentor, result, *_: None,
     "patch_logits": lambda s, result, batch: _floats(result, len(batch.pixels), len(s.vocabulary.queries), None, None),
+    "image_logits": lambda s, result, batch: _floats(result, len(batch.pixels), len(s.vocabulary.queries), None, None),
     "mix": lambda s, result, q, k, v, grid: _floats(result, *v.shape),
     "last_block": lambda s, result, block, x: _floats(result, *x.shape),
     "image_scores": lambda s, result, scene: _floats(result, None, None, None),
     "refine": lambda s, result, cosines, *_: _floats(result, *cosines.shape),
+    "absent": lambda s, result, *_: _absent(s, result),
     "scores": lambda s, result, cosines, *_: _floats(result, None, *cosines.shape[1:]),
     "decide": _decided,
     "correct": lambda s, result, label_map, *_: _labels(s, result, label_map.shape),

@@ -9,7 +9,7 @@ import ovss_bench as ob
 class NewMethod(ob.LastBlockSegmentor):
     """Patches attend to patches of similar value. Annotated attributes are hyperparameters (recipe.sharpness=3 changes one).
 
-    A method that does more overrides `last_block`, `patch_logits` or `image_scores` (ovss_bench/segmentors/base.py).
+    A method that does more overrides `last_block`, `patch_logits` or other hooks (docs/extending.md).
     """
 
     residual: bool = False  # of the last block, as most methods have it

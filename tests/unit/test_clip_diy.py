@@ -42,7 +42,7 @@ def test_patches_are_classified_as_images(tiny_clip, tiny_vocabulary):
 def test_passes_of_any_size_give_the_same(tiny_clip, tiny_vocabulary, monkeypatch):
     segmentor = build(tiny_clip, tiny_vocabulary)
     expected = cosines_of(segmentor, rgb_image(63, 64, 64))
-    monkeypatch.setattr("ovss_bench.segmentors.clip_diy.PATCHES_PER_PASS", 4)
+    monkeypatch.setattr("ovss_bench.segmentors.base.IMAGES_PER_PASS", 4)
     for one, other in zip(cosines_of(segmentor, rgb_image(63, 64, 64)), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 

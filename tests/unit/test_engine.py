@@ -30,7 +30,8 @@ CACHED = ["clip", "maskclip", "sclip", "clearclip", "naclip", "gem", "scclip", "
 
 def build(name, clip, vocabulary, **options):
     crop = {"resize": "keep_ratio"} if ob.compose_recipe(name).resize == "center_crop" else {}
-    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(SMALL | crop | sources_of(name) | options))
+    used = {key: value for key, value in SMALL.items() if key not in ob.SEGMENTORS.get(name).unused()}
+    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(used | crop | sources_of(name) | options))
 
 
 def label_maps(segmentors, images=IMAGES, **options):

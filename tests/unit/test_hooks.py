@@ -14,7 +14,8 @@ from ovss_bench.registry import load_plugin
 from ovss_bench.segmentors.hooks import HOOKS
 
 # What a method calls or has, and does not override.
-NO_HOOKS = {"hyperparameters", "with_recipe", "trunk", "cosines", "compare", "tensor", "as_images", "cut"}
+NO_HOOKS = {"hyperparameters", "with_recipe", "trunk", "cosines", "compare", "tensor", "as_images", "cut", "unused", "embed"}
+NO_HOOKS |= {"window_embeddings", "image_embedding", "encode_text", "places"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
 
 RAISES = """
@@ -29,6 +30,8 @@ class Bad(ob.{base}):
 NONSENSE = {  # what each hook may return instead of the right thing
     "prepare": [],
     "patch_logits": ["None", "arguments[0].pixels[:, :1]", "arguments[0].pixels.mean((2, 3))", "3"],
+    "image_logits": ["None", "arguments[0].pixels[:, :1]", "arguments[0].pixels.mean((2, 3))"],
+    "absent": ["3", "arguments[0].pixels > 0"],
     "mix": ["None", "arguments[2][:, :, 1:]", "arguments[2].long()"],
     "last_block": ["None", "arguments[1][:, :-1]", "arguments[1].numpy()"],
     "image_scores": ["None", "arguments[0].pixels[0]", "arguments[0].original"],
@@ -54,7 +57,7 @@ def vocabulary():
 
 def plugin(folder, hook, result):
     path = folder / "bad.py"
-    base = "LastBlockSegmentor" if hook not in ("patch_logits", "image_scores") else "Segmentor"
+    base = "LastBlockSegmentor" if hook not in ("patch_logits", "image_logits", "image_scores") else "Segmentor"
     path.write_text(RAISES.format(hook=hook, result=result, base=base, more=MIX if hook != "mix" and base[0] == "L" else ""))
     load_plugin(path)
     return path
@@ -96,7 +99,7 @@ BEFORE = {  # the class's body -> what is said before the first image
     "needs = property(lambda self: {'last'})": r"needs of 'bad' gives \{'last'\}, expected a set",
     "needs = property(lambda self: 1 / 0)": r"needs of 'bad': ZeroDivisionError.*bad\.py, line 6",
     "__init__ = lambda self, *arguments: 1 / 0": r"segmentor 'bad': ZeroDivisionError.*bad\.py, line 6",
-    "patch_logits = ob.Segmentor.patch_logits": "'bad' has neither patch_logits nor image_scores",
+    "patch_logits = ob.Segmentor.patch_logits": "'bad' has neither patch_logits nor image_logits nor image_scores",
     "mix = ob.LastBlockSegmentor.mix": "'bad' has neither mix nor last_block",
     "sharpness: int = 2.5": r"sharpness=2\.5: expected int",
     "sharpness: Sharp = 2.5": r"annotations of Bad of .*bad\.py cannot be read: NameError.*Sharp",

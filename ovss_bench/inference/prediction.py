@@ -1,0 +1,76 @@
+"""What is found out about one image."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..figures import legend_picture, palette
+from ..inputs import as_image
+
+SHOWN = 8  # classes in a line
+
+
+@dataclass(repr=False)
+class Prediction:
+    """`label_map` (H, W) int64: numbers of `classes`, one beyond for "no class"; `scores` (P, h, w) float32 that the decision
+    was taken on, in the planes that the method has (mostly the classes), if asked for; `image_size` of the image."""
+
+    label_map: Tensor
+    image_size: tuple[int, int]
+    scores: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of each class in the label map its share of the pixels, the largest first."""
+        counts = np.bincount(self._labels.ravel())
+        return {self._names[c]: float(counts[c] / counts.sum()) for c in np.argsort(-counts, kind="stable") if counts[c]}
+
+    def overlay(self, image: Any, *, legend: bool = False) -> np.ndarray:
+        """(H, W, 3) uint8 RGB at the size of the label map: its colours over the image, which may be anything that
+        `ob.segment` takes; with a `legend` the image, the overlay and the names of the classes side by side."""
+        labels, colours = self._labels, palette(len(self._names))
+        image = as_image(image)
+        if image.shape[:2] != labels.shape:
+            image = np.array(Image.fromarray(image).resize(labels.shape[::-1], Image.Resampling.BILINEAR))
+        if legend:
+            return np.array(legend_picture(image, labels, self._names, colours))
+        return np.round(0.4 * image + 0.6 * colours[labels]).astype(np.uint8)
+
+    def __repr__(self) -> str:
+        height, width = self.label_map.shape
+        shares = [f"{100 * share:.0f} % {name}" for name, share in self.shares.items()]
+        more = [f"{len(shares) - SHOWN} more"] if len(shares) > SHOWN else []
+        return f"Prediction({height} x {width} pixels: {', '.join(shares[:SHOWN] + more)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the label map in colours, and the share of each class."""
+        labels, colours = self._labels, palette(len(self._names))
+        numbers = {name: c for c, name in enumerate(self._names)}
+        buffer = io.BytesIO()
+        Image.fromarray(colours[labels]).save(buffer, "PNG")
+        rows = "".join(
+            f"<tr><td style='background:#{colours[numbers[name]].tobytes().hex()};width:1em'></td>"
+            f"<td>{escape(name)}</td><td>{100 * share:.1f} %</td></tr>"
+            for name, share in self.shares.items()
+        )
+        picture = base64.b64encode(buffer.getvalue()).decode()
+        return f"<img alt='label map' style='max-width:512px' src='data:image/png;base64,{picture}'><table>{rows}</table>"
+
+    @property
+    def _labels(self) -> np.ndarray:
+        return self.label_map.numpy(force=True)
+
+    @property
+    def _names(self) -> list[str]:
+        """Of all labels that can be, the last of which is no class."""
+        named = max(len(self.classes), int(self.label_map.max()))
+        return [*self.classes, *(f"class {c}" for c in range(len(self.classes), named)), "no class"]

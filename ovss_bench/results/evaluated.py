@@ -1,0 +1,42 @@
+"""What an evaluation gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class EvalResult:
+    """What a run found out; `data` is the content of its JSON file, `path` where that file is."""
+
+    data: dict[str, Any]
+    path: Path | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """In percent."""
+        return self.data["metrics"]
+
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """A row per class: its metrics in percent and its counts in pixels."""
+        import pandas as pd
+
+        return pd.DataFrame(self.data["per_class"]).set_index("class")
+
+    def __repr__(self) -> str:
+        data = self.data
+        return f"EvalResult({data['segmentor']} on {data['dataset']} with {data['clip']}: {self.metrics['mIoU']} mIoU)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        cells = "".join(f"<td>{'–' if value is None else f'{value:.2f}'}</td>" for value in self.metrics.values())
+        names = "".join(f"<th>{escape(name)}</th>" for name in self.metrics)
+        title = escape(" on ".join(str(self.data[key]) for key in ("segmentor", "dataset")) + f" with {self.data['clip']}")
+        return f"<table><caption>{title}</caption><tr>{names}</tr><tr>{cells}</tr></table>"

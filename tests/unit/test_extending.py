@@ -1,0 +1,204 @@
+"""What a single plug-in method needs: the examples of docs/extending.md, and what must hold for each hook."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import ovss_bench as ob
+from ovss_bench.encoders.trunk_cache import TrunkCache
+from ovss_bench.inference.engine import predict
+from parity.seeded import query_features, rgb_image
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/extending.md").read_text(), re.DOTALL)
+IMAGES = {f"image{n}": rgb_image(80 + n, *size) for n, size in enumerate([(70, 110), (40, 30), (64, 90)])}
+SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad": "center", "logit_scale": 10.0}
+SCLIP = ob.SEGMENTORS.get("sclip")
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return ob.Vocabulary.from_features(query_features(31, 8), [0, 2, -1, 1, 2, 0, 3, -1], background=True)
+
+
+def build(method, clip, vocabulary, **values):
+    return method(clip, vocabulary, ob.compose_recipe("sclip", overrides=SMALL | values))
+
+
+def predictions(*segmentors, **options):
+    return dict(predict(segmentors, IMAGES.items(), batch=5, **options))
+
+
+def agree(one, other):
+    return all((one[key][0].label_map == other[key][0].label_map).float().mean() > 0.9995 for key in IMAGES)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: re.search(r'name="(\w+)"', code)[1])
+def test_the_examples_run_as_plug_ins(code, tmp_path, tiny_clip, vocabulary):
+    assert code.count("\n") <= 25
+    (tmp_path / "example.py").write_text(code)
+    ob.load_plugin(tmp_path / "example.py")
+    name = re.search(r'name="(\w+)"', code)[1]
+    few = {"keep": 3} if name == "likely" else {}
+    segmentor = ob.build_segmentor(name, clip=tiny_clip, vocabulary=vocabulary, **SMALL, **few)
+    plain = predictions(build(SCLIP, tiny_clip, vocabulary))
+    found = predictions(segmentor)
+    assert any(not torch.equal(found[key][0].label_map, plain[key][0].label_map) for key in IMAGES)
+    data = ob.load_dataset("demo")
+    segmentor = ob.build_segmentor(name, clip="demo", vocabulary=data.vocabulary("demo", "notebook7"))
+    assert ob.evaluate(segmentor, data, limit=2).metrics["mIoU"] > 20
+
+
+class Seen(SCLIP):
+    """Remembers which parts of which images it got."""
+
+    uses = ("logit_scale",)
+
+    def scores(self, cosines, scene=None):
+        part = scene.context.setdefault("seen", torch.zeros(scene.size, dtype=torch.int64))[scene.part]
+        assert part.shape == cosines.shape[1:]
+        part += 1
+        self.scenes[scene.id] = scene
+        return super().scores(cosines, scene)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_scores_see_the_scene_and_which_part_of_it(steps, tiny_clip, vocabulary):
+    segmentor = build(Seen, tiny_clip, vocabulary, threshold=0.3, pamr_steps=steps)
+    segmentor.scenes = {}
+    assert agree(predictions(segmentor), predictions(build(SCLIP, tiny_clip, vocabulary, threshold=0.3, pamr_steps=steps)))
+    assert segmentor.scenes.keys() == IMAGES.keys()
+    for key, scene in segmentor.scenes.items():
+        assert (scene.context["seen"] == 1).all()
+        assert (scene.original == IMAGES[key]).all()
+
+
+ABSENT = torch.tensor([False, True, True, False, True, False, False, False])
+
+
+class Without(SCLIP):
+    """Without the queries of class 2 and a distractor; what it says of them is anything."""
+
+    value = -torch.inf
+
+    def absent(self, scene):
+        return ABSENT
+
+    def patch_logits(self, batch):
+        return super().patch_logits(batch).masked_fill(ABSENT[:, None, None], self.value)
+
+
+class WithoutOwnScores(Without):
+    uses = ("logit_scale",)
+
+    def scores(self, cosines, scene=None):
+        return super().scores(cosines, scene)
+
+
+@pytest.mark.parametrize("keep_scores", [False, True])
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("method", [Without, WithoutOwnScores])
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan, 1.0])
+def test_absent_queries_have_no_part(value, method, steps, keep_scores, tiny_clip, vocabulary, monkeypatch):
+    """As if they were not in the vocabulary at all."""
+    monkeypatch.setattr(method, "value", value)
+    left = (~ABSENT).nonzero()[:, 0].tolist()
+    group = [vocabulary.group[q] for q in left]
+    reduced = ob.Vocabulary.from_features(vocabulary.given_features[left], group, background=True)
+    rules = {"threshold": 0.3, "pamr_steps": steps}
+    found = predictions(build(method, tiny_clip, vocabulary, **rules), keep_scores=keep_scores)
+    assert agree(found, predictions(build(SCLIP, tiny_clip, reduced, **rules), keep_scores=keep_scores))
+    for (prediction,) in found.values():
+        assert 2 not in prediction.label_map
+        if keep_scores:
+            assert prediction.scores.isfinite().all()
+            assert (prediction.scores[2] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.tensor([True, True, False, True, True, True, True, False]), "leaves no query of a class for image image0"),
+        (torch.zeros(7, dtype=torch.bool), r"expected torch\.bool of shape \(8,\)"),
+        (torch.zeros(8), r"gives torch\.float32"),
+    ],
+)
+def test_absent_masks_that_mean_nothing_are_refused(mask, message, tiny_clip, vocabulary, monkeypatch):
+    monkeypatch.setattr(Without, "absent", lambda self, scene: mask)
+    monkeypatch.setattr(Without, "value", 0.0)
+    with pytest.raises(ob.OvssError, match=message):
+        predictions(build(Without, tiny_clip, vocabulary))
+
+
+def test_infinity_that_is_not_declared_is_still_refused(tiny_clip, vocabulary, monkeypatch):
+    monkeypatch.setattr(Without, "absent", lambda self, scene: None)
+    with pytest.raises(ob.OvssError, match=r"non-finite scores .* image image0, window at"):
+        predictions(build(Without, tiny_clip, vocabulary))
+
+
+class Asking(SCLIP):
+    """Asks for both embeddings, and keeps them."""
+
+    def prepare(self, scene):
+        scene.context["image"] = self.image_embedding(scene)
+        self.found["image", scene.id] = scene.context["image"]
+
+    def patch_logits(self, batch):
+        self.found["windows", len(self.found)] = self.window_embeddings(batch)
+        return super().patch_logits(batch)
+
+
+def test_embeddings_are_computed_once_for_all_rows(tiny_clip, vocabulary, monkeypatch):
+    segmentors = [build(Asking, tiny_clip, vocabulary, threshold=value) for value in (0.0, 0.2, 0.4)]
+    calls, embeddings = [], ob.DenseCLIP.embeddings
+    monkeypatch.setattr(ob.DenseCLIP, "embeddings", lambda self, trunk: calls.append(1) or embeddings(self, trunk))
+    for segmentor in segmentors:
+        segmentor.found = {}
+    predictions(*segmentors)
+    first, *others = [segmentor.found for segmentor in segmentors]
+    assert len(calls) == len(first)
+    for key, value in first.items():
+        assert all(other[key] is value for other in others)
+        torch.testing.assert_close(value.norm(dim=-1), torch.ones(value.shape[:-1]))
+
+
+def test_the_embedding_is_open_clips_own(tiny_clip, vocabulary):
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    expected = tiny_clip.model.encode_image(pixels, normalize=True)
+    found = build(SCLIP, tiny_clip, vocabulary).window_embeddings(ob.WindowBatch(pixels))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+class AtOnce(SCLIP):
+    """Window by window, but asked for all windows of an image."""
+
+    def image_logits(self, batch):
+        assert len({*batch.images.tolist()}) == len(batch.scenes) == 1
+        self.calls.append((batch.scenes[0].id, len(batch.pixels), [tuple(origin) for origin in batch.origins.tolist()]))
+        return super().patch_logits(batch)
+
+
+def test_all_windows_of_an_image_come_at_once_and_compose_as_windows_do(tiny_clip, vocabulary, tmp_path, monkeypatch):
+    segmentor, sizes, trunk = build(AtOnce, tiny_clip, vocabulary), [], ob.DenseCLIP.trunk
+    monkeypatch.setattr(ob.DenseCLIP, "trunk", lambda self, x, *rest: sizes.append(len(x)) or trunk(self, x, *rest))
+    expected = predictions(build(SCLIP, tiny_clip, vocabulary))
+    passes = [*sizes]
+    for cache in (None, TrunkCache(tmp_path, 1e9), TrunkCache(tmp_path, 1e9)):
+        sizes.clear()
+        segmentor.calls = []
+        assert agree(predictions(segmentor, trunk_cache=cache), expected)
+        assert sizes in (passes, [])  # the trunk runs in the same batches, or not at all
+        assert [name for name, *_ in segmentor.calls] == list(IMAGES)
+        for name, count, origins in segmentor.calls:
+            scene = ob.make_scene(IMAGES[name], segmentor)
+            assert origins == ob.SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], 16).origins
+            assert count == len(origins) > 1
+    assert sizes == []
+
+
+def test_rows_with_and_without_all_windows_share_a_pass(tiny_clip, vocabulary):
+    segmentors = [build(AtOnce, tiny_clip, vocabulary), build(SCLIP, tiny_clip, vocabulary)]
+    segmentors[0].calls = []
+    for one, other in predictions(*segmentors).values():
+        assert (one.label_map == other.label_map).float().mean() > 0.9995
