@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ovss_bench.errors import OvssError
-from ovss_bench.files import write_atomic
-from ovss_bench.options import parse_options, run_tool
+from ovss_bench.files import user_path, write_text
+from ovss_bench.options import is_place, parse_options, run_tool
 from ovss_bench.results.compare_view import lines_of, summary
 from ovss_bench.results.store import dump
 
@@ -26,14 +26,15 @@ def main() -> int:
     )
     parser.add_argument("--published", action="store_true", help="compare RUN with the published figure, with a checklist")
     arguments = parser.parse_intermixed_args()
-    paths = [word for word in arguments.words if "=" not in word or Path(word).exists()]
+    paths = [word for word in arguments.words if is_place(word)]
     options = parse_options([word for word in arguments.words if word not in paths], OPTIONS)
+    paths = [user_path(path) for path in paths]
     tolerance = options["tolerance"]
     wanted = "RUN --published" if arguments.published else "A B"
     if len(paths) != (1 if arguments.published else 2):
-        raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(paths) or 'none'}.")
+        raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(map(str, paths)) or 'none'}.")
     for path in paths:
-        if not Path(path).exists():
+        if not path.exists():
             raise OvssError(f"{path} does not exist. Expected a result file or a folder of results.")
     from ovss_bench.results.compare import compare_paths, status  # and SciPy, after all that can be wrong with the options
 
@@ -45,7 +46,7 @@ def main() -> int:
         comparisons, without = compare_paths(*paths, tolerance), []
     if options["out"]:
         text = dump({"status": status(comparisons), "comparisons": comparisons})
-        write_atomic(Path(options["out"]), lambda path: path.write_text(text))
+        write_text(Path(options["out"]), text)
     for comparison in comparisons:
         print("\n".join(lines_of(comparison)))
     for reason in without:

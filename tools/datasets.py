@@ -15,9 +15,10 @@ from rich.console import Console, RenderableType
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ovss_bench.errors import OvssError, unknown
+from ovss_bench.files import environment
 from ovss_bench.options import parse_options, run_tool
 
-COMMON = {"data_root": os.environ.get("OVSS_DATA"), "plugins": []}
+COMMON = {"data_root": environment("OVSS_DATA"), "plugins": []}
 PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "workers": os.cpu_count() or 1}
 CHECK = COMMON | {"workers": os.cpu_count() or 1, "out": None, "against": None}
 

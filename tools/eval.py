@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ovss_bench.distributed import KEPT, join, leaving
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
+from ovss_bench.options import print_anything
+from ovss_bench.overrides import literal
 from ovss_bench.process import terminate_cleanly
 
 GRID = "OVSS_GRID"  # environment variable: a folder of the runs of one grid
@@ -110,6 +112,7 @@ def checked(arguments: list[str]) -> list[str]:
             and key not in keys
         ):
             raise unknown("option", key, keys)
+        argument = literal(argument, is_grid(arguments))
         result.append(f"++{in_one_run(argument, grid)}" if argument.startswith("recipe.") else argument)
     return sorted(result, key=lambda argument: not argument.startswith("-"))  # argparse wants its flags together
 
@@ -137,6 +140,7 @@ def check_launcher(name: str) -> None:
 
 def run() -> None:
     given = sys.argv[1:]
+    print_anything()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its errors itself, and end with status 1
     try:
         sys.argv[1:] = checked(given)

@@ -11,6 +11,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ovss_bench.errors import OvssError
+from ovss_bench.files import user_path
 from ovss_bench.options import run_tool
 from ovss_bench.results.merge import merge, part_folders
 from ovss_bench.results.tables import frame, terminal
@@ -20,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results/runs"), help="default: results/runs")
     folder = parser.parse_args().folder
-    run_tool(lambda: merged(folder))
+    run_tool(lambda: merged(user_path(folder)))
 
 
 def merged(folder: Path) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import OvssError
-from ..files import write_atomic
+from ..files import below, make_folder, write_atomic
 from ..progress import Progress
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
@@ -54,7 +54,7 @@ def download(archive: Archive, folder: Path, progress: Progress) -> Path:
     checksum differs."""
     target = folder / archive.file
     part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(part.parent)
     try:
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +121,8 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, a
             for inside, outside in archive.paths.items():
                 if name == inside or inside == "" or name.startswith(inside.rstrip("/") + "/"):
                     found[inside] += 1
-                    wanted.append(Member(folder / outside / name[len(inside) :].strip("/"), size, read))
+                    rest = name[len(inside) :].strip("/")
+                    wanted.append(Member(below(folder, str(PurePosixPath(outside, rest)), links=True), size, read))
         for inside, number in found.items():
             if not number:
                 raise OvssError(f"{path} holds no {inside}. Is it the right archive? Expected: {archive.file}.")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import cache_dir, digest
+from ..files import cache_dir, cannot_write, digest, make_folder
 from ..registry import DATASETS
 from . import scenes
 from .base import SegDataset
@@ -51,9 +51,11 @@ class DemoDataset(SegDataset):
         key = digest(inspect.getsource(scenes), inspect.getsource(draw_demo), repr((seed, count)))
         folder = cache_dir() / "scenes" / f"{self.name}-{key[:12]}"
         if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-            draw_demo(temporary, seed, count)
+            try:
+                temporary = Path(tempfile.mkdtemp(dir=make_folder(folder.parent)))
+                draw_demo(temporary, seed, count)
+            except OSError as error:
+                raise cannot_write(folder, error) from error
             try:
                 temporary.rename(folder)
             except OSError:  # another process was faster

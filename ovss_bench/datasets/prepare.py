@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OvssError
+from ..files import as_text, below, environment, user_path
 from ..process import in_processes, locked, terminate_cleanly
 from ..progress import Progress
 from ..registry import DATASETS, Registry
@@ -52,20 +53,20 @@ def prepare(
     raw files. Raises OvssError that says what is missing and what to do.
     """
     given, (name, config, own) = str(name), dataset_config(name)
-    progress, root = Progress(quiet), root or own
+    progress, root = Progress(quiet), root or own or environment("OVSS_DATA")
     if config.get("loader") == "demo":
         progress.say(f"{name} needs no preparation: its scenes are drawn when they are first read")
         return
     if root is None:
         raise OvssError("name the folder of all data sets: data_root=DIR, or the environment variable OVSS_DATA.")
-    plan, root = config.get("prepare", {}), Path(root)
+    plan, root = config.get("prepare", {}), user_path(root)
     loader = DATASETS.get(config.get("loader", "mmseg"))
     with suppress(OvssError):
         dataset = loader(name, config, root)
         if not rerun and len(dataset.samples) == dataset.expected_images:
             progress.say(f"{name} is ready: {dataset.expected_images} images in {dataset.root}")
             return
-    folder, source = dataset_folder(config, root), Path(source or root)
+    folder, source = dataset_folder(config, root), user_path(source or root)
     words = ["python", "tools/datasets.py", "prepare", given, f"data_root={root}"]
     command = shlex.join(words if source == root else [*words, f"source={source}"])
     archives = [Archive(**archive) for archive in plan.get("archives", ())]
@@ -155,6 +156,8 @@ def _convert(
     converter = config["prepare"]["converter"]
     with _explained(config):
         tasks = list(CONVERTERS.get(converter)(folder))
+    for target in {target for task in tasks for target in task.targets}:
+        below(folder, as_text(os.path.relpath(target, folder)), links=True)
     left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
     if len(left) < len(tasks):
         progress.say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
@@ -200,7 +203,7 @@ def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[No
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{UNFINISHED}-{stage}").write_text(command)
+            (folder / f"{UNFINISHED}-{stage}").write_text(command, "utf-8", "backslashreplace")
     except OSError as error:
         raise OvssError(f"cannot write {folder}: {error.strerror}. Choose another folder with data_root=DIR.") from error
     yield

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import OvssError
 from ..files import digest
+from ..ordinary import ordinary_torch
 from ..vocabulary import Vocabulary
 from .checkpoints import read_weights
 from .clip import DenseCLIP, load_clip, state_digest
@@ -62,6 +63,7 @@ class RegionBank:
         return ((cosines + aux) / 2).to(text)
 
 
+@ordinary_torch()
 def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
     """A bank from a safetensors or .pt file with tensors `keys`, `values` and perhaps `aux_values`; then the metadata (or the
     entry) `aux_clip` names the CLIP of those, as `load_clip` takes it: NAME or NAME:TAG.

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, digest, load_config
+from ..files import WEIGHTS, config_names, digest, load_config, user_path
+from ..ordinary import ordinary_torch
 from .checkpoints import adapt_state_dict, openai_architecture, read_weights
 from .deferred import deferred
 from .position import resample_position
@@ -192,6 +193,7 @@ def state_digest(state: dict[str, Tensor]) -> str:
     return digest(*parts)
 
 
+@ordinary_torch()
 def load_clip(
     name: str | Path | None = None,
     *,
@@ -297,7 +299,7 @@ def _tags(architecture: str) -> list[str]:
 
 def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None]:
     """The file of the weights, and the activation that open_clip's table notes for a tag."""
-    for path in (Path(pretrained).expanduser(), WEIGHTS / pretrained):
+    for path in (user_path(pretrained), WEIGHTS / pretrained):
         if path.is_file():
             return path, None
     if architecture is None or pretrained not in _tags(architecture):

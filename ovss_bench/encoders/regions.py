@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from ..errors import OvssError, unknown
-from ..files import DAMAGES, config_names, digest, load_config, write_atomic
+from ..files import DAMAGES, below, config_names, digest, load_config, user_path, write_atomic, write_text
+from ..ordinary import ordinary_torch
 from .masks import Sam, Sam2
 from .sources import image_key
 
@@ -78,6 +79,7 @@ class Slic(Superpixels):
 KINDS = {kind.kind: kind for kind in (Felzenszwalb, Slic, Sam, Sam2)}
 
 
+@ordinary_torch()
 def load_regions(
     name: str | Path, *, device: str | torch.device = "cpu", **settings: Any
 ) -> Felzenszwalb | Slic | Sam | Sam2 | RegionFolder:
@@ -89,7 +91,7 @@ def load_regions(
     settings, bad values, missing weights, a folder without an index.
     """
     if str(name) not in config_names("regions"):
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if not folder.is_dir():
             raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
         if settings:
@@ -154,7 +156,7 @@ class RegionFolder:
                 f"folder {self.folder} has no regions for this image of {image.shape[0]} x {image.shape[1]} pixels (height x "
                 f"width). Make them with: {self.again}"
             )
-        return read_regions(self.folder / file, image.shape[:2])
+        return read_regions(below(self.folder, file), image.shape[:2])
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -163,7 +165,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text("utf-8"))
         return {key: index[key] for key in ("digest", "regions", "settings", "stand_in", "command", "images")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OvssError(
@@ -174,7 +176,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     images = sorted(dict(index["images"]).items(), key=lambda item: item[1])  # a copy: threads may be adding to it
     text = json.dumps({**index, "images": dict(images)}, indent=1)
-    write_atomic(folder / INDEX, lambda path: path.write_text(text + "\n"))
+    write_text(folder / INDEX, text + "\n")
 
 
 def write_regions(path: Path, regions: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import DAMAGES, code, digest, write_atomic
+from ..files import DAMAGES, code, digest, user_path, write_atomic
 
 SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
 
@@ -87,7 +87,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
 
     def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
         key = digest(maker, code("encoders", "segmentors", "image.py"), image_key(image))

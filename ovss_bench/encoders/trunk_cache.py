@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OvssError
-from ..files import code, digest, write_atomic
+from ..files import code, digest, user_path, write_atomic
 from .clip import DenseCLIP
 from .sources import image_key
 
@@ -36,7 +36,7 @@ class TrunkCache:
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:
-        self.folder, self.limit = Path(folder), limit
+        self.folder, self.limit = user_path(folder), limit
         files = []
         for path in self.folder.glob("*/[!.]*.safetensors"):
             with suppress(FileNotFoundError):  # another process may make room

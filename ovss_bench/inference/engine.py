@@ -21,6 +21,7 @@ from ..encoders.sources import FeatureCache
 from ..encoders.trunk_cache import TrunkCache
 from ..errors import OvssError
 from ..image import normalize, resize, result_size
+from ..ordinary import ordinary_torch
 from ..process import in_threads
 from ..segmentors.base import Scene, Segmentor
 from ..stages import Stages
@@ -84,6 +85,7 @@ def predict(
     yield from finished(end=True)
 
 
+@ordinary_torch()
 def segment(
     segmentor: Segmentor,
     image: np.ndarray,
@@ -120,6 +122,7 @@ def check_image(image: np.ndarray) -> None:
         raise OvssError(f"expected an RGB image (height, width, 3) of type uint8, not {image.shape} of type {image.dtype}.")
 
 
+@ordinary_torch()
 def make_scene(
     image: np.ndarray, segmentor: Segmentor, size: tuple[int, int] | None = None, stages: Stages | None = None
 ) -> Scene:

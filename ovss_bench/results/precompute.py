@@ -15,7 +15,7 @@ from ..datasets.base import Sample, SegDataset
 from ..encoders.regions import INDEX, SUFFIXES, load_regions, read_index, read_regions, write_index, write_regions
 from ..encoders.sources import image_key
 from ..errors import OvssError
-from ..files import digest
+from ..files import below, digest, user_path
 from ..process import locked, terminate_cleanly
 from ..progress import Progress
 
@@ -38,7 +38,7 @@ def precompute_regions(
     Images whose regions are there already are not done again, so a run that was stopped goes on. Raises OvssError if the folder
     holds other regions, or, once all the others are done, for images that have none.
     """
-    folder, source = Path(folder), load_regions(regions, device=device, **(settings or {}))
+    folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
     own = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
     options = [f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
     options += [f"settings.{name}={value}" for name, value in (settings or {}).items()]
@@ -63,17 +63,18 @@ def precompute_regions(
         def compute(sample: Sample) -> tuple[str, str, np.ndarray] | None:
             image = dataset.image(sample)
             key, file = image_key(image), f"{sample.id}.npz"
-            if key in images and (folder / images[key]).is_file():
+            path = below(folder, file)
+            if key in images and below(folder, images[key]).is_file():
                 return None
-            if owners.get(file, key) != key and (folder / file).is_file():
+            if owners.get(file, key) != key and path.is_file():
                 raise OvssError(
-                    f"{folder / file} belongs to another image of that name, of another data set or from before this one was "
+                    f"{path} belongs to another image of that name, of another data set or from before this one was "
                     "changed. Choose another folder with out=DIR, or delete that file and run again."
                 )
             return key, file, source(image)
 
         def store(key: str, file: str, regions: np.ndarray) -> None:
-            write_regions(folder / file, regions)
+            write_regions(below(folder, file), regions)
             images.pop(owners.get(file, ""), None)
             images[key] = file
 
@@ -93,7 +94,7 @@ def index_regions(
     The index of regions that were made here is made again for the images as they are read now. Raises OvssError, once the
     others are in the index, for images without a file and files of another size.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise OvssError(f"folder {folder} does not exist. Name the folder with the region files.")
     images: dict[str, str] = {}
@@ -102,13 +103,13 @@ def index_regions(
     def compute(sample: Sample) -> tuple[str, str, np.ndarray]:
         stems = dict.fromkeys((sample.id, Path(sample.id).name))
         names = [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-        file = next((name for name in names if (folder / name).is_file()), None)
+        file = next((name for name in names if below(folder, name).is_file()), None)
         if file is None:
             raise OvssError(
                 f"there is no {' or '.join(names)} in {folder}. Copy it there, or make the regions of all images anew."
             )
         image = dataset.image(sample)
-        return image_key(image), file, read_regions(folder / file, image.shape[:2])
+        return image_key(image), file, read_regions(below(folder, file), image.shape[:2])
 
     def store(key: str, file: str, regions: np.ndarray) -> None:
         images[key], contents[file] = file, digest(repr(regions.shape), regions.tobytes())

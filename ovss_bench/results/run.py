@@ -24,6 +24,7 @@ from ..errors import OvssError
 from ..files import digest
 from ..image import resize
 from ..inference.windows import SlidingWindow
+from ..ordinary import ordinary_torch
 from ..process import terminate_cleanly
 from ..progress import Progress
 from ..recipe import compose_recipe, segmentor_config
@@ -98,6 +99,7 @@ def make_job(
     return Job(name, segmentor, dataset, protocol, dict(overrides or {}))
 
 
+@ordinary_torch()
 def evaluate(
     segmentor: Segmentor,
     dataset: SegDataset,
@@ -142,6 +144,7 @@ def evaluate(
     return result
 
 
+@ordinary_torch()
 def run_jobs(
     jobs: Sequence[Job],
     *,

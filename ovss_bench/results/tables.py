@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..errors import OvssError
-from ..files import write_atomic
+from ..files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> pd.DataFram
 def write_table(table: pd.DataFrame, base: Path) -> None:
     """<base>.md and <base>.csv."""
     for suffix, text in ((".md", markdown(table)), (".csv", csv(table))):
-        write_atomic(base.with_name(base.name + suffix), lambda path, text=text: path.write_text(text))
+        write_text(base.with_name(base.name + suffix), text)
 
 
 def differences(table: pd.DataFrame, expected: str | Path, tolerance: float) -> list[str]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from ..encoders.clip import DenseCLIP
 from ..encoders.sources import SOURCES, describe, named_source
+from ..ordinary import ordinary_torch
 from ..recipe import Recipe, compose_recipe, segmentor_config
 from ..vocabulary import Vocabulary
 from .base import Segmentor
 
 
+@ordinary_torch()
 def build_segmentor(name: str, *, clip: DenseCLIP, vocabulary: Vocabulary, **overrides: Any) -> Segmentor:
     """A segmentor of configs/segmentor, or a registered one, with its recipe for this CLIP.
 

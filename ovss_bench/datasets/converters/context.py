@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..conversion import require, write_label, write_lines
+from ..conversion import require, words, write_label, write_lines
 from ..prepare import CONVERTERS, Task
 from .values import read_matlab, replace
 
@@ -55,7 +55,7 @@ def _ids(folder: Path) -> list[str]:
     own, main = folder / "raw/pascalcontext_val.txt", folder / "ImageSets/Main/val.txt"
     path = own if own.is_file() else main
     require([path])
-    return path.read_text().split()
+    return words(path)
 
 
 def write_60(source: Path, target: Path) -> None:

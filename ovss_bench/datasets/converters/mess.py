@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import OvssError
+from ...files import read_lines
 from ..conversion import by_colour, files, image_size, read_array, require, table, write_image, write_label
 from ..prepare import CONVERTERS, Task
 from .aerial import POTSDAM_VAL, copy, cut, isaid_label, read_picture
@@ -289,7 +290,7 @@ def cwfid(folder: Path) -> Iterator[Task]:
 def lines(path: Path) -> list[str]:
     """The lines of a list that are not empty."""
     require([path])
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [line for _, line in read_lines(path, "list") if line]
 
 
 def listed(path: Path) -> list[str]:

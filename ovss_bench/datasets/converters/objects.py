@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import OvssError
-from ..conversion import files, write_label, write_lines
+from ..conversion import files, words, write_label, write_lines
 from ..prepare import CONVERTERS, Task
 from .aerial import copy, tiled
 
@@ -77,7 +77,7 @@ def wbs_si(folder: Path) -> Iterator[Task]:
     """The 499 images of SegEarth-OV's list, in its order."""
     ids = listed_images("wbs_si_val.txt", folder / "Images", ".jpg")
     listed = folder / "val.txt"
-    if listed.is_file() and set(listed.read_text().split()) < set(ids):
+    if listed.is_file() and set(words(listed)) < set(ids):
         listed.unlink()  # images were added since
     yield from masks((folder / "Masks", folder / "Masks_cvt"), {name: name for name in ids})
     yield Task(write_lines, (listed, ids), (listed,))
@@ -120,7 +120,7 @@ def binary(path: Path, threshold: int) -> np.ndarray:
 
 def listed_images(name: str, folder: Path, suffix: str) -> list[str]:
     """The ids of a list beside this file of which the image is there. Raises OvssError if there is none."""
-    ids = (Path(__file__).parent / name).read_text().split()
+    ids = words(Path(__file__).parent / name)
     there = [key for key in ids if (folder / f"{key}{suffix}").is_file()]
     if not there:
         raise OvssError(
