@@ -127,7 +127,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if "text" in kind:
             several = isinstance(value, list) and "list" in kind
             items = [str(item) if _is_number(item) else item for item in (value if several else [value])]
-            items = [as_path(item) if isinstance(item, str) else item for item in items]
+            items = [as_path(item) if isinstance(item, str) and key != "ids" else item for item in items]
             fits = all(isinstance(item, str) and item for item in items) or (value is None and "null" in kind)
             result[key] = items if several or (key in ("plugins", "ids") and value is not None) else items[0]
         else:

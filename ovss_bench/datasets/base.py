@@ -121,6 +121,7 @@ class SegDataset:
                 pipeline=[],
                 test_mode=True,
                 serialize_data=False,
+                lazy_init=True,  # it would read the list, in one form only
                 **options,
             )
 
@@ -149,6 +150,7 @@ class SegDataset:
             from mmseg.datasets import BaseSegDataset
 
             if type(self.mmseg).load_data_list is not BaseSegDataset.load_data_list:
+                self.mmseg.full_init()
                 return [self._by_class(info["img_path"], info["seg_map_path"]) for info in self.mmseg.data_list]
         images, labels = (self.root / on_disk(self.config[kind]) for kind in ("images", "labels"))
         image_suffix, label_suffix = self.config["image_suffix"], self.config["label_suffix"]
@@ -181,22 +183,22 @@ class SegDataset:
         return [(None, name.removesuffix(suffix)) for name in sorted(found)]
 
     @cached_property
-    def samples(self) -> Sequence[Sample]:
-        """All images, each once, in mmseg's order. Raises MissingData if there is none or a file is missing, and OvssError if one
-        is listed twice."""
+    def samples(self) -> list[Sample]:
+        """All images, each once, in mmseg's order. Raises MissingData if there is none or a file is missing, and OvssError if
+        one is listed twice."""
         samples = self.listed
         if not samples:
             raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree(self.root)}")
-        absent = list(missing(samples))
+        absent = list(missing(once(samples, self.name)))
         if absent:
             shown = "\n".join(f"  {path}" for path in absent[:5])
             raise MissingData(
                 f"data set '{self.name}' lacks {len(absent)} of its files, the "
                 f"first:\n{shown}\nExpected:\n{self.tree(self.root)}"
             )
-        return once(samples, self.name)
+        return samples
 
-    def select(self, limit: int | None = None, ids: Sequence[str] | None = None) -> Sequence[Sample]:
+    def select(self, limit: int | None = None, ids: Sequence[str] | None = None) -> list[Sample]:
         """The samples of the given ids (with or without the image suffix), or `limit` evenly spaced ones, or all."""
         if ids is not None:
             known = {sample.id: sample for sample in self.samples}

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OvssError
-from ..files import inside, on_disk, read_lines
+from ..files import NO_NAME, inside, on_disk, read_lines
 
 if TYPE_CHECKING:
     from .base import Sample
@@ -65,7 +65,7 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
     def read(line: str) -> str:
         if not re.search(r"[\s#,;]", line) and not line.endswith(tuple(suffixes.values())):  # an id in its plain form
             return inside(line)
-        if not line.startswith("/") and exists(inside(line)):
+        if not line.startswith("/") and not NO_NAME.search(line) and exists(inside(line)):
             return inside(line)
         line = re.sub(r"\s+#.*", "", line)
         columns = [part for part in re.split(r"[\s,;]+", line) if part]
