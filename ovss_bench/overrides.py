@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from .files import user_path
 from .options import KINDS, items_of
 
 TEXTS = {**{key: kind for key, kind in KINDS.items() if "text" in kind}, "names": "a text, or null", "templates": "a text"}
-# Options of which a comma separates several: in a grid its runs, otherwise Hydra says how a list is written.
+# Options of which a comma separates several names: in a grid its runs, otherwise Hydra says how a list is written.
 SEVERAL = {key for key, kind in TEXTS.items() if "list" in kind} | {"clip", "protocol", "names", "templates"}
 PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)(?:[A-Za-z_]|\.{0,2}/)[\w./:@%+-]*", re.ASCII)  # is a text to Hydra, too
 
@@ -26,7 +28,10 @@ def literal(argument: str, grid: bool) -> str:
         return f"{key}=[{_quoted(text[1:-1])}]"
     if grid and ("," in text or re.fullmatch(r"\w+\(.*\)", text)):
         return argument if "(" in text else f"{key}={_quoted(text)}"
-    return argument if "," in text and name in SEVERAL else f"{key}={_item(text)}"
+    names = (
+        "," in text and name in SEVERAL and not os.path.exists(user_path(text)) and all(map(PLAIN.fullmatch, items_of(text)))
+    )
+    return argument if names else f"{key}={_item(text)}"
 
 
 def _quoted(text: str) -> str:

@@ -93,7 +93,7 @@ def test_ids_of_every_kind_are_texts():
     names = [name for name in IDS if name != "~"]
     assert parse_options([f"names=[{','.join(names)}]"], {"names": []})["names"] == names
     assert composed("ids=['a,b',\"c,d\"]")["ids"] == ["a,b", "c,d"]
-    for name in {*IDS} - {"null", "~"}:  # nothing, and the home folder
+    for name in {*IDS} - {"null", "~", "[1]"}:  # nothing, the home folder, a list
         assert PARSER.parse_override(literal(f"ids={name}", False)).value() == name
         assert parse_options([f"names={name}", f"out={name}"], {"names": [], "out": None}) == {"names": [name], "out": name}
 
