@@ -1,8 +1,11 @@
-"""Where things are on disk: packaged configurations and weights, the cache; and how files are written (atomically)."""
+"""Where things are on disk: packaged configurations and weights, the cache; how files are written (atomically, and below their
+folder), and how texts that people wrote are read."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,11 +16,13 @@ import zlib
 from collections.abc import Callable
 from functools import cache, lru_cache
 from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from .errors import OvssError, unknown
 
@@ -45,6 +50,8 @@ DAMAGES = (
 # Files and folders that operating systems, storages and tools leave beside data, in lower case.
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 CLUTTER |= {"system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100", ".git", ".svn"}
+# What no name of a file holds: control characters, and halves of characters other than those that stand for undecodable bytes.
+NO_NAME = re.compile("[\x00-\x1f\ud800-\udc7f\udd00-\udfff]")
 
 
 @cache
@@ -61,25 +68,122 @@ def load_config(group: str, name: str) -> dict[str, Any]:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise unknown(group, name, config_names(group))
-    return OmegaConf.to_container(OmegaConf.load(path))
+    return read_yaml(path, "configuration")
 
 
 def config_names(group: str) -> list[str]:
     return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
 
 
+def environment(name: str) -> str | None:
+    """An environment variable; None if it is not set, or empty, as jobs often leave them."""
+    return os.environ.get(name) or None
+
+
+def user_path(text: str | Path) -> Path:
+    """A path in which `~` is the home folder: shells replace it at the start of a word only, not in `data_root=~/data`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise OvssError(f"{text}: the home folder is unknown. Set HOME, or write the path in full.") from error
+
+
 def cache_dir() -> Path:
     """`OVSS_CACHE`, else `ovss_bench` in the user's cache folder. Everything in it can be made again."""
-    chosen = os.environ.get("OVSS_CACHE")
+    chosen = environment("OVSS_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ovss_bench"
+        return user_path(chosen)
+    try:
+        return user_path(environment("XDG_CACHE_HOME") or "~/.cache") / "ovss_bench"
+    except OvssError as error:
+        raise OvssError("no folder for the cache: the home folder is unknown. Set HOME or OVSS_CACHE.") from error
 
 
 def weights_folders() -> list[Path]:
     """Where weights are looked for before they are downloaded: the folder that `OVSS_WEIGHTS` names, and the package's own."""
-    chosen = os.environ.get("OVSS_WEIGHTS")
-    return [Path(chosen).expanduser(), WEIGHTS] if chosen else [WEIGHTS]
+    chosen = environment("OVSS_WEIGHTS")
+    return [user_path(chosen), WEIGHTS] if chosen else [WEIGHTS]
+
+
+def read_text(path: str | Path, kind: str, expected: str = "UTF-8 text") -> str:
+    """The text of a file that a person wrote: UTF-8, or UTF-16 with its byte-order mark. Raises OvssError, with the line, for
+    other bytes; `kind` and `expected` are words for it."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise OvssError(f"{kind} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+        reason, before = "it holds NUL characters, as binary files and UTF-16 without its byte-order mark do", text.find("\0")
+    except UnicodeDecodeError as error:
+        reason, before = error.reason, error.start
+        text = data[:before].decode("utf-16" if wide else "utf-8-sig", "ignore")
+    if before < 0:
+        return text
+    line = text.count("\n", 0, before) + 1
+    raise OvssError(f"{kind} {path} cannot be read: line {line}: {reason}. Expected {expected}.")
+
+
+def read_lines(path: str | Path, kind: str, expected: str = "UTF-8 text") -> list[tuple[int, str]]:
+    """The lines of a text as (number, text without white space around it); without comments (`#` at the beginning) and
+    without empty lines at the end. The one reader of lists, see `read_text`."""
+    lines = enumerate(map(str.strip, re.split(r"\r\n|\r|\n", read_text(path, kind, expected))), 1)
+    lines = [(number, line) for number, line in lines if not line.startswith("#")]
+    while lines and not lines[-1][1]:
+        lines.pop()
+    return lines
+
+
+def read_yaml(path: str | Path, kind: str) -> Any:
+    """A YAML file as dictionaries and lists. Raises OvssError if it cannot be read."""
+    text = read_text(path, kind)
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise OvssError(f"{kind} {path} cannot be read: {error}") from error
+
+
+def on_disk(name: str) -> str:
+    """A name out of a text as names of files are here: with the same bytes, whatever encoding the locale has."""
+    try:
+        return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise OvssError(f"{name!r} cannot be the name of a file: it holds half a character.") from error
+
+
+def as_text(name: str) -> str:
+    """The reverse: the name of a file as text that is the same under every locale."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def inside(name: str) -> str:
+    """A relative name as it is below a folder, without `.` and doubled slashes. Raises OvssError for one that is empty or leads
+    outside."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or NO_NAME.search(name):
+        raise OvssError(
+            f"'{name}' cannot be the name of a file below its folder: it must be relative, without '..', and not empty."
+        )
+    return pure.as_posix()
+
+
+def below(folder: Path, name: str, *, links: bool = False) -> Path:
+    """The path `name` below a folder: whoever writes a file whose name comes from data (ids, archives) gets its path here.
+    Raises OvssError for a name that leads outside, by itself or, unless `links` are the user's own affair, through a link."""
+    path = folder / on_disk(inside(name))
+    if not links and not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise OvssError(f"'{name}' leads out of {folder} through a link. Remove the link, or choose another folder.")
+    return path
+
+
+def make_folder(folder: Path) -> Path:
+    """Makes a folder with those above it. Raises OvssError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return folder
 
 
 def is_clutter(path: str | PurePath) -> bool:
@@ -109,11 +213,19 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OvssError(
-            f"cannot write {path}: {error.strerror or error}. Free some space, change its "
-            "permissions, or choose another folder "
-            "(results: output=DIR, cache: the environment variable OVSS_CACHE)."
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text in UTF-8, whatever the locale; what is no character (in names of files) is escaped, as JSON escapes it."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def cannot_write(path: Path, error: OSError) -> OvssError:
+    return OvssError(
+        f"cannot write {path}: {error.strerror or error}. Free some space, change its permissions, or choose another folder "
+        "(results: output=DIR, cache: the environment variable OVSS_CACHE)."
+    )
 
 
 def read_json(path: str | Path) -> Any:
@@ -150,7 +262,7 @@ def digest(*parts: str | bytes) -> str:
     """SHA-256 (hex) of the parts, each preceded by its length, so that no two lists of parts share a digest."""
     total = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -203,7 +204,7 @@ def _job(plan: Plan, dataset: SegDataset, options: dict[str, Any]) -> Job:
     protocol = options["protocol"]
     recipe = compose_recipe(plan.segmentor, clip=label, dataset=dataset.name, protocol=protocol, overrides=plan.overrides)
     file = Path(pretrained or name)
-    changed = file.stat().st_mtime_ns if file.is_file() else None
+    changed = file.stat().st_mtime_ns if os.path.isfile(file) else None
     device = options["runtime"]["device"]
     clip = _loaded(name, pretrained, recipe.precision or default_precision(device), device, changed)
     return make_job(plan.segmentor, clip, dataset, protocol, plan.overrides)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from .errors import OvssError
-from .files import PACKAGE, write_atomic
+from .files import PACKAGE, user_path, write_text
 from .recipe import segmentor_names
 
 TEMPLATES = PACKAGE / "templates"
@@ -29,18 +29,18 @@ def write_method(name: str, folder: str | Path = ".", package: bool = False) -> 
     """Writes the files of a method, as a `package` if that is wanted, and returns their paths, the method's first. Raises
     OvssError for a name that cannot be one or is taken, and for files that are there already."""
     _check(name)
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     files = {template: folder / target.format(name=name) for template, target in (PACKAGE_FILES if package else FILES).items()}
     for path in files.values():
         if path.exists():
             raise OvssError(f"{path} is there already. Choose another name, or another folder with folder=DIR.")
     for template, path in files.items():
-        content = (TEMPLATES / template).read_text()
+        content = (TEMPLATES / template).read_text("utf-8")
         if package:
             content = content.replace('.with_name("new_method.py")', '.parent / "new_method" / "__init__.py"')
         content = content.replace("new_method", name).replace("NewMethod", _class_name(name))
         content = content.replace("new-method", name.replace("_", "-"))
-        write_atomic(path, lambda temporary, content=content: temporary.write_text(content))
+        write_text(path, content)
     return list(files.values())
 
 

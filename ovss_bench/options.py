@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .errors import KEPT, OvssError, unknown
+from .files import user_path
 
 
 def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,18 +22,24 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
     numbers not below 0; `limit`, `workers`, `threads` and `batch` are whole numbers in any case. Loads `plugins`. Raises
     OvssError for unknown names and for values of another kind."""
     words = [word for word in words if word not in DEBUG]
+    given: dict[str, Any] = {}
     for word in words:
-        if "=" not in word:
+        key, equals, text = word.partition("=")
+        if not equals:
             raise OvssError(f"'{word}': expected NAME=VALUE, of {', '.join(defaults)}.")
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
-    except YAMLError as error:
-        raise OvssError(f"{' '.join(words)}: expected NAME=VALUE; put values with brackets or quotes in quotes.") from error
-    for key, value in given.items():
-        if key not in defaults:
+        if (name := key.partition(".")[0]) in defaults and isinstance(defaults[name], dict):
+            given[name] = _typed([each for each in words if re.match(rf"{re.escape(name)}[.=]", each)])[name]
+        elif key not in defaults:
             raise unknown("option", key, defaults)
+        elif key in WHOLE or isinstance(defaults[key], bool | int | float):
+            given[key] = _typed([word])[key]
+        elif isinstance(defaults[key], list):
+            given[key] = [as_path(item) for item in split_list(text)]
+        else:
+            given[key] = None if defaults[key] is None and text in ("", "null") else as_path(unquoted(text))
+    for key, value in given.items():
         default = defaults[key]
-        if key in ("limit", "workers", "threads", "batch") or type(default) is int:
+        if key in WHOLE or type(default) is int:
             least = 0 if default == 0 else 1
             if value != default and (type(value) is not int or value < least):
                 raise OvssError(f"{key}={value}: expected a whole number of at least {least}.")
@@ -44,12 +52,8 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
         elif isinstance(default, bool):
             if not isinstance(value, bool):
                 raise OvssError(f"{key}={value}: expected true or false.")
-        elif isinstance(default, list):
-            given[key] = [value] if isinstance(value, str) else value or []
-        elif isinstance(value, int | float):  # a folder may be called 2012, or 007
-            given[key] = next(word for word in reversed(words) if word.startswith(f"{key}=")).partition("=")[2]
-        elif isinstance(value, list | dict):
-            raise OvssError(f"{key}={value}: expected one name.")
+        elif value == "":
+            raise OvssError(f"{key}=: expected a text.")
     options = {**defaults, **given}
     if options.get("plugins"):
         from .registry import load_plugin
@@ -60,6 +64,45 @@ def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str
 
 
 DEBUG = ("debug=true", "debug=false")
+
+
+def _typed(words: Sequence[str]) -> dict[str, Any]:
+    """Values of the kind that YAML sees in them."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    except YAMLError as error:
+        raise OvssError(f"{' '.join(words)}: expected NAME=VALUE; put values with brackets or quotes in quotes.") from error
+
+
+def split_list(text: str) -> list[str]:
+    """The texts of `[a,b]`, or of one text, as they are written: an id 2007_000033 is no number. One that holds a comma must be
+    in quotes."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return [] if text in ("", "null") else [unquoted(text)]
+    return [unquoted(item) for item in items_of(text[1:-1])]
+
+
+def items_of(text: str) -> list[str]:
+    """What commas separate, without the white space around it; commas in quotes are none."""
+    items = re.findall(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)""", text)
+    return items[:-1] if items and not items[-1] and not text.rstrip().endswith(",") else items
+
+
+def unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def is_place(word: str) -> bool:
+    """Whether a word of a command line is a file or folder, of which the name may hold `=`, and not NAME=VALUE."""
+    return "=" not in word or os.path.exists(user_path(word))
+
+
+def as_path(text: str) -> str:
+    """The normal form of an option that may be a path; no name begins with `~`."""
+    return str(user_path(text)) if text.startswith("~") else text
+
+
+WHOLE = ("limit", "workers", "threads", "batch")  # whole numbers, whatever their defaults are
 TEXT = ("weights", "table", "vfm", "regions", "foreground", "diffusion", "bank", "data_root", "expect", "shard", "device")
 SWITCHES = ("rerun", "dry_run", "debug", "skip_bad_images", "boundary", "maps", "compile", "profile")
 KINDS = {  # of the options of tools/eval.py; which may be null, and which are taken for lists if one is given
@@ -89,6 +132,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if "text" in kind:
             several = isinstance(value, list) and "list" in kind
             items = [str(item) if _is_number(item) else item for item in (value if several else [value])]
+            items = [as_path(item) if isinstance(item, str) and key != "ids" else item for item in items]
             fits = all(isinstance(item, str) and item for item in items) or (value is None and "null" in kind)
             result[key] = items if several or (key in ("plugins", "ids") and value is not None) else items[0]
         else:
@@ -110,9 +154,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def print_anything() -> None:
+    """Escapes what a terminal of another encoding cannot show, such as names of files, instead of ending with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_tool(work: Callable[[], int | None]) -> None:
     """Runs a tool and ends the process: with the status that `work` returns, or 2 and one line for an error; with `debug=true`
     on the command line the traceback, too."""
+    print_anything()
     try:
         status = work() or 0
         sys.stdout.flush()

@@ -73,7 +73,7 @@ def locked(folder: Path, option: str) -> Iterator[None]:
     """Keeps other processes from writing to the same folder; `option` is what chooses another one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
+        lock = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise OvssError(
             f"cannot write {folder}: {error.strerror}. Change its permissions or choose another folder with {option}=DIR."
@@ -124,7 +124,7 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: in
         raise ended
 
 
-def _has(lock: IO[str]) -> bool:
+def _has(lock: IO[bytes]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,12 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from .errors import OvssError, unknown
-from .files import config_names, load_config
+from .files import config_names, load_config, read_yaml
 from .hyperparameters import MOST, Hyperparameters, declared
 from .image import RESIZE_RULES
 
@@ -277,10 +273,7 @@ def segmentor_names() -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     """A recipe of a plug-in. Raises OvssError for what has not the form of one."""
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise OvssError(f"recipe {path} cannot be read: {error}") from error
+    config = read_yaml(path, "recipe")
     if not isinstance(config, dict):
         raise OvssError(f"recipe {path}: expected the keys {', '.join(DEPTHS)}.")
     for key, value in config.items():

@@ -22,7 +22,7 @@ from traceback import extract_tb
 import mmengine
 
 from .errors import OvssError, unknown
-from .files import CONFIGS, config_names, digest
+from .files import CONFIGS, config_names, digest, user_path
 
 GROUP = "ovss_bench.plugins"
 PLUGINS: dict[str, str] = {}  # files and packages in use -> SHA-256 of their source
@@ -68,7 +68,7 @@ DATASETS = Registry("dataset", locations=[f"{__package__}.datasets.{module}" for
 def load_plugin(path: str | Path) -> None:
     """Imports a Python file that registers segmentors or data sets, and finds the recipes beside it. Doing it again changes
     nothing. Raises OvssError if it cannot be imported; then nothing of it stays."""
-    path = Path(path).expanduser().resolve()
+    path = user_path(path).resolve()
     if str(path) in PLUGINS:
         return
     if not path.is_file():

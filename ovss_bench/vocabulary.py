@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import OvssError, unknown
-from .files import cache_dir, digest
+from .files import cache_dir, digest, read_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -230,15 +230,11 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
 
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query that holds a
-    comma in double quotes, white space around them ignored. A line `distractors: ...` lists queries of no class. Warns of
-    lines with a semicolon, which separates classes in `tools/segment.py --classes` but here is part of a name."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # some editors begin with a mark, which is no letter
-    except (OSError, UnicodeDecodeError) as error:
-        raise OvssError(
-            f"names file {path} cannot be read: {error}. Expected UTF-8 text, a line per class, synonyms separated by commas."
-        ) from error
-    strange = [number for number, line in enumerate(lines, 1) if ";" in line]
+    comma in double quotes, white space around them ignored. A line `distractors: ...` lists queries of no class, and one that
+    begins with `#` says nothing. Warns of lines with a semicolon, which separates classes in `tools/segment.py --classes` but
+    here is part of a name."""
+    lines = read_lines(path, "names file", "UTF-8 text, a line per class, synonyms separated by commas")
+    strange = [number for number, line in lines if ";" in line]
     if strange:
         warnings.warn(
             f"names file {path}, line {strange[0]}{f' and {len(strange) - 1} others' if strange[1:] else ''}: the ';' is taken "
@@ -246,19 +242,20 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
             "tools/segment.py --classes only.",
             stacklevel=1,  # of one place, so that Python says it once
         )
-    distractors = [line.removeprefix("distractors:") for line in lines if line.startswith("distractors:")]
-    lines = [line for line in lines if not line.startswith("distractors:")]
-    names, extra = ([_split(line, path) for line in part] for part in (lines, distractors))
-    for number, entry in enumerate(names, 1):
+    distractors = [line.removeprefix("distractors:") for _, line in lines if line.startswith("distractors:")]
+    lines = [(number, line) for number, line in lines if not line.startswith("distractors:")]
+    extra, names = [_split(line, path) for line in distractors], []
+    seen: dict[str, int] = {}
+    for number, line in lines:
+        entry = _split(line, path)
         if not all(entry):
             raise OvssError(
                 f"names file {path}, line {number}: an empty name. Every line is one class, its synonyms separated by commas."
             )
-    seen: dict[str, int] = {}
-    for number, (name, *_) in enumerate(names, 1):
-        if name in seen:
-            raise OvssError(f"names file {path}: class '{name}' is listed twice, in lines {seen[name]} and {number}.")
-        seen[name] = number
+        if entry[0] in seen:
+            raise OvssError(f"names file {path}: class '{entry[0]}' is listed twice, in lines {seen[entry[0]]} and {number}.")
+        seen[entry[0]] = number
+        names.append(entry)
     if not names:
         raise OvssError(f"names file {path} is empty. Expected a line per class.")
     return names, [query for entry in extra for query in entry]

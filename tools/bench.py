@@ -18,7 +18,7 @@ from ovss_bench.bench.cases import Case
 from ovss_bench.bench.measure import measure
 from ovss_bench.bench.view import plot, stages, table
 from ovss_bench.distributed import World
-from ovss_bench.files import config_names, load_config, write_atomic
+from ovss_bench.files import config_names, load_config, write_atomic, write_text
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import Progress
 
@@ -67,7 +67,7 @@ def main() -> None:
         progress.say(f"{name}: {case}")
         results[name] = measure(case, rounds, progress)
         text = json.dumps(results[name], indent=1)
-        write_atomic(out / f"{name}.json", lambda path, text=text: path.write_text(text))
+        write_text(out / f"{name}.json", text)
     print(f"{table(results)}\n{stages(results)}")
     write_atomic(out / "ratios.png", lambda path: plot(results, path))
     print(f"Results: {out}/ (a JSON for each case, ratios.png)")

@@ -18,8 +18,8 @@ import ovss_bench.startup  # noqa: F401
 # isort: split
 
 from ovss_bench.errors import OvssError
-from ovss_bench.files import write_atomic
-from ovss_bench.options import parse_options, run_tool
+from ovss_bench.files import user_path, write_text
+from ovss_bench.options import is_place, parse_options, run_tool
 from ovss_bench.results.compare_view import lines_of, method_lines, summary
 from ovss_bench.results.store import dump
 
@@ -33,15 +33,16 @@ def main() -> int:
     )
     parser.add_argument("--published", action="store_true", help="compare RUN with the published figure, with a checklist")
     arguments = parser.parse_intermixed_args()
-    given = [word for word in arguments.words if "=" not in word or Path(word).exists()]
+    given = [word for word in arguments.words if is_place(word)]
     options = parse_options([word for word in arguments.words if word not in given], OPTIONS)
     tolerance = options["tolerance"]
     wanted = "RUN --published" if arguments.published else "A B, or FOLDER SEGMENTOR SEGMENTOR"
     if len(given) not in ((1,) if arguments.published else (2, 3)):
         raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(given) or 'none'}.")
     paths, methods = (given[:1], given[1:]) if len(given) == 3 else (given, [])
+    paths = [user_path(path) for path in paths]
     for path in paths:
-        if not Path(path).exists():
+        if not path.exists():
             raise OvssError(f"{path} does not exist. Expected a result file or a folder of results.")
     # Imports SciPy, so after all that can be wrong with the options.
     from ovss_bench.results.compare import compare_methods, compare_paths, status
@@ -56,7 +57,7 @@ def main() -> int:
         comparisons, without = compare_paths(*paths, tolerance), []
     if options["out"]:
         text = dump({"status": status(comparisons), "comparisons": comparisons})
-        write_atomic(Path(options["out"]), lambda path: path.write_text(text))
+        write_text(Path(options["out"]), text)
     print("\n".join(method_lines(comparisons) if methods else [line for each in comparisons for line in lines_of(each)]))
     for reason in without:
         print(f"not compared: {reason}")

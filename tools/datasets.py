@@ -19,10 +19,11 @@ import ovss_bench.startup  # noqa: F401
 from rich.console import RenderableType
 
 from ovss_bench.errors import OvssError, unknown
+from ovss_bench.files import environment
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import console
 
-COMMON = {"data_root": os.environ.get("OVSS_DATA"), "plugins": []}
+COMMON = {"data_root": environment("OVSS_DATA"), "plugins": []}
 PREPARE = COMMON | {"source": None, "yes": False, "rerun": False, "images": None, "workers": os.cpu_count() or 1}
 CHECK = COMMON | {"workers": os.cpu_count() or 1, "out": None, "against": None}
 

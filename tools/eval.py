@@ -33,6 +33,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ovss_bench.distributed import join, leaving
 from ovss_bench.errors import KEPT, OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
+from ovss_bench.options import print_anything
+from ovss_bench.overrides import literal
 from ovss_bench.process import terminate_cleanly
 
 GRID = "OVSS_GRID"  # environment variable: a folder of the runs of one grid
@@ -119,6 +121,7 @@ def checked(arguments: list[str]) -> list[str]:
             and key not in keys
         ):
             raise unknown("option", key, keys)
+        argument = literal(argument, is_grid(arguments))
         result.append(f"++{in_one_run(argument, grid)}" if argument.startswith("recipe.") else argument)
     return sorted(result, key=lambda argument: not argument.startswith("-"))  # argparse wants its flags together
 
@@ -147,6 +150,7 @@ def check_launcher(name: str) -> None:
 
 def run() -> None:
     given = sys.argv[1:]
+    print_anything()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its errors itself, and end with status 1
     try:
         sys.argv[1:] = checked(given)

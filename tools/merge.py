@@ -14,6 +14,7 @@ import ovss_bench.startup  # noqa: F401
 
 from ovss_bench import progress
 from ovss_bench.errors import OvssError
+from ovss_bench.files import user_path
 from ovss_bench.options import run_tool
 from ovss_bench.results.merge import merge, part_folders
 from ovss_bench.results.tables import frame, terminal, without_labels
@@ -23,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results/runs"), help="default: results/runs")
     folder = parser.parse_args().folder
-    run_tool(lambda: merged(folder))
+    run_tool(lambda: merged(user_path(folder)))
 
 
 def merged(folder: Path) -> int:

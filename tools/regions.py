@@ -18,7 +18,8 @@ import ovss_bench.startup
 import ovss_bench as ob
 from ovss_bench.distributed import World
 from ovss_bench.errors import OvssError
-from ovss_bench.options import parse_options, run_tool
+from ovss_bench.files import user_path
+from ovss_bench.options import is_place, parse_options, run_tool
 
 COMMON = {"dataset": "demo", "data_root": None, "limit": None, "workers": os.cpu_count() or 1, "plugins": []}
 INDEXING = COMMON | {"regions": None}
@@ -52,13 +53,14 @@ def make(words: list[str]) -> None:
 
 
 def index(words: list[str]) -> None:
-    if not words or "=" in words[0]:
+    if not words or not is_place(words[0]):
         raise OvssError("name the folder with the region files: index DIR dataset=NAME.")
     options = parse_options(words[1:], INDEXING)
     from ovss_bench.results.precompute import index_regions
 
     dataset = ob.load_dataset(options["dataset"], options["data_root"])
-    index_regions(dataset, words[0], generator=options["regions"], limit=options["limit"], workers=options["workers"])
+    folder, own = user_path(words[0]), {"generator": options["regions"]}
+    index_regions(dataset, folder, **own, limit=options["limit"], workers=options["workers"])
     print(f"regions: {words[0]}")
 
 

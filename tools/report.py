@@ -10,7 +10,6 @@ images, marked; intervals=true adds 95 % intervals; digits=1 rounds as most pape
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,8 +21,8 @@ import ovss_bench.startup  # noqa: F401
 
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.errors import OvssError, unknown
-from ovss_bench.files import write_atomic
-from ovss_bench.options import parse_options, run_tool
+from ovss_bench.files import environment, user_path, write_text
+from ovss_bench.options import is_place, parse_options, run_tool
 from ovss_bench.results.latex import latex
 from ovss_bench.results.load import LARGE, frame_of, read_results
 from ovss_bench.results.report import interval_of, make_report, select
@@ -42,7 +41,7 @@ OPTIONS = {
     "intervals": False,
     "html": False,
     "images": 12,
-    "data_root": os.environ.get("OVSS_DATA"),
+    "data_root": environment("OVSS_DATA"),
     "own": [],
     "plugins": [],
     "out": None,
@@ -54,8 +53,9 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="FOLDER or NAME=VALUE", help="where results are, and options")
     parser.add_argument("--csv", action="store_true", help="a line per result instead of a table")
     arguments = parser.parse_intermixed_args()
-    folders = [word for word in arguments.words if "=" not in word] or ["results/runs"]
-    options = checked([word for word in arguments.words if "=" in word])
+    folders = [word for word in arguments.words if is_place(word)]
+    options = checked([word for word in arguments.words if word not in folders])
+    folders = [user_path(folder) for folder in folders] or ["results/runs"]
     found, damaged = read_results(*folders, leave_out=LARGE)
     for error in damaged:
         say(f"left out: {error}")
@@ -72,7 +72,7 @@ def main() -> None:
         return
     folder = Path(options["out"])
     for name, text in texts.items():
-        write_atomic(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_text(folder / name, text)
         print(folder / name)
     if options["html"]:
         from ovss_bench.results.html import write_html

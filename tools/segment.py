@@ -17,7 +17,7 @@ from ovss_bench.encoders.clip import clip_label
 from ovss_bench.encoders.sources import SOURCES
 from ovss_bench.errors import OvssError
 from ovss_bench.figures import legend_picture, palette, palette_image
-from ovss_bench.files import write_atomic
+from ovss_bench.files import user_path, write_atomic
 from ovss_bench.image import read_image
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import Progress
@@ -41,7 +41,8 @@ def segment(arguments: argparse.Namespace) -> None:
     names = [[name.strip() for name in entry.split(",")] for entry in arguments.classes.split(";") if entry.strip()]
     if len(names) < 2:
         raise OvssError('give at least two classes, e.g. --classes "cat; grass, lawn; sky": every pixel gets the best of them.')
-    image = read_image(arguments.photo)
+    photo, out = user_path(arguments.photo), user_path(arguments.out)
+    image = read_image(photo)
     clip_name, _, tag = str(options["clip"]).partition(":")
     pretrained = options["weights"] or tag or None
     overrides = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
@@ -56,8 +57,8 @@ def segment(arguments: argparse.Namespace) -> None:
     if label_map.max() == len(names):  # where a method with thresholds of its own finds none
         names.append(["no class"])
     colours = palette(len(names))
-    stem = f"{arguments.photo.stem}.{options['segmentor']}"
-    labels, picture = arguments.out / f"{stem}.labels.png", arguments.out / f"{stem}.picture.png"
+    stem = f"{photo.stem}.{options['segmentor']}"
+    labels, picture = out / f"{stem}.labels.png", out / f"{stem}.picture.png"
     write_atomic(labels, palette_image(label_map, colours).save)
     write_atomic(picture, legend_picture(image, label_map, [entry[0] for entry in names], colours).save)
     share = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size

@@ -135,7 +135,7 @@ def _drawn(case: Case, folder: Path) -> SegDataset:
     lines = ["images: images", "labels: labels", "image_suffix: .jpg", "label_suffix: .png"]
     lines += [f"ignore_index: {max(255, case.classes)}", *(["background: 0"] if case.threshold else [])]
     lines += [f"classes: [{', '.join(f'class {number}' for number in range(case.classes))}]"]
-    (folder / "drawn.yaml").write_text("\n".join(lines))
+    (folder / "drawn.yaml").write_text("\n".join(lines), "utf-8")
     return load_dataset(folder / "drawn.yaml")
 
 

@@ -122,7 +122,7 @@ def _timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float]:
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() / MIB if gpu else _resident("VmRSS")
     if not gpu:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # forgets the peak so far
     began = time.perf_counter()
     way()
     if gpu:
@@ -132,7 +132,7 @@ def _timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float]:
 
 
 def _resident(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     return 0.0

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import OvssError
-from ..files import is_clutter, write_atomic
+from ..files import below, is_clutter, make_folder, write_atomic
 from ..progress import Progress
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
@@ -54,7 +54,7 @@ def download(archive: Archive, folder: Path, progress: Progress) -> Path:
     checksum differs."""
     target = folder / archive.file
     part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(part.parent)
     try:
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,7 +123,7 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, a
             for inside, outside in archive.paths.items():
                 if name == inside or inside == "" or name.startswith(inside.rstrip("/") + "/"):
                     found[inside] += 1
-                    target = folder / outside / name[len(inside) :].strip("/")
+                    target = below(folder, str(PurePosixPath(outside, name[len(inside) :].strip("/"))), links=True)
                     if target in wanted:
                         raise _collision(path, wanted[target][0], name, target)
                     wanted[target] = name, Member(target, size, read)

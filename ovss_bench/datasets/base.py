@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -19,13 +19,25 @@ from PIL import Image
 
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, config_names, digest, is_clutter, load_config
+from ..files import (
+    CONFIGS,
+    as_text,
+    config_names,
+    digest,
+    environment,
+    inside,
+    is_clutter,
+    load_config,
+    on_disk,
+    user_path,
+)
 from ..image import read_image, resize_truth
 from ..plugin_errors import plugin_errors
 from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
 from . import expected
 from .config import alternatives, chosen, dataset_config, facts, names_path, pattern_of
+from .lists import missing, once, read_ids
 
 # A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
 UNFINISHED = ".unfinished"
@@ -47,6 +59,7 @@ class Sample:
     id: str
     image_path: Path
     label_path: Path
+    line: int | None = field(default=None, compare=False)  # of the list that names it
 
     def __str__(self) -> str:
         return self.id
@@ -75,27 +88,28 @@ class SegDataset:
 
     def locate(self, root: str | Path | None) -> Path:
         """The folder that holds images and labels: the first of `folders` below the data root that is there."""
-        root = root or os.environ.get("OVSS_DATA")
+        root = root or environment("OVSS_DATA")
         if root is None:
             raise MissingData(
                 f"data set '{self.name}' needs a data root: data_root=DIR, or the environment "
                 f"variable OVSS_DATA. Expected there:\n{self.tree('DIR')}"
             )
+        root = user_path(root)
         wanted = [self.config["images"], self.config["labels"], *filter(None, [self.config.get("ids")])]
         for folder in self.config["folders"]:
-            self._refuse_unfinished(Path(root) / folder)
-            if all(any((Path(root) / folder / path).exists() for path in alternatives(paths)) for paths in wanted):
-                return Path(root) / folder
+            self._refuse_unfinished(root / folder)
+            if all(any(os.path.exists(root / folder / on_disk(path)) for path in alternatives(paths)) for paths in wanted):
+                return root / folder
         raise MissingData(f"data set '{self.name}' was not found in {root}. Expected:\n{self.tree(root)}")
 
     def _refuse_unfinished(self, folder: Path) -> None:
         raw = self.config.get("prepare", {}).get("raw", ())
         paths = [path for names in (self.config["images"], self.config["labels"], *raw) for path in alternatives(names)]
         for path in paths:
-            for mark in (folder / path).glob(UNFINISHED + "*"):
+            for mark in (folder / on_disk(path)).glob(UNFINISHED + "*"):
                 raise MissingData(
                     f"data set '{self.name}' is half prepared: {mark.parent} is not complete. Go on with: "
-                    f"{mark.read_text().strip() or f'python tools/datasets.py prepare {self.name}'}"
+                    f"{mark.read_text('utf-8', 'replace').strip() or f'python tools/datasets.py prepare {self.name}'}"
                 )
 
     def tree(self, root: str | Path) -> str:
@@ -125,6 +139,7 @@ class SegDataset:
                 pipeline=[],
                 test_mode=True,
                 serialize_data=False,
+                lazy_init=True,  # it would read the list, in one form only
                 **options,
             )
 
@@ -147,48 +162,56 @@ class SegDataset:
 
     @cached_property
     def listed(self) -> list[Sample]:
-        """All images, in mmseg's order, whether or not their files are there."""
-        images, labels = self.root / self.config["images"], self.root / self.config["labels"]
+        """All images, in mmseg's order, whether or not their files are there. Raises OvssError for ids that lead outside the
+        image folder."""
         if self._mmseg_lists:
-            pairs = [(Path(info["img_path"]), Path(info["seg_map_path"])) for info in self.mmseg.data_list]
-            if not self.config.get("ids"):
-                pairs = [pair for pair in pairs if not is_clutter(os.path.relpath(pair[0], images))]
-        else:
-            suffixes = self.config["image_suffix"], self.config["label_suffix"]
-            pairs = [(images / (name + suffixes[0]), labels / (name + suffixes[1])) for name in self._listed_ids()]
-        suffix = self.config["image_suffix"]
-        return [Sample(image.relative_to(images).as_posix().removesuffix(suffix), image, label) for image, label in pairs]
+            from mmseg.datasets import BaseSegDataset
 
-    def _listed_ids(self) -> list[str]:
-        """The lines of the list, or all images at any depth, as mmseg's BaseSegDataset takes them."""
-        ids, images, suffix = self.config.get("ids"), self.root / self.config["images"], self.config["image_suffix"]
-        if ids and not (self.root / ids).is_dir():
-            try:
-                with (self.root / ids).open(encoding="utf-8") as file:
-                    return [line.strip() for line in file]
-            except (OSError, ValueError) as error:
-                raise OvssError(
-                    f"list {self.root / ids} cannot be read: {error}. Expected UTF-8 text, an id per line."
-                ) from error
-        found = [
-            (Path(folder) / name).relative_to(images).as_posix()
-            for folder, _, names in os.walk(images, followlinks=True)
-            for name in names
-            if name.endswith(suffix)
+            if type(self.mmseg).load_data_list is not BaseSegDataset.load_data_list:
+                self.mmseg.full_init()
+                return [self._by_class(info["img_path"], info["seg_map_path"]) for info in self.mmseg.data_list]
+        images, labels = (self.root / on_disk(self.config[kind]) for kind in ("images", "labels"))
+        image_suffix, label_suffix = self.config["image_suffix"], self.config["label_suffix"]
+        return [
+            Sample(name, images / on_disk(name + image_suffix), labels / on_disk(name + label_suffix), line)
+            for line, name in self._listed_ids()
         ]
-        return [name.removesuffix(suffix) for name in sorted(found) if not is_clutter(name)]
+
+    def _by_class(self, image: str, label: str) -> Sample:
+        """A pair of files that a class of mmseg lists by rules of its own."""
+        folder = os.path.abspath(self.root / self.config["images"])
+        name = inside(os.path.relpath(os.path.abspath(image), folder)).removesuffix(self.config["image_suffix"])
+        return Sample(name, Path(image), Path(label))
+
+    def _listed_ids(self) -> list[tuple[int | None, str]]:
+        """(line, id) of the list, or all images at any depth, as mmseg's BaseSegDataset takes them, without lines."""
+        ids, images, suffix = self.config.get("ids"), self.root / on_disk(self.config["images"]), self.config["image_suffix"]
+        if ids and not (self.root / ids).is_dir():
+            return read_ids(self.root, self.config)
+
+        def unreadable(error: OSError) -> None:
+            raise OvssError(f"folder {error.filename} cannot be read: {error.strerror}. Change its permissions.")
+
+        found = [
+            as_text((Path(folder) / name).relative_to(images).as_posix())
+            for folder, _, names in os.walk(images, unreadable, followlinks=True)
+            for name in names
+            if name.endswith(on_disk(suffix))
+        ]
+        return [(None, name.removesuffix(suffix)) for name in sorted(found) if not is_clutter(name)]
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """All images, in mmseg's order. Raises MissingData if there is none or a file is missing."""
+        """All images, each once, in mmseg's order. Raises MissingData if there is none or a file is missing, and OvssError if
+        one is listed twice."""
         samples = self.listed
         if not samples:
             raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree(self.root)}")
-        missing = [path for sample in samples for path in (sample.image_path, sample.label_path) if not path.is_file()]
-        if missing:
-            shown = "\n".join(f"  {path}" for path in missing[:5])
+        absent = list(missing(once(samples, self.name)))
+        if absent:
+            shown = "\n".join(f"  {path}" for path in absent[:5])
             raise MissingData(
-                f"data set '{self.name}' lacks {len(missing)} of its files, the "
+                f"data set '{self.name}' lacks {len(absent)} of its files, the "
                 f"first:\n{shown}\nExpected:\n{self.tree(self.root)}"
             )
         return samples
@@ -206,16 +229,21 @@ class SegDataset:
         return expected.doubts(self.config, [sample.id for sample in self.listed])
 
     def select(self, limit: int | None = None, ids: Sequence[str] | None = None) -> list[Sample]:
-        """The samples of the given ids, or `limit` evenly spaced ones, or all."""
-        if ids:
+        """The samples of the given ids (with or without the image suffix), or `limit` evenly spaced ones, or all."""
+        if ids is not None:
             known = {sample.id: sample for sample in self.samples}
-            for name in ids:
-                if name not in known:
+            chosen = []
+            for name in map(str, ids):
+                short = name.removesuffix(self.config["image_suffix"])
+                if name not in known and short not in known:
                     raise unknown(f"image id in {self.name}", name, known)
-            twice = [name for name, count in Counter(ids).items() if count > 1]
+                chosen.append(known.get(name) or known[short])
+            twice = [sample.id for sample, count in Counter(chosen).items() if count > 1]
             if twice:
                 raise OvssError(f"ids: {', '.join(twice[:5])} is named twice. Name each image once.")
-            return [known[name] for name in ids]
+            if not chosen:
+                raise OvssError("ids is an empty list. Name the images to evaluate, or leave it out.")
+            return chosen
         if limit is None or limit >= len(self.samples):
             return self.samples
         if limit < 1:
@@ -311,7 +339,13 @@ class SegDataset:
         rules = self.facts, bool(self.config.get("reduce_zero_label")), sorted((self.label_map or {}).items())
         parts: list[str | bytes] = [self.name, *self.classes, repr(rules)]
         for sample in self.samples:
-            parts += [sample.id, str(sample.image_path.stat().st_size), sample.label_path.read_bytes()]
+            try:
+                parts += [sample.id, str(sample.image_path.stat().st_size), sample.label_path.read_bytes()]
+            except OSError as error:
+                raise OvssError(
+                    f"{error.filename or sample.label_path} cannot be read: {error.strerror}. "
+                    "Copy it again, or change its permissions."
+                ) from error
         return digest(*parts)
 
     @property
@@ -322,7 +356,7 @@ class SegDataset:
     @cached_property
     def images_digest(self) -> str:
         """Equal for data sets of the same images (voc21 and voc20): these can be evaluated in one pass."""
-        return digest(*(str(sample.image_path) for sample in self.samples))
+        return digest(*(as_text(str(sample.image_path)) for sample in self.samples))
 
     def vocabulary(self, names: str | None = DEFAULT, templates: str = DEFAULT) -> Vocabulary:
         """The data set's classes under a variant of their names (configs/names/<data set>), a names file, or, for None, as they
@@ -353,6 +387,7 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
     """A data set of configs/dataset by name, or of a YAML file of one's own; `root` defaults to the environment variable
     OVSS_DATA. The data of a file of one's own are beside it, or in the root."""
     name, config, folder = dataset_config(name)
+    root = root or environment("OVSS_DATA")
     loader = DATASETS.get(config.get("loader", "mmseg"))
     if folder is None:
         return loader(name, config, root)

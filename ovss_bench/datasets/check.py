@@ -16,12 +16,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from ..files import data_files, write_atomic
+from ..files import data_files, user_path, write_text
 from ..process import in_processes
 from ..progress import Progress
 from . import expected
 from .base import Sample, SegDataset, load_dataset
 from .check_values import NOT_AS_STORED, UNLIKELY, notes
+from .lists import twice
 from .manifest import Finding, Report, compare, read_manifest
 from .survey import IMAGES, Check, Found, Seen, Survey, look
 
@@ -39,14 +40,14 @@ def number_of_images(survey: Survey) -> Found:
 
 
 def ids_twice(survey: Survey) -> Found:
-    twice = [name for name, number in survey.ids.items() if number > 1]
-    if twice:
-        yield survey.list_file, f"{len(twice)} ids are listed more than once: {_some(twice)}"
+    pairs = list(twice([seen.sample for seen in survey.seen]))
+    if pairs:
+        yield survey.list_file, f"{len(pairs)} images are listed more than once: {_some(pairs)}"
 
 
 def missing_ids(survey: Survey) -> Found:
     for seen in survey.seen:
-        if not seen.sample.image_path.is_file() and not seen.sample.label_path.is_file():
+        if not os.path.isfile(seen.sample.image_path) and not os.path.isfile(seen.sample.label_path):
             listed = (survey.list_file or _images(survey)).name
             yield seen.sample.image_path, f"{seen.sample.id} is in {listed}, but has neither image nor label"
 
@@ -54,7 +55,7 @@ def missing_ids(survey: Survey) -> Found:
 def label_without_image(survey: Survey) -> Found:
     for seen in survey.seen:
         image, label = seen.sample.image_path, seen.sample.label_path
-        if label.is_file() and not image.is_file():
+        if os.path.isfile(label) and not os.path.isfile(image):
             yield label, f"there is no image {_below(survey, image)}{_instead(image)}"
     images, labels = _images(survey), survey.dataset.root / survey.dataset.config["labels"]
     for path in survey.orphans:
@@ -66,7 +67,7 @@ def label_without_image(survey: Survey) -> Found:
 def image_without_label(survey: Survey) -> Found:
     for seen in survey.seen:
         image, label = seen.sample.image_path, seen.sample.label_path
-        if image.is_file() and not label.is_file():
+        if os.path.isfile(image) and not os.path.isfile(label):
             other = survey.label_files.get(label.name)
             moved = f"; but there is {_below(survey, other)}" if other else ""
             yield image, f"there is no label {_below(survey, label)}{moved or _instead(label)}"
@@ -299,7 +300,7 @@ def check(
     `out` writes the manifest (JSON), `against` compares with one that somebody else wrote. Raises OvssError if the data set is
     not there at all, or half prepared.
     """
-    theirs = read_manifest(Path(against), name) if against is not None else None
+    theirs = read_manifest(user_path(against), name) if against is not None else None
     dataset = load_dataset(name, root)
     _ = dataset.classes, dataset.label_map  # mmseg is imported here, not in every process
     seen: dict[Sample, Seen] = {}
@@ -314,7 +315,7 @@ def check(
         survey.explained |= {finding.file for finding in found}
         findings += found
     files = [path for sample in dataset.listed for path in (sample.image_path, sample.label_path)]
-    complete = bool(files) and all(path.is_file() for path in files)
+    complete = bool(files) and all(map(os.path.isfile, files)) and not list(twice(dataset.listed))
     report = Report(
         dataset.name,
         dataset.root,
@@ -332,7 +333,7 @@ def check(
         report.findings.extend(compare(report, theirs, dataset))
     if out is not None:
         text = json.dumps(report.manifest(), indent=1)
-        write_atomic(Path(out), lambda temporary: temporary.write_text(text + "\n"))
+        write_text(user_path(out), text + "\n")
     return report
 
 
@@ -359,7 +360,7 @@ def _sibling_lists(survey: Survey) -> Iterator[tuple[Path, set[str]]]:
         for path in data_files(survey.list_file.parent, "*.txt"):
             split = set(SPLITS.findall(path.stem))
             if path != survey.list_file and len(split) == 1 and split != own and (own or split == {"train"}):
-                yield path, {line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()}
+                yield path, {line.strip() for line in path.read_text("utf-8", "replace").splitlines() if line.strip()}
 
 
 def _grey(colours: Iterable[tuple[int, ...]]) -> bool:

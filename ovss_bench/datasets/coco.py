@@ -16,7 +16,7 @@ class Coco2014(SegDataset):
     def listed(self) -> list[Sample]:
         """In the order of the list."""
         samples = []
-        for name in self._listed_ids():
+        for line, name in self._listed_ids():
             number = name.rpartition("/")[2].rpartition("_")[2].zfill(12)
             image = f"COCO_val2014_{number}"
             samples.append(
@@ -24,6 +24,7 @@ class Coco2014(SegDataset):
                     image,
                     self.root / self.config["images"] / f"{image}{self.config['image_suffix']}",
                     self.root / self.config["labels"] / f"{number}{self.config['label_suffix']}",
+                    line,
                 )
             )
         return samples

@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, config_names, load_config
+from ..files import CONFIGS, config_names, load_config, read_text, read_yaml, user_path
 from ..vocabulary import read_names
 
 KEYS = {  # what configs/dataset and YAML files of one's own may hold
@@ -25,7 +23,7 @@ KEYS = {  # what configs/dataset and YAML files of one's own may hold
     **dict.fromkeys(("unseen", "interest"), "a list of class numbers"),
     **dict.fromkeys(("check", "prepare"), "NAME: VALUE below it"),
     "folders": "a list of texts",
-    "classes": "a list of names, or of lists of synonyms (in quotes what YAML takes for numbers or for true and false)",
+    "classes": "a list of names, or of lists of synonyms",
     "palette": "a list of [red, green, blue]",
     "reduce_zero_label": "true or false",
 }
@@ -36,8 +34,8 @@ def names_path(dataset: str, names: str) -> Path:
     path = CONFIGS / "names" / dataset / f"{names}.txt"
     if path.is_file():
         return path
-    if Path(names).is_file():
-        return Path(names)
+    if user_path(names).is_file():
+        return user_path(names)
     variants = [file.stem for file in path.parent.glob("*.txt")]
     raise unknown(f"names variant (or file) of {dataset}", names, variants)
 
@@ -86,7 +84,7 @@ def facts(config: dict[str, Any]) -> DatasetFacts:
 
 def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
     """The name of a data set, its configuration with what it `extends`, and the folder of a YAML file of one's own."""
-    path = Path(name)
+    path = user_path(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in config_names("dataset"):
             raise unknown("dataset", name, config_names("dataset"))
@@ -106,16 +104,16 @@ def _extended(config: dict[str, Any]) -> dict[str, Any]:
 def _own(path: Path) -> dict[str, Any]:
     """The configuration of a data set of one's own: `images`, `labels`, `image_suffix`, `label_suffix`, and `classes` (a list,
     of which an entry may be a list of synonyms) or `names` (a names file); further keys as in configs/dataset."""
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise OvssError(f"data set file {path} cannot be read: {error}") from error
+    config = read_yaml(path, "data set file")
     wanted = ("images", "labels", "image_suffix", "label_suffix")
     if not isinstance(config, dict):
         raise OvssError(f"data set file {path} is not a mapping. Expected the keys {', '.join(wanted)}, and names or classes.")
+    written = yaml.load(read_text(path, "data set file"), yaml.BaseLoader)
     for key, value in config.items():
         if key not in KEYS:
             raise unknown(f"key in {path}", key, KEYS)
+        if value is not None and ("text" in KEYS[key] or key == "classes"):
+            value = config[key] = _as_written(value, written.get(key))
         if value is not None and not _fits(value, KEYS[key]):
             raise OvssError(f"data set file {path}: {key}={value!r}: expected {KEYS[key]}.")
     if config.get("extends") is not None and config["extends"] not in config_names("dataset"):
@@ -134,6 +132,13 @@ def _own(path: Path) -> dict[str, Any]:
     _check_classes(config, path)
     _check_facts(config.get("check", {}), path)
     return {"folders": ["."]} | config
+
+
+def _as_written(value: Any, text: Any) -> Any:
+    """Texts where YAML sees numbers, true and false, or nothing: `no`, `1e3`, `2007_000033`, `null` are good names."""
+    if isinstance(value, list) and isinstance(text, list):
+        return [_as_written(*pair) for pair in zip(value, text, strict=True)]
+    return text if isinstance(text, str) and text and not isinstance(value, list | dict) else value
 
 
 def _check_classes(config: dict[str, Any], path: Path) -> None:

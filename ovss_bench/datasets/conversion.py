@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OvssError
-from ..files import data_files, write_atomic
+from ..files import data_files, read_lines, write_atomic, write_text
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are larger than Pillow believes in
 
@@ -69,7 +69,12 @@ def write_image(path: Path, image: np.ndarray, **options) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines)))
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def words(path: Path) -> list[str]:
+    """The words of a list: ids, or names of files."""
+    return [word for _, line in read_lines(path, "list") for word in line.split()]
 
 
 def table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size: int = 256) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import cache_dir, digest
+from ..files import cache_dir, cannot_write, digest, make_folder
 from ..registry import DATASETS
 from . import scenes
 from .base import SegDataset
@@ -59,10 +59,12 @@ class DemoDataset(SegDataset):
             with suppress(OSError):  # another process was faster
                 shutil.rmtree(folder.rename(tempfile.mkdtemp(dir=folder.parent)))
         if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-            draw_demo(temporary, seed, count)
-            (temporary / CONTENT).write_text(content_digest(temporary))
+            try:
+                temporary = Path(tempfile.mkdtemp(dir=make_folder(folder.parent)))
+                draw_demo(temporary, seed, count)
+                (temporary / CONTENT).write_text(content_digest(temporary), encoding="utf-8")
+            except OSError as error:
+                raise cannot_write(folder, error) from error
             try:
                 temporary.rename(folder)
             except OSError:  # another process was faster

@@ -67,7 +67,7 @@ class Report:
 def read_manifest(path: Path, name: str) -> dict[str, Any]:
     own = dataset_config(name)[0]
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise OvssError(f"manifest {path} cannot be read: {error}. Expected a file that check wrote with out=FILE.") from error
     kinds = {"dataset": str, "fingerprint": str | None, "histogram": dict, "labels": dict}
@@ -109,7 +109,7 @@ def view(report: Report) -> Group:
     facts = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
     facts.title = Text(f"{report.name} in {report.root}", style="bold")
     facts.add_row("images", str(report.images))
-    facts.add_row("fingerprint", report.fingerprint or "none, files are missing")
+    facts.add_row("fingerprint", report.fingerprint or "none, files are missing or listed twice")
     facts.add_row("sha256 of the ids", report.ids_digest)
     histogram = Table(box=None, pad_edge=False)
     for column in ("value", "class", "pixels", "share"):

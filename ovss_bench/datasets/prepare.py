@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OvssError, unknown
-from ..files import config_names, data_files, write_atomic
+from ..files import as_text, below, config_names, data_files, environment, user_path, write_atomic
 from ..process import in_processes, locked, terminate_cleanly
 from ..progress import Progress
 from ..registry import DATASETS, Registry
@@ -60,14 +60,14 @@ def prepare(
     OvssError that says what is missing and what to do.
     """
     given, (name, config, own) = str(name), dataset_config(name)
-    progress, root = Progress(quiet), root or own
+    progress, root = Progress(quiet), root or own or environment("OVSS_DATA")
     _check_choice(name, config, images)
     if config.get("loader") == "demo":
         progress.say(f"{name} needs no preparation: its scenes are drawn when they are first read")
         return
     if root is None:
         raise OvssError("name the folder of all data sets: data_root=DIR, or the environment variable OVSS_DATA.")
-    plan, root = config.get("prepare", {}), Path(root)
+    plan, root = config.get("prepare", {}), user_path(root)
     folder = dataset_folder(config, root)
     kind = _kind_of_images(config, folder, images, rerun)
     loader = DATASETS.get(config.get("loader", "mmseg"))
@@ -78,7 +78,7 @@ def prepare(
             whole = dataset
     if whole and len(whole.samples) in expected.counts(config):
         return _say_ready(whole, progress)
-    source = Path(source or root)
+    source = user_path(source or root)
     words = ["python", "tools/datasets.py", "prepare", given, f"data_root={root}", *([f"images={images}"] if images else [])]
     command = shlex.join(words if source == root else [*words, f"source={source}"])
     archives = [Archive(**archive) for archive in plan.get("archives", ())]
@@ -226,6 +226,8 @@ def _convert(
             raise
         progress.say(f"note: what is here is taken as it is: {str(error).splitlines()[0]}")
         return
+    for target in {target for task in tasks for target in task.targets}:
+        below(folder, as_text(os.path.relpath(target, folder)), links=True)
     _refuse_collisions(tasks)
     left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
     if len(left) < len(tasks):
@@ -303,7 +305,7 @@ def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[No
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{UNFINISHED}-{stage}").write_text(command)
+            (folder / f"{UNFINISHED}-{stage}").write_text(command, "utf-8", "backslashreplace")
     except OSError as error:
         raise OvssError(f"cannot write {folder}: {error.strerror}. Choose another folder with data_root=DIR.") from error
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -52,12 +53,12 @@ class Seen:
 def look(dataset: SegDataset, sample: Sample) -> Seen:
     """Reads an image and its label completely."""
     facts: dict[str, Any] = {}
-    if sample.image_path.is_file():
+    if os.path.isfile(sample.image_path):
         try:
             facts["image_size"] = dataset.image(sample).shape[:2]
         except OvssError as error:
             facts["image_error"] = _unreadable(sample.image_path, error)
-    if sample.label_path.is_file():
+    if os.path.isfile(sample.label_path):
         try:
             facts |= _look_at_label(dataset, sample)
         except (OvssError, ValueError, EOFError, struct.error) as error:  # the latter are of damaged TIFF files

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import OvssError
 from ..files import digest
+from ..ordinary import ordinary_torch
 from ..progress import Progress
 from ..vocabulary import Vocabulary
 from .checkpoints import boundary, read_weights
@@ -90,6 +91,7 @@ def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
     return text.to(values) @ F.normalize(values[found].mean(1), dim=-1).T
 
 
+@ordinary_torch()
 def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
     """A bank from a safetensors or .pt file with tensors `keys`, `values` and perhaps `aux_values`; then the metadata (or the
     entry) `aux_clip` names the CLIP of those, as `load_clip` takes it: NAME or NAME:TAG.

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, digest, load_config
+from ..files import WEIGHTS, config_names, digest, load_config, user_path
+from ..ordinary import ordinary_torch
 from .checkpoints import adapt_state_dict, boundary, check_sizes, openai_architecture, read_weights, stated_architecture
 from .deferred import deferred
 from .hub import hub
@@ -258,6 +259,7 @@ def state_digest(state: dict[str, Tensor]) -> str:
     return digest(*parts)
 
 
+@ordinary_torch()
 def load_clip(
     name: str | Path | None = None,
     *,
@@ -392,7 +394,7 @@ def _not_a_path(name: str | Path | None) -> None:
 
 def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None]:
     """The file of the weights, and the activation that open_clip's table notes for a tag."""
-    for path in (Path(pretrained).expanduser(), WEIGHTS / pretrained):
+    for path in (user_path(pretrained), WEIGHTS / pretrained):
         if path.is_file():
             return path, None
     if architecture is None or pretrained not in _tags(architecture):

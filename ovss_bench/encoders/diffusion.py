@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError, unknown
-from ..files import config_names, digest, load_config, weights_folders
+from ..files import config_names, digest, load_config, user_path, weights_folders
+from ..ordinary import ordinary_torch
 from .checkpoints import boundary
 from .clip import PRECISIONS, state_digest
 from .hub import hub
@@ -147,6 +148,7 @@ def attentions_of(unet: UNet2DConditionModel) -> list[Attention]:
     return [attention for block in blocks for attention in (block.attn1, block.attn2)]
 
 
+@ordinary_torch()
 def load_diffusion(
     name: str | Path,
     *,
@@ -212,7 +214,7 @@ def _locate(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
             return entry, None
         own = (folder / entry["repo"].rpartition("/")[2] for folder in weights_folders())
         return entry, next((folder for folder in own if folder.is_dir()), entry["repo"])
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         return {}, folder
     if os.sep in str(name):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import OvssError
 from ..files import digest
 from ..image import normalize
+from ..ordinary import ordinary_torch
 from .checkpoints import read_weights
 from .clip import state_digest
 from .vision import VisionEncoder, find_weights, load_vision
@@ -50,6 +51,7 @@ def keys(encoder: VisionEncoder, image: np.ndarray) -> Tensor:
     return encoder.features(F.pad(pixels, (0, right, 0, bottom))[None].to(encoder.device))
 
 
+@ordinary_torch()
 def load_foreground(name: str | Path, *, encoder: VisionEncoder | None = None, device: str | torch.device = "cpu") -> Found:
     """FOUND: `name` is an entry of configs/foreground (`found`, `demo`) or the file of a decoder, FOUND's own
     (`decoder_weights.pt`) or a state dict of `weight` and `bias`.

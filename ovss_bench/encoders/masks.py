@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import OvssError
-from ..files import digest, weights_folders
+from ..files import digest, user_path, weights_folders
 from ..image import normalize
 from .checkpoints import boundary
 from .clip import state_digest
@@ -199,7 +199,7 @@ def load_network(network: str, weights: str) -> nn.Module:
     import transformers
 
     name = weights.rpartition("/")[2]
-    places = (Path(weights).expanduser(), *(folder / name for folder in weights_folders()))
+    places = (user_path(weights), *(folder / name for folder in weights_folders()))
     source = next((str(folder) for folder in places if (folder / "config.json").is_file()), weights)
     local = source != weights or Path(weights).exists() or weights.count("/") != 1
     try:

@@ -19,7 +19,20 @@ import torch
 from PIL import Image
 
 from ..errors import OvssError, unknown
-from ..files import DAMAGES, config_names, digest, load_config, read_array, read_json, weights_folders, write_atomic
+from ..files import (
+    DAMAGES,
+    below,
+    config_names,
+    digest,
+    load_config,
+    read_array,
+    read_json,
+    user_path,
+    weights_folders,
+    write_atomic,
+    write_text,
+)
+from ..ordinary import ordinary_torch
 from .masks import Sam, Sam2
 from .sources import image_key
 
@@ -81,6 +94,7 @@ class Slic(Superpixels):
 KINDS = {kind.kind: kind for kind in (Felzenszwalb, Slic, Sam, Sam2)}
 
 
+@ordinary_torch()
 def load_regions(
     name: str | Path, *, device: str | torch.device = "cpu", **settings: Any
 ) -> Felzenszwalb | Slic | Sam | Sam2 | RegionFolder:
@@ -93,7 +107,7 @@ def load_regions(
     missing weights or maps, a folder without an index.
     """
     if str(name) not in config_names("regions"):
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if not folder.is_dir():
             if os.sep in str(name):
                 raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with its index.")
@@ -189,7 +203,7 @@ class RegionFolder:
                 f"folder {self.folder} has no regions for this image of {image.shape[0]} x {image.shape[1]} pixels (height x "
                 f"width). Make them with: {self.again}"
             )
-        return read_regions(self.folder / file, image.shape[:2], self.contents.get(file))
+        return read_regions(below(self.folder, file), image.shape[:2], self.contents.get(file))
 
 
 def content_digest(regions: np.ndarray) -> str:
@@ -247,7 +261,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     images = sorted(dict(index["images"]).items(), key=lambda item: item[1])  # a copy: threads may be adding to it
     text = json.dumps({**index, "images": dict(images), "contents": dict(index["contents"])}, indent=1)
-    write_atomic(folder / INDEX, lambda path: path.write_text(text + "\n"))
+    write_text(folder / INDEX, text + "\n")
 
 
 def write_regions(path: Path, regions: np.ndarray) -> None:

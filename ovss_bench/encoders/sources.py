@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..cache import read_entry, write_entry
-from ..files import code, digest
+from ..files import code, digest, user_path
 
 # What a method may take beside CLIP, and the module that loads it, by its function load_<module>. A run imports those that it
 # needs, and only their code counts for it (results/code.py).
@@ -85,7 +85,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
 
     def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
         key = digest(maker, code("encoders", "segmentors", "image.py"), image_key(image))

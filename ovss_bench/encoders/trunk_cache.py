@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cache import read_entry, write_entry
 from ..errors import OvssError
-from ..files import code, digest
+from ..files import code, digest, user_path
 from .clip import DenseCLIP
 from .sources import image_key
 
@@ -36,7 +36,7 @@ class TrunkCache:
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:
-        self.folder, self.limit = Path(folder), limit
+        self.folder, self.limit = user_path(folder), limit
         files = []
         for path in self.folder.glob("*/[!.]*.safetensors"):
             with suppress(FileNotFoundError):  # another process may make room

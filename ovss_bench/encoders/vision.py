@@ -18,8 +18,9 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, weights_folders
+from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, user_path, weights_folders
 from ..image import STATISTICS
+from ..ordinary import ordinary_torch
 from .checkpoints import boundary, read_weights
 from .clip import PRECISIONS, state_digest
 from .hub import hub
@@ -112,6 +113,7 @@ def _checksums(file: Path) -> list[int]:
         return []
 
 
+@ordinary_torch()
 def load_vision(
     name: str | Path | None = None,
     *,
@@ -230,8 +232,8 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
                 return folder / entry["file"], entry
         return _download(name, entry, {"vision": "vfm"}.get(group, group)), entry
     for path in (Path(name or ""), *(folder / (name or "") for folder in folders)):
-        if path.expanduser().is_file():
-            return path.expanduser(), next((entry for entry in entries.values() if entry["file"] == path.name), {})
+        if user_path(path).is_file():
+            return user_path(path), next((entry for entry in entries.values() if entry["file"] == path.name), {})
     if Path(name or "").suffix or os.sep in str(name):
         raise OvssError(f"weights {name} do not exist. Give the path of a file (safetensors, .pth, .pt or .bin).")
     raise unknown(group, name, entries)

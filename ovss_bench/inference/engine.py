@@ -24,6 +24,7 @@ from ..encoders.trunk_cache import TrunkCache
 from ..errors import OvssError
 from ..image import normalize, resize, result_size
 from ..inputs import as_image, as_size
+from ..ordinary import ordinary_torch
 from ..process import in_threads
 from ..segmentors.base import Scene, Segmentor
 from ..segmentors.hooks import guarded
@@ -97,6 +98,7 @@ def predict(
     yield from finished(end=True)
 
 
+@ordinary_torch()
 def segment(
     segmentor: Segmentor,
     image: np.ndarray | Image.Image | str | Path,
@@ -132,6 +134,7 @@ def segment(
     return prediction
 
 
+@ordinary_torch()
 def make_scene(
     image: np.ndarray | Image.Image | str | Path,
     segmentor: Segmentor,

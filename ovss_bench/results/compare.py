@@ -16,7 +16,7 @@ from ..evaluation.bootstrap import Interval, class_counts, mean_iou, paired, pai
 from ..evaluation.confusion import total
 from ..evaluation.metrics import iou
 from .load import result_paths
-from .store import read_counts, read_result
+from .store import disagreements, read_counts, read_result
 
 # Exit statuses; of several comparisons the first in this order is the tool's.
 STATUS = {"error": 2, "different": 1, "inconclusive": 3, "equivalent": 0, "identical": 0}
@@ -60,10 +60,10 @@ def read_run(path: str | Path) -> Run:
         raise OvssError(f"the counts of {path} are missing: expected {beside}. Copy both files, or run again.")
     counts, hashes, _ = read_counts(beside, result["fingerprint"], len(result["per_class"]))
     run = Run(path, result, counts, hashes)
-    counted = run.matrix[:-1]
-    here = len(counts), list(zip(np.diagonal(counted).tolist(), counted.sum(1).tolist(), strict=True))
-    if here != (result["images"]["evaluated"], [(entry["correct"], entry["true"]) for entry in result["per_class"]]):
-        raise OvssError(f"{path} and its counts {beside} do not state the same images and pixels. Delete both and run again.")
+    if reasons := disagreements(result, counts, list(counts)):
+        raise OvssError(
+            f"{path} and its counts {beside} do not state the same images and pixels ({reasons}). Delete both and run again."
+        )
     return run
 
 

@@ -29,7 +29,7 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _published
 
 @cache
 def schema(version: int = VERSION) -> dict[str, Any]:
-    return json.loads((FOLDER / f"result-{version}.json").read_text())
+    return json.loads((FOLDER / f"result-{version}.json").read_text("utf-8"))
 
 
 @cache

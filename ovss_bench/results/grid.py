@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomic
+from ..files import write_text
 from .run import EvalResult
 from .store import read_result
 
@@ -29,9 +29,9 @@ class Grid:
         other run has its turn."""
         paths = [str(result.path.resolve()) for result in results]
         record = {"output": str(output.resolve()), "results": paths}
-        write_atomic(self.folder / f"{self.number:06d}.json", lambda path: path.write_text(json.dumps(record)))
-        with (self.folder / "lock").open("w") as lock:
+        write_text(self.folder / f"{self.number:06d}.json", json.dumps(record))
+        with (self.folder / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            records = [json.loads(path.read_text()) for path in sorted(self.folder.glob("[0-9]*.json"))]
+            records = [json.loads(path.read_text("utf-8")) for path in sorted(self.folder.glob("[0-9]*.json"))]
             paths = [path for each in records if each["output"] == record["output"] for path in each["results"]]
             yield [read_result(path) for path in dict.fromkeys(paths)]

@@ -25,11 +25,11 @@ from ..errors import OvssError
 from ..evaluation.bootstrap import interval
 from ..evaluation.confusion import total
 from ..evaluation.metrics import areas, divide
-from ..files import write_atomic
+from ..files import below, write_text
 from .form import schema
 from .load import result_paths
 from .pictures import ERROR, Pictures, choose, image_ious, side_for
-from .store import read_counts, read_result
+from .store import maps_folder, read_counts, read_result
 from .tables import marked_name
 
 PAGE = Path(__file__).parent / "page"
@@ -78,7 +78,7 @@ def write_html(
         page.notes.append(f"Of {len(page.runs)} runs the latest {DETAILED} have intervals, confusions and pictures.")
     page.add_details()
     text = page.text()
-    write_atomic(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(Path(path), text)
     return Path(path)
 
 
@@ -168,13 +168,13 @@ class Page:
         if isinstance(pictures, OvssError):
             return {}
         try:
-            made = pictures.of(image, _maps(file) / f"{image}.png", recipe, records)
+            made = pictures.of(image, below(maps_folder(file), f"{image}.png"), recipe, records)
         except OvssError as error:
             return {"why_not": str(error)}
         return {key: value if key == "classes" else self.share(value) for key, value in made.items()}
 
     def _pictures_of(self, file: Path, dataset: str, side: int) -> Pictures | OvssError:
-        if not _maps(file).is_dir():
+        if not maps_folder(file).is_dir():
             return OvssError("Pictures need the run's label maps: repeat it with runtime.maps=true rerun=true.")
         if dataset not in self._pictures:
             try:
@@ -262,10 +262,6 @@ def descriptions(part: Mapping[str, Any], above: str = "") -> Iterator[tuple[str
 
 def _colour(colour: Sequence[int]) -> str:
     return "#" + bytes(colour).hex()
-
-
-def _maps(file: Path) -> Path:
-    return file.with_suffix(".maps")
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OvssError
+from ..files import user_path
 from .form import schema
 from .store import read_result
 
@@ -21,7 +22,7 @@ NAME = re.compile(r".+-[0-9a-f]{12}\.json")
 
 def result_paths(folder: str | Path) -> list[Path]:
     """The result files below a folder, or the file itself, sorted. Raises OvssError if there is none."""
-    folder = Path(folder)
+    folder = user_path(folder)
     paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*.json") if NAME.fullmatch(path.name))
     if not paths:
         raise OvssError(f"there is no result in {folder}. tools/eval.py writes them to results/runs, or output=DIR.")

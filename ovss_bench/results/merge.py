@@ -85,6 +85,8 @@ def merge(folder: Path) -> tuple[dict[str, Any], list[str]]:
     with RunStore(folder.parents[2], head["dataset"], head["clip"], head["segmentor"], head["fingerprint"]) as store:
         notes += store.damaged
         images, failed = parts[0]["images"], {}
+        if len(set(images)) < len(images) or any(part["images"] != images for part in parts):
+            raise OvssError(f"{folder}: the parts list an image twice, or other images than each other. Evaluate them again.")
         for part in parts:
             failed |= part["failed"]
         evaluated = [image for image in images if image in store.counts]

@@ -8,12 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from ..errors import OvssError, unknown
-from ..files import CONFIGS, config_names
+from ..files import CONFIGS, config_names, read_yaml
 from ..recipe import segmentor_names
 from .published import figures_of, listed, meant, published_figures, settings, stand_ins, unconfirmed
 
@@ -83,10 +79,7 @@ def load_table(name: str | Path) -> PaperTable:
         path = Path(name)
         if not path.is_file():
             raise unknown("table (neither an entry of configs/table nor a file)", name, config_names("table"))
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise OvssError(f"table {path} cannot be read: {error}") from error
+    content = read_yaml(path, "table")
     try:
         return _table(path.stem, content)
     except OvssError as error:

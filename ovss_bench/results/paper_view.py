@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..files import write_atomic
+from ..files import write_text
 from .paper import PaperTable, side_by_side
 from .tables import csv, markdown
 
@@ -22,7 +22,7 @@ def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder:
     lines = side_by_side(table, results)
     cells = grid(lines)
     base = folder / f"table_{table.name}"
-    write_atomic(base.with_suffix(".csv"), lambda path: path.write_text(csv(lines)))
+    write_text(base.with_suffix(".csv"), csv(lines))
     others = [
         f"- {line.row} on {line.column}: {line.also}" for line in lines.itertuples() if isinstance(line.also, str) and line.also
     ]
@@ -30,7 +30,7 @@ def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder:
     doubts = [text for text in lines["unconfirmed"].dropna().unique() if text]
     notes = "\n".join([*doubts, "", notes]) if doubts else notes
     text = f"{table.title}\n\n{markdown(cells)}\nPublished: {table.source}\n\n{notes}"
-    write_atomic(base.with_suffix(".md"), lambda path: path.write_text(text))
+    write_text(base.with_suffix(".md"), text)
     return cells
 
 

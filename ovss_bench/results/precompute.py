@@ -27,7 +27,7 @@ from ..encoders.regions import (
 )
 from ..encoders.sources import image_key
 from ..errors import OvssError, unknown
-from ..files import config_names, data_files, digest
+from ..files import below, config_names, data_files, digest, user_path
 from ..process import locked, terminate_cleanly
 from ..progress import Progress
 
@@ -50,7 +50,7 @@ def precompute_regions(
     Images whose regions are there already are not done again, so a run that was stopped goes on. Raises OvssError if the folder
     holds other regions, or, once all the others are done, for images that have none.
     """
-    folder, source = Path(folder), load_regions(regions, device=device, **(settings or {}))
+    folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
     if isinstance(source, RegionFolder):
         raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
     own = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
@@ -77,21 +77,22 @@ def precompute_regions(
         def compute(sample: Sample) -> tuple[str, str, np.ndarray] | None:
             image = dataset.image(sample)
             key, file = image_key(image), f"{sample.id}.npz"
-            if key in images and (folder / images[key]).is_file():
+            path, made = below(folder, file), below(folder, images.get(key, file))
+            if key in images and made.is_file():
                 try:
-                    read_regions(folder / images[key], image.shape[:2], index["contents"].get(images[key]))
+                    read_regions(made, image.shape[:2], index["contents"].get(images[key]))
                     return None
                 except OvssError:
-                    warnings.warn(f"region map {folder / images[key]} is damaged; it is made again.", stacklevel=1)
-            if owners.get(file, key) != key and (folder / file).is_file():
+                    warnings.warn(f"region map {made} is damaged; it is made again.", stacklevel=1)
+            if owners.get(file, key) != key and path.is_file():
                 raise OvssError(
-                    f"{folder / file} belongs to another image of that name, of another data set or from before this one was "
+                    f"{path} belongs to another image of that name, of another data set or from before this one was "
                     "changed. Choose another folder with out=DIR, or delete that file and run again."
                 )
             return key, file, source(image)
 
         def store(key: str, file: str, regions: np.ndarray) -> None:
-            write_regions(folder / file, regions)
+            write_regions(below(folder, file), regions)
             index["contents"][file] = content_digest(regions)
             images.pop(owners.get(file, ""), None)
             images[key] = file
@@ -119,7 +120,7 @@ def index_regions(
     The index of regions that were made here is made again for the images as they are read now. Raises OvssError, once the
     others are in the index, for images without a file and files of another size.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if generator not in (None, *config_names("regions")):
         raise unknown("regions", generator, config_names("regions"))
     if not folder.is_dir():
@@ -130,13 +131,13 @@ def index_regions(
 
     def compute(sample: Sample) -> tuple[str, str, np.ndarray]:
         names = [f"{stem}{suffix}" for stem in region_names(sample) if owners[stem] == 1 for suffix in SUFFIXES]
-        file = next((name for name in names if (folder / name).is_file()), None)
+        file = next((name for name in names if below(folder, name).is_file()), None)
         if file is None:
             raise OvssError(
                 f"there is no {' or '.join(names)} in {folder}. Copy it there, or make the regions of all images anew."
             )
         image = dataset.image(sample)
-        return image_key(image), file, read_regions(folder / file, image.shape[:2])
+        return image_key(image), file, read_regions(below(folder, file), image.shape[:2])
 
     def store(key: str, file: str, regions: np.ndarray) -> None:
         images[key], contents[file] = file, content_digest(regions)

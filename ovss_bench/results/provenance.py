@@ -78,7 +78,7 @@ def _git() -> dict[str, str] | None:
 @cache
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
     except OSError:
         return platform.processor()

@@ -19,6 +19,7 @@ from ..datasets.base import SegDataset
 from ..distributed import Shard, World
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
+from ..ordinary import ordinary_torch
 from ..process import terminate_cleanly
 from ..progress import Progress
 from ..recipe import own_recipe
@@ -49,6 +50,7 @@ class Runtime:
     profile: bool = False  # print where the time goes, and write a trace
 
 
+@ordinary_torch()
 def evaluate(
     segmentor: Segmentor | str,
     *on: DenseCLIP | SegDataset,
@@ -79,6 +81,7 @@ def evaluate(
     return result
 
 
+@ordinary_torch()
 def run_jobs(
     jobs: Sequence[Job],
     *,

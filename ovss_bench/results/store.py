@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +24,9 @@ from PIL import Image
 
 from ..distributed import Shard
 from ..errors import OvssError
-from ..evaluation.confusion import DTYPE
-from ..files import DAMAGES, digest, read_json, write_atomic
+from ..evaluation.confusion import DTYPE, total
+from ..evaluation.metrics import areas
+from ..files import DAMAGES, below, digest, read_json, user_path, write_atomic, write_text
 from ..process import holder_of, sign
 from .form import checked
 
@@ -52,7 +53,7 @@ class RunStore:
         shard: Shard | None = None,
         helper: bool = False,
     ) -> None:
-        self.base = Path(output) / dataset / clip / f"{segmentor}-{fingerprint[:12]}"
+        self.base = below(user_path(output), f"{dataset}/{clip}/{segmentor}-{fingerprint[:12]}", links=True)
         self.fingerprint = fingerprint
         self.shard, self.helper = shard, helper
         self.counts: dict[str, np.ndarray] = {}
@@ -125,7 +126,7 @@ class RunStore:
         while True:
             try:
                 self._shards.mkdir(parents=True, exist_ok=True)
-                lock = path.open("a+")
+                lock = path.open("a+", encoding="utf-8")
             except OSError as error:
                 raise OvssError(
                     f"cannot write {self._shards}: {error.strerror}. Change its permissions or choose "
@@ -193,7 +194,7 @@ class RunStore:
 
     def map_path(self, image: str) -> Path:
         """Where the label map of an image is kept if it is: an 8 or 16-bit PNG."""
-        return self.base.with_name(self.base.name + ".maps") / f"{image}.png"
+        return below(maps_folder(self.result_path), f"{image}.png")
 
     def add(
         self,
@@ -222,18 +223,21 @@ class RunStore:
             self._pending, self._written = [], time.monotonic()
 
     def finish(self, result: dict[str, Any], images: list[str]) -> None:
-        """Writes the counts of `images`, then the result, then removes the shards."""
-        self._write_counts(self.counts_path, images)
+        """Writes the counts of `images`, then the result, then removes the shards. Raises OvssError, and keeps the shards,
+        if the result does not state what was counted."""
+        if reasons := disagreements(result, self.counts, images):
+            raise OvssError(f"{self.base}: the result and its counts do not state the same images and pixels ({reasons}).")
         text = dump(result)
         checked(json.loads(text), f"the result for {self.result_path}")
-        write_atomic(self.result_path, lambda path: path.write_text(text))
+        self._write_counts(self.counts_path, images)
+        write_text(self.result_path, text)
         self._pending = []
         shutil.rmtree(self._shards, ignore_errors=True)
 
     def write_part(self, part: dict[str, Any]) -> None:
         """What a shard's process knows of the run besides counts, with which tools/merge.py completes the result."""
         text = json.dumps(part | {"shard": [self.shard.number, self.shard.count]})
-        write_atomic(self.part_path, lambda temporary: temporary.write_text(f"{digest(text)}\n{text}\n"))
+        write_text(self.part_path, f"{digest(text)}\n{text}\n")
 
     def _write_counts(self, path: Path, images: list[str]) -> None:
         records = [self.counts[image] for image in images]
@@ -262,6 +266,8 @@ def read_counts(
             if "checksum" in content and str(content.pop("checksum")) != _checksum(content):
                 raise ValueError("its checksum is wrong")
             images = content["images"].tolist()
+            if len(set(images)) < len(images):
+                raise ValueError("it holds an image twice")
             if not content["hashes"].shape == content["images"].shape == (len(content["images"]),):
                 raise ValueError("its arrays do not belong together")
             records = _by_image(images, content["records"], content["lengths"])
@@ -275,11 +281,31 @@ def read_counts(
     return records, hashes, edges
 
 
+def maps_folder(result: Path) -> Path:
+    """The label maps of a result file's run, if it kept them."""
+    return result.with_suffix(".maps")
+
+
+def disagreements(result: Mapping[str, Any], counts: Mapping[str, np.ndarray], images: Sequence[str]) -> str:
+    """Why a result does not state what the counts of its images are: each image once, the same pixels. Empty if it does."""
+    here = areas(total((counts[image] for image in images if image in counts), len(result["per_class"])))
+    stated = [(entry["correct"], entry["predicted"], entry["true"]) for entry in result["per_class"]]
+    numbers = result["images"]
+    wrong = {
+        "an image is counted twice": len(set(images)) < len(images),
+        "images have no counts": any(image not in counts for image in images),
+        "another number of images": numbers["evaluated"] != len(images),
+        "an image is both evaluated and failed": any(image in numbers["failed"] for image in images),
+        "other pixels per class": stated != list(zip(*(each.tolist() for each in here), strict=True)),
+    }
+    return ", ".join(reason for reason, is_so in wrong.items() if is_so)
+
+
 def read_parts(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What `RunStore.write_part` left in a folder of shards, in order, and what is wrong with parts that are damaged."""
     parts, damaged = [], []
     for path in folder.glob("part-*.json"):
-        checksum, _, text = path.read_text(errors="replace").partition("\n")
+        checksum, _, text = path.read_text("utf-8", "replace").partition("\n")
         if checksum == digest(text.rstrip("\n")):
             parts.append(json.loads(text))
         else:

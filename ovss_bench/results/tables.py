@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..errors import OvssError
-from ..files import write_atomic
+from ..files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> pd.DataFram
 def write_table(table: pd.DataFrame, base: Path) -> None:
     """<base>.md and <base>.csv."""
     for suffix, text in ((".md", markdown(table)), (".csv", csv(table))):
-        write_atomic(base.with_name(base.name + suffix), lambda path, text=text: path.write_text(text))
+        write_text(base.with_name(base.name + suffix), text)
 
 
 def without_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:

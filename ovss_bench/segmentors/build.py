@@ -9,6 +9,7 @@ from typing import Any
 from ..encoders.clip import DenseCLIP, clip_label, load_clip
 from ..encoders.sources import SOURCES, describe, named_source
 from ..errors import OvssError
+from ..ordinary import ordinary_torch
 from ..plugin_errors import plugin_errors
 from ..recipe import Recipe, compose_recipe, segmentor_config
 from ..vocabulary import Vocabulary
@@ -16,6 +17,7 @@ from .base import Segmentor
 from .hooks import checked
 
 
+@ordinary_torch()
 def build_segmentor(
     name: str, *, clip: DenseCLIP | str | Path, vocabulary: Vocabulary | Sequence[str | Sequence[str]], **overrides: Any
 ) -> Segmentor:

@@ -45,7 +45,7 @@ def test_a_names_file_may_quote_commas_and_list_distractors(tmp_path):
         ("sky\n\ncat\n", "line 2"),
         ("sky\ncat,\n", "line 2"),
         ("sky\ncat,,dog\n", "line 2"),
-        ("  \n", "line 1"),
+        ("  \n", "is empty"),
         ("sky\ncat\nsky, heaven\n", r"'sky' is listed twice, in lines 1 and 3"),
         ("", "is empty"),
     ],

@@ -60,7 +60,7 @@ class Training:
         done, seconds = step + 1, self.spent + time.monotonic() - self.began
         row = {"step": done, "seconds": round(seconds), "loss": round(float(np.mean(self.losses)), 4)}
         row |= {name: round(value, 2) for name, value in measured.items()}
-        with (self.out / "log.jsonl").open("a") as log:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         print(f"{row}  {(self.steps - done) * seconds / done / 60:.0f} min left", flush=True)
         self.losses = []

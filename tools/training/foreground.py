@@ -83,7 +83,7 @@ def train(args: argparse.Namespace) -> None:
     row |= {"loss": round(loss.item(), 4), "foreground_iou": round(foreground_iou(found, tests), 2)}
     args.out.mkdir(parents=True, exist_ok=True)
     save_file({"decoder.weight": found.weight, "decoder.bias": found.bias}, args.out / "demo_found.safetensors")
-    (args.out / "log.jsonl").write_text(json.dumps(row) + "\n")
+    (args.out / "log.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     print(row, flush=True)
 
 

@@ -13,7 +13,7 @@ from ..conversion import files, read_array, require, table, write_image, write_l
 from ..prepare import CONVERTERS, Task
 
 # A line per class in the order of the labels: its id in the full release (MaskFormer's and CAT-Seg's list).
-IDS = [int(line) for line in Path(__file__).with_name("ade847_ids.txt").read_text().split()]
+IDS = [int(line) for line in Path(__file__).with_name("ade847_ids.txt").read_text("utf-8").split()]
 TRAIN_IDS = table({original: new for new, original in enumerate(IDS)}, 65535, np.uint16, 26 * 256)
 SHORT_SIDE = 512
 

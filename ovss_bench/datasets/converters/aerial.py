@@ -17,7 +17,7 @@ from PIL import Image
 from ...errors import OvssError
 from ...files import write_atomic
 from ...image import refuse_odd
-from ..conversion import by_colour, files, image_size, require, starts, table, write_image
+from ..conversion import by_colour, files, image_size, require, starts, table, words, write_image
 from ..prepare import CONVERTERS, Task
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
@@ -136,7 +136,7 @@ def openearthmap(folder: Path) -> Iterator[Task]:
     """Copies the images of val.txt that are there (those of xBD are not) and their labels out of the folders of the regions."""
     raw = folder / "raw/OpenEarthMap_wo_xBD"
     require([raw / "val.txt"])
-    val = set((raw / "val.txt").read_text().split())
+    val = set(words(raw / "val.txt"))
     images = [path for path in files(raw, "*/images/*.tif") if path.name in val]
     if not images:
         raise OvssError(f"{raw} has no image of its val.txt. Unpack the official archive again.")

@@ -46,7 +46,7 @@ def from_ids(source: Path, target: Path) -> None:
 def from_polygons(source: Path, target: Path) -> None:
     """Draws the objects in the order of the file, the later above the earlier."""
     try:
-        annotation = json.loads(source.read_text())
+        annotation = json.loads(source.read_text("utf-8"))
         label = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
         drawer = ImageDraw.Draw(label)
         for item in annotation["objects"]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...files import write_atomic
-from ..conversion import files, read_array, require, write_label
+from ..conversion import files, read_array, require, words, write_label
 from ..prepare import CONVERTERS, Task
 from .values import read_matlab, replace
 
@@ -61,7 +61,7 @@ def coco_stuff10k(folder: Path) -> Iterator[Task]:
     for unlabelled pixels and classes from 1 on (mmseg, coco_stuff10k.py)."""
     listed = folder / "raw/imageLists/test.txt"
     require([listed])
-    for name in listed.read_text().split():
+    for name in words(listed):
         image, label = folder / f"images/test2014/{name}.jpg", folder / f"annotations/test2014/{name}_labelTrainIds.png"
         yield Task(copy, (folder / f"raw/images/{name}.jpg", image), (image,))
         yield Task(write_stuff10k, (folder / f"raw/annotations/{name}.mat", label), (label,))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..conversion import require, write_label, write_lines
+from ..conversion import require, words, write_label, write_lines
 from ..prepare import CONVERTERS, Task
 from .values import read_matlab, replace
 
@@ -57,9 +57,9 @@ def _ids(folder: Path) -> list[str]:
     """The validation images: those of VOC 2010's main task but one, or a list of one's own."""
     own, main = folder / "raw/pascalcontext_val.txt", folder / "ImageSets/Main/val.txt"
     if own.is_file():
-        return own.read_text().split()
+        return words(own)
     require([main])
-    return [name for name in main.read_text().split() if name != LEFT_OUT]
+    return [name for name in words(main) if name != LEFT_OUT]
 
 
 def write_60(source: Path, target: Path) -> None:

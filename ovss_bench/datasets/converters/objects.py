@@ -16,7 +16,7 @@ from PIL import Image
 from ...errors import OvssError
 from ...files import data_files
 from ..config import alternatives, dataset_config, first_suffix, first_there
-from ..conversion import files, write_label, write_lines
+from ..conversion import files, words, write_label, write_lines
 from ..prepare import CONVERTERS, Task
 from .aerial import copy, tiled
 
@@ -75,7 +75,7 @@ def wbs_si(folder: Path) -> Iterator[Task]:
     images, source = raw_folders("wbs_si", folder)
     ids = listed_images("wbs_si_val.txt", images, ".jpg")
     listed = folder / "val.txt"
-    if listed.is_file() and set(listed.read_text().split()) < set(ids):
+    if listed.is_file() and set(words(listed)) < set(ids):
         listed.unlink()  # images were added since
     yield from masks((source, folder / "Masks_cvt"), ids)
     yield Task(write_lines, (listed, ids), (listed,))
@@ -132,7 +132,7 @@ def binary(path: Path, threshold: int) -> np.ndarray:
 
 def listed_images(name: str, folder: Path, suffix: str) -> list[str]:
     """The ids of a list beside this file of which the image is there. Raises OvssError if there is none."""
-    ids = (Path(__file__).parent / name).read_text().split()
+    ids = words(Path(__file__).parent / name)
     there = [key for key in ids if (folder / f"{key}{suffix}").is_file()]
     if not there:
         raise OvssError(

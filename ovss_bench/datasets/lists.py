@@ -1,0 +1,126 @@
+"""Lists of image ids in the forms in which people have them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OvssError
+from ..files import NO_NAME, inside, on_disk, read_lines
+
+if TYPE_CHECKING:
+    from .base import Sample
+
+EXPECTED = "UTF-8 text, an id per line"
+
+
+def read_ids(root: Path, config: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """(line, id) of a data set's list. A line is the id; the id with the suffix of images or of labels; or two columns, image
+    and label as they are below the data set's folder, as mmseg and DeepLab write them (`/JPEGImages/a.jpg
+    /SegmentationClass/a.png`). Comments after `#` and empty lines are left out.
+
+    What is the name of an image as it stands is taken as it stands. Raises OvssError, with the line, for a name that leads
+    outside the image folder, and for a label that is not the one of that image.
+    """
+    path = root / config["ids"]
+    read = _reader(root, config)
+    result = []
+    for number, line in read_lines(path, "list", EXPECTED):
+        try:
+            if line:
+                result.append((number, read(line)))
+        except OvssError as error:
+            raise OvssError(f"list {path}, line {number}: {error}") from error
+    return result
+
+
+def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
+    folders = {kind: config[f"{kind}s"] for kind in ("image", "label")}
+    suffixes = {kind: config[f"{kind}_suffix"] for kind in folders}
+
+    def exists(name: str) -> bool:
+        return os.path.isfile(root / folders["image"] / on_disk(name + suffixes["image"]))
+
+    def column(name: str, kind: str) -> str:
+        """The id in a path below the data set's folder, or below that of its images or labels."""
+        pure = PurePosixPath(name.lstrip("/"))
+        if pure.is_relative_to(folders[kind]):
+            pure = pure.relative_to(folders[kind])
+        elif name.startswith("/"):
+            raise OvssError(f"'{name}' is not in {folders[kind]}.")
+        if not pure.name.endswith(suffixes[kind]):
+            raise OvssError(f"'{name}' does not end in {suffixes[kind]}.")
+        return inside(str(pure)).removesuffix(suffixes[kind])
+
+    def forms(name: str) -> Iterator[str]:
+        """What a name may stand for, the first of which there is an image counts."""
+        yield name
+        short = PurePosixPath(name)
+        short = str(short.relative_to(folders["image"])) if short.is_relative_to(folders["image"]) else name
+        yield from (each.removesuffix(suffix) for suffix in suffixes.values() for each in (name, short))
+
+    def read(line: str) -> str:
+        if not re.search(r"[\s#,;]", line) and not line.endswith(tuple(suffixes.values())):  # an id in its plain form
+            return inside(line)
+        if not line.startswith("/") and not NO_NAME.search(line) and exists(inside(line)):
+            return inside(line)
+        line = re.sub(r"\s+#.*", "", line)
+        columns = [part for part in re.split(r"[\s,;]+", line) if part]
+        if len(columns) == 2 and columns[0].endswith(suffixes["image"]):
+            image, label = map(column, columns, folders)
+            if image != label:
+                wanted = f"{folders['label']}/{image}{suffixes['label']}"
+                raise OvssError(f"the label of {image} is {wanted} by the data set's rules, not {columns[1]}.")
+            return image
+        name = inside(line)
+        return next(filter(exists, forms(name)), name)
+
+    return read
+
+
+def once(samples: Sequence[Sample], name: str) -> Sequence[Sample]:
+    """The samples, each of which is counted. Raises OvssError for those that are there twice."""
+    pairs = list(twice(samples))
+    if pairs:
+        raise OvssError(
+            f"data set '{name}' lists {len(pairs)} images more than once, and each would count as often: "
+            f"{'; '.join(pairs[:5])}. List every image once."
+        )
+    return samples
+
+
+def twice(samples: Sequence[Sample]) -> Iterator[str]:
+    """What is there more than once: an id, or, under two ids, one pair of files (by links, or on a file system that does not
+    distinguish capitals)."""
+    seen: dict[Any, Sample] = {}
+    for sample in samples:
+        keys = [key for key in (sample.id, _files(sample)) if key]
+        first = next((seen[key] for key in keys if key in seen), None)
+        if first:
+            yield f"{_where(first)} and {_where(sample)}"
+        for key in keys:
+            seen.setdefault(key, sample)
+
+
+def _where(sample: Sample) -> str:
+    return sample.id + (f" (line {sample.line})" if sample.line else "")
+
+
+def _files(sample: Sample) -> tuple[int, ...] | None:
+    """What is the same for two names of the same image and label."""
+    try:
+        stats = [path.stat() for path in (sample.image_path, sample.label_path)]
+    except OSError:
+        return None
+    return tuple(part for stat in stats for part in (stat.st_dev, stat.st_ino)) if all(stat.st_ino for stat in stats) else None
+
+
+def missing(samples: Sequence[Sample]) -> Iterator[str]:
+    """The files that are not there, with the line of the list that names them."""
+    for sample in samples:
+        for path in (sample.image_path, sample.label_path):
+            if not os.path.isfile(path):  # which is False, where Path.is_file raises, for names that cannot be
+                yield f"{path}" + (f" (line {sample.line} of the list)" if sample.line else "")

@@ -1,0 +1,38 @@
+"""PyTorch's global switches, which a notebook may have set for something else: the numbers here must not depend on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def ordinary_torch() -> Iterator[None]:
+    """PyTorch as it is when a process begins, for what is done in the block (or the function that this decorates): default
+    type and device, no autocast, fp32 products in fp32, no inference mode, in which weights would be loaded for good."""
+    dtype, products = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    strict, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":  # else no mode, which would see every call
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        try:
+            torch.set_default_dtype(torch.float32)
+            if products != "highest":
+                torch.set_float32_matmul_precision("highest")
+            if strict:  # some operators have no such algorithm, and would raise
+                torch.use_deterministic_algorithms(False)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            if products != "highest":
+                torch.set_float32_matmul_precision(products)
+            if strict:
+                torch.use_deterministic_algorithms(strict, warn_only=warn_only)
