@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OvssError, unknown
-from ..files import as_text, below, config_names, data_files, environment, user_path, write_atomic
+from ..files import as_text, below, config_names, data_files, environment, user_path, write_text
 from ..process import in_processes, locked, terminate_cleanly
 from ..progress import Progress
 from ..registry import DATASETS, Registry
@@ -185,9 +185,10 @@ def _kind_of_images(config: dict[str, Any], folder: Path, images: str | None, re
 
     Raises OvssError if others are there already: the two kinds must not be mixed.
     """
-    choices, there = config.get("prepare", {}).get("images"), _recorded(config, folder)
+    choices = config.get("prepare", {}).get("images")
     if not choices:
         return None
+    there = _recorded(config, folder)
     made = folder / config["images"]
     if images and images != there and not rerun and made.is_dir() and data_files(made):
         what = f"of images={there}" if there else "of a kind that nobody has recorded"
@@ -204,6 +205,15 @@ def _recorded(config: dict[str, Any], folder: Path) -> str:
         return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     except (OSError, ValueError) as error:
         raise OvssError(f"{path} cannot be read: {error}. Delete it.") from error
+
+
+def _record(kind: str, config: dict[str, Any], folder: Path, rerun: bool, progress: Progress) -> None:
+    """Notes which kind of images is made, where there are none yet."""
+    made = folder / config["images"]
+    if rerun or not data_files(made):
+        write_text(made / KIND, f"{kind}\n")
+    elif not _recorded(config, folder):
+        progress.say(f"note: of what kind the images in {made} are is not recorded; rerun=true makes all of them images={kind}")
 
 
 def _convert(
@@ -241,13 +251,8 @@ def _convert(
             (target / f"{UNFINISHED}-{converter}").unlink(missing_ok=True)
         return
     with unfinished(targets, converter, command):
-        made = folder / config["images"]
-        if kind and (rerun or not data_files(made)):
-            write_atomic(made / KIND, lambda temporary: temporary.write_text(f"{kind}\n", encoding="utf-8"))
-        elif kind and not _recorded(config, folder):
-            progress.say(
-                f"note: of what kind the images in {made} are is not recorded; rerun=true makes all of them images={kind}"
-            )
+        if kind:
+            _record(kind, config, folder, rerun, progress)
         run_tasks(left, f"conversion of {name}", workers, progress)
 
 

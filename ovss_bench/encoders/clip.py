@@ -198,6 +198,12 @@ class DenseCLIP:
         is left of the 77 tokens that a short prompt is filled up to.
         """
         tokens, places = self.tokenizer(prompts).unique(dim=0, return_inverse=True)
+        words = getattr(getattr(self.text_tower, "token_embedding", None), "num_embeddings", None)
+        if words is not None and tokens.max() >= words:
+            raise OvssError(
+                f"clip '{self.name}' knows {words} tokens, its tokenizer has token {int(tokens.max())}. Give the weights with "
+                "their whole text tower, or text features: Vocabulary.from_features."
+            )
         repeats = places.bincount(minlength=len(tokens))
         ends = self._text_ends(tokens)
         lengths = torch.full((len(tokens),), tokens.shape[1]) if ends is None else ends + 1
@@ -327,9 +333,6 @@ def load_clip(
         model.load_state_dict(adapt_state_dict(state_dict, model), strict=True)
         tokenizer = _tokenizer(architecture, config)
         clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
-        words = clip.text_tower.token_embedding.num_embeddings if isinstance(tokenizer, open_clip.SimpleTokenizer) else None
-        if words is not None and words < tokenizer.vocab_size:
-            raise OvssError(f"clip '{label}' knows {words} tokens, CLIP's tokenizer has {tokenizer.vocab_size}.")
         clip.weights_known = known
         clip.changed |= {"activation": activation} if activation != own else {}
         clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}

@@ -130,11 +130,6 @@ def _absent(segmentor: Segmentor, scene: Scene, key: object) -> Tensor | None:
         return None
     name, group = segmentor.recipe.segmentor, segmentor.vocabulary.group
     absent = torch.as_tensor(absent).to(segmentor.clip.device)
-    if absent.dtype != torch.bool or absent.shape != (len(group),):
-        raise OvssError(
-            f"{name}.absent gives {absent.dtype} of shape {tuple(absent.shape)} for image {key}, expected torch.bool of shape "
-            f"({len(group)},), one for each query."
-        )
     if all(out or c < 0 for out, c in zip(absent.tolist(), group, strict=True)):
         raise OvssError(f"{name}.absent leaves no query of a class for image {key}. At least one class must be possible.")
     if segmentor.recipe.logit_scale == 0:

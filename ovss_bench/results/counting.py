@@ -16,7 +16,8 @@ from ..encoders.trunk_cache import TrunkCache
 from ..errors import OvssError
 from ..evaluation.boundary import boundary_counts
 from ..evaluation.confusion import confusion
-from ..inference.engine import check_image, predict
+from ..image import check_image
+from ..inference.engine import predict
 from ..inference.finish import Prediction
 from ..plugin_errors import plugin_errors
 from ..process import in_threads

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..datasets.base import MissingData, SegDataset, load_dataset, mmseg_class
-from ..datasets.config import dataset_config, pattern_of
+from ..datasets.config import alternatives, dataset_config, pattern_of
 from ..datasets.expected import in_words
 from ..datasets.suites import load_suite
 from ..errors import OvssError
@@ -95,11 +95,12 @@ def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str
     """What a data set lacks: folders and lists below the data root, or else its first files."""
     if root is None:
         return ["give data_root=DIR, or set the environment variable OVSS_DATA"]
-    wanted = [config[key] for key in ("images", "labels", "ids") if config.get(key)]
-    lacking = [[path for path in wanted if not (Path(root) / folder / path).exists()] for folder in config["folders"]]
+    wanted = [alternatives(config[key]) for key in ("images", "labels", "ids") if config.get(key)]
+    places = [Path(root) / folder for folder in config["folders"]]
+    lacking = [[paths for paths in wanted if not any((place / path).exists() for path in paths)] for place in places]
     best = min(range(len(lacking)), key=lambda i: len(lacking[i]))
     if lacking[best]:
-        return [f"{root}/{config['folders'][best]}/{path}" for path in lacking[best]]
+        return [f"{root}/{config['folders'][best]}/{'|'.join(paths)}" for paths in lacking[best]]
     try:
         return [f"{len(load_dataset(name, root).samples)} images are there"]
     except OvssError as error:  # names the files that are not there

@@ -174,8 +174,8 @@ class Segmentor:
                 origins[name] = f"{origin.removesuffix(WITHOUT_EFFECT)}{WITHOUT_EFFECT}"
             elif name not in NEUTRAL or value != NEUTRAL[name]:
                 raise OvssError(
-                    f"{name}={value} (from {origin}) is without effect on {recipe.segmentor}, which has a rule of its own in "
-                    f"the place of it. Leave {name} out. (If the method does read it, name it in {type(self).__name__}.uses.)"
+                    f"{name}={value} (from {origin}) has no effect on {recipe.segmentor}, which has its own rule instead. "
+                    f"Leave {name} out. (If the method does read it, name it in {type(self).__name__}.uses.)"
                 )
         return replace(recipe, origins=origins)
 

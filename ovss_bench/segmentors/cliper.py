@@ -32,13 +32,12 @@ class CLIPer(Segmentor):
     Ablations: `fuse_feature=False` leaves out the mean over the layers, so that `select_layer` decides alone; `refinement`
     joins the diffusion maps of all heads as a product (SFSA), as a mean, or takes one, `selection` (counted from 0; 1 in the
     official code). `vfm` replaces `diffusion` by a vision encoder, which sees the image at its original size, rounded down to
-    its own patches, in fp32; by its `feature`. The patches of an image that is nearly uniform to it attend to themselves,
-    where the official affinity is NaN.
+    its own patches, in fp32; by its `feature`. Where the official affinity is NaN, patches attend to themselves.
     """
 
     in_fp32 = ("vfm",)
-
     uses = ("window", "stride", "position", "logit_scale")
+
     select_layer: int = -1
     fuse_feature: bool = True
     attention_thr: float = 0.1

@@ -474,7 +474,7 @@ def labels_of_zeros_that_are_reduced(dataset):
     return [dataset.root / dataset.config["labels"]]
 
 
-@mistake("hardly any classes", "chn6_cug", "1 of 2 classes occur in", hint="a converter has probably cut them")
+@mistake("hardly any classes", "massachusetts_road", "1 of 2 classes occur in", hint="a converter has probably cut them")
 def masks_without_an_object(dataset):
     for path in label_paths(dataset):
         altered(path, lambda label: np.zeros_like(label))

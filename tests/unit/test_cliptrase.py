@@ -70,7 +70,7 @@ def test_queries_compete_alone_the_background_s_last(background, order, tiny_cli
 
 
 def test_thresholds_of_the_recipe_have_no_part(tiny_clip, tiny_vocabulary):
-    with pytest.raises(ob.OvssError, match=r"threshold=0.9 \(from argument\) is without effect on cliptrase"):
+    with pytest.raises(ob.OvssError, match=r"threshold=0.9 \(from argument\) has no effect on cliptrase"):
         build(tiny_clip, tiny_vocabulary, threshold=0.9)
 
 

@@ -221,7 +221,9 @@ def test_without_its_archive_a_rerun_says_what_it_leaves(toy, capsys):
 
 def test_two_at_once(toy, undisturbed):
     child = Child(toy, converting=0.5).when("labels", 1)
-    with pytest.raises(ob.OvssError, match=rf"another process is writing to {toy.parent}\. Wait .* data_root=DIR"):
+    with pytest.raises(
+        ob.OvssError, match=rf"another process is writing to {toy.parent} \(process \d+ on .+\)\. Wait .* data_root=DIR"
+    ):
         prepare(toy, quiet=True)
     assert child.end() == (0, "")
     assert tree(toy.parent) == undisturbed

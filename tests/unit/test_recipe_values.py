@@ -122,7 +122,7 @@ def test_classes_of_ones_own_scores_have_an_area_threshold(tiny_clip, vocabulary
 
 def test_a_decision_of_ones_own_says_which_values_it_reads(tiny_clip, vocabulary, monkeypatch):
     recipe = ob.compose_recipe("sclip", overrides={"threshold": 0.3})
-    with pytest.raises(ob.OvssError, match=r"threshold=0\.3 .* without effect on sclip.*OwnDecision\.uses"):
+    with pytest.raises(ob.OvssError, match=r"threshold=0\.3 .* has no effect on sclip.*OwnDecision\.uses"):
         OwnDecision(tiny_clip, vocabulary, recipe)
     monkeypatch.setattr(OwnDecision, "uses", ("threshold",))
     assert OwnDecision(tiny_clip, vocabulary, recipe).recipe.threshold == 0.3

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ovss_bench as ob
-from ovss_bench.datasets.config import dataset_config
+from ovss_bench.datasets.config import alternatives, dataset_config
 from ovss_bench.encoders.diffusion import load_diffusion
 from ovss_bench.encoders.masks import boxes_of, paint, point_grid
 from ovss_bench.encoders.regions import INDEX, load_regions, read_regions, write_regions
@@ -636,7 +636,8 @@ def test_the_index_of_made_regions_can_be_made_again(dataset, made, folder):
 def suffixed():
     """The data sets whose images have more than an extension behind their id."""
     configs = {name: dataset_config(name)[1] for name in config_names("dataset")}
-    return {name: config for name, config in configs.items() if not config.get("image_suffix", ".x").startswith(".")}
+    suffixes = {name: alternatives(config.get("image_suffix", ".x")) for name, config in configs.items()}
+    return {name: configs[name] for name, (first, *_) in suffixes.items() if not first.startswith(".")}
 
 
 @pytest.mark.parametrize("name", suffixed())
