@@ -71,8 +71,6 @@ def test_tools_that_read_results_in_a_poor_environment(tmp_path):
     )
     assert "report.html" in told
     assert (tmp_path / "page/report.html").read_text("utf-8")
-    told = started("datasets.py", "list", "data_root=~/x", cwd=tmp_path, status=0, **ASCII, HOME=str(tmp_path))
-    assert "voc21" in told
 
 
 def test_variables_that_are_set_but_empty(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 import ovss_bench as ob
 from ovss_bench.errors import OvssError
 from ovss_bench.evaluation.confusion import confusion, total
+from ovss_bench.evaluation.metrics import areas
 from ovss_bench.results.html import confusions, write_html
 from ovss_bench.results.load import read_results
 from ovss_bench.results.pictures import choose, image_ious
@@ -225,7 +226,7 @@ def test_many_pictures_stay_small(folder, tmp_path):
     demo, random = ob.load_dataset("demo"), np.random.default_rng(0)
     classes, runs, kept = len(demo.classes), 20, 5
     result = json.loads(next(folder.rglob("naclip-*.json")).read_text())
-    result |= {"dataset": "demo", "per_class": result["per_class"][:1] * classes}
+    result |= {"dataset": "demo", "images": {"expected": len(demo.samples), "evaluated": kept, "failed": {}}}
     for i in range(runs):
         with RunStore(tmp_path, "demo", "demo", "naclip", f"{i:012x}".ljust(64, "0")) as store:
             result["fingerprint"] = store.fingerprint
@@ -234,6 +235,9 @@ def test_many_pictures_stay_small(folder, tmp_path):
                 label_map = np.where(truth == 255, 0, truth).astype(np.uint16)
                 label_map[random.random(truth.shape) < 0.05] = 1
                 store.add(sample.id, confusion(truth, label_map, classes), "0", None, label_map)
+            numbers = np.stack(areas(total(store.counts.values(), classes)), 1).tolist()
+            names = "correct", "predicted", "true"
+            result["per_class"] = [result["per_class"][0] | dict(zip(names, row, strict=True)) for row in numbers]
             store.finish(result, list(store.counts))
     path = write_html(tmp_path, tmp_path / "page.html", images=100)
     assert path.read_text().count("data:image/") > runs * kept

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ovss_bench.datasets.check import check
 from ovss_bench.datasets.prepare import CONVERTERS, Task, prepare
 from ovss_bench.distributed import Shard
 from ovss_bench.evaluation.confusion import confusion
-from ovss_bench.files import below, read_lines, read_yaml
+from ovss_bench.files import below, digest, read_lines, read_yaml
 from ovss_bench.progress import Progress
 from ovss_bench.results.merge import merge, part_folders
 from ovss_bench.results.precompute import index_regions, precompute_regions
@@ -62,7 +63,7 @@ READ = {
     "comments": ("# val\na  # the first\n#b\nb\n", ["a", "b"]),
     "suffixes of images": ("a.jpg\nsub/c.jpg\n", ["a", "sub/c"]),
     "suffixes of labels": ("a_m.png\nsub/c_m.png\n", ["a", "sub/c"]),
-    "with the folder": ("photos/a.jpg\nmasks/b_m.png\n", ["a", "masks/b"]),
+    "with the folder": ("photos/a.jpg\nphotos/sub/c.jpg\n", ["a", "sub/c"]),
     "columns": ("photos/a.jpg masks/a_m.png\nphotos/sub/c.jpg\tmasks/sub/c_m.png\n", ["a", "sub/c"]),
     "columns with commas": ("photos/a.jpg,masks/a_m.png\n", ["a"]),
     "columns of DeepLab": ("/photos/a.jpg /masks/a_m.png\n", ["a"]),
@@ -75,8 +76,6 @@ READ = {
 @pytest.mark.parametrize("case", READ)
 def test_lists_as_people_have_them(case, own):
     text, ids = READ[case]
-    if case == "with the folder":  # of labels none is stripped: it is not below the image folder
-        text, ids = "photos/a.jpg\n", ["a"]
     for options in ({}, {"mmseg": "PascalVOCDataset", "classes": None}):
         assert [sample.id for sample in own(text, **options).samples] == ids
 
@@ -148,8 +147,15 @@ def test_all_texts_have_one_reader(tmp_path):
 # What is counted.
 
 
+@pytest.fixture(scope="module")
+def result():
+    """A result of the right form."""
+    job = make_job("clip", ob.load_clip("demo"), ob.load_dataset("demo"), overrides=FAST)
+    return run_jobs([job], limit=1, quiet=True)[0]
+
+
 @pytest.fixture
-def finished(tmp_path):
+def finished(tmp_path, result):
     """`finished(change)`: the end of a run of three images, of which something was changed before."""
     truth = np.random.RandomState(0).randint(0, 3, (9, 11))
     records = confusion(truth, np.where(truth == 2, 1, truth), 3)
@@ -159,7 +165,6 @@ def finished(tmp_path):
         {"class": "", "IoU": 1.0, "Acc": 1.0} | dict(zip(("correct", "predicted", "true"), each, strict=True))
         for each in numbers
     ]
-    (result,) = run_jobs([make_job("clip", ob.load_clip("demo"), ob.load_dataset("demo"), overrides=FAST)], limit=1, quiet=True)
 
     def end(change=lambda result, images: None):
         data = result.data | {
@@ -217,8 +222,6 @@ def test_parts_that_list_other_images_are_not_merged(own, tmp_path):
     part = sorted(folder.glob("part-*.json"))[1]
     before = part.read_text()
     for images in ('["a", "b", "b"]', '["a", "b"]'):
-        from ovss_bench.files import digest
-
         text = before.split("\n")[1].replace('["a", "b", "sub/c"]', images)
         part.write_text(f"{digest(text)}\n{text}\n")
         with pytest.raises(ob.OvssError, match="list an image twice, or other images than each other"):
@@ -296,8 +299,6 @@ def write_converted(folder, name, own):
 
 
 def write_unpacked(folder, name, own):
-    import zipfile
-
     with zipfile.ZipFile(folder.parents[1] / "a.zip", "w") as archive:
         archive.writestr(f"x/{name}", b"evil")
     extract(folder.parents[1] / "a.zip", Archive("a.zip", {"x": "."}), folder, Progress(quiet=True))
