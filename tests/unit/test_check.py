@@ -474,10 +474,15 @@ def labels_of_zeros_that_are_reduced(dataset):
     return [dataset.root / dataset.config["labels"]]
 
 
-@mistake("hardly any classes", "massachusetts_road", "1 of 2 classes occur in", hint="a converter has probably cut them")
+@mistake("hardly any classes", "cryonuseg", "1 of 2 classes occur in 30 images", hint="a converter has probably cut them")
 def masks_without_an_object(dataset):
+    """Of a whole set: of a part, it says nothing."""
     for path in label_paths(dataset):
         altered(path, lambda label: np.zeros_like(label))
+    first, *_ = dataset.samples
+    for number in range(len(dataset.samples), 30):
+        for path in (first.image_path, first.label_path):
+            shutil.copy(path, path.with_stem(f"{path.stem}_{number}"))
     return [dataset.root / dataset.config["labels"]]
 
 
