@@ -7,10 +7,8 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from ..vocabulary import Vocabulary, read_names
 from . import expected
 from .config import alternatives, chosen, dataset_config, facts, names_path, pattern_of
 from .lists import missing, once, read_ids
+from .mmseg_classes import lists_itself, mmseg_class
 
 # A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
 UNFINISHED = ".unfinished"
@@ -164,12 +163,9 @@ class SegDataset:
     def listed(self) -> list[Sample]:
         """All images, in mmseg's order, whether or not their files are there. Raises OvssError for ids that lead outside the
         image folder."""
-        if self._mmseg_lists:
-            from mmseg.datasets import BaseSegDataset
-
-            if type(self.mmseg).load_data_list is not BaseSegDataset.load_data_list:
-                self.mmseg.full_init()
-                return [self._by_class(info["img_path"], info["seg_map_path"]) for info in self.mmseg.data_list]
+        if self._mmseg_lists and lists_itself(type(self.mmseg)):
+            self.mmseg.full_init()
+            return [self._by_class(info["img_path"], info["seg_map_path"]) for info in self.mmseg.data_list]
         images, labels = (self.root / on_disk(self.config[kind]) for kind in ("images", "labels"))
         image_suffix, label_suffix = self.config["image_suffix"], self.config["label_suffix"]
         return [
@@ -371,16 +367,6 @@ class SegDataset:
         return Vocabulary.from_names(
             entries, background=self.background, templates=templates, distractors=distractors, classes=self.classes
         )
-
-
-def mmseg_class(name: str) -> type:
-    """A data set class of mmseg. This is the one place that imports mmseg."""
-    with redirect_stdout(StringIO()):  # it prints that "OneDL", which is optional, is not there
-        import mmseg.datasets  # noqa: F401  (registers the classes)
-        from mmseg.registry import DATASETS as MMSEG
-    if name not in MMSEG.module_dict:
-        raise unknown("data set class of mmseg", name, MMSEG.module_dict)
-    return MMSEG.module_dict[name]
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:

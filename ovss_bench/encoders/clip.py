@@ -26,6 +26,7 @@ from .deferred import deferred
 from .hub import hub
 from .known_weights import known_weights
 from .position import resample_position
+from .text import encode_tokens, text_tower
 
 if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
@@ -36,7 +37,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
 }
 LAYER_NORM_EPS = 1e-5  # of CLIP as it was trained
-TEXT_TOKENS = {"cpu": 2560, "cuda": 65536}  # of prompts in one forward pass
 # What open_clip imports for models that are no plain ViT, and torchvision for one function: several seconds.
 OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
 
@@ -191,59 +191,15 @@ class DenseCLIP:
 
     @torch.inference_mode()
     def encode_text(self, prompts: list[str], advance: Callable[[int], None] = lambda count: None) -> Tensor:
-        """Unit text embeddings (len(prompts), E), float32; `advance` is called with how many more there are.
-
-        Equal prompts are encoded once. Where no token sees those behind it and the embedding is that of the end-of-text token,
-        what lies behind that token is left out, which changes rounding only: prompts of like length together, so that little
-        is left of the 77 tokens that a short prompt is filled up to.
-        """
-        tokens, places = self.tokenizer(prompts).unique(dim=0, return_inverse=True)
-        words = getattr(getattr(self.text_tower, "token_embedding", None), "num_embeddings", None)
+        """Unit text embeddings (len(prompts), E), float32; `advance` is called with how many more there are."""
+        tokens = self.tokenizer(prompts)
+        words = getattr(getattr(text_tower(self.model), "token_embedding", None), "num_embeddings", None)
         if words is not None and tokens.max() >= words:
             raise OvssError(
                 f"clip '{self.name}' knows {words} tokens, its tokenizer has token {int(tokens.max())}. Give the weights with "
                 "their whole text tower, or text features: Vocabulary.from_features."
             )
-        repeats = places.bincount(minlength=len(tokens))
-        ends = self._text_ends(tokens)
-        lengths = torch.full((len(tokens),), tokens.shape[1]) if ends is None else ends + 1
-        order, first = lengths.argsort(descending=True, stable=True), 0
-        parts: list[Tensor] = []
-        while first < len(order):
-            length = int(lengths[order[first]])
-            rows = order[first : first + max(TEXT_TOKENS[self.device.type] // length, 1)]
-            first += len(rows)
-            batch = tokens[rows, :length].to(self.device)
-            encoded = self.model.encode_text(batch) if ends is None else self._encode_cut(batch, ends[rows].to(self.device))
-            parts.append(F.normalize(encoded.float(), dim=-1))
-            advance(int(repeats[rows].sum()))
-        return torch.cat(parts)[order.argsort()[places].to(self.device)]
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return getattr(self.model, "text", self.model)
-
-    def _text_ends(self, tokens: Tensor) -> Tensor | None:
-        """The places (B,) of the tokens whose embedding is taken, or None if those behind them may count."""
-        tower = self.text_tower
-        mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-        causal = isinstance(mask, Tensor) and mask.ndim == 2 and torch.equal(mask.isinf(), torch.ones_like(mask).triu(1).bool())
-        if not causal or getattr(tower, "cls_emb", None) is not None:
-            return None
-        if pool == "eos":
-            return (tokens == getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))).int().argmax(-1)
-        return tokens.argmax(-1) if pool == "argmax" else None
-
-    def _encode_cut(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        """open_clip's `encode_text` for tokens (B, L) of any length: the embeddings (B, E) at `ends`."""
-        tower, length = self.text_tower, tokens.shape[1]
-        dtype = tower.transformer.get_cast_dtype()
-        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
-        x, projection = x[torch.arange(len(x), device=x.device), ends], tower.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Module) else x @ projection
+        return encode_tokens(self.model, tokens, self.device, advance)
 
 
 def default_precision(device: str | torch.device) -> str:

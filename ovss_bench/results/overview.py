@@ -10,9 +10,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..datasets.base import MissingData, SegDataset, load_dataset, mmseg_class
+from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import alternatives, dataset_config, pattern_of
 from ..datasets.expected import in_words
+from ..datasets.mmseg_classes import mmseg_class
 from ..datasets.suites import load_suite
 from ..errors import OvssError
 from ..files import CONFIGS, config_names

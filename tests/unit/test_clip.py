@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ovss_bench as ob
-from ovss_bench.encoders.clip import TEXT_TOKENS
+from ovss_bench.encoders.text import TEXT_TOKENS, text_tower
 from parity.seeded import clip_state_dict
 
 SIZES = {"width": 64, "layers": 3, "resolution": 64, "embed_dim": 32, "vocab_size": 49408}
@@ -286,7 +286,7 @@ def test_lower_precision_stays_close(precision, weights, images):
 
 def texts_of(clip, monkeypatch, prompts):
     """What `encode_text` gives, what open_clip gives for the prompts one by one and whole, and the shapes of the passes."""
-    shapes, tower = [], clip.text_tower.transformer
+    shapes, tower = [], text_tower(clip.model).transformer
     with torch.no_grad():
         expected = torch.cat([clip.model.encode_text(clip.tokenizer([prompt]), normalize=True) for prompt in prompts])
     tower.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape[:2])))

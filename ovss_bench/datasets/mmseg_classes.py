@@ -1,0 +1,25 @@
+"""The one place that imports mmseg, which takes a second and brings torch."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stdout
+from io import StringIO
+
+from ..errors import unknown
+
+
+def mmseg_class(name: str) -> type:
+    """A data set class of mmseg."""
+    with redirect_stdout(StringIO()):  # it prints that "OneDL", which is optional, is not there
+        import mmseg.datasets  # noqa: F401  (registers the classes)
+        from mmseg.registry import DATASETS as MMSEG
+    if name not in MMSEG.module_dict:
+        raise unknown("data set class of mmseg", name, MMSEG.module_dict)
+    return MMSEG.module_dict[name]
+
+
+def lists_itself(kind: type) -> bool:
+    """Whether a class of mmseg lists its images by rules of its own."""
+    from mmseg.datasets import BaseSegDataset
+
+    return kind.load_data_list is not BaseSegDataset.load_data_list
