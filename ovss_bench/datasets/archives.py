@@ -145,7 +145,7 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, a
 def _collision(path: Path, one: str, other: str, target: Path) -> OvssError:
     names = f"'{one}' twice" if one == other else f"'{one}' and '{other}'"
     return OvssError(
-        f"{path} holds {names}, of which each would be written to {target}. It is not the official archive, or was packed "
+        f"{path} holds {names}: both would be written to {target}. It is not the official archive, or was packed "
         "again: take the official one, or unpack it by hand."
     )
 

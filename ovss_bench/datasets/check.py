@@ -140,8 +140,8 @@ def sixteen_bits_in_eight(survey: Survey) -> Found:
 
 def reduced_twice(survey: Survey) -> Found:
     ignored, count = survey.dataset.ignore_index, len(survey.dataset.classes)
-    if not survey.shifts or ignored not in survey.pixels or count in survey.pixels:
-        return
+    if not survey.shifts or ignored not in survey.pixels or count in survey.pixels or set(survey.pixels) <= {0, ignored}:
+        return  # with no other value everything is ignored
     zero = sum(0 in seen.values for seen in survey.labels)
     # Official labels of a set with a label map hold 255 themselves, but also 0, the background, nearly everywhere.
     if survey.dataset.label_map and 2 * zero >= len(survey.labels):

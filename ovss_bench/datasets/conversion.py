@@ -11,6 +11,8 @@ from PIL import Image
 from ..errors import OvssError
 from ..files import data_files, read_lines, write_atomic, write_text
 
+# Such a share of a map's pixels may be of no class: a scratch, not another encoding.
+FEW = 0.01
 Image.MAX_IMAGE_PIXELS = None  # aerial images are larger than Pillow believes in
 
 

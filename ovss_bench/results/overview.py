@@ -84,7 +84,8 @@ def card(name: str, root: str | None) -> Text:
 
 
 def _wrapped(line: str, width: int, broken: bool = False) -> list[str]:
-    """A line in lines of a width, longer words by themselves, or `broken`."""
+    """A line in lines of a width, longer words by themselves, or `broken`, where there are alternatives if it can be."""
+    line = line.replace("|", " | ") if broken else line
     return textwrap.wrap(line, width, break_long_words=broken, break_on_hyphens=False)
 
 

@@ -77,6 +77,8 @@ def evaluate(
         job = make_job(segmentor, *on, protocol, recipe, origin="argument")
     else:
         job = job_of(segmentor, *on, protocol, recipe or {}, kept=output is not None)
+    for doubt in job.dataset.doubts:
+        Progress(not progress).say(f"note: {job.dataset.name}: {doubt}")
     (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=not progress)
     return result
 

@@ -45,7 +45,7 @@ def png(label: np.ndarray) -> bytes:
 
 
 def jpeg(image: np.ndarray) -> bytes:
-    return encoded(image, "JPEG", quality=92)
+    return encoded(image, "JPEG", quality=92, comment=b"drawn")  # which Pillow copies from a picture to its files
 
 
 def coloured(label: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:

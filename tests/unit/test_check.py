@@ -474,6 +474,13 @@ def labels_of_zeros_that_are_reduced(dataset):
     return [dataset.root / dataset.config["labels"]]
 
 
+@mistake("everything ignored", "ade20k", "all pixels of all label maps are ignored (255)", hint="encoding")
+def empty_labels_of_a_set_that_is_reduced(dataset):
+    for path in label_paths(dataset):
+        altered(path, lambda label: np.full_like(label, 255))
+    return [dataset.root / dataset.config["labels"]]
+
+
 @mistake("hardly any classes", "cryonuseg", "1 of 2 classes occur in 30 images", hint="a converter has probably cut them")
 def masks_without_an_object(dataset):
     """Of a whole set: of a part, it says nothing."""

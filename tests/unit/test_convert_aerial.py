@@ -13,6 +13,7 @@ from PIL import Image
 import ovss_bench as ob
 from miniatures.aerial import MINIATURES
 from ovss_bench.datasets import converters  # noqa: F401
+from ovss_bench.datasets.conversion import noted
 from ovss_bench.datasets.converters.aerial import boxes, isaid_label, isprs_label, uavid_label
 from ovss_bench.datasets.prepare import prepare
 
@@ -288,7 +289,7 @@ def test_colours_that_uavid_does_not_use_are_refused(tmp_path):
     MINIATURES["uavid"](tmp_path)
     path = tmp_path / "UAVid/raw/test_gt/seq42/Labels/000000.png"
     label = read(path)
-    label[10, 10] = 9, 8, 7
+    label[: len(label) // 50] = 9, 8, 7
     Image.fromarray(label).save(path)
     with pytest.raises(
         ob.OvssError, match=r"1 of 4 files could not be converted(?s:.*)seq42/Labels/000000\.png.*\[\[9, 8, 7\]\]"
@@ -296,6 +297,16 @@ def test_colours_that_uavid_does_not_use_are_refused(tmp_path):
         prepare("uavid", tmp_path, quiet=True)
     with pytest.raises(ob.OvssError, match="half prepared"):
         ob.load_dataset("uavid", tmp_path)
+
+
+@pytest.mark.parametrize("convert", [isprs_label, isaid_label, uavid_label])
+def test_a_few_pixels_of_other_colours_are_counted_and_become_zero(convert, tmp_path):
+    image = np.zeros((20, 20, 3), np.uint8)
+    image[3, 4] = 9, 8, 7
+    Image.fromarray(image).save(tmp_path / "a.png")
+    noted()
+    assert not convert(tmp_path / "a.png").any()
+    assert noted() == [("have a colour of no class; they count as 0", 1)]
 
 
 @pytest.mark.parametrize("convert", [isprs_label, isaid_label, uavid_label])

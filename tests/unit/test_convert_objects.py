@@ -212,6 +212,13 @@ def test_foreign_masks_are_refused(tmp_path):
     assert binary(tmp_path / "ready.png", 1).sum() == 12
 
 
+def test_black_of_a_jpeg_mask_may_be_1(tmp_path):
+    """Water bodies come as JPEG, in which a mask without an object need not be 0 everywhere."""
+    Image.fromarray(np.ones((16, 16), np.uint8)).save(tmp_path / "black.jpg")
+    assert np.array(Image.open(tmp_path / "black.jpg")).max() == 1
+    assert not binary(tmp_path / "black.jpg", 128).any()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
 def test_masks_may_be_of_any_mode(mode, tmp_path):
     grey = np.zeros((6, 6), np.uint8)

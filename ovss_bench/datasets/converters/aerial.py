@@ -17,7 +17,7 @@ from PIL import Image
 from ...errors import OvssError
 from ...files import write_atomic
 from ...image import refuse_odd
-from ..conversion import by_colour, files, image_size, require, starts, table, words, write_image
+from ..conversion import FEW, by_colour, files, image_size, note_pixels, require, starts, table, words, write_image
 from ..prepare import CONVERTERS, Task
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
@@ -35,8 +35,8 @@ ISPRS_COLOURS = {
     (255, 255, 0): 5,  # car
     (255, 0, 0): 6,  # clutter
 }
-# The converters compare 4 R + 3 G + 2 B instead of colours; unknown sums stay 0.
-ISPRS_KEYS = table({4 * r + 3 * g + 2 * b: value for (r, g, b), value in ISPRS_COLOURS.items()}, 0, size=9 * 255 + 1)
+# The converters compare 4 R + 3 G + 2 B instead of colours.
+ISPRS_KEYS = table({4 * r + 3 * g + 2 * b: value for (r, g, b), value in ISPRS_COLOURS.items()}, 255, size=9 * 255 + 1)
 
 ISAID_COLOURS = {
     (0, 0, 0): 0,
@@ -214,16 +214,12 @@ def isprs_label(path: Path) -> np.ndarray:
 
 
 def isaid_label(path: Path) -> np.ndarray:
-    return _decoded(path, partial(by_colour, colours=ISAID_COLOURS, default=0))
+    return _decoded(path, partial(by_colour, colours=ISAID_COLOURS, default=255))
 
 
 def uavid_label(path: Path) -> np.ndarray:
-    """Raises OvssError for other colours than the official ones."""
-    label = _decoded(path, partial(by_colour, colours=UAVID_COLOURS, default=255))
-    if (label == 255).any():
-        wrong = np.unique(read_picture(path)[label == 255], axis=0)[:3].tolist()
-        raise OvssError(f"label map {path} has the colours {wrong} (RGB), which UAVid does not use. Unpack it again.")
-    return label
+    """Raises OvssError if more than a few pixels have other colours than the official ones."""
+    return _decoded(path, partial(by_colour, colours=UAVID_COLOURS, default=255), FEW)
 
 
 def _isprs_values(image: np.ndarray) -> np.ndarray:
@@ -231,13 +227,21 @@ def _isprs_values(image: np.ndarray) -> np.ndarray:
     return ISPRS_KEYS[4 * red + 3 * green + 2 * blue]
 
 
-def _decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], rows: int = 128) -> np.ndarray:
-    """(H, W) uint8: `values` of the colours of a label map, some rows at a time, since the maps have up to 60 million pixels.
+def _decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], most: float = 1, rows: int = 128) -> np.ndarray:
+    """(H, W) uint8: `values` of the colours of a label map, some rows at a time, since the maps have up to 60 million pixels;
+    0 and a note for colours of no class (255), as the converters have it.
 
-    Raises OvssError for a map that is not in colours.
+    Raises OvssError for a map that is not in colours, or of which a larger share than `most` has colours of no class.
     """
     with Image.open(path) as file:
         if file.mode in ("1", "L", "I", "I;16"):
             raise OvssError(f"label map {path} has one channel, expected RGB colours. Unpack the official archive again.")
         image = np.array(file.convert("RGB"))
-    return np.concatenate([values(image[top : top + rows]) for top in range(0, len(image), rows)])
+    label = np.concatenate([values(image[top : top + rows]) for top in range(0, len(image), rows)])
+    other = label == 255
+    if other.mean() > most:
+        wrong = np.unique(image[other][:10_000], axis=0)[:3].tolist()
+        raise OvssError(f"label map {path} has the colours {wrong} (RGB), which stand for no class. Unpack it again.")
+    note_pixels(other.sum(), "have a colour of no class; they count as 0")
+    label[other] = 0
+    return label

@@ -10,13 +10,14 @@ import numpy as np
 from PIL import Image
 
 from ...errors import OvssError
+from ...files import write_atomic
 from ..conversion import (
+    FEW,
     by_colour,
     note_pixels,
     read_array,
     read_text,
     table,
-    write_image,
     write_label,
 )
 from ..prepare import Task
@@ -24,9 +25,8 @@ from .aerial import copy, read_picture
 from .values import replace
 
 IMAGES, LABELS = "images_detectron2", "annotations_detectron2"
-# So many of a map's pixels may be of no class: a scratch, not another encoding. Of black and white masks, which were resized or
-# went through JPEG, more may be grey, if there is white as well.
-FEW, FEW_GREY, GREY_TO_WHITE = 0.01, 0.001, 4
+# Of black and white masks, which were resized or went through JPEG, more pixels may be grey, if there is white as well.
+FEW_GREY, GREY_TO_WHITE = 0.001, 4
 
 Reader = Callable[[Path], np.ndarray]  # raw label map -> (H, W) uint8 classes
 
@@ -80,7 +80,12 @@ def pictured(source: Path, target: Path, images: str = "original") -> Task:
 
 
 def recode(source: Path, target: Path) -> None:
-    write_image(target, read_picture(source))
+    """The picture itself is saved, not an array of it: so Pillow keeps the comment of a JPEG file, as in MESS's scripts, whose
+    files would else have another size, and another fingerprint."""
+    read_picture(source)  # refuses what Pillow would cut
+    with Image.open(source) as image:
+        picture = image.convert("RGB")
+    write_atomic(target, lambda temporary: picture.save(temporary))
 
 
 def labelled(read: Reader, source: Path, target: Path) -> Task:

@@ -124,8 +124,8 @@ def binary(path: Path, threshold: int) -> np.ndarray:
     with Image.open(path) as image:
         if image.mode not in ("1", "L") and np.ptp(np.array(image.convert("RGB")), axis=2).max() > NOISE:
             raise OvssError(f"mask {path} is in colours, expected black and white. Unpack the official archive again.")
-        grey = np.array(image.convert("L"))
-    if threshold > 1 and grey.max() == 1:
+        grey, lossy = np.array(image.convert("L")), image.format == "JPEG"  # in which black may be 1
+    if threshold > 1 and grey.max() == 1 and not lossy:
         raise OvssError(f"mask {path} holds 0 and 1, expected 0 and 255: it is converted already. Put the official one there.")
     return (grey >= threshold).astype(np.uint8)
 
