@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ovss_bench as ob
+from ovss_bench.inference import memory
 from ovss_bench.inference.engine import predict
 from ovss_bench.inference.memory import free_memory
 from parity.seeded import query_features
@@ -58,6 +59,13 @@ def test_whole_maps_and_logits_count_too(tiny_clip):
     image = np.zeros((700, 1000, 3), np.uint8)
     ((_, outcome),) = in_half_a_gigabyte(lambda: [(k, str(v)) for k, v in predict([segmentor], [("large", image)])])
     assert "out of memory: gem_original needs at least" in outcome
+
+
+def test_one_image_that_needs_too_much_is_refused_with_its_size(tiny_clip, tiny_vocabulary, monkeypatch):
+    segmentor = ob.build_segmentor("naclip", clip=tiny_clip, vocabulary=tiny_vocabulary, **WHOLE)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    with pytest.raises(ob.OvssError, match="out of memory: naclip needs .* image the image of 32 x 48 pixels"):
+        ob.segment(segmentor, np.zeros((32, 48, 3), np.uint8))
 
 
 def test_free_memory_is_what_the_kernel_says_at_most():
