@@ -331,3 +331,9 @@ def test_names_below_a_folder(name, folder):
         below(folder, name)
     assert below(folder, "./b//c.png") == folder / "b/c.png"
     assert below(folder, "link/x", links=True) == folder / "link/x"
+
+
+@pytest.mark.parametrize("name", [".Trash-0/files/x.jpg", ".x/a.jpg", "sub/._a.jpg", "@eaDir/a.jpg", "sub/Thumbs.db"])
+def test_what_is_hidden_is_no_image(name, own, tmp_path):
+    write_files(tmp_path, {f"photos/{name}": b""})
+    assert [sample.id for sample in own("", ids=None).samples] == sorted(IDS)
