@@ -126,9 +126,10 @@ def read_text(path: str | Path, kind: str, expected: str = "UTF-8 text") -> str:
 
 
 def read_lines(path: str | Path, kind: str, expected: str = "UTF-8 text") -> list[tuple[int, str]]:
-    """The lines of a text as (number, text without white space around it); without comments (`#` at the beginning) and
-    without empty lines at the end. The one reader of lists, see `read_text`."""
-    lines = enumerate(map(str.strip, re.split(r"\r\n|\r|\n", read_text(path, kind, expected))), 1)
+    """The lines of a text as (number, text without white space and byte-order marks around it, which files that were put
+    together have within); without comments (`#` at the beginning) and without empty lines at the end. The one reader of lists,
+    see `read_text`."""
+    lines = enumerate((line.strip("\ufeff").strip() for line in re.split(r"\r\n|\r|\n", read_text(path, kind, expected))), 1)
     lines = [(number, line) for number, line in lines if not line.startswith("#")]
     while lines and not lines[-1][1]:
         lines.pop()
@@ -163,7 +164,8 @@ def inside(name: str) -> str:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or NO_NAME.search(name):
         raise OvssError(
-            f"'{name}' cannot be the name of a file below its folder: it must be relative, without '..', and not empty."
+            f"{name!r} cannot be the name of a file below its folder: it must be relative and not empty, without '..' and "
+            "control characters."
         )
     return pure.as_posix()
 
@@ -187,10 +189,9 @@ def make_folder(folder: Path) -> Path:
 
 
 def is_clutter(path: str | PurePath) -> bool:
-    """Whether a path below a folder of data is a hidden file (.DS_Store, ._a.png), or of an operating system or tool: no image,
-    whatever its suffix."""
-    parts = PurePath(path).parts
-    return bool(parts) and (parts[-1][0] == "." or any(part.lower() in CLUTTER for part in parts))
+    """Whether a path below a folder of data is hidden or in a hidden folder (.DS_Store, ._a.png, .Trash-0/a.png), or of an
+    operating system or tool: no image, whatever its suffix."""
+    return any((part[0] == "." and part != "..") or part.lower() in CLUTTER for part in PurePath(path).parts)
 
 
 def data_files(folder: Path, pattern: str = "*") -> list[Path]:

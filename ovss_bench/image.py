@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import OvssError, unknown
 
@@ -48,6 +48,8 @@ def read_image(path: str | Path) -> np.ndarray:
         raise
     except Exception as error:  # of damaged files Pillow raises nearly anything
         reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty" if not data else "it is of no kind of image that Pillow knows"
         raise OvssError(f"image {path} cannot be read: {reason}. Copy or download it again.") from error
     image = _decoded(data, cv2.IMREAD_COLOR)
     if image is None:
@@ -94,14 +96,17 @@ def _odd_tiff(data: bytes) -> str:
         file.seek(directory.next)
         directory.load(file)
         bands, bits = int(directory.get(277, 1)), set(directory.get(258, (1,)))
-        kinds, palette, extra = set(directory.get(339, (1,))), directory.get(262) == 3, directory.get(338, (0,))
+        kinds, colours, extra = set(directory.get(339, (1,))), directory.get(262), directory.get(338, (0,))
     except Exception:  # a damaged file, which is told when it is decoded
         return ""
-    if bands > 4 or (bands == 2 and extra[0] not in (1, 2)):  # 1 and 2 are alpha
-        return f"{bands} bands, which are not red, green and blue"
+    one_colour = colours in (0, 1) and bands > 1 and not (bands == 2 and extra[0] in (1, 2))  # 1 and 2 are alpha
+    if bands > 4 or one_colour:
+        return f"{bands} bands, which are not red, green and blue by its header"
+    if colours in (8, 9, 10):
+        return "CIE Lab colours"
     if kinds & {2, 3}:
         return f"{'floating point' if 3 in kinds else 'signed'} numbers of {max(bits)} bits"
-    if bits - {1, 8, 16} and not palette:
+    if bits - {1, 8, 16} and colours != 3:  # a palette
         return f"{max(bits)} bits a band"
     return _odd_values(data) if max(bits) == 16 else ""
 

@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from .errors import KEPT, OvssError, unknown
 from .files import user_path
+from .process import Ended, terminate_cleanly
 
 
 def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,18 +163,22 @@ def print_anything() -> None:
 
 
 def run_tool(work: Callable[[], int | None]) -> None:
-    """Runs a tool and ends the process: with the status that `work` returns, or 2 and one line for an error; with `debug=true`
-    on the command line the traceback, too."""
+    """Runs a tool and ends the process: with the status that `work` returns, or one line and 2 for an error, 128 + number for a
+    signal; with `debug=true` on the command line the traceback, too."""
     print_anything()
+    status = 2
     try:
-        status = work() or 0
+        with terminate_cleanly():
+            done = work() or 0
         sys.stdout.flush()
-        sys.exit(status)
+        sys.exit(done)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
     except KeyboardInterrupt:
         message: object = f"interrupted; {KEPT}"
+    except Ended as end:
+        status, message = end.code, f"ended by {end.name}; {KEPT}"
     except Exception as error:
         message = error if isinstance(error, OvssError | OmegaConfBaseException) else _of_plugin(error)
         if message is None:
@@ -181,7 +186,7 @@ def run_tool(work: Callable[[], int | None]) -> None:
         if DEBUG[0] in sys.argv:
             traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _of_plugin(error: Exception) -> OvssError | None:

@@ -26,9 +26,17 @@ SECONDS_TO_OBEY = 5.0  # a signal, before the process is ended from outside of t
 SECONDS_TO_END = 1.0  # in which the workers of a process that was killed have noticed it, and hold its lock no longer
 
 
+class Ended(SystemExit):
+    """By a signal; `code` is what a shell shows for it."""
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.code - 128).name
+
+
 @contextmanager
 def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into SystemExit, as Python turns SIGINT into KeyboardInterrupt, so that what is pending gets
+    """Turns SIGTERM and SIGHUP into `Ended`, as Python turns SIGINT into KeyboardInterrupt, so that what is pending gets
     written. Main thread only, as Python has it.
 
     Python handles a signal between two bytecodes, and a single operation on a huge image may take an hour. So a thread watches:
@@ -36,7 +44,7 @@ def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]
     """
 
     def stop(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        raise Ended(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

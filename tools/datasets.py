@@ -20,7 +20,7 @@ from rich.console import RenderableType
 
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import environment
-from ovss_bench.options import parse_options, run_tool
+from ovss_bench.options import is_place, parse_options, run_tool
 from ovss_bench.progress import console
 
 COMMON = {"data_root": environment("OVSS_DATA"), "plugins": []}
@@ -35,8 +35,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command not in COMMANDS:
         raise unknown("command", arguments.command, COMMANDS)
-    names = [word for word in arguments.words if "=" not in word]
-    return COMMANDS[arguments.command](names, [word for word in arguments.words if "=" in word])
+    names = [word for word in arguments.words if is_place(word)]
+    return COMMANDS[arguments.command](names, [word for word in arguments.words if word not in names])
 
 
 def list_datasets(names: list[str], words: list[str]) -> int:

@@ -6,7 +6,6 @@ grid, `torchrun --nproc-per-node N tools/eval.py ...` one run in N processes.
 
 import os
 import re
-import signal
 import sys
 import tempfile
 import traceback
@@ -35,7 +34,7 @@ from ovss_bench.errors import KEPT, OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
 from ovss_bench.options import print_anything
 from ovss_bench.overrides import literal
-from ovss_bench.process import terminate_cleanly
+from ovss_bench.process import Ended, terminate_cleanly
 
 GRID = "OVSS_GRID"  # environment variable: a folder of the runs of one grid
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
@@ -66,9 +65,9 @@ def evaluate(config: DictConfig) -> None:
         status = 2
     except KeyboardInterrupt:
         status, wrong = 2, f"interrupted; {KEPT}"
-    except SystemExit as end:
+    except Ended as end:
         others = ", as when another process of the run has died" if world.size > 1 else ""
-        status, wrong = end.code, f"ended by {signal.Signals(end.code - 128).name}{others}; {KEPT}"
+        status, wrong = end.code, f"ended by {end.name}{others}; {KEPT}"
     if isinstance(wrong, OvssError) and in_grid:
         raise wrong  # to be told when the other runs of the grid have ended, wherever they run
     if wrong and world.speaks():

@@ -130,8 +130,10 @@ def segment(
     own = segmentor.with_recipe(changed)
     if output_size is None and changed.scored_at != "original":
         output_size = make_scene(image, own).resized.shape[:2]
-    ((_, (prediction,)),) = predict([own], [(key, image)], pad_last=False, keep_scores=True, output_size=output_size)
-    return prediction
+    ((_, outcome),) = predict([own], [(key, image)], pad_last=False, keep_scores=True, output_size=output_size)
+    if isinstance(outcome, OvssError):
+        raise outcome
+    return outcome[0]
 
 
 @ordinary_torch()

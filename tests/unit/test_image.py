@@ -138,6 +138,8 @@ ODD_KINDS = {
     "12 bits in a PGM": (b"P5 # of a sensor\n30 20\n4095\n" + many(1, ">u2", 16).tobytes(), "up to 4095"),
     "4 bits in a PGM": (b"P5\n30 20 15\n" + (many(1) % 16).tobytes(), "up to 15"),
     "two bands": (tiff(many(2)), "2 bands"),
+    "four bands of no colour": (tiff(many(4), extra=[0, 0, 0]), "4 bands"),
+    "Lab": (tiff(many(3), photometric=8), "CIE Lab"),
     "five bands": (tiff(many(5), photometric=2, extra=[0, 0]), "5 bands"),
     "thirteen bands of 16 bits": (tiff(many(13, np.uint16, 200), extra=[0] * 12), "13 bands"),
     **{f"float{8 * size}": (tiff(many(1, f"f{size}") / 250, kind=3), "floating point") for size in (2, 4, 8)},

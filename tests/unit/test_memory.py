@@ -60,6 +60,18 @@ def test_whole_maps_and_logits_count_too(tiny_clip):
     assert "out of memory: gem_original needs at least" in outcome
 
 
+def test_one_image_that_needs_too_much_is_refused_with_its_size(tiny_clip, tiny_vocabulary):
+    segmentor = ob.build_segmentor("naclip", clip=tiny_clip, vocabulary=tiny_vocabulary, **WHOLE)
+
+    def work():
+        try:
+            return str(ob.segment(segmentor, np.zeros((*IMAGES["strip"], 3), np.uint8)))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    assert in_half_a_gigabyte(work).startswith("OvssError: out of memory: naclip needs at least")
+
+
 def test_free_memory_is_what_the_kernel_says_at_most():
     free = free_memory(torch.device("cpu"))
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))

@@ -14,6 +14,7 @@ import pytest
 
 import ovss_bench as ob
 from ovss_bench import process
+from ovss_bench.options import run_tool
 from ovss_bench.process import in_processes, locked, terminate_cleanly
 
 FORK = multiprocessing.get_context("fork")
@@ -188,3 +189,13 @@ def test_a_block_that_ends_in_time_is_left_alone():
         signal.raise_signal(signal.SIGTERM)
     time.sleep(0.2)
     process.SECONDS_TO_OBEY = before
+
+
+def test_a_tool_says_what_has_ended_it(capsys):
+    for kind in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        with pytest.raises(SystemExit) as end:
+            run_tool(lambda kind=kind: [os.kill(os.getpid(), kind), time.sleep(20)])
+        assert end.value.code == (2 if kind == signal.SIGINT else 128 + kind)
+        said = capsys.readouterr().err
+        assert said.startswith("error: interrupted; " if kind == signal.SIGINT else f"error: ended by {kind.name}; ")
+        assert said.count("\n") == 1
