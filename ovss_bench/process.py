@@ -26,6 +26,11 @@ SECONDS_TO_OBEY = 5.0  # a signal, before the process is ended from outside of t
 SECONDS_TO_END = 1.0  # in which the workers of a process that was killed have noticed it, and hold its lock no longer
 
 
+def by_signal(error: BaseException) -> bool:
+    """Whether this is how `terminate_cleanly` ends the process; a plug-in may call sys.exit(), too."""
+    return isinstance(error, SystemExit) and error.code in {128 + number for number in ENDING}
+
+
 @contextmanager
 def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Turns SIGTERM and SIGHUP into SystemExit, as Python turns SIGINT into KeyboardInterrupt, so that what is pending gets

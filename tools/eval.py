@@ -35,7 +35,7 @@ from ovss_bench.errors import KEPT, OvssError, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
 from ovss_bench.options import print_anything
 from ovss_bench.overrides import literal
-from ovss_bench.process import terminate_cleanly
+from ovss_bench.process import by_signal, terminate_cleanly
 
 GRID = "OVSS_GRID"  # environment variable: a folder of the runs of one grid
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
@@ -57,18 +57,18 @@ def evaluate(config: DictConfig) -> None:
         if in_grid and status:
             wrong = OvssError(f"{' '.join(composed.overrides.task)} has ended with status {status}, see above.")
             wrong.status = status
-    except Exception as error:
-        wrong = error if isinstance(error, OvssError) else blamed(error)
-        if wrong is None:
-            raise
-        if config.debug:
-            traceback.print_exc()
-        status = 2
     except KeyboardInterrupt:
         status, wrong = 2, f"interrupted; {KEPT}"
-    except SystemExit as end:
-        others = ", as when another process of the run has died" if world.size > 1 else ""
-        status, wrong = end.code, f"ended by {signal.Signals(end.code - 128).name}{others}; {KEPT}"
+    except (Exception, SystemExit) as error:
+        if by_signal(error):
+            others = ", as when another process of the run has died" if world.size > 1 else ""
+            status, wrong = error.code, f"ended by {signal.Signals(error.code - 128).name}{others}; {KEPT}"
+        else:
+            status, wrong = 2, error if isinstance(error, OvssError) else blamed(error)
+            if wrong is None:
+                raise
+            if config.debug:
+                traceback.print_exc()
     if isinstance(wrong, OvssError) and in_grid:
         raise wrong  # to be told when the other runs of the grid have ended, wherever they run
     if wrong and world.speaks():

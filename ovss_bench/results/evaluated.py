@@ -31,12 +31,17 @@ class EvalResult:
         return pd.DataFrame(self.data["per_class"]).set_index("class")
 
     def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items() if name in ("mIoU", "mAcc", "aAcc"))
+        return f"EvalResult({self._title}: {shown})"
+
+    @property
+    def _title(self) -> str:
         data = self.data
-        return f"EvalResult({data['segmentor']} on {data['dataset']} with {data['clip']}: {self.metrics['mIoU']} mIoU)"
+        part = f", {data['images']['evaluated']} of {data['images']['expected']} images" if data["partial"] else ""
+        return f"{data['segmentor']} on {data['dataset']} with {data['clip']}{part}"
 
     def _repr_html_(self) -> str:
         """For notebooks."""
         cells = "".join(f"<td>{'–' if value is None else f'{value:.2f}'}</td>" for value in self.metrics.values())
         names = "".join(f"<th>{escape(name)}</th>" for name in self.metrics)
-        title = escape(" on ".join(str(self.data[key]) for key in ("segmentor", "dataset")) + f" with {self.data['clip']}")
-        return f"<table><caption>{title}</caption><tr>{names}</tr><tr>{cells}</tr></table>"
+        return f"<table><caption>{escape(self._title)}</caption><tr>{names}</tr><tr>{cells}</tr></table>"
