@@ -33,6 +33,7 @@ from .recipe import RECIPE_VALUES, compose_recipe, own_recipe, segmentor_config
 from .registry import load_plugin
 from .results.averages import terminal_averages, write_averages
 from .results.grid import Grid
+from .results.jobs import refuse_idle
 from .results.paper import PaperTable, load_table
 from .results.paper_view import terminal_paper, write_paper
 from .results.run import EvalResult, Job, Runtime, make_job, run_jobs
@@ -228,18 +229,26 @@ def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None
     *_, clip = _clip(plan.clip, options["weights"])
     dataset, protocol = dataset_config(plan.dataset)[0], options["protocol"]
     recipe = compose_recipe(plan.segmentor, clip=clip, dataset=dataset, protocol=protocol, overrides=plan.overrides)
+    try:
+        refuse_idle(recipe)
+        recipe, refused = segmentor_config(plan.segmentor)[1].checked_recipe(recipe), None
+    except OvssError as error:
+        refused = error
     title = f"{plan.segmentor} on {dataset} with {clip}, protocol {protocol}"
     console.print(f"recipe of {plan.segmentor}: {own_recipe(plan.segmentor)}", markup=False)
     view = Table("value", "", "origin", title=title, title_justify="left", box=None)
     for key, value in recipe.values().items():
         view.add_row(key, str(value), recipe.origins[key])
     console.print(view)
+    if refused:
+        console.print(f"would stop: {refused}\n", markup=False)
+        return
     try:
         data = load_dataset(plan.dataset, options["data_root"])
         selected = len(data.select(options["limit"], options["ids"]))
         console.print(f"would read {selected} of {len(data.samples)} images from {data.root}")
     except OvssError as error:
-        console.print(f"would stop: {error}")
+        console.print(f"would stop: {error}", markup=False)
     console.print(f"would write to {Path(options['output']) / dataset / clip}/\n")
 
 

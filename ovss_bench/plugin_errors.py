@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .errors import OvssError
+from .process import Ended
 from .registry import DATASETS, SEGMENTORS
 
 
@@ -15,7 +16,7 @@ def is_outside(kind: type) -> bool:
     return kind.__module__.partition(".")[0] != __package__
 
 
-def blamed(error: Exception, kind: type | None = None) -> OvssError | None:
+def blamed(error: BaseException, kind: type | None = None) -> OvssError | None:
     """The error that names the last line of a plug-in that an exception came through on its way here; None if there is none,
     unless the class `kind` is a plug-in's: then it names the line that raised it."""
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # the loop knows what to do
@@ -31,7 +32,7 @@ def blamed(error: Exception, kind: type | None = None) -> OvssError | None:
     if not own and not (kind and is_outside(kind)):
         return None
     frame, line = (own or frames)[-1]
-    message = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     return OvssError(f"{message} ({frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}; debug=true shows all)")
 
 
@@ -40,9 +41,9 @@ def plugin_errors(what: str, kind: type | None = None) -> Iterator[None]:
     """Around calls of what may be a plug-in's; `what` was called, of the class `kind`."""
     try:
         yield
-    except OvssError:
+    except (OvssError, Ended):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plug-in may call sys.exit()
         found = blamed(error, kind)
         if found is None:
             raise

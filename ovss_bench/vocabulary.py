@@ -87,7 +87,10 @@ class Vocabulary:
         """One entry per class: a name or a list of synonyms; `templates` is a set of `TEMPLATES` or a file (see
         `read_templates`). Raises OvssError for an empty entry or a class listed twice."""
         prompts = read_templates(templates)
-        synonyms = [[entry] if isinstance(entry, str) else list(entry) for entry in names]
+        synonyms = [[entry] if isinstance(entry, str) else entry for entry in names]
+        for i, entry in enumerate(synonyms):
+            if not isinstance(entry, list | tuple) or not all(isinstance(name, str) for name in entry):
+                raise OvssError(f"class {i} is {entry!r}: expected a name, or a list of synonyms.")
         if not synonyms:
             raise OvssError("a vocabulary needs at least one class name.")
         first: dict[str, int] = {}

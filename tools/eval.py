@@ -56,18 +56,17 @@ def evaluate(config: DictConfig) -> None:
         if in_grid and status:
             wrong = OvssError(f"{' '.join(composed.overrides.task)} has ended with status {status}, see above.")
             wrong.status = status
-    except Exception as error:
-        wrong = error if isinstance(error, OvssError) else blamed(error)
-        if wrong is None:
-            raise
-        if config.debug:
-            traceback.print_exc()
-        status = 2
     except KeyboardInterrupt:
         status, wrong = 2, f"interrupted; {KEPT}"
     except Ended as end:
         others = ", as when another process of the run has died" if world.size > 1 else ""
         status, wrong = end.code, f"ended by {end.name}{others}; {KEPT}"
+    except (Exception, SystemExit) as error:
+        status, wrong = 2, error if isinstance(error, OvssError) else blamed(error)
+        if wrong is None:
+            raise
+        if config.debug:
+            traceback.print_exc()
     if isinstance(wrong, OvssError) and in_grid:
         raise wrong  # to be told when the other runs of the grid have ended, wherever they run
     if wrong and world.speaks():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -224,12 +224,12 @@ class SegDataset:
         it does not have."""
         return expected.doubts(self.config, [sample.id for sample in self.listed])
 
-    def select(self, limit: int | None = None, ids: Sequence[str] | None = None) -> list[Sample]:
+    def select(self, limit: int | None = None, ids: str | Iterable[str] | None = None) -> list[Sample]:
         """The samples of the given ids (with or without the image suffix), or `limit` evenly spaced ones, or all."""
         if ids is not None:
             known = {sample.id: sample for sample in self.samples}
             chosen = []
-            for name in map(str, ids):
+            for name in [ids] if isinstance(ids, str) else [getattr(each, "id", str(each)) for each in ids]:
                 short = name.removesuffix(self.config["image_suffix"])
                 if name not in known and short not in known:
                     raise unknown(f"image id in {self.name}", name, known)
@@ -240,10 +240,10 @@ class SegDataset:
             if not chosen:
                 raise OvssError("ids is an empty list. Name the images to evaluate, or leave it out.")
             return chosen
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1):
+            raise OvssError(f"limit={limit!r}: expected the number of images to evaluate, 1 or more.")
         if limit is None or limit >= len(self.samples):
             return self.samples
-        if limit < 1:
-            raise OvssError(f"limit={limit}: expected the number of images to evaluate, 1 or more.")
         return [self.samples[int(i)] for i in np.linspace(0, len(self.samples) - 1, limit).round()]
 
     def __len__(self) -> int:

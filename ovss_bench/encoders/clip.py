@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,10 @@ class DenseCLIP:
         grid = f"{self.stored_grid[0]} x {self.stored_grid[1]}"
         kind = f"{self.depth} blocks of width {self.width}, patches of {self.patch_size} pixels ({grid}), {self.activation}"
         return f"DenseCLIP({self.name}: {kind}, {self.precision} on {self.device})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f"<pre>{escape(repr(self))}</pre>"
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
         """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None:

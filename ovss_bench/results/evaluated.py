@@ -31,15 +31,17 @@ class EvalResult:
         return pd.DataFrame(self.data["per_class"]).set_index("class")
 
     def __repr__(self) -> str:
-        return f"EvalResult({self._title()}: {self.metrics['mIoU']} mIoU)"
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items() if name in ("mIoU", "mAcc", "aAcc"))
+        return f"EvalResult({self._title}: {shown})"
 
+    @property
     def _title(self) -> str:
-        data, images = self.data, self.data["images"]
-        part = f", {images['evaluated']} of {images['expected']} images" if data["partial"] else ""
+        data = self.data
+        part = f", {data['images']['evaluated']} of {data['images']['expected']} images" if data["partial"] else ""
         return f"{data['segmentor']} on {data['dataset']} with {data['clip']}{part}"
 
     def _repr_html_(self) -> str:
         """For notebooks."""
         cells = "".join(f"<td>{'–' if value is None else f'{value:.2f}'}</td>" for value in self.metrics.values())
         names = "".join(f"<th>{escape(name)}</th>" for name in self.metrics)
-        return f"<table><caption>{escape(self._title())}</caption><tr>{names}</tr><tr>{cells}</tr></table>"
+        return f"<table><caption>{escape(self._title)}</caption><tr>{names}</tr><tr>{cells}</tr></table>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,11 +19,20 @@ from ..errors import OvssError
 from ..files import CONFIGS, digest, path_digest
 from ..image import resize
 from ..inference.windows import SlidingWindow
-from ..recipe import Recipe, compose_recipe, of_class, segmentor_config
+from ..recipe import RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
 from ..vocabulary import Vocabulary
 from .code import row_code, source_digest
+
+# Recipe values that count only beside some values of another: which, and when.
+BESIDE: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "short_side": ("resize", lambda rule: rule != "none"),
+    "long_side": ("resize", lambda rule: rule == "keep_ratio"),
+    "stride": ("window", lambda window: window != "whole"),
+    "pad_multiple": ("pad", lambda pad: pad != "none"),
+    "pamr_dilations": ("pamr_steps", bool),
+}
 
 
 @dataclass
@@ -73,8 +82,21 @@ def make_job(
         return compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=every, origin=origin)
 
     recipe = composed(_of_clip(clip, composed({})))
+    refuse_idle(recipe)
     vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
     return Job(name, instantiate(segmentor_config(name)[1], clip, vocabulary, recipe), dataset, protocol)
+
+
+def refuse_idle(recipe: Recipe) -> None:
+    """Raises OvssError for a value that was chosen for this run, but counts only beside other values of another one."""
+    method = segmentor_config(recipe.segmentor)[1]
+    for name, (other, counts) in BESIDE.items():
+        value = getattr(recipe, other)
+        if name in recipe.overrides and name not in method.uses and not counts(value):
+            raise OvssError(
+                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with {other}={value} (from "
+                f"{recipe.origins[other]}). Leave {name} out, or change {other}."
+            )
 
 
 def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Mapping[str, Any], kept: bool) -> Job:
@@ -94,6 +116,11 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
         raise OvssError(
             f"the segmentor {what}, but '{name}' is {method.__name__} of {method.__module__}, whose result this would be taken "
             "for. Register a class with a name of its own (ob.SEGMENTORS.register_module), and build it by that name."
+        )
+    for each in sorted(vars(segmentor).keys() & set(RECIPE_VALUES)):
+        raise OvssError(
+            f"{each} was set on the segmentor, which does not read it. Build it with {each}={vars(segmentor)[each]!r}, or use "
+            f"evaluate(..., recipe={{'{each}': {vars(segmentor)[each]!r}}})."
         )
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     overrides = dict(segmentor.recipe.overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,7 +57,7 @@ def evaluate(
     protocol: str = "paper",
     recipe: Mapping[str, Any] | None = None,
     limit: int | None = None,
-    ids: Sequence[str] | None = None,
+    ids: str | Iterable[str] | None = None,
     output: str | Path | None = None,
     runtime: Runtime | None = None,
     progress: bool = False,
@@ -73,12 +73,15 @@ def evaluate(
     if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
         given = ", ".join(type(each).__name__ for each in (segmentor, *on))
         raise OvssError(f"evaluate({given}): expected evaluate(NAME, clip, dataset) or evaluate(segmentor, dataset).")
+    if not isinstance(runtime, Runtime | None):
+        raise OvssError(f"runtime={runtime!r}: expected ob.Runtime(NAME=VALUE, ...).")
     if isinstance(segmentor, str):
         job = make_job(segmentor, *on, protocol, recipe, origin="argument")
     else:
         job = job_of(segmentor, *on, protocol, recipe or {}, kept=output is not None)
     for doubt in job.dataset.doubts:
         Progress(not progress).say(f"note: {job.dataset.name}: {doubt}")
+    ids = ids if ids is None or isinstance(ids, str) else list(ids)
     (result,) = run_jobs([job], limit=limit, ids=ids, output=output, runtime=runtime, quiet=not progress)
     return result
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ class Segmentor:
         self, clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, sources: Mapping[str, Any] | None = None
     ) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
-        self.vocabulary, self.recipe, self.sources = vocabulary, self._without_unused(recipe), dict(sources or {})
+        self.vocabulary, self.recipe, self.sources = vocabulary, self.checked_recipe(recipe), dict(sources or {})
         self.observed: Counter[str] = Counter()  # what a method counts on its way, by name; results state it
         for name in ("threshold", "area_threshold"):
             if getattr(recipe, name) > 0 and vocabulary.background is None and name not in self.unused():
@@ -164,18 +165,22 @@ class Segmentor:
         behind = {name for hook, names in BEHIND.items() if overrides(cls, hook) for name in names}
         return frozenset(behind - set(cls.uses))
 
-    def _without_unused(self, recipe: Recipe) -> Recipe:
+    @classmethod
+    def checked_recipe(cls, recipe: Recipe) -> Recipe:
         """The recipe, in which the origin of a value without effect says so, as far as the value was meant for all methods.
         Raises OvssError if it was set for this one."""
         origins = dict(recipe.origins)
-        for name in sorted(self.unused()):
+        for name in sorted(cls.unused()):
             value, origin = getattr(recipe, name), origins.get(name, "the caller")
             if origin.startswith(SHARED_FILES):
                 origins[name] = f"{origin.removesuffix(WITHOUT_EFFECT)}{WITHOUT_EFFECT}"
             elif name not in NEUTRAL or value != NEUTRAL[name]:
+                hint = f"Leave {name} out, or give it in a run of its own to the methods that use it."
+                if cls.__module__.partition(".")[0] != "ovss_bench":
+                    hint = f"Leave {name} out. (If the method does read it, name it in {cls.__name__}.uses.)"
                 raise OvssError(
                     f"{name}={value} (from {origin}) has no effect on {recipe.segmentor}, which has its own rule instead. "
-                    f"Leave {name} out. (If the method does read it, name it in {type(self).__name__}.uses.)"
+                    f"{hint}"
                 )
         return replace(recipe, origins=origins)
 
@@ -187,6 +192,10 @@ class Segmentor:
             f"{type(self).__name__}({recipe.segmentor} with clip {self.clip.name}, {len(vocabulary.classes)} classes, "
             f"{len(vocabulary.queries)} queries,\n  {window}, threshold={recipe.threshold}{own})"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f"<pre>{escape(repr(self))}</pre>"
 
     def with_recipe(self, recipe: Recipe) -> Segmentor:
         """The same method with other recipe values."""

@@ -33,6 +33,9 @@ def build_segmentor(
     """
     given = {kind: overrides[kind] for kind in SOURCES if not isinstance(overrides.get(kind), str | None)}
     overrides |= {kind: describe(source) for kind, source in given.items()}
+    for kind, source in given.items():
+        if not callable(source) and kind != "bank":
+            raise OvssError(f"{kind}={source!r}: expected a name, or a callable (see build_segmentor).")
     clip_name, _, tag = (str(clip), "", "") if Path(str(clip)).is_file() else str(clip).partition(":")
     if not isinstance(clip, DenseCLIP | str | Path):
         raise OvssError(f"clip: expected a loaded CLIP, its name or a file, not {type(clip).__name__}.")
@@ -41,6 +44,11 @@ def build_segmentor(
     if not isinstance(clip, DenseCLIP):
         clip = load_clip(clip_name, pretrained=tag or None, precision=recipe.precision)
     if isinstance(vocabulary, list | tuple):
+        if "names" in overrides:
+            raise OvssError(
+                f"names={overrides['names']!r} is without effect: the vocabulary lists the names. Leave it out, or give "
+                "dataset.vocabulary(names) as the vocabulary."
+            )
         vocabulary = Vocabulary.from_names(vocabulary, templates=recipe.templates)
     if not isinstance(vocabulary, Vocabulary):
         raise OvssError(f"vocabulary: expected a Vocabulary or a list of class names, not {type(vocabulary).__name__}.")

@@ -58,6 +58,8 @@ class ResCLIP(Segmentor):
             )
         return frozenset(range(self.rcs_first, self.rcs_last + 1))
 
+    uses = ("pamr_dilations",)  # of its feedback, with PAMR or without
+
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk = self.trunk(batch)

@@ -10,12 +10,26 @@ import torch
 import ovss_bench as ob
 from end_to_end.tools import run
 from ovss_bench.options import parse_options, run_tool
+from ovss_bench.plugin_errors import plugin_errors
 from ovss_bench.registry import load_plugin
 from ovss_bench.segmentors.hooks import HOOKS
 
 # What a method calls or has, and does not override.
-NO_HOOKS = {"hyperparameters", "with_recipe", "trunk", "cosines", "compare", "tensor", "as_images", "cut", "unused", "embed"}
-NO_HOOKS |= {"window_embeddings", "image_embedding", "encode_text", "places"}
+NO_HOOKS = {
+    "checked_recipe",
+    "_repr_html_",
+    "hyperparameters",
+    "with_recipe",
+    "trunk",
+    "cosines",
+    "compare",
+    "tensor",
+    "as_images",
+    "cut",
+    "unused",
+    "embed",
+}
+NO_HOOKS |= {"window_embeddings", "image_embedding", "encode_text", "places", "checked_recipe", "_repr_html_"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
 
 RAISES = """
@@ -170,3 +184,12 @@ def test_the_tools_say_one_line_and_with_debug_the_traceback(tmp_path, vocabular
     assert parse_options(["limit=3", "debug=true"], {"limit": None}) == {"limit": 3}
     with pytest.raises(KeyError):
         run_tool(lambda: {}["ours"])
+
+
+def test_a_hook_that_exits_is_named_and_a_signal_is_not():
+    method = ob.SEGMENTORS.get("sclip")
+    own = type("Exits", (method,), {"__module__": "somebody"})
+    with pytest.raises(ob.OvssError, match="scores: SystemExit: 3"), plugin_errors("scores", own):
+        raise SystemExit(3)
+    with pytest.raises(SystemExit), plugin_errors("scores", own):
+        raise SystemExit(143)  # of SIGTERM

@@ -233,3 +233,35 @@ def test_types_are_shipped():
     for builder in (SdistBuilder, WheelBuilder):
         files = {file.relative_path for file in builder(root).recurse_included_files()}
         assert "ovss_bench/py.typed" in files
+
+
+def test_ids_and_limits_of_other_types(data):
+    one = data[3]
+    for ids in (one.id, [one.id], (one,), np.array([one.id])):
+        assert data.select(ids=ids) == [one]
+    for limit in (0, 1.5, "3", True):
+        with pytest.raises(ob.OvssError, match="limit="):
+            data.select(limit)
+    with pytest.raises(ob.OvssError) as caught:
+        data.select(ids=["nope"])
+    assert len(str(caught.value)) < 300
+
+
+def test_what_would_be_without_effect_or_fail_later_is_refused(segmentor, data):
+    for names, more, message in (
+        (["a", 3], {}, "class 1 is 3"),
+        (["a", "b"], {"names": "sclip"}, "names='sclip' is without effect"),
+        (["a", "b"], {"regions": 3}, "regions=3: expected"),
+    ):
+        with pytest.raises(ob.OvssError, match=message):
+            ob.build_segmentor("corrclip", clip=segmentor.clip, vocabulary=names, **more)
+    own = ob.build_segmentor("sclip", clip=segmentor.clip, vocabulary=data.vocabulary(templates="photo"))
+    own.threshold = 0.7
+    for values, message in (({}, "threshold was set"), ({"runtime": {"batch": 2}}, "runtime=.*ob.Runtime")):
+        with pytest.raises(ob.OvssError, match=message):
+            ob.evaluate(own, data, limit=1, **values)
+
+
+def test_notebooks_show_clips_and_segmentors(segmentor):
+    for each in (segmentor, segmentor.clip):
+        assert each._repr_html_().startswith(f"<pre>{type(each).__name__}(")

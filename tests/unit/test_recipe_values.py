@@ -8,6 +8,7 @@ import ovss_bench as ob
 from ovss_bench.files import config_names
 from ovss_bench.inference.engine import predict
 from ovss_bench.recipe import RECIPE_VALUES, segmentor_config
+from ovss_bench.results.jobs import BESIDE, refuse_idle
 from ovss_bench.segmentors.base import NEUTRAL, WITHOUT_EFFECT
 from parity.seeded import query_features, rgb_image
 from stand_ins import sources_of
@@ -132,3 +133,16 @@ def test_neutral_values_are_allowed_everywhere(tiny_clip, vocabulary):
     neutral = NEUTRAL | {"short_side": 48} | FEW["clip_diy"] | sources_of("clip_diy")
     segmentor = ob.build_segmentor("clip_diy", clip=tiny_clip, vocabulary=vocabulary, **neutral)
     assert ob.segment(segmentor, np.zeros((20, 30, 3), np.uint8), window="whole").label_map.shape == (48, 48)
+
+
+@pytest.mark.parametrize("name", sorted(BESIDE))
+def test_a_value_that_counts_only_beside_another_is_refused(name):
+    idle = {"short_side": {"resize": "none"}, "long_side": {"resize": "square"}, "stride": {"window": "whole"}}
+    beside = {"pad_multiple": {"pad": "none"}, "pamr_dilations": {"pamr_steps": 0}} | idle
+    values = {name: OTHER[name]} | beside[name]
+    with pytest.raises(ob.OvssError, match=f"{name}=.* has no effect with {BESIDE[name][0]}="):
+        refuse_idle(ob.compose_recipe("sclip", overrides=values))
+    refuse_idle(ob.compose_recipe("sclip", overrides=beside[name]))  # what no one chose
+    refuse_idle(ob.compose_recipe("sclip", overrides={key: BASE[key] for key in (name, BESIDE[name][0])}))
+    if name == "pamr_dilations":
+        refuse_idle(ob.compose_recipe("resclip", overrides=values))
