@@ -31,7 +31,7 @@ from ovss_bench.results.load import read_results, result_paths
 from ovss_bench.results.merge import merge, part_folders
 from ovss_bench.results.published import load_figures
 from ovss_bench.results.run import Runtime, make_job, run_jobs
-from ovss_bench.results.store import RunStore, dump
+from ovss_bench.results.store import RunStore, dump, read_counts
 from ovss_bench.results.tables import differences, frame
 from ovss_bench.vocabulary import read_templates
 
@@ -277,3 +277,26 @@ def test_shards_of_an_interrupted_run(parts, tmp_path_factory, draw):
         assert store.damaged or store.counts.keys() == whole.keys()
         assert all(np.array_equal(counts, whole[image]) for image, counts in store.counts.items())
     shutil.rmtree(root)
+
+
+def test_what_has_failed_before(own, report, shown, tmp_path):
+    """One of each kind that once was a traceback."""
+    (path,) = result_paths(shown)
+    grid, figures = tmp_path / "000007.json", tmp_path / "own.csv"
+    for content in (b"{", b"[]", b"\xff"):
+        grid.write_bytes(content)
+        with pytest.raises(ob.OvssError, match="000007"), Grid(tmp_path, 1).together([], tmp_path):
+            pass
+    figures.write_bytes((PUBLISHED / "sclip.csv").read_bytes() + b"\xff")
+    with pytest.raises(ob.OvssError, match=r"own\.csv"):
+        load_figures(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps(report.manifest() | {"histogram": {"sky": 3}}))
+    with pytest.raises(ob.OvssError, match=r"manifest\.json.*class numbers"):
+        read_manifest(manifest, own)
+    counts = dict(np.load(path.with_suffix(".npz")))
+    np.savez(
+        tmp_path / "counts.npz", **{name: array for name, array in counts.items() if name not in ("checksum", "fingerprint")}
+    )
+    with pytest.raises(ob.OvssError, match=r"counts\.npz is damaged"):
+        read_counts(tmp_path / "counts.npz")
