@@ -472,7 +472,7 @@ def test_whatever_a_parser_raises_names_the_file(tmp_path, error):
 
     raw = tmp_path / "raw.dat"
     raw.touch()
-    with pytest.raises(ob.OvssError, match=r"raw\.dat cannot be read: \w+.*unpack"):
+    with pytest.raises(ob.OvssError, match=r"raw\.dat cannot be read: .+unpack"):
         run_task(Task(make, (raw, error), ()))
     with pytest.raises(NameError):
         run_task(Task(make, (raw, NameError("x")), ()))
