@@ -277,7 +277,7 @@ def read_counts(
             run = str(content["fingerprint"])
     except DAMAGES as error:
         raise OvssError(f"{path} is damaged: {error}. Delete it; its images will be evaluated again.") from error
-    if run != (fingerprint or run) or largest > (classes or largest):
+    if run != (fingerprint or run) or (classes is not None and largest > classes):
         raise OvssError(f"{path} belongs to another run. Delete it, or choose another folder with output=DIR.")
     return records, hashes, edges
 

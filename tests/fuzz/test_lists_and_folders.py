@@ -300,3 +300,5 @@ def test_what_has_failed_before(own, report, shown, tmp_path):
     )
     with pytest.raises(ob.OvssError, match=r"counts\.npz is damaged"):
         read_counts(tmp_path / "counts.npz")
+    with pytest.raises(ob.OvssError, match="another run"):
+        read_counts(path.with_suffix(".npz"), classes=0)
