@@ -26,7 +26,7 @@ from .datasets.suites import Suite, expand
 from .distributed import Shard, World
 from .encoders.clip import DenseCLIP, clip_label, default_precision, load_clip
 from .encoders.sources import SOURCES
-from .errors import OvssError, unknown
+from .errors import OvssError, print_error, unknown
 from .options import checked_options
 from .plugin_errors import is_outside, plugin_errors
 from .recipe import RECIPE_VALUES, compose_recipe, own_recipe, segmentor_config
@@ -99,7 +99,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         for error in failures or ():
             if options["debug"]:
                 traceback.print_exception(error)
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
     return 2 if failures else status
 
 
@@ -133,7 +133,7 @@ def _show(
         console.print(f"All {len(own)} rows agree with {options['expect']} within {options['tolerance']} points of mIoU.")
         return 0
     for line in (unlabelled := without_labels(own)):
-        print(f"error: {line}", file=sys.stderr)
+        print_error(line)
     return 2 if unlabelled else 0
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .errors import KEPT, OvssError, unknown
+from .errors import KEPT, OvssError, print_error, unknown
 from .files import user_path
 from .process import Ended, terminate_cleanly
 
@@ -185,7 +185,7 @@ def run_tool(work: Callable[[], int | None]) -> None:
             raise
         if DEBUG[0] in sys.argv:
             traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print_error(message)
     sys.exit(status)
 
 

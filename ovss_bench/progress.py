@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.segment import Segment
+
+from .errors import CONTROL
 
 SECONDS_PER_LINE = 10
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
-    """Where tools print. What they print holds text from files (names of classes, results, folders), which is never markup."""
+    """Where tools print. What they print holds text from files (names of classes, results, folders), which is never markup,
+    nor control sequences."""
     wide = None if stderr or sys.stdout.isatty() else 200  # tables in a file or a pipe keep their lines
-    return Console(stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
+    return _Console(stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
+
+
+class _Console(Console):
+    """Leaves control characters out, to which no cell of a table has given room."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(CONTROL.sub("", segment.text), segment.style)
 
 
 class Progress:

@@ -213,13 +213,9 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
                 f"photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
             )
         raise unknown("template set (or file)", name, TEMPLATES)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OvssError(f"templates file {path} cannot be read: {error}. Expected UTF-8 text, a template per line.") from error
     found = []
-    for number, line in enumerate(map(str.strip, lines), 1):
-        if line and not line.startswith("#"):
+    for number, line in read_lines(path, "templates file", "UTF-8 text, a template per line"):
+        if line:
             if line.count("{}") != 1:
                 raise OvssError(
                     f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template "

@@ -17,7 +17,7 @@ import ovss_bench.startup  # noqa: F401
 
 # isort: split
 
-from ovss_bench.errors import OvssError
+from ovss_bench.errors import OvssError, visible
 from ovss_bench.files import user_path, write_text
 from ovss_bench.options import is_place, parse_options, run_tool
 from ovss_bench.results.compare_view import lines_of, method_lines, summary
@@ -58,9 +58,8 @@ def main() -> int:
     if options["out"]:
         text = dump({"status": status(comparisons), "comparisons": comparisons})
         write_text(Path(options["out"]), text)
-    print("\n".join(method_lines(comparisons) if methods else [line for each in comparisons for line in lines_of(each)]))
-    for reason in without:
-        print(f"not compared: {reason}")
+    lines = method_lines(comparisons) if methods else [line for each in comparisons for line in lines_of(each)]
+    print(visible("\n".join([*lines, *(f"not compared: {reason}" for reason in without)])))
     if len(comparisons) > 1:
         print(f"{len(comparisons)} comparisons: {summary(comparisons)}")
     return status(comparisons)

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ovss_bench.distributed import join, leaving
-from ovss_bench.errors import KEPT, OvssError, unknown
+from ovss_bench.errors import KEPT, OvssError, print_error, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
 from ovss_bench.options import print_anything
 from ovss_bench.overrides import literal
@@ -70,14 +70,14 @@ def evaluate(config: DictConfig) -> None:
     if isinstance(wrong, OvssError) and in_grid:
         raise wrong  # to be told when the other runs of the grid have ended, wherever they run
     if wrong and world.speaks():
-        print(f"error: {wrong}", file=sys.stderr, flush=True)
+        print_error(wrong)
     if status:
         sys.exit(status)
 
 
 def fail(message: object) -> None:
     if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun have the same arguments
-        print(f"error: {message}", file=sys.stderr)
+        print_error(message)
     sys.exit(getattr(message, "status", 2))
 
 

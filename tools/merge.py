@@ -13,7 +13,7 @@ import ovss_bench.startup  # noqa: F401
 # isort: split
 
 from ovss_bench import progress
-from ovss_bench.errors import OvssError
+from ovss_bench.errors import OvssError, print_error
 from ovss_bench.files import user_path
 from ovss_bench.options import run_tool
 from ovss_bench.results.merge import merge, part_folders
@@ -45,7 +45,7 @@ def merged(folder: Path) -> int:
         console.print(f"Results: {folder}/")
     wrong = [*without_labels(results), *errors]
     for error in wrong:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
     return 2 if wrong else 0
 
 

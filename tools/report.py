@@ -20,7 +20,7 @@ import ovss_bench.startup  # noqa: F401
 # isort: split
 
 from ovss_bench.datasets.suites import load_suite
-from ovss_bench.errors import OvssError, unknown
+from ovss_bench.errors import OvssError, unknown, visible
 from ovss_bench.files import environment, user_path, write_text
 from ovss_bench.options import is_place, parse_options, run_tool
 from ovss_bench.results.latex import latex
@@ -68,7 +68,8 @@ def main() -> None:
     else:
         texts = tables(results, options)
     if options["out"] is None:
-        print("\n".join(texts.values()), end="")
+        text = "\n".join(texts.values())
+        print(visible(text) if sys.stdout.isatty() else text, end="")
         return
     folder = Path(options["out"])
     for name, text in texts.items():
@@ -112,7 +113,7 @@ def tables(results: dict, options: dict) -> dict[str, str]:
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(visible(message), file=sys.stderr)
 
 
 if __name__ == "__main__":

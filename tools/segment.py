@@ -15,7 +15,7 @@ import numpy as np
 import ovss_bench as ob
 from ovss_bench.encoders.clip import clip_label
 from ovss_bench.encoders.sources import SOURCES
-from ovss_bench.errors import OvssError
+from ovss_bench.errors import OvssError, visible
 from ovss_bench.figures import legend_picture, palette, palette_image
 from ovss_bench.files import user_path, write_atomic
 from ovss_bench.image import read_image
@@ -63,7 +63,7 @@ def segment(arguments: argparse.Namespace) -> None:
     write_atomic(picture, legend_picture(image, label_map, [entry[0] for entry in names], colours).save)
     share = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
     for c in np.argsort(-share, kind="stable"):
-        print(f"{100 * share[c]:5.1f} %  {', '.join(names[c])}")
+        print(f"{100 * share[c]:5.1f} %  {visible(', '.join(names[c]))}")
     print(f"label map: {labels}\npicture:   {picture}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -13,7 +13,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import OvssError
+from ..errors import OvssError, reading
+from ..files import read_json
 from .base import SegDataset
 from .config import dataset_config
 
@@ -66,13 +67,14 @@ class Report:
 
 def read_manifest(path: Path, name: str) -> dict[str, Any]:
     own = dataset_config(name)[0]
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise OvssError(f"manifest {path} cannot be read: {error}. Expected a file that check wrote with out=FILE.") from error
+    hint = "Expected a file that check wrote with out=FILE."
+    with reading(f"manifest {path}", hint):
+        manifest = read_json(path)
     kinds = {"dataset": str, "fingerprint": str | None, "histogram": dict, "labels": dict}
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key, 0), kind) for key, kind in kinds.items()):
-        raise OvssError(f"{path} is no manifest. Expected a file that check wrote with out=FILE.")
+        raise OvssError(f"{path} is no manifest. {hint}")
+    if not all(re.fullmatch(r"-?\d{1,18}", value, re.ASCII) for value in manifest["histogram"]):
+        raise OvssError(f"the histogram of manifest {path} is not of class numbers. {hint}")
     if manifest["dataset"] != own:
         raise OvssError(f"manifest {path} is of {manifest['dataset']}, not of {own}.")
     return manifest

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import OvssError, unknown
+from ..errors import OvssError, reading, unknown
 from ..files import as_text, below, config_names, data_files, environment, user_path, write_text
 from ..process import in_processes, locked, terminate_cleanly
 from ..progress import Progress
@@ -29,6 +28,7 @@ from .conversion import noted
 CONVERTERS = Registry("converter")
 # In a folder of images that can be of several kinds: which.
 KIND = ".images"
+DAMAGED = "If they are damaged, unpack the official archive again."
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _convert(
 ) -> None:
     converter = config["prepare"]["converter"]
     try:
-        with _explained(config):
+        with _explained(config), reading(f"raw files of {name} in {folder}", DAMAGED):
             tasks = list(CONVERTERS.get(converter)(folder, **({"images": kind} if kind else {})))
     except OvssError as error:
         if whole is None:
@@ -296,11 +296,9 @@ def run_tasks(tasks: Iterable[Task], title: str, workers: int, progress: Progres
 def run_task(task: Task) -> list[tuple[str, int]]:
     """Runs a task, and gives what it noted; errors of reading and decoding become an OvssError that names the file."""
     noted()  # what a failed task has left
-    try:
+    with reading(_raw_files(task), DAMAGED):
         task.make(*task.arguments)
-        return noted()
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise OvssError(f"{_raw_files(task)}: {error}") from error
+    return noted()
 
 
 @contextmanager

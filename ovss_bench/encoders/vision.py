@@ -109,7 +109,7 @@ def _checksums(file: Path) -> list[int]:
     try:
         with zipfile.ZipFile(file) as archive:
             return [entry.CRC for entry in archive.infolist()]
-    except (OSError, zipfile.BadZipFile):  # to be told by who reads it
+    except (*DAMAGES, NotImplementedError):  # to be told by who reads it
         return []
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..errors import reading
+from ..files import read_json, write_text
 from .run import EvalResult
 from .store import read_result
 
@@ -32,6 +33,9 @@ class Grid:
         write_text(self.folder / f"{self.number:06d}.json", json.dumps(record))
         with (self.folder / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            records = [json.loads(path.read_text("utf-8")) for path in sorted(self.folder.glob("[0-9]*.json"))]
-            paths = [path for each in records if each["output"] == record["output"] for path in each["results"]]
+            paths = []
+            for path in sorted(self.folder.glob("[0-9]*.json")):
+                with reading(f"record {path} of this grid", "Delete it."):
+                    each = read_json(path)
+                    paths += map(Path, each["results"]) if each["output"] == record["output"] else []
             yield [read_result(path) for path in dict.fromkeys(paths)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OvssError
+from ..errors import OvssError, reading
 from ..evaluation.boundary import boundary_total, mean_boundary_iou
 from ..evaluation.confusion import total
 from ..evaluation.metrics import DatasetFacts, areas, class_metrics, metrics
@@ -78,7 +78,11 @@ def merge(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises OvssError if images are missing (it says which, and what evaluates them) or if a part is still being worked on.
     """
-    parts, notes = read_parts(folder)
+    with reading(f"what shards left in {folder}", "Start them again."):
+        return _merged(folder, *read_parts(folder))
+
+
+def _merged(folder: Path, parts: list[dict[str, Any]], notes: list[str]) -> tuple[dict[str, Any], list[str]]:
     if not parts:
         raise OvssError("\n".join(notes))
     head = parts[0]["head"]

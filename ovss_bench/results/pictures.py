@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..datasets.base import Sample, SegDataset
-from ..errors import OvssError
+from ..errors import OvssError, reading
 from ..evaluation.confusion import confusion
 from ..evaluation.metrics import divide
 from ..evaluation.per_image import image_areas
@@ -74,11 +74,9 @@ class Pictures:
         if image not in self.samples:
             raise OvssError(f"{self.dataset.name} has no image {image}.")
         sample, classes = self.samples[image], len(self.dataset.classes)
-        try:
+        with reading(f"label map {map_path}", "Delete it and run again with runtime.maps=true."):
             label_map = np.array(Image.open(map_path)).astype(np.int32)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise OvssError(f"the label map {map_path} cannot be read: {error}") from error
-        if label_map.ndim != 2 or label_map.max() > classes:
+        if label_map.ndim != 2 or not 0 <= label_map.min() <= label_map.max() <= classes:
             raise OvssError(f"{map_path} is no label map of {self.dataset.name}.")
         original, label = self.dataset.image(sample), self.dataset.label(sample)
         truth = self.dataset.scored(label, label_map.shape, recipe["resize"], recipe["min_foreground"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..errors import OvssError, unknown
+from ..errors import OvssError, reading, unknown
 from ..evaluation.metrics import RULES
 from ..files import PUBLISHED, config_names, load_config
 from ..recipe import compose_recipe, segmentor_names
@@ -52,7 +52,7 @@ def load_figures(folder: Path) -> pd.DataFrame:
     }
     rows, seen = [], {}
     for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
+        with reading(path, "Expected UTF-8 text, values separated by commas."), path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 wrong = sorted(set(reader.fieldnames or ()) ^ set(COLUMNS)) or "another order"

@@ -273,10 +273,11 @@ def read_counts(
             records = _by_image(images, content["records"], content["lengths"])
             hashes = dict(zip(images, content["hashes"].tolist(), strict=True))
             edges = _by_image(images, content["edges"], content["edge_lengths"]) if "edges" in content else {}
+            largest = max(int(content["records"][side].max(initial=0)) for side in ("truth", "prediction"))
+            run = str(content["fingerprint"])
     except DAMAGES as error:
         raise OvssError(f"{path} is damaged: {error}. Delete it; its images will be evaluated again.") from error
-    largest = max(int(content["records"][side].max(initial=0)) for side in ("truth", "prediction"))
-    if str(content["fingerprint"]) != (fingerprint or str(content["fingerprint"])) or largest > (classes or largest):
+    if run != (fingerprint or run) or (classes is not None and largest > classes):
         raise OvssError(f"{path} belongs to another run. Delete it, or choose another folder with output=DIR.")
     return records, hashes, edges
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..errors import OvssError
+from ..errors import reading
 from ..files import write_text
 
 if TYPE_CHECKING:
@@ -122,12 +122,10 @@ def differences(table: pd.DataFrame, expected: str | Path, tolerance: float) -> 
     there."""
     import pandas as pd
 
-    try:
+    with reading(f"table {expected}", "Expected a table.csv of tools/eval.py."):
         other = pd.read_csv(expected)
         keys = ["segmentor", "clip", "dataset", "protocol"]
-        known = {tuple(row): value for *row, value in other[[*keys, "mIoU"]].itertuples(index=False)}
-    except (OSError, ValueError, KeyError) as error:
-        raise OvssError(f"table {expected} cannot be compared with: {error}. Expected a table.csv of tools/eval.py.") from error
+        known = {tuple(row): float(value) for *row, value in other[[*keys, "mIoU"]].itertuples(index=False)}
     lines = []
     for *key, value in table[[*keys, "mIoU"]].itertuples(index=False):
         name = f"{key[0]} on {key[2]}"

@@ -19,7 +19,7 @@ import ovss_bench as ob
 from miniatures.drawing import encoded, scene, write_zip
 from ovss_bench.datasets import archives
 from ovss_bench.datasets.conversion import files, read_array, write_label
-from ovss_bench.datasets.prepare import CONVERTERS, Task, prepare
+from ovss_bench.datasets.prepare import CONVERTERS, Task, prepare, run_task
 from ovss_bench.options import run_tool
 
 FORK = multiprocessing.get_context("fork")
@@ -459,3 +459,20 @@ def test_missing_raw_files_say_where_they_come_from(toy):
     toy.write_text(text[: text.index("  archives:")] + "  note: Ask for the masks.\n" + text[text.index("  converter:") :])
     with pytest.raises(ob.OvssError, match=r"(?s)raw.*Licence: for tests only.*Where: a test.*Ask for the masks"):
         prepare(toy, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "error", [IndexError("i"), KeyError("k"), MemoryError(), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")]
+)
+def test_whatever_a_parser_raises_names_the_file(tmp_path, error):
+    """In a worker's task; what only a mistake in the code raises stays what it is."""
+
+    def make(path, error):
+        raise error
+
+    raw = tmp_path / "raw.dat"
+    raw.touch()
+    with pytest.raises(ob.OvssError, match=r"raw\.dat cannot be read: .+unpack"):
+        run_task(Task(make, (raw, error), ()))
+    with pytest.raises(NameError):
+        run_task(Task(make, (raw, NameError("x")), ()))

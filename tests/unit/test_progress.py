@@ -1,8 +1,11 @@
 """Lines of progress."""
 
 import pytest
+from rich.table import Table
 
-from ovss_bench.progress import Progress
+from ovss_bench.errors import print_error
+from ovss_bench.progress import Progress, console
+from ovss_bench.results.report_view import escape_markdown
 
 
 @pytest.mark.parametrize(
@@ -22,3 +25,17 @@ def test_less_than_one_image_a_second_is_told_in_seconds(seconds, done, line, ca
     lines = capsys.readouterr().err.splitlines()
     assert lines[1] == line
     assert lines[2] == f"run: {done} images in {seconds} s, {line.split(', ')[1]}"
+
+
+def test_control_sequences_of_names_reach_no_terminal(capsys):
+    """Of a line, of a table, of an error, and of Markdown, which people look at in a terminal, too."""
+    name = "\x1b[31m[red]a\x9b0m\rb"
+    table = Table(name, title=name)
+    table.add_row(name)
+    for part in (name, table):
+        console().print(part)
+    print_error(name)
+    shown = "".join(capsys.readouterr()) + escape_markdown(name)
+    assert {character for character in shown if not character.isprintable()} == {"\n"}
+    assert shown.count("31m[red]a") == 5
+    assert r"error: \x1b[31m[red]a\x9b0m\x0db" in shown
