@@ -231,7 +231,7 @@ def cannot_write(path: Path, error: OSError) -> OvssError:
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises OSError or ValueError, also for what could not be written again as it is: numbers
-    beyond 64 bits, NaN, halves of surrogate pairs."""
+    beyond 64 bits, NaN, halves of surrogate pairs but those of undecodable file names."""
 
     def number(text: str) -> float:
         value = float(text) if not text.lstrip("-").isdigit() or len(text) > 20 else int(text)
@@ -248,7 +248,7 @@ def read_json(path: str | Path) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if re.search(r"\\u[dD][89a-fA-F]", text):
-        json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+        json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
     return content
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from .errors import OvssError, unknown
-from .files import PACKAGE
+from .files import PACKAGE, user_path
 
 MOST = 32767  # pixels that OpenCV can resize to; no count is larger
 
@@ -52,7 +52,7 @@ class Hyperparameters:
             return None
         if not isinstance(value, str | Path) or not str(value):
             raise OvssError(f"{name}={value!r}: expected the path of a {kind}.")
-        path = Path(value).expanduser()
+        path = user_path(value)
         found = next((each for each in (path, *([folder / path] if folder else [])) if exists(each)), None)
         if found is None:
             where = f"in {Path.cwd()}" + (f", nor in {folder}" if folder and not path.is_absolute() else "")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import OvssError
+from .files import user_path
 from .hyperparameters import MOST
 from .image import check_image, read_image
 
@@ -23,7 +24,7 @@ def as_image(image: Any) -> np.ndarray:
         check_image(image)
         return np.ascontiguousarray(image)
     if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser())
+        return read_image(user_path(image))
     if isinstance(image, Image.Image):
         return _from_picture(image)
     hint = "; one image at a time" if isinstance(image, list | tuple) else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import OvssError, unknown
-from .files import cache_dir, digest, read_lines
+from .files import cache_dir, digest, read_lines, user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +205,7 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
     lines that begin with `#`, don't count."""
     if name in TEMPLATES:
         return TEMPLATES[name]
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_file():
         if path.suffix or os.sep in str(name):
             raise OvssError(

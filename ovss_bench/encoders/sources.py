@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..cache import read_entry, write_entry
 from ..files import code, digest, user_path
 
 # What a method may take beside CLIP, and the module that loads it, by its function load_<module>. A run imports those that it
@@ -88,6 +86,10 @@ class FeatureCache:
         self.folder = user_path(folder)
 
     def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
+        import torch  # tools that read results import this module for its names only
+
+        from ..cache import read_entry, write_entry
+
         key = digest(maker, code("encoders", "segmentors", "image.py"), image_key(image))
         path = self.folder / key[:2] / f"{key}.safetensors"
         entry = read_entry(path)

@@ -49,12 +49,12 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     limits = []
     try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
         limits.append(1024 * int(facts["MemAvailable"].split()[0]))
-        limits.append(int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text()))
+        limits.append(int((CGROUP / "memory.max").read_text("utf-8")) - int((CGROUP / "memory.current").read_text("utf-8")))
     except (OSError, KeyError, ValueError):  # no Linux, an old kernel, no control group, or one without a limit ("max")
         pass
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:
-        limits.append(most - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+        limits.append(most - int(Path("/proc/self/statm").read_text("utf-8").split()[0]) * resource.getpagesize())
     return min(limits, default=None)

@@ -228,10 +228,11 @@ def test_runs_of_a_grid_end_in_any_order(demo_run, tmp_path):
 
 def test_the_unified_protocol_is_another_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluate_here("limit=1", "protocol=unified", *FAST)
+    sliding = [name for name in ALL if name != "clip_diy"]  # which has no use for windows
+    evaluate_here(f"segmentor=[{','.join(sliding)}]", "limit=1", "protocol=unified", *FAST)
     found = results(tmp_path)
-    assert sorted(found) == sorted(f"{name}/demo" for name in ALL)
-    assert {result["timing"]["segmentors_in_pass"] for result in found.values()} == {len(ALL)}
+    assert sorted(found) == sorted(f"{name}/demo" for name in sliding)
+    assert {result["timing"]["segmentors_in_pass"] for result in found.values()} == {len(sliding)}
     for result in found.values():
         assert result["recipe"]["pamr_steps"]["value"] == 0
         assert "protocol/unified.yaml" in result["recipe"]["pamr_steps"]["origin"]

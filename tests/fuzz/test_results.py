@@ -28,7 +28,7 @@ from ovss_bench.results.tables import terminal, write_tables
 
 # Text that breaks files and terminals, or that a language of tables could take for its own, and numbers that no format holds.
 NASTY = st.sampled_from(
-    ["\ud800", "[/red]", "[link=x]", "</script>", "|", "\x1b[31m", float("nan"), 10**400, -1e308, 2**53 + 1]
+    ["\ud800", "\udc80", "[/red]", "[link=x]", "</script>", "|", "\x1b[31m", float("nan"), 10**400, -1e308, 2**53 + 1]
 )
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
@@ -77,7 +77,7 @@ def show(path):
         file.writelines(texts)
     write_html(path.parent, folder / "report.html", partial=True, images=1)
     compared = [*compare_paths(path, path), *compare_with_published(path)[0]]
-    json.dumps([lines_of(comparison) for comparison in compared], ensure_ascii=False).encode()
+    json.dumps([lines_of(comparison) for comparison in compared], ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def read(path):

@@ -37,6 +37,7 @@ IDS = [
     "GOPR0356_frame_000321",
     "water_body_1",
     "104_sat",
+    "seq21_000000_0_1080_0_1280",
     "austin1_0_0_1000_1000",
     "hurricane-florence_00000018_pre_disaster",
     "scene_000",
