@@ -9,7 +9,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python tools/eval.py table=demo expect=results/demo/table.csv tolerance=0.3
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 tools/eval.py table=demo expect=results/demo/table.csv tolerance=0.3
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ovss-bench needs Python 3.11 or later; name one with: make PYTHON=python3.12"; exit 1; }

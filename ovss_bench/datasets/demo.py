@@ -81,7 +81,7 @@ def content_digest(folder: Path) -> str:
 def _whole(folder: Path) -> bool:
     """Whether the scenes are those that were drawn."""
     try:
-        return (folder / CONTENT).read_text() == content_digest(folder)
+        return (folder / CONTENT).read_text("utf-8") == content_digest(folder)
     except (OSError, ValueError):
         return False
 

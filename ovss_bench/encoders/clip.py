@@ -352,7 +352,7 @@ def _not_a_path(name: str | Path | None) -> None:
     """Raises OvssError for what can only be meant as a file: no tag or architecture is like it."""
     path = Path(name or "")
     if os.sep in str(name) or path.suffix:
-        fault = "are a folder" if path.expanduser().is_dir() else "do not exist"
+        fault = "are a folder" if user_path(path).is_dir() else "do not exist"
         raise OvssError(f"weights {name} {fault}. Give the path of a file (safetensors, .pt or .bin).")
 
 

@@ -39,7 +39,8 @@ def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
     if by_windows:
         queries, (height, width) = len(segmentor.vocabulary.queries), scene.size
         needed += 4 * queries * cells * len(windows.origins)
-        needed += 4 * len(segmentor.vocabulary.classes) * height * width if has_hooks(segmentor) else 0
+        whole = has_hooks(segmentor) or segmentor.recipe.area_threshold
+        needed += 4 * len(segmentor.vocabulary.classes) * height * width if whole else 0
     return needed
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from ..errors import OvssError, reading, unknown
 from ..evaluation.metrics import RULES
-from ..files import PUBLISHED, config_names, load_config
+from ..files import PUBLISHED, config_names, load_config, user_path
 from ..recipe import compose_recipe, segmentor_names
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def generator(source: Mapping[str, Any]) -> str | None:
     or in an index that was made again since."""
     if "generator" in source or not source.get("name"):
         return source.get("generator")
-    folder = Path(source["name"]).expanduser()
+    folder = user_path(source["name"])
     if not folder.is_dir():
         return None
     from ..encoders.regions import RegionFolder  # which takes PyTorch's second or two

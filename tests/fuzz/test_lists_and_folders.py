@@ -1,6 +1,8 @@
 """Lists, tables, manifests, templates, indices and folders of maps, and what runs leave: shards, parts, label maps, grids."""
 
 import copy
+import csv
+import io
 import json
 import shutil
 import warnings
@@ -235,10 +237,19 @@ def test_tables_that_are_expected(shown, tmp_path_factory, draw):
 def test_published_figures_of_ones_own(tmp_path_factory, draw):
     folder = tmp_path_factory.getbasetemp() / "published"
     folder.mkdir(exist_ok=True)
-    lines = (PUBLISHED / "sclip.csv").read_bytes().splitlines(keepends=True)
-    some = b"".join([lines[0], *draw.draw(st.lists(st.sampled_from(lines[1:]), max_size=3))])
-    overrides = draw.draw(VALUES | st.sampled_from(["a=b", "window=", "x", "window={", "window=224;window=1"]))
-    some += lines[1].rstrip(b"\r\n") + str(overrides).encode("utf-8", "replace") + b"\n"
+    with (PUBLISHED / "sclip.csv").open(encoding="utf-8", newline="") as file:
+        known = [row for row in csv.DictReader(file) if row["segmentor"]]
+    rows = draw.draw(st.lists(st.sampled_from(range(len(known))), min_size=1, max_size=3, unique=True))
+    rows = [dict(known[row]) for row in rows]
+    key = draw.draw(st.sampled_from([None, "overrides", "overrides", *known[0]]))
+    if key:
+        values = st.sampled_from(["a=b", "window=", "x", "window={", "window=224;window=1", "window=448"]) | VALUES.map(str)
+        rows[0][key] = draw.draw(values)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, known[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    some = text.getvalue().encode("utf-8", "replace")
     (folder / "own.csv").write_bytes(draw.draw(st.just(some) | damaged(some)))
     outcome(load_figures, folder)
 

@@ -11,6 +11,7 @@ import ovss_bench as ob
 from end_to_end.tools import run
 from ovss_bench.options import parse_options, run_tool
 from ovss_bench.plugin_errors import plugin_errors
+from ovss_bench.process import Ended
 from ovss_bench.registry import load_plugin
 from ovss_bench.segmentors.hooks import HOOKS
 
@@ -191,5 +192,5 @@ def test_a_hook_that_exits_is_named_and_a_signal_is_not():
     own = type("Exits", (method,), {"__module__": "somebody"})
     with pytest.raises(ob.OvssError, match="scores: SystemExit: 3"), plugin_errors("scores", own):
         raise SystemExit(3)
-    with pytest.raises(SystemExit), plugin_errors("scores", own):
-        raise SystemExit(143)  # of SIGTERM
+    with pytest.raises(Ended), plugin_errors("scores", own):
+        raise Ended(143)  # by SIGTERM
