@@ -17,6 +17,7 @@ from .errors import OvssError, unknown
 from .files import cache_dir, digest, read_lines, user_path
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from .encoders.clip import DenseCLIP
@@ -120,11 +121,13 @@ class Vocabulary:
 
     @classmethod
     def from_features(
-        cls, features: Tensor, group: Sequence[int] | None = None, *, background: bool | int | None = False
+        cls, features: Tensor | np.ndarray, group: Sequence[int] | None = None, *, background: bool | int | None = False
     ) -> Vocabulary:
         """Text features (Q, E) given directly; rows are normalised. `group` defaults to one class per query."""
+        import torch
         import torch.nn.functional as F
 
+        features = torch.as_tensor(features)
         group = tuple(range(len(features))) if group is None else tuple(int(g) for g in group)
         if len(group) != len(features):
             raise OvssError(f"{len(features)} text features but {len(group)} entries in group; give one class per feature.")

@@ -84,6 +84,8 @@ def facts(config: dict[str, Any]) -> DatasetFacts:
 
 def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
     """The name of a data set, its configuration with what it `extends`, and the folder of a YAML file of one's own."""
+    if not isinstance(name, str | Path):
+        raise OvssError(f"data set {name!r}: expected a name, or the path of a YAML file, not {type(name).__name__}.")
     path = user_path(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in config_names("dataset"):

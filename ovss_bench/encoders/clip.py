@@ -248,6 +248,8 @@ def load_clip(
 
     Raises OvssError: unknown name or tag, missing file, tensors that don't fit, an architecture without a class token.
     """
+    if not isinstance(name, str | Path | None):
+        raise OvssError(f"clip {name!r}: expected a name or a file, not {type(name).__name__}.")
     precision = precision or default_precision(device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)

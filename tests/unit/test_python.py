@@ -265,3 +265,14 @@ def test_what_would_be_without_effect_or_fail_later_is_refused(segmentor, data):
 def test_notebooks_show_clips_and_segmentors(segmentor):
     for each in (segmentor, segmentor.clip):
         assert each._repr_html_().startswith(f"<pre>{type(each).__name__}(")
+
+
+@pytest.mark.parametrize("load", [ob.load_clip, ob.load_dataset])
+def test_what_is_no_name_is_one_error(load):
+    with pytest.raises(ob.OvssError, match="3: expected a name"):
+        load(3)
+
+
+def test_text_features_may_be_an_array():
+    features = np.eye(3, 5, dtype=np.float32)
+    assert ob.Vocabulary.from_features(features).digest == ob.Vocabulary.from_features(torch.from_numpy(features)).digest
