@@ -68,7 +68,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         plans, suites = _plans(options, paper)
         for name in dict.fromkeys(plan.segmentor for plan in plans) if not options["dry_run"] else ():
             if is_outside(segmentor_config(name)[1]):
-                console.print(f"recipe of {name}: {own_recipe(name)}", markup=False)
+                console.print(f"recipe of {name}: {own_recipe(name)}")
         if options["dry_run"]:
             for plan in plans:
                 _print_recipe(console, plan, options)
@@ -77,7 +77,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         datasets, absent = _load(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
         for dataset in datasets.values():
             for doubt in dataset.doubts:
-                console.print(f"note: {dataset.name}: {doubt}", markup=False)
+                console.print(f"note: {dataset.name}: {doubt}")
         jobs = [_job(plan, datasets[plan.dataset], options) for plan in plans if plan.dataset in datasets]
     failures: list[OvssError] | None = [] if len(datasets) > 1 else None
     results = run_jobs(
@@ -235,20 +235,20 @@ def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None
     except OvssError as error:
         refused = error
     title = f"{plan.segmentor} on {dataset} with {clip}, protocol {protocol}"
-    console.print(f"recipe of {plan.segmentor}: {own_recipe(plan.segmentor)}", markup=False)
+    console.print(f"recipe of {plan.segmentor}: {own_recipe(plan.segmentor)}")
     view = Table("value", "", "origin", title=title, title_justify="left", box=None)
     for key, value in recipe.values().items():
         view.add_row(key, str(value), recipe.origins[key])
     console.print(view)
     if refused:
-        console.print(f"would stop: {refused}\n", markup=False)
+        console.print(f"would stop: {refused}\n")
         return
     try:
         data = load_dataset(plan.dataset, options["data_root"])
         selected = len(data.select(options["limit"], options["ids"]))
         console.print(f"would read {selected} of {len(data.samples)} images from {data.root}")
     except OvssError as error:
-        console.print(f"would stop: {error}", markup=False)
+        console.print(f"would stop: {error}")
     console.print(f"would write to {Path(options['output']) / dataset / clip}/\n")
 
 

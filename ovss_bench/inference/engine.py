@@ -83,8 +83,7 @@ def predict(
             scenes = [replace(scene, context={}, cache=cache) for _ in segmentors]
             image = forward.image(key, scenes, known)
             try:
-                for number, segmentor in enumerate(segmentors):
-                    check_memory(segmentor, image, number)
+                check_memory(segmentors, image)
             except OvssError as error:
                 waiting.append((key, error))
                 continue

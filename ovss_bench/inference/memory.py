@@ -4,6 +4,7 @@ that the kernel kills."""
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +16,14 @@ from .forward import PendingImage, has_hooks
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(segmentor: Segmentor, image: PendingImage, number: int) -> None:
-    """Raises OvssError if what the method must hold of this image at a time, at least, is more than what is free."""
-    needed, free = least_memory(segmentor, image, number), free_memory(segmentor.clip.device)
+def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
+    """Raises OvssError if what one of the methods must hold of this image at a time, at least, is more than what is free."""
+    free = free_memory(segmentors[0].clip.device)
+    needs = [least_memory(segmentor, image, number) for number, segmentor in enumerate(segmentors)]
+    needed = max(needs)
     if free is not None and needed > free:
-        height, width = image.scenes[number].original.shape[:2]
+        segmentor = segmentors[needs.index(needed)]
+        height, width = image.scenes[0].original.shape[:2]
         raise OvssError(
             f"out of memory: {segmentor.recipe.segmentor} needs at least {needed / 2**30:.1f} GiB for image {image.key} of "
             f"{height} x {width} pixels (height x width), and {free / 2**30:.1f} GiB are free. Use a smaller "
