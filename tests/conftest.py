@@ -9,9 +9,9 @@ import torch
 import ovss_bench as ob
 from miniatures import MINIATURES
 from miniatures.voc import write_voc
+from ovss_bench.config.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.prepare import prepare
-from ovss_bench.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS
+from ovss_bench.datasets.prepare.run import prepare
 from parity.seeded import clip_state_dict, query_features
 
 

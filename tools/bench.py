@@ -10,17 +10,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup  # noqa: F401
+import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
 from ovss_bench.bench.cases import Case
 from ovss_bench.bench.measure import measure
 from ovss_bench.bench.view import plot, stages, table
-from ovss_bench.distributed import World
+from ovss_bench.cli.options import parse_options, run_tool
 from ovss_bench.files import config_names, load_config, write_atomic, write_text
-from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import Progress
+from ovss_bench.runs.world import World
 
 OPTIONS = {
     "clip": "ViT-B-16",

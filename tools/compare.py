@@ -13,15 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup  # noqa: F401
+import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
+from ovss_bench.cli.options import is_place, parse_options, run_tool
 from ovss_bench.errors import OvssError, visible
 from ovss_bench.files import user_path, write_text
-from ovss_bench.options import is_place, parse_options, run_tool
-from ovss_bench.results.compare_view import lines_of, method_lines, summary
-from ovss_bench.results.store import dump
+from ovss_bench.reports.compare_view import lines_of, method_lines, summary
+from ovss_bench.runs.store import dump
 
 OPTIONS = {"tolerance": 0.1, "out": None, "plugins": []}
 
@@ -45,10 +45,10 @@ def main() -> int:
         if not path.exists():
             raise OvssError(f"{path} does not exist. Expected a result file or a folder of results.")
     # Imports SciPy, so after all that can be wrong with the options.
-    from ovss_bench.results.compare import compare_methods, compare_paths, status
+    from ovss_bench.reports.compare import compare_methods, compare_paths, status
 
     if arguments.published:
-        from ovss_bench.results.reproduced import compare_with_published
+        from ovss_bench.reports.reproduced import compare_with_published
 
         comparisons, without = compare_with_published(*paths, tolerance)
     elif methods:

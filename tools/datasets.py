@@ -12,15 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup  # noqa: F401
+import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
 from rich.console import RenderableType
 
+from ovss_bench.cli.options import is_place, parse_options, run_tool
 from ovss_bench.errors import OvssError, unknown
 from ovss_bench.files import environment
-from ovss_bench.options import is_place, parse_options, run_tool
 from ovss_bench.progress import console
 
 COMMON = {"data_root": environment("OVSS_DATA"), "plugins": []}
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def list_datasets(names: list[str], words: list[str]) -> int:
-    from ovss_bench.results.overview import card, overview
+    from ovss_bench.reports.datasets import card, overview
 
     root = parse_options(words, COMMON)["data_root"]
     for part in map(card, names, [root] * len(names)) if names else [overview(root)]:
@@ -49,7 +49,7 @@ def list_datasets(names: list[str], words: list[str]) -> int:
 
 
 def prepare_datasets(names: list[str], words: list[str]) -> int:
-    from ovss_bench.datasets.prepare import prepare
+    from ovss_bench.datasets.prepare.run import prepare
 
     options = parse_options(words, PREPARE)
     for name in _named(names):
@@ -58,8 +58,8 @@ def prepare_datasets(names: list[str], words: list[str]) -> int:
 
 
 def check_datasets(names: list[str], words: list[str]) -> int:
-    from ovss_bench.datasets.check import check
-    from ovss_bench.datasets.manifest import view
+    from ovss_bench.datasets.check.manifest import view
+    from ovss_bench.datasets.check.run import check
 
     options, names = parse_options(words, CHECK), _named(names)
     if len(names) > 1 and (options["out"] or options["against"]):

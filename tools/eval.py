@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup  # noqa: F401
+import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
@@ -29,12 +29,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ovss_bench.distributed import join, leaving
+from ovss_bench.cli.options import print_anything
+from ovss_bench.cli.overrides import literal
 from ovss_bench.errors import KEPT, OvssError, print_error, unknown
 from ovss_bench.files import CONFIGS, PACKAGE
-from ovss_bench.options import print_anything
-from ovss_bench.overrides import literal
 from ovss_bench.process import Ended, terminate_cleanly
+from ovss_bench.runs.world import join, leaving
 
 GRID = "OVSS_GRID"  # environment variable: a folder of the runs of one grid
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
@@ -42,8 +42,11 @@ LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": 
 
 @hydra.main(config_path=str(CONFIGS / "tools"), config_name="eval", version_base="1.3")
 def evaluate(config: DictConfig) -> None:
-    from ovss_bench.main import Grid, main  # after all that can be wrong with options, since torch takes seconds to import
-    from ovss_bench.plugin_errors import blamed
+    from ovss_bench.cli.evaluation import (  # after all that can be wrong with options, since torch takes seconds to import
+        Grid,
+        main,
+    )
+    from ovss_bench.config.plugin_errors import blamed
 
     world, wrong, composed = join(), None, HydraConfig.get()
     in_grid = composed.mode == RunMode.MULTIRUN

@@ -8,16 +8,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup  # noqa: F401
+import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
 from ovss_bench import progress
+from ovss_bench.cli.options import run_tool
 from ovss_bench.errors import OvssError, print_error
 from ovss_bench.files import user_path
-from ovss_bench.options import run_tool
-from ovss_bench.results.merge import merge, part_folders
-from ovss_bench.results.tables import frame, terminal, without_labels
+from ovss_bench.reports.tables import frame, terminal, without_labels
+from ovss_bench.runs.merge import merge, part_folders
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup  # noqa: F401
+import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
-from ovss_bench.new_method import write_method
-from ovss_bench.options import parse_options, run_tool
+from ovss_bench.cli.new_method import write_method
+from ovss_bench.cli.options import parse_options, run_tool
 
 OPTIONS = {"folder": ".", "package": False}
 

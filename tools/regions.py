@@ -11,15 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup
+import ovss_bench.cli.startup
 
 # isort: split
 
 import ovss_bench as ob
-from ovss_bench.distributed import World
+from ovss_bench.cli.options import is_place, parse_options, run_tool
 from ovss_bench.errors import OvssError
 from ovss_bench.files import user_path
-from ovss_bench.options import is_place, parse_options, run_tool
+from ovss_bench.runs.world import World
 
 COMMON = {"dataset": "demo", "data_root": None, "limit": None, "workers": os.cpu_count() or 1, "plugins": []}
 INDEXING = COMMON | {"regions": None}
@@ -37,7 +37,7 @@ def make(words: list[str]) -> None:
     options = parse_options(words, MAKING)
     if options["out"] is None:
         raise OvssError("name the folder that the regions are written to: out=DIR.")
-    from ovss_bench.results.precompute import precompute_regions
+    from ovss_bench.runs.precompute import precompute_regions
 
     device = World().device(options["device"])
     precompute_regions(
@@ -56,7 +56,7 @@ def index(words: list[str]) -> None:
     if not words or not is_place(words[0]):
         raise OvssError("name the folder with the region files: index DIR dataset=NAME.")
     options = parse_options(words[1:], INDEXING)
-    from ovss_bench.results.precompute import index_regions
+    from ovss_bench.runs.precompute import index_regions
 
     dataset = ob.load_dataset(options["dataset"], options["data_root"])
     folder, own = user_path(words[0]), {"generator": options["regions"]}

@@ -15,18 +15,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup  # noqa: F401
+import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
+from ovss_bench.cli.options import is_place, parse_options, run_tool
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.errors import OvssError, unknown, visible
 from ovss_bench.files import environment, user_path, write_text
-from ovss_bench.options import is_place, parse_options, run_tool
-from ovss_bench.results.latex import latex
-from ovss_bench.results.load import LARGE, frame_of, read_results
-from ovss_bench.results.report import interval_of, make_report, select
-from ovss_bench.results.report_view import csv, markdown
+from ovss_bench.reports.latex import latex
+from ovss_bench.reports.markdown import csv, markdown
+from ovss_bench.reports.table import interval_of, make_report, select
+from ovss_bench.runs.load import LARGE, frame_of, read_results
 
 FILTERS = ("segmentor", "clip", "dataset", "protocol")
 FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
@@ -76,7 +76,7 @@ def main() -> None:
         write_text(folder / name, text)
         print(folder / name)
     if options["html"]:
-        from ovss_bench.results.html import write_html
+        from ovss_bench.reports.html import write_html
 
         intervals = {path: interval_of(path, "mIoU") for path in results} if options["intervals"] else None
         given = {name: options[name] for name in ("data_root", "images", "partial")}

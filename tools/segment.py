@@ -6,20 +6,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ovss_bench.startup
+import ovss_bench.cli.startup
 
 # isort: split
 
 import numpy as np
 
 import ovss_bench as ob
+from ovss_bench.auxiliary.sources import SOURCES
+from ovss_bench.cli.options import parse_options, run_tool
 from ovss_bench.encoders.clip import clip_label
-from ovss_bench.encoders.sources import SOURCES
 from ovss_bench.errors import OvssError, visible
 from ovss_bench.figures import legend_picture, palette, palette_image
 from ovss_bench.files import user_path, write_atomic
 from ovss_bench.image import read_image
-from ovss_bench.options import parse_options, run_tool
 from ovss_bench.progress import Progress
 
 OPTIONS = {"segmentor": "sclip", "clip": "demo", "weights": None, "plugins": [], "recipe": {}} | dict.fromkeys(SOURCES)

@@ -16,15 +16,15 @@ from PIL import Image
 from torch import nn
 
 from ..datasets.base import SegDataset, load_dataset
-from ..datasets.scenes import DEMO_CLOTHS, draw_scene
+from ..datasets.demo.scenes import DEMO_CLOTHS, draw_scene
 from ..encoders.clip import PRECISIONS, DenseCLIP, default_precision, load_clip
-from ..encoders.position import resample_position
 from ..errors import OvssError, unknown
 from ..files import config_names
 from ..image import normalize, resize
 from ..inference.engine import make_scene
-from ..inference.windows import SlidingWindow
-from ..results.run import Job
+from ..ops.position import resample_position
+from ..ops.windows import SlidingWindow
+from ..runs.evaluate import Job
 from ..segmentors.base import Segmentor
 from ..segmentors.build import build_segmentor
 from ..vocabulary import Vocabulary

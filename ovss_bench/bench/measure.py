@@ -15,8 +15,9 @@ import torch
 
 from ..inference.engine import predict
 from ..progress import Progress
-from ..results.provenance import provenance
-from ..results.run import Job, Runtime, run_jobs
+from ..runs.evaluate import run_jobs
+from ..runs.jobs import Job, Runtime
+from ..runs.provenance import provenance
 from .cases import Case, bare_encoder, in_memory, jobs_of, windows_of
 from .official import official_counts, official_label_map, official_miou
 

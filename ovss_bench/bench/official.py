@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..image import normalize, resize
-from ..segmentors.base import Segmentor, WindowBatch
+from ..segmentors.base import Segmentor
+from ..types import WindowBatch
 
 
 @torch.inference_mode()

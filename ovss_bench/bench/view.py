@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..results.tables import markdown
+from ..reports.tables import markdown
 from .measure import OFFICIAL
 
 

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..config.plugin_errors import plugin_errors
+from ..config.registry import DATASETS
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import (
-    CONFIGS,
-    as_text,
-    config_names,
-    digest,
-    environment,
-    inside,
-    is_clutter,
-    load_config,
-    on_disk,
-    user_path,
-)
+from ..files import CONFIGS, as_text, config_names, digest, environment, inside, is_clutter, load_config, on_disk, user_path
 from ..image import read_image, resize_truth
-from ..plugin_errors import plugin_errors
-from ..registry import DATASETS
 from ..vocabulary import Vocabulary, read_names
 from . import expected
 from .config import alternatives, chosen, dataset_config, facts, names_path, pattern_of
-from .lists import missing, once, read_ids
+from .lists import Sample, missing, once, read_ids
 from .mmseg_classes import lists_itself, mmseg_class
 
 # A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
@@ -49,19 +37,6 @@ class MissingData(OvssError):
 
 class OutOfRange(OvssError, IndexError):
     """An image that a data set does not have."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image of a data set; `id` is its path below the image folder without the suffix."""
-
-    id: str
-    image_path: Path
-    label_path: Path
-    line: int | None = field(default=None, compare=False)  # of the list that names it
-
-    def __str__(self) -> str:
-        return self.id
 
 
 @DATASETS.register_module(name="mmseg")

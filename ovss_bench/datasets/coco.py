@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from ..registry import DATASETS
+from ..config.registry import DATASETS
 from .base import Sample, SegDataset
 
 

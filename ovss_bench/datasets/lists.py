@@ -5,16 +5,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import OvssError
 from ..files import NO_NAME, inside, on_disk, read_lines
 
-if TYPE_CHECKING:
-    from .base import Sample
-
 EXPECTED = "UTF-8 text, an id per line"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set; `id` is its path below the image folder without the suffix."""
+
+    id: str
+    image_path: Path
+    label_path: Path
+    line: int | None = field(default=None, compare=False)  # of the list that names it
+
+    def __str__(self) -> str:
+        return self.id
 
 
 def read_ids(root: Path, config: Mapping[str, Any]) -> list[tuple[int, str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -21,12 +20,13 @@ from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config, user_path
-from ..ordinary import ordinary_torch
+from ..ops.position import resample_position
+from ..torch_defaults import ordinary_torch
+from ..types import Trunk
 from .checkpoints import adapt_state_dict, boundary, check_sizes, openai_architecture, read_weights, stated_architecture
 from .deferred import deferred
 from .hub import hub
 from .known_weights import known_weights
-from .position import resample_position
 from .text import encode_tokens, text_tower
 
 if TYPE_CHECKING:
@@ -72,22 +72,20 @@ class BlockView:
         q, k, _ = self.qkv(self.ln_1(x))
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
+    def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The values (B, H*W, D) that the block makes of the patches of x (B, 1+h*w, D), heads side by side, bilinearly
+        resized to another grid (H, W)."""
+        values = self.qkv(self.ln_1(x))[2][:, :, 1:].transpose(1, 2).flatten(2)
+        if grid == self.grid:
+            return values
+        maps = F.interpolate(values.transpose(1, 2).unflatten(2, self.grid), grid, mode="bilinear")
+        return maps.flatten(2).transpose(1, 2)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The block as CLIP has it: (B, T, D) -> (B, T, D)."""
         q, k, v = self.qkv(self.ln_1(x))
         x = x + self.project(F.scaled_dot_product_attention(q, k, v))
         return x + self.mlp(self.ln_2(x))
-
-
-@dataclass
-class Trunk:
-    """What the trunk computed: `tokens` (B, T, D) that enter the last block, `grid` (h, w), and the kept inputs of blocks.
-    `embeddings` (B, E) of the windows, once somebody has asked for them."""
-
-    tokens: Tensor
-    grid: tuple[int, int]
-    states: dict[int, Tensor]
-    embeddings: Tensor | None = None
 
 
 class DenseCLIP:

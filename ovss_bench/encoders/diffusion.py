@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, user_path, weights_folders
-from ..ordinary import ordinary_torch
+from ..torch_defaults import ordinary_torch
 from .checkpoints import boundary
 from .clip import PRECISIONS, state_digest
 from .hub import hub

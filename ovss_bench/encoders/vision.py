@@ -19,17 +19,16 @@ from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
 from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, user_path, weights_folders
-from ..image import STATISTICS
-from ..ordinary import ordinary_torch
+from ..image import STATISTICS, image_key
+from ..torch_defaults import ordinary_torch
 from .checkpoints import boundary, read_weights
 from .clip import PRECISIONS, state_digest
 from .hub import hub
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
-from .sources import image_key
 from .vit import PlainViT, plain_names
 
 if TYPE_CHECKING:
-    from ..segmentors.base import WindowBatch
+    from ..types import WindowBatch
 
 FEATURES = ("tokens", "q", "k", "v", "q+k")
 POSITIONS = ("offset", "size", "antialias", "bilinear")

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OvssError
+from ..ops.position import resample_position
 from .checkpoints import as_float32
-from .position import resample_position
 
 # What a name becomes, rule after rule; in the comments, who calls it so.
 RENAMED = [

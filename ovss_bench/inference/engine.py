@@ -19,20 +19,20 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..encoders.sources import FeatureCache
-from ..encoders.trunk_cache import TrunkCache
+from ..auxiliary.sources import FeatureCache
 from ..errors import OvssError
-from ..image import normalize, resize, result_size
-from ..inputs import as_image, as_size
-from ..ordinary import ordinary_torch
+from ..image import as_image, as_size, normalize, resize, result_size
 from ..process import in_threads
-from ..segmentors.base import Scene, Segmentor
+from ..segmentors.base import Segmentor
 from ..segmentors.hooks import guarded
 from ..stages import Stages
+from ..torch_defaults import ordinary_torch
+from ..types import Scene
 from .finish import finish
 from .forward import Forward, PendingImage
 from .memory import check_memory
 from .prediction import Prediction
+from .trunk_cache import TrunkCache
 
 
 def predict(

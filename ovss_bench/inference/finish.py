@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError
-from ..segmentors.base import Scene, Segmentor, overrides
+from ..ops.compose import compose
+from ..ops.pamr import PAMR
+from ..ops.scores import drop_small_classes, label, label_by_parts
+from ..ops.windows import SlidingWindow
+from ..segmentors.base import Segmentor, overrides
 from ..stages import Stages
-from .compose import compose
+from ..types import Scene
 from .forward import PendingImage, has_hooks, out_of_memory
 from .prediction import Prediction
-from .refine import PAMR
-from .scores import drop_small_classes, label, label_by_parts
-from .windows import SlidingWindow
 
 ROWS = 16  # of refined cosines at a time
 PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of cosines at full size that PAMR gets at a time

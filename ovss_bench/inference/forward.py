@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.clip import DenseCLIP, Trunk
-from ..encoders.trunk_cache import TrunkCache, maker_digest
+from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
-from ..segmentors.base import Scene, Segmentor, WindowBatch, overrides
+from ..ops.windows import SlidingWindow
+from ..segmentors.base import Segmentor, overrides
 from ..stages import Stages
-from .windows import SlidingWindow
+from ..types import Scene, Trunk, WindowBatch
+from .trunk_cache import TrunkCache, maker_digest
 
 # About as many tokens as keep two cores, or a GPU, busy; more only costs memory.
 TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..figures import legend_picture, palette
-from ..inputs import as_image
+from ..image import as_image
 
 SHOWN = 8  # classes in a line
 

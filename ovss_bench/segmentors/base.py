@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,76 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.clip import BlockView, DenseCLIP, Trunk
-from ..encoders.sources import FeatureCache
+from ..config.hyperparameters import Method
+from ..config.recipe import Recipe, of_class
+from ..encoders.clip import BlockView, DenseCLIP
 from ..errors import OvssError
 from ..image import STATISTICS, normalize, resize
-from ..inference.scores import class_scores, decide
+from ..ops.scores import class_scores, decide
 from ..progress import Progress
-from ..recipe import Recipe, of_class
+from ..types import Scene, Trunk, WindowBatch
 from ..vocabulary import Vocabulary
 
 IMAGES_PER_PASS = 32  # bounds the memory of the encoder
-
-
-@dataclass
-class Scene:
-    """One image on its way: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input,
-    `size` (H, W) of the result, `id` of the image in its data set, and `context`, in which a segmentor keeps its own
-    by-products of this image. While `scores` runs, `part` (rows, columns) is the part of the result that it gets."""
-
-    original: np.ndarray
-    resized: np.ndarray
-    pixels: Tensor
-    size: tuple[int, int]
-    id: str = ""
-    part: tuple[slice, slice] = (slice(None), slice(None))
-    context: dict[str, Any] = field(default_factory=dict)
-    shared: dict[Any, Any] = field(default_factory=dict)
-    cache: FeatureCache | None = None
-
-    def once(self, source: Callable[[np.ndarray], Any]) -> Any:
-        """`source(original)`: region maps and the like, computed for the first segmentor that asks, then shared by all."""
-        if source not in self.shared:
-            self.shared[source] = self.kept(getattr(source, "digest", None), lambda: source(self.original))
-        return self.shared[source]
-
-    def __repr__(self) -> str:
-        height, width = self.original.shape[:2]
-        return f"Scene({self.id!r}: {height} x {width} pixels, network input {tuple(self.pixels.shape)}, result {self.size})"
-
-    def kept(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array that depends on the original image and on what the digest `maker` stands for, from the run's cache if it
-        has one."""
-        return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
-
-
-@dataclass
-class WindowBatch:
-    """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`; `padding`: how many
-    windows at the end are zeros that fill the batch. All but pixels optional.
-
-    `trunk` is filled by the first segmentor that asks, and shared by those with the same needs.
-    """
-
-    pixels: Tensor
-    origins: Tensor | None = None
-    sizes: Tensor | None = None
-    images: Tensor | None = None
-    scenes: list[Scene] | None = None
-    trunk: Trunk | None = None
-    padding: int = 0
-    shared: dict[Callable, Tensor] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"WindowBatch({len(self.pixels)} windows of {tuple(self.pixels.shape[2:])} pixels)"
-
-    def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
-        """`source(batch)`: features of a vision encoder, computed for the first segmentor that asks, then shared by all."""
-        if source not in self.shared:
-            self.shared[source] = source(self)
-        return self.shared[source]
 
 
 # What a recipe value is where it does nothing, so that it may stand in the recipe of any method.
@@ -102,7 +43,7 @@ SHARED_FILES = ("configs/recipe.yaml", "configs/protocol/")  # written for all m
 WITHOUT_EFFECT = ", without effect on this method"
 
 
-class Segmentor:
+class Segmentor(Method):
     """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..auxiliary.sources import SOURCES, describe, named_source
+from ..config.plugin_errors import plugin_errors
+from ..config.recipe import Recipe, compose_recipe, segmentor_config
 from ..encoders.clip import DenseCLIP, clip_label, load_clip
-from ..encoders.sources import SOURCES, describe, named_source
 from ..errors import OvssError
-from ..ordinary import ordinary_torch
-from ..plugin_errors import plugin_errors
-from ..recipe import Recipe, compose_recipe, segmentor_config
+from ..torch_defaults import ordinary_torch
 from ..vocabulary import Vocabulary
 from .base import Segmentor
 from .hooks import checked

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ..registry import SEGMENTORS
-from .attention import attend
+from ..config.registry import SEGMENTORS
+from ..ops.attention import attend
 from .base import LastBlockSegmentor
 
 

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.registry import SEGMENTORS
 from ..errors import OvssError
-from ..inference.scores import label_by_parts
-from ..registry import SEGMENTORS
-from .base import Scene, Segmentor
+from ..ops.scores import label_by_parts
+from ..types import Scene
+from .base import Segmentor
 
 
 @SEGMENTORS.register_module(name="clip_diy")

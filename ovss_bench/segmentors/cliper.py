@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.registry import SEGMENTORS
 from ..errors import OvssError
-from ..inference.patchwise import join_windows
-from ..registry import SEGMENTORS
-from .attention import cosine_matrix, proxy_attention, symmetric, to_sum_one
-from .base import Scene, Segmentor, WindowBatch
+from ..ops.attention import cosine_matrix, proxy_attention, symmetric, to_sum_one
+from ..ops.patchwise import join_windows
+from ..types import Scene, WindowBatch
+from .base import Segmentor
 from .features import image_features
 
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inference.vote import majority_vote
-from ..registry import SEGMENTORS
-from .attention import attend
-from .base import LastBlockSegmentor, Scene, WindowBatch
+from ..config.registry import SEGMENTORS
+from ..ops.attention import attend
+from ..ops.vote import majority_vote
+from ..types import Scene, WindowBatch
+from .base import LastBlockSegmentor
 
 
 @SEGMENTORS.register_module(name="cliptrase")

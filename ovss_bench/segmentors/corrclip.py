@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.clip import Trunk
-from ..inference.vote import majority_vote
-from ..registry import SEGMENTORS
-from .attention import cosine_matrix, value_map
-from .base import Scene, Segmentor, WindowBatch
+from ..config.registry import SEGMENTORS
+from ..ops.attention import cosine_matrix
+from ..ops.vote import majority_vote
+from ..types import Scene, Trunk, WindowBatch
+from .base import Segmentor
 
 PADDING = 10000  # the region of what lies outside an image; merged regions are counted from here on, too
 
@@ -60,8 +60,8 @@ class CorrCLIP(Segmentor):
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk, features = self.trunk(batch), self.features(batch)
         grid, block = features.shape[2:], self.clip.block(-1, trunk.grid)
-        main = value_map(block, trunk.tokens, grid)
-        spatial = value_map(block, torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0), grid)
+        main = block.value_map(trunk.tokens, grid)
+        spatial = block.value_map(torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0), grid)
         regions, mixed = [], []
         for window, own, *values in zip(features, self.window_regions(batch), main, spatial, strict=True):
             merged, attention = self.correlation(window.flatten(1).T, nearest(own, grid))

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..registry import SEGMENTORS
-from .base import Scene, WindowBatch
+from ..config.registry import SEGMENTORS
+from ..types import Scene, WindowBatch
 from .corrclip import CorrCLIP, region_means
 from .features import image_features
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..image import normalize
-from .base import Scene, Segmentor, WindowBatch
+from ..types import Scene, WindowBatch
+from .base import Segmentor
 
 
 def image_features(segmentor: Segmentor, scene: Scene, whole: Callable[[float], int]) -> Tensor:

@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.registry import SEGMENTORS
 from ..encoders.clip import BlockView
 from ..errors import OvssError
-from ..registry import SEGMENTORS
-from .attention import attend
-from .base import Scene, Segmentor, WindowBatch
+from ..ops.attention import attend
+from ..types import Scene, WindowBatch
+from .base import Segmentor
 
 
 @SEGMENTORS.register_module(name="gem")

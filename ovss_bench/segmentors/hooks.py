@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.plugin_errors import is_outside, plugin_errors
 from ..errors import OvssError
-from ..plugin_errors import is_outside, plugin_errors
 from .base import LastBlockSegmentor, Segmentor
 
 

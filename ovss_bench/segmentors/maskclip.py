@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..registry import SEGMENTORS
-from .base import LastBlockSegmentor, WindowBatch
+from ..config.registry import SEGMENTORS
+from ..types import WindowBatch
+from .base import LastBlockSegmentor
 
 
 @SEGMENTORS.register_module(name="maskclip")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..registry import SEGMENTORS
-from .attention import attend
+from ..config.registry import SEGMENTORS
+from ..ops.attention import attend
 from .base import LastBlockSegmentor
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..registry import SEGMENTORS
-from .attention import cosine_matrix, empty_rows, proxy_attention, value_map
-from .base import Scene, Segmentor, WindowBatch
+from ..config.registry import SEGMENTORS
+from ..ops.attention import cosine_matrix, empty_rows, proxy_attention
+from ..types import Scene, WindowBatch
+from .base import Segmentor
 
 
 @SEGMENTORS.register_module(name="proxyclip")
@@ -42,7 +43,7 @@ class ProxyCLIP(Segmentor):
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         features, trunk = batch.once(self.vfm), self.trunk(batch)
         block, grid = self.clip.block(-1, trunk.grid), features.shape[2:]
-        values = value_map(block, trunk.tokens, grid)
+        values = block.value_map(trunk.tokens, grid)
         # Window by window: the mean is the window's own, and attention maps of a fine grid are large.
         mixed, empty = [], []
         for window, v in zip(features, values, strict=True):

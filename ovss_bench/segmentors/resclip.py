@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.registry import SEGMENTORS
 from ..encoders.clip import BlockView
 from ..errors import OvssError
-from ..inference.refine import PAMR
-from ..inference.vote import majority_vote
-from ..registry import SEGMENTORS
-from .base import Segmentor, WindowBatch
+from ..ops.pamr import PAMR
+from ..ops.vote import majority_vote
+from ..types import WindowBatch
+from .base import Segmentor
 from .naclip import neighbourhood
 
 

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.registry import SEGMENTORS
 from ..encoders.clip import BlockView
 from ..errors import OvssError
-from ..registry import SEGMENTORS
-from .attention import attend, cosine_matrix, proxy_attention
-from .base import Segmentor, WindowBatch
+from ..ops.attention import attend, cosine_matrix, proxy_attention
+from ..types import WindowBatch
+from .base import Segmentor
 
 
 @SEGMENTORS.register_module(name="scclip")

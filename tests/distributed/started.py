@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.store import read_counts, read_result
+from ovss_bench.runs.load import result_paths
+from ovss_bench.runs.store import read_counts, read_result
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]

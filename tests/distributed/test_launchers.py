@@ -10,8 +10,8 @@ import ovss_bench as ob
 from distributed.started import counted, run
 from end_to_end.tools import ROOT, evaluate_here
 from ovss_bench.files import CONFIGS
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.store import read_result
+from ovss_bench.runs.load import result_paths
+from ovss_bench.runs.store import read_result
 
 PRESETS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 GRID = ["-m", "segmentor=sclip,clip", "limit=1", "output=runs", "recipe.resize=none", "recipe.pamr_steps=0"]

@@ -8,11 +8,11 @@ import ovss_bench as ob
 from distributed.started import counted
 from end_to_end.tools import run as run_tool
 from miniatures.voc import write_voc
-from ovss_bench.distributed import Shard
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.merge import merge, part_folders
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import read_result
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.load import result_paths
+from ovss_bench.runs.merge import merge, part_folders
+from ovss_bench.runs.store import read_result
+from ovss_bench.runs.world import Shard
 
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
 
@@ -121,7 +121,7 @@ def test_images_that_failed_are_in_the_merged_result(tmp_path):
 
 def test_parts_of_different_machines_are_told(voc, tmp_path, monkeypatch):
     evaluate(voc, tmp_path, "1/2")
-    monkeypatch.setattr("ovss_bench.results.provenance._processor", lambda: "Another 3000")
+    monkeypatch.setattr("ovss_bench.runs.provenance._processor", lambda: "Another 3000")
     evaluate(voc, tmp_path, "2/2")
     _, notes = merge(*part_folders(tmp_path))
     assert len(notes) == 1

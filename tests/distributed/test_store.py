@@ -10,12 +10,12 @@ import pytest
 
 import ovss_bench as ob
 from end_to_end.tools import first_version
-from ovss_bench.distributed import Shard
 from ovss_bench.evaluation.confusion import confusion
-from ovss_bench.results import store as store_module
-from ovss_bench.results.load import read_results
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import RunStore, read_counts
+from ovss_bench.runs import store as store_module
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.load import read_results
+from ovss_bench.runs.store import RunStore, read_counts
+from ovss_bench.runs.world import Shard
 
 FORK = multiprocessing.get_context("fork")
 FINGERPRINT = "0123456789abcdef" * 4

@@ -7,8 +7,8 @@ import pytest
 
 from distributed.started import counted, rank_of, run, start, wait_for
 from end_to_end.tools import run as run_tool
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.store import read_result
+from ovss_bench.runs.load import result_paths
+from ovss_bench.runs.store import read_result
 
 WORDS = ["output=runs", "limit=80", "segmentor=sclip", "recipe.resize=none", "recipe.pamr_steps=0"]
 thorough = pytest.mark.skipif("OVSS_THOROUGH" not in os.environ, reason="starts many processes; set OVSS_THOROUGH=1")

@@ -11,8 +11,8 @@ import torch
 import ovss_bench as ob
 from distributed.started import counted
 from miniatures.voc import write_voc
-from ovss_bench.distributed import Shard, World, join, split
-from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.world import Shard, World, join, split
 
 FORK = multiprocessing.get_context("fork")
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
@@ -145,7 +145,7 @@ def test_processes_with_other_data_are_refused(voc, tmp_path):
 
 
 def test_a_folder_that_is_not_shared_is_told(voc, tmp_path, monkeypatch):
-    monkeypatch.setattr("ovss_bench.results.store.SECONDS_TO_APPEAR", 0)
+    monkeypatch.setattr("ovss_bench.runs.store.SECONDS_TO_APPEAR", 0)
     first, _ = answers_of(lambda world: evaluated(world, voc, tmp_path / str(world.rank)))
     assert "All processes need one output folder" in first
 

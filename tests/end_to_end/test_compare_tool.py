@@ -9,12 +9,12 @@ import subprocess
 import pytest
 
 from end_to_end.tools import ROOT, command, evaluate_here, run
+from ovss_bench.cli.options import run_tool
+from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import areas, class_metrics, metrics
-from ovss_bench.options import run_tool
-from ovss_bench.recipe import compose_recipe
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.store import RunStore
+from ovss_bench.runs.load import result_paths
+from ovss_bench.runs.store import RunStore
 from unit.test_bootstrap import by_id, drawn
 
 FAST = ["limit=30", "recipe.resize=none", "recipe.window=48", "recipe.stride=48"]
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         assert evaluate_here(*common, f"output={folder}/before") == 0
         assert evaluate_here(*common, f"output={folder}/warm", "recipe.logit_scale=8") == 0
-        for name in ("ovss_bench.results.jobs.source_digest", "ovss_bench.results.provenance.source_digest"):
+        for name in ("ovss_bench.runs.jobs.source_digest", "ovss_bench.runs.provenance.source_digest"):
             patch.setattr(name, lambda *_: "0" * 64)
         assert evaluate_here(*common, f"output={folder}/after") == 0
     return folder

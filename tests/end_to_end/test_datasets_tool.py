@@ -32,8 +32,8 @@ prepare: {converter: halved, raw: [raw]}
 PLUGIN = """
 import time
 
-from ovss_bench.datasets.conversion import files, read_array, write_label
-from ovss_bench.datasets.prepare import CONVERTERS, Task
+from ovss_bench.datasets.prepare.conversion import files, read_array, write_label
+from ovss_bench.datasets.prepare.run import CONVERTERS, Task
 
 
 @CONVERTERS.register_module(name="halved")

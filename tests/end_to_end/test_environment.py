@@ -15,7 +15,7 @@ import ovss_bench as ob
 from end_to_end.tools import ROOT, command, evaluate_here
 from miniatures.voc import BASE, write_voc
 from ovss_bench.files import PACKAGE, as_text, cache_dir, on_disk, user_path, weights_folders
-from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.runs.evaluate import make_job, run_jobs
 
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
 QUICK = ["segmentor=clip", "limit=1", *(f"recipe.{name}={value}" for name, value in FAST.items())]

@@ -19,9 +19,9 @@ from ovss_bench.cache import read_entry
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
 from ovss_bench.evaluation.per_image import per_image
-from ovss_bench.results.grid import Grid
-from ovss_bench.results.run import EvalResult
-from ovss_bench.results.store import read_counts
+from ovss_bench.runs.evaluate import EvalResult
+from ovss_bench.runs.grid import Grid
+from ovss_bench.runs.store import read_counts
 
 FAST = ["recipe.resize=none", "recipe.window=48", "recipe.stride=48"]  # a few windows per scene
 SIX = ["clip", "maskclip", "sclip", "clearclip", "naclip", "gem"]
@@ -121,7 +121,7 @@ def test_segmentors_with_equal_recipes_share_one_trunk_pass(monkeypatch):
     dataset, passes = ob.load_dataset("demo"), []
     clip, trunk = ob.load_clip("demo"), ob.DenseCLIP.trunk
     monkeypatch.setattr(ob.DenseCLIP, "trunk", lambda *args, **options: passes.append(1) or trunk(*args, **options))
-    from ovss_bench.results.run import make_job, run_jobs
+    from ovss_bench.runs.evaluate import make_job, run_jobs
 
     run_jobs([make_job("sclip", clip, dataset)], limit=2, quiet=True)
     alone = len(passes)

@@ -15,11 +15,11 @@ import ovss_bench as ob
 from ovss_bench.errors import OvssError
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import areas
-from ovss_bench.results.html import confusions, write_html
-from ovss_bench.results.load import read_results
-from ovss_bench.results.pictures import choose, image_ious
-from ovss_bench.results.run import Runtime, make_job, run_jobs
-from ovss_bench.results.store import RunStore, read_counts
+from ovss_bench.reports.html import confusions, write_html
+from ovss_bench.reports.overlays import choose, image_ious
+from ovss_bench.runs.evaluate import Runtime, make_job, run_jobs
+from ovss_bench.runs.load import read_results
+from ovss_bench.runs.store import RunStore, read_counts
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
 SCRIPT = "<script>window.hacked = 1</script>"

@@ -10,7 +10,7 @@ import pytest
 
 import ovss_bench as ob
 from end_to_end.tools import ROOT, command, run
-from ovss_bench.encoders.regions import load_regions
+from ovss_bench.auxiliary.regions import load_regions
 
 
 @pytest.fixture(scope="module")

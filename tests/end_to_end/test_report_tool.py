@@ -10,8 +10,8 @@ from PIL import Image
 
 import ovss_bench as ob
 from end_to_end.tools import ROOT, run
-from ovss_bench.results.load import load_results, result_paths
-from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.load import load_results, result_paths
 
 FAST = {"resize": "none", "window": 48, "stride": 48, "templates": "photo"}
 YAML = """

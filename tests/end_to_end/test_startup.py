@@ -9,8 +9,8 @@ import pytest
 
 from end_to_end.tools import KEPT, ROOT, evaluate_here
 from miniatures.voc import write_voc
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.store import RunStore, read_counts, read_result
+from ovss_bench.runs.load import result_paths
+from ovss_bench.runs.store import RunStore, read_counts, read_result
 
 HEAVY = ("torch", "torchvision", "mmcv", "mmseg", "open_clip", "timm", "transformers", "diffusers", "sklearn", "skimage")
 # Runs command lines one after another in one process, and tells after each its status and what is imported by then.
@@ -59,8 +59,8 @@ def folder(tmp_path_factory):
 def test_tools_that_read_files_import_nothing_heavy(folder, tmp_path):
     (path,) = result_paths(folder / "runs")
     lines = [
-        (0, ["new_method.py", "mine"]),
-        (2, ["new_method.py", "sclip"]),
+        (0, ["cli/new_method.py", "mine"]),
+        (2, ["cli/new_method.py", "sclip"]),
         (0, ["report.py", folder / "runs", "partial=true"]),
         (2, ["report.py", folder / "runs", "metrc=mIoU"]),
         (0, ["merge.py", "--help"]),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import hydra
 
+from ovss_bench.cli.evaluation import main
 from ovss_bench.files import CONFIGS
-from ovss_bench.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = {"OVSS_DATA": ""}

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from end_to_end.tools import evaluate_here
-from ovss_bench.options import parse_options
-from ovss_bench.results import store
-from ovss_bench.results.code import known_code
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.store import read_counts, read_result
+from ovss_bench.cli.options import parse_options
+from ovss_bench.runs import store
+from ovss_bench.runs.code import known_code
+from ovss_bench.runs.load import result_paths
+from ovss_bench.runs.store import read_counts, read_result
 
 ARGUMENTS = ["segmentor=[clip,sclip]", "limit=20", "runtime.batch=8", "runtime.maps=true", "runtime.boundary=true"]
 ARGUMENTS += ["recipe.resize=none", "recipe.window=48", "recipe.stride=48"]

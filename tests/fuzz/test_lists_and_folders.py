@@ -20,21 +20,21 @@ from fuzz.test_results import FAST, NASTY, changed
 from fuzz.test_texts import GOOD, LINES, written
 from fuzz.test_weights import IMAGE, MAP, use_features, use_regions
 from miniatures.drawing import write_files
-from ovss_bench.datasets.check import check
-from ovss_bench.datasets.manifest import compare, read_manifest, view
-from ovss_bench.distributed import Shard
-from ovss_bench.encoders.regions import write_index, write_regions
-from ovss_bench.encoders.sources import FeatureCache
+from ovss_bench.auxiliary.regions import write_index, write_regions
+from ovss_bench.auxiliary.sources import FeatureCache
+from ovss_bench.datasets.check.manifest import compare, read_manifest, view
+from ovss_bench.datasets.check.run import check
 from ovss_bench.files import PUBLISHED, digest
 from ovss_bench.progress import console
-from ovss_bench.results.grid import Grid
-from ovss_bench.results.html import write_html
-from ovss_bench.results.load import read_results, result_paths
-from ovss_bench.results.merge import merge, part_folders
-from ovss_bench.results.published import load_figures
-from ovss_bench.results.run import Runtime, make_job, run_jobs
-from ovss_bench.results.store import RunStore, dump, read_counts
-from ovss_bench.results.tables import differences, frame
+from ovss_bench.reports.html import write_html
+from ovss_bench.reports.tables import differences, frame
+from ovss_bench.runs.evaluate import Runtime, make_job, run_jobs
+from ovss_bench.runs.grid import Grid
+from ovss_bench.runs.load import read_results, result_paths
+from ovss_bench.runs.merge import merge, part_folders
+from ovss_bench.runs.published import load_figures
+from ovss_bench.runs.store import RunStore, dump, read_counts
+from ovss_bench.runs.world import Shard
 from ovss_bench.vocabulary import read_templates
 
 
@@ -139,7 +139,7 @@ def test_region_indices_and_maps(tmp_path_factory, draw, array):
 
 
 def ob_regions(folder):
-    from ovss_bench.encoders.regions import RegionFolder
+    from ovss_bench.auxiliary.regions import RegionFolder
 
     assert RegionFolder(folder)(IMAGE).shape == IMAGE.shape[:2]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import ovss_bench as ob
 from fuzz.common import damaged, inputs, outcome
 from miniatures import MINIATURES
-from ovss_bench.datasets.check import check
+from ovss_bench.datasets.check.run import check
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.prepare import prepare
+from ovss_bench.datasets.prepare.run import prepare
 
 # One data set per converter and per kind of raw file.
 PREPARED = sorted(

@@ -13,18 +13,18 @@ from rich.console import Console
 
 import ovss_bench as ob
 from fuzz.common import VALUES, damaged, inputs, outcome
-from ovss_bench.results.compare import compare_paths
-from ovss_bench.results.compare_view import lines_of
-from ovss_bench.results.form import VERSION, checked, schema
-from ovss_bench.results.html import write_html
-from ovss_bench.results.latex import latex
-from ovss_bench.results.load import frame_of, load_results, read_results, result_paths
-from ovss_bench.results.report import interval_of, make_report
-from ovss_bench.results.report_view import csv, markdown
-from ovss_bench.results.reproduced import compare_with_published
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import read_counts, read_result
-from ovss_bench.results.tables import terminal, write_tables
+from ovss_bench.reports.compare import compare_paths
+from ovss_bench.reports.compare_view import lines_of
+from ovss_bench.reports.html import write_html
+from ovss_bench.reports.latex import latex
+from ovss_bench.reports.markdown import csv, markdown
+from ovss_bench.reports.reproduced import compare_with_published
+from ovss_bench.reports.table import interval_of, make_report
+from ovss_bench.reports.tables import terminal, write_tables
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.load import frame_of, load_results, read_results, result_paths
+from ovss_bench.runs.schema import VERSION, checked, schema
+from ovss_bench.runs.store import read_counts, read_result
 
 # Text that breaks files and terminals, or that a language of tables could take for its own, and numbers that no format holds.
 NASTY = st.sampled_from(

@@ -18,13 +18,13 @@ from end_to_end.tools import evaluate_here
 from fuzz.common import SCALARS, VALUES, damaged, inputs, outcome
 from fuzz.test_pictures import encoded, picture
 from miniatures.drawing import write_files
+from ovss_bench.cli.options import parse_options
+from ovss_bench.config.recipe import DEPTHS, RECIPE_VALUES, compose_recipe
+from ovss_bench.config.registry import RECIPES
 from ovss_bench.datasets.config import KEYS
 from ovss_bench.files import CONFIGS, config_names, load_config
-from ovss_bench.options import parse_options
-from ovss_bench.recipe import DEPTHS, RECIPE_VALUES, compose_recipe
-from ovss_bench.registry import RECIPES
-from ovss_bench.results.paper import KEYS as TABLE_KEYS
-from ovss_bench.results.paper import load_table
+from ovss_bench.reports.papers import KEYS as TABLE_KEYS
+from ovss_bench.reports.papers import load_table
 from ovss_bench.vocabulary import read_names
 
 LINES = st.text(st.sampled_from("ab ,,\";:\t#é一'\n\r\x85\u2028\0-") | st.characters(codec="utf-8"), max_size=40)

@@ -14,13 +14,13 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 import ovss_bench as ob
 from fuzz.common import VALUES, damaged, inputs, outcome
+from ovss_bench.auxiliary.bank import load_bank
+from ovss_bench.auxiliary.foreground import load_foreground
+from ovss_bench.auxiliary.regions import RegionFolder, load_regions, write_index, write_regions
 from ovss_bench.cache import read_entry, write_entry
-from ovss_bench.encoders.bank import load_bank
 from ovss_bench.encoders.diffusion import load_diffusion
-from ovss_bench.encoders.foreground import load_foreground
-from ovss_bench.encoders.regions import RegionFolder, load_regions, write_index, write_regions
 from ovss_bench.encoders.vision import FeatureFolder, load_vision
-from ovss_bench.segmentors.base import Scene, WindowBatch
+from ovss_bench.types import Scene, WindowBatch
 from parity import seeded
 from unit.test_clip import torchscript
 from unit.test_diffusion import tiny as tiny_diffusion  # noqa: F401

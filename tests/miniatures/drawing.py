@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovss_bench.datasets.scenes import DEMO_CLOTHS, GROUNDS, draw_scene, void_border
+from ovss_bench.datasets.demo.scenes import DEMO_CLOTHS, GROUNDS, draw_scene, void_border
 
 
 def scene(seed: int, values: Sequence[int], size: tuple[int, int] = (96, 128), outline: int | None = None):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import ovss_bench as ob
-from ovss_bench.encoders.foreground import Found
+from ovss_bench.auxiliary.foreground import Found
 from ovss_bench.inference.engine import make_scene
 
 from . import seeded

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import ovss_bench as ob
 from ovss_bench.inference.engine import make_scene
-from ovss_bench.inference.refine import PAMR, affinity
+from ovss_bench.ops.pamr import PAMR, affinity
 
 from .common import build, final_scores, label_map, patch_logits, settings
 from .reference import Reference

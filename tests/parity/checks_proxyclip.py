@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ovss_bench as ob
 from ovss_bench.encoders.vision import load_vision
-from ovss_bench.inference.scores import decide
+from ovss_bench.ops.scores import decide
 from ovss_bench.segmentors.corrclip import CorrCLIP
 
 from . import seeded

@@ -5,7 +5,7 @@ import re
 from torch import Tensor
 
 import ovss_bench as ob
-from ovss_bench.segmentors.attention import cosine_matrix
+from ovss_bench.ops.attention import cosine_matrix
 from ovss_bench.segmentors.scclip import mend
 
 from .common import load_clip, principal_queries, segment

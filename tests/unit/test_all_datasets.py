@@ -15,13 +15,13 @@ from mmseg.structures import SegDataSample
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
 from miniatures import MINIATURES
-from ovss_bench.datasets.check import check
+from ovss_bench.datasets.check.run import check
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.prepare import prepare
+from ovss_bench.datasets.prepare.run import prepare
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import areas, metrics
 from ovss_bench.files import config_names
-from ovss_bench.results.overview import class_count
+from ovss_bench.reports.datasets import class_count
 
 NAMES = [name for name in config_names("dataset") if dataset_config(name)[1].get("loader") != "demo"]
 

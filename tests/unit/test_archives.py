@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
-from ovss_bench.datasets.archives import Archive, download, extract
+from ovss_bench.datasets.prepare.archives import Archive, download, extract
 from ovss_bench.progress import Progress
 
 QUIET = Progress(quiet=True)

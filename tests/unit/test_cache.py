@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ovss_bench as ob
+from ovss_bench.auxiliary.regions import load_regions
+from ovss_bench.auxiliary.sources import FeatureCache
 from ovss_bench.cache import read_entry, write_entry
-from ovss_bench.datasets.demo import DemoDataset
-from ovss_bench.encoders.regions import load_regions
-from ovss_bench.encoders.sources import FeatureCache
-from ovss_bench.encoders.trunk_cache import TrunkCache
-from ovss_bench.results.precompute import precompute_regions
-from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.datasets.demo.loader import DemoDataset
+from ovss_bench.inference.trunk_cache import TrunkCache
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.precompute import precompute_regions
 
 IMAGE = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
 TOKENS = torch.arange(24.0).view(2, 3, 4)

@@ -15,11 +15,11 @@ from rich.console import Console
 
 import ovss_bench as ob
 from miniatures import MINIATURES
-from ovss_bench.datasets.check import CHECKS, check
+from ovss_bench.config.registry import DATASETS
+from ovss_bench.datasets.check.manifest import view
+from ovss_bench.datasets.check.run import CHECKS, check
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.manifest import view
-from ovss_bench.datasets.prepare import prepare
-from ovss_bench.registry import DATASETS
+from ovss_bench.datasets.prepare.run import prepare
 
 COUNT = "number of images"  # a miniature has fewer than are expected
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.files import load_config
 from ovss_bench.inference.engine import make_scene
-from ovss_bench.recipe import compose_recipe
 from parity.seeded import clip_input, query_features, rgb_image
 
 IMAGE = rgb_image(62, 70, 100)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.files import CONFIGS
 from ovss_bench.inference.engine import make_scene
-from ovss_bench.inference.patchwise import join_windows
-from ovss_bench.recipe import compose_recipe
-from ovss_bench.segmentors.base import Scene
+from ovss_bench.ops.patchwise import join_windows
+from ovss_bench.types import Scene
 from ovss_bench.vocabulary import TEMPLATES, read_names
 from parity.seeded import CLIP_MEAN, CLIP_STD, query_features, rgb_image
 
@@ -119,7 +119,7 @@ def run_windows(pixels):
 
 
 def test_joined_windows_are_means_over_visits(monkeypatch):
-    monkeypatch.setattr("ovss_bench.inference.patchwise.WINDOWS_PER_PASS", 2)
+    monkeypatch.setattr("ovss_bench.ops.patchwise.WINDOWS_PER_PASS", 2)
     pixels = windows(1, 43, 56)[0]
     maps, between = join_windows(pixels, 24, 16, 8, run_windows)
     total, count = torch.zeros(2, 3, 5, 7), torch.zeros(5, 7)

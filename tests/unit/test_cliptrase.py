@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
-from ovss_bench.inference.vote import majority_vote
+from ovss_bench.ops.vote import majority_vote
 from parity.seeded import query_features, rgb_image
 
 IMAGE = rgb_image(71, 90, 130)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import segmentor_config
+from ovss_bench.config.registry import load_plugin
 from ovss_bench.datasets.base import load_dataset
 from ovss_bench.files import PACKAGE, config_names
-from ovss_bench.recipe import segmentor_config
-from ovss_bench.registry import load_plugin
-from ovss_bench.results import code
-from ovss_bench.results.code import known_code, row_code, row_files, source_digest
-from ovss_bench.results.counting import counted
-from ovss_bench.results.jobs import fingerprint, make_job
+from ovss_bench.runs import code
+from ovss_bench.runs.code import known_code, row_code, row_files, source_digest
+from ovss_bench.runs.counting import counted
+from ovss_bench.runs.jobs import fingerprint, make_job
 from ovss_bench.stages import Stages
 
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
@@ -51,19 +51,19 @@ def test_a_comment_invalidates_the_rows_that_it_can_concern(edited):
     for file in ("inference/forward.py", "segmentors/base.py", "evaluation/metrics.py", "encoders/clip.py", "image.py"):
         assert edited(file) == set(ROWS), file
     for file in (
-        "results/report.py",
-        "results/html.py",
-        "results/compare.py",
-        "main.py",
-        "datasets/prepare.py",
+        "reports/table.py",
+        "reports/html.py",
+        "reports/compare.py",
+        "cli/evaluation.py",
+        "datasets/prepare/run.py",
         "bench/view.py",
     ):
         assert edited(file) == set(), file
     assert edited("segmentors/scclip.py") == methods("scclip")
     assert edited("segmentors/gem.py") == methods("gem", "gem_original")
     assert edited("segmentors/naclip.py") == methods("naclip", "resclip")  # resclip takes a function of naclip's
-    assert edited("encoders/foreground.py") == methods("clip_diy")
-    assert edited("datasets/scenes.py") == {row for row in ROWS if row[1] == "demo"}
+    assert edited("auxiliary/foreground.py") == methods("clip_diy")
+    assert edited("datasets/demo/scenes.py") == {row for row in ROWS if row[1] == "demo"}
     assert edited("datasets/coco.py") == {row for row in ROWS if row[1] == "coco_object_2014"}
 
 
@@ -130,7 +130,7 @@ def test_a_plug_in_counts_for_its_own_rows_only(tmp_path, monkeypatch):
             load_plugin(tmp_path / file)
     own, plugins = row_code((segmentor_config("one")[1], ob.DATASETS.get("two_loader")), [])
     assert {Path(path).name for path in plugins} == {"one.py", "helper_of_one.py", "two_loader.py"}
-    assert set(own) == {"core", "segmentors/attention.py"}
+    assert set(own) == {"core", "ops/attention.py"}
     assert known_code("one", "demo", []) is None
     before = source_digest(own, plugins)
     (tmp_path / "helper_of_two.py").write_text("SCALE = 2.0\n")

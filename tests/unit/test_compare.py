@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.datasets.config import facts_of, names_path
 from ovss_bench.encoders.known_weights import known_weights, open_clip_addresses, stated_digest
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import class_metrics, metrics
 from ovss_bench.files import config_names, load_config
-from ovss_bench.recipe import compose_recipe
-from ovss_bench.results import compare, reproduced
-from ovss_bench.results.code import known_code, source_digest
-from ovss_bench.results.compare import Run, compare_methods, compare_paths, compare_runs, read_run, status
-from ovss_bench.results.compare_view import lines_of, method_lines, summary
-from ovss_bench.results.load import result_paths
-from ovss_bench.results.reproduced import checklist, compare_with_published, rounding
-from ovss_bench.results.run import make_job, run_jobs
+from ovss_bench.reports import compare, reproduced
+from ovss_bench.reports.compare import Run, compare_methods, compare_paths, compare_runs, read_run, status
+from ovss_bench.reports.compare_view import lines_of, method_lines, summary
+from ovss_bench.reports.reproduced import checklist, compare_with_published, rounding
+from ovss_bench.runs.code import known_code, source_digest
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.load import result_paths
 from ovss_bench.vocabulary import read_names
 from unit.test_bootstrap import by_id, drawn
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 import ovss_bench as ob
 from miniatures.aerial import MINIATURES
-from ovss_bench.datasets import converters  # noqa: F401
-from ovss_bench.datasets.conversion import noted
-from ovss_bench.datasets.converters.aerial import boxes, isaid_label, isprs_label, uavid_label
-from ovss_bench.datasets.prepare import prepare
+from ovss_bench.datasets.prepare import converters  # noqa: F401
+from ovss_bench.datasets.prepare.conversion import noted
+from ovss_bench.datasets.prepare.converters.aerial import boxes, isaid_label, isprs_label, uavid_label
+from ovss_bench.datasets.prepare.run import prepare
 
 FOLDERS = {"potsdam": "potsdam", "vaihingen": "vaihingen", "isaid": "iSAID", "uavid": "UAVid", "openearthmap": "OpenEarthMap"}
 # Colours as text, from the tables of the data sets' documentation.

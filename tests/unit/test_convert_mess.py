@@ -13,10 +13,10 @@ from PIL import Image
 
 import ovss_bench as ob
 from miniatures.mess import MINIATURES
-from ovss_bench.datasets import converters  # noqa: F401
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.converters.mess import CWFID_TEST, grid, tiles
-from ovss_bench.datasets.prepare import prepare
+from ovss_bench.datasets.prepare import converters  # noqa: F401
+from ovss_bench.datasets.prepare.converters.mess import CWFID_TEST, grid, tiles
+from ovss_bench.datasets.prepare.run import prepare
 
 CONVERTED = [name for name in MINIATURES if "converter" in dataset_config(name)[1]["prepare"]]
 AS_THEY_ARE = [name for name in MINIATURES if name not in CONVERTED]

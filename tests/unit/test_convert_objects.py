@@ -9,11 +9,11 @@ from PIL import Image
 
 import ovss_bench as ob
 from miniatures.objects import MINIATURES
-from ovss_bench.datasets import converters  # noqa: F401
-from ovss_bench.datasets.check import check
+from ovss_bench.datasets.check.run import check
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.converters.objects import binary, listed_images
-from ovss_bench.datasets.prepare import prepare
+from ovss_bench.datasets.prepare import converters  # noqa: F401
+from ovss_bench.datasets.prepare.converters.objects import binary, listed_images
+from ovss_bench.datasets.prepare.run import prepare
 
 IDS = {
     "whu_aerial": ["1", "11", "2"],

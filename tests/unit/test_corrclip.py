@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import ovss_bench as ob
-from ovss_bench.encoders.bank import load_bank
+from ovss_bench.auxiliary.bank import load_bank
 from ovss_bench.inference.engine import predict
-from ovss_bench.inference.vote import majority_vote
+from ovss_bench.ops.vote import majority_vote
 from ovss_bench.segmentors.corrclip import PADDING, nearest
 from parity.seeded import query_features, rgb_image
 from stand_ins import regions, sources_of, vfm

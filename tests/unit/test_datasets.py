@@ -13,13 +13,13 @@ from PIL import Image
 
 import ovss_bench as ob
 from miniatures.voc import write_label, write_voc
-from ovss_bench.datasets.check import check
-from ovss_bench.datasets.conversion import files
-from ovss_bench.datasets.demo import draw_demo
+from ovss_bench.datasets.check.run import check
+from ovss_bench.datasets.demo.loader import draw_demo
+from ovss_bench.datasets.prepare.conversion import files
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
 from ovss_bench.files import data_files, digest
-from ovss_bench.inference.scores import decide
+from ovss_bench.ops.scores import decide
 
 EXPECTED = {"demo": 100, "demo_tune": 30, "voc21": 1449, "voc20": 1449}
 VOC = "VOCdevkit/VOC2012"

@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ovss_bench as ob
 from ovss_bench.bench.official import official_label_map
 from ovss_bench.encoders.clip import default_precision
-from ovss_bench.encoders.trunk_cache import TrunkCache
 from ovss_bench.inference import finish
 from ovss_bench.inference.engine import predict
 from ovss_bench.inference.forward import Forward, batch_size
-from ovss_bench.inference.windows import SlidingWindow
+from ovss_bench.inference.trunk_cache import TrunkCache
+from ovss_bench.ops.windows import SlidingWindow
 from ovss_bench.process import in_threads
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.segmentors.base import Scene
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.types import Scene
 from parity.seeded import query_features, rgb_image
 from stand_ins import sources_of
 

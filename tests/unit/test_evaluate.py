@@ -7,9 +7,9 @@ import torch
 
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
+from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.files import config_names
-from ovss_bench.recipe import compose_recipe
-from ovss_bench.results.jobs import job_of
+from ovss_bench.runs.jobs import job_of
 from stand_ins import vfm
 
 FAST = {"resize": "none", "window": 48, "stride": 48}

@@ -13,12 +13,12 @@ from end_to_end.tools import evaluate_here
 from miniatures import MINIATURES
 from miniatures.context import IDS as CONTEXT_IDS
 from ovss_bench.datasets import expected
-from ovss_bench.datasets.check import check
+from ovss_bench.datasets.check.run import check
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.prepare import prepare
+from ovss_bench.datasets.prepare.run import prepare
 from ovss_bench.files import CONFIGS, config_names
-from ovss_bench.results.overview import card, state_of
-from ovss_bench.results.reproduced import _data
+from ovss_bench.reports.datasets import card, state_of
+from ovss_bench.reports.reproduced import _data
 
 NAMES = [name for name in config_names("dataset") if dataset_config(name)[1].get("loader") != "demo"]
 CONTEXT = ["context60", "context59", "context459"]

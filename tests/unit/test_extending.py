@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ovss_bench as ob
-from ovss_bench.encoders.trunk_cache import TrunkCache
 from ovss_bench.inference.engine import predict
+from ovss_bench.inference.trunk_cache import TrunkCache
 from parity.seeded import query_features, rgb_image
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/extending.md").read_text(), re.DOTALL)

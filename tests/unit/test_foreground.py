@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import ovss_bench as ob
+from ovss_bench.auxiliary.foreground import Found, keys, load_foreground
 from ovss_bench.encoders import vision
-from ovss_bench.encoders.foreground import Found, keys, load_foreground
 from ovss_bench.encoders.vision import load_vision
 from ovss_bench.files import CONFIGS, config_names, load_config
 from ovss_bench.image import normalize

@@ -8,10 +8,10 @@ import pytest
 
 import ovss_bench as ob
 from end_to_end.tools import ROOT, first_version
-from ovss_bench.results.form import FOLDER, VERSION, checked, documentation, schema
-from ovss_bench.results.load import load_results, result_paths
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import read_counts, read_result
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.load import load_results, result_paths
+from ovss_bench.runs.schema import FOLDER, VERSION, checked, documentation, schema
+from ovss_bench.runs.store import read_counts, read_result
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
 
@@ -77,7 +77,7 @@ def test_files_that_are_no_results_are_refused(text, tmp_path):
 
 
 def test_nothing_of_another_form_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("ovss_bench.results.run.VERSION", "two")
+    monkeypatch.setattr("ovss_bench.runs.evaluate.VERSION", "two")
     clip, dataset = ob.load_clip("demo"), ob.load_dataset("demo")
     with pytest.raises(ob.OvssError, match="is not a result"):
         run_jobs([make_job("clip", clip, dataset, overrides=FAST)], limit=1, output=tmp_path, quiet=True)
@@ -134,4 +134,4 @@ def test_the_documentation_is_that_of_the_schema():
         assert f"`{name}`" in text
     assert "`per_class[].IoU`" in text
     written = (ROOT / "docs/results.md").read_text()
-    assert text in written, "make it again: ovss_bench.results.form.documentation()"
+    assert text in written, "make it again: ovss_bench.runs.schema.documentation()"

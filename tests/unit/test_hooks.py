@@ -9,10 +9,10 @@ import torch
 
 import ovss_bench as ob
 from end_to_end.tools import run
-from ovss_bench.options import parse_options, run_tool
-from ovss_bench.plugin_errors import plugin_errors
+from ovss_bench.cli.options import parse_options, run_tool
+from ovss_bench.config.plugin_errors import plugin_errors
+from ovss_bench.config.registry import load_plugin
 from ovss_bench.process import Ended
-from ovss_bench.registry import load_plugin
 from ovss_bench.segmentors.hooks import HOOKS
 
 # What a method calls or has, and does not override.

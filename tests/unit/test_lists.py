@@ -11,17 +11,17 @@ import pytest
 
 import ovss_bench as ob
 from miniatures.drawing import encoded, write_files
-from ovss_bench.datasets.archives import Archive, extract
-from ovss_bench.datasets.check import check
-from ovss_bench.datasets.prepare import CONVERTERS, Task, prepare
-from ovss_bench.distributed import Shard
+from ovss_bench.datasets.check.run import check
+from ovss_bench.datasets.prepare.archives import Archive, extract
+from ovss_bench.datasets.prepare.run import CONVERTERS, Task, prepare
 from ovss_bench.evaluation.confusion import confusion
 from ovss_bench.files import below, digest, read_lines, read_yaml
 from ovss_bench.progress import Progress
-from ovss_bench.results.merge import merge, part_folders
-from ovss_bench.results.precompute import index_regions, precompute_regions
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import RunStore, read_counts
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.merge import merge, part_folders
+from ovss_bench.runs.precompute import index_regions, precompute_regions
+from ovss_bench.runs.store import RunStore, read_counts
+from ovss_bench.runs.world import Shard
 from ovss_bench.vocabulary import read_names
 
 IDS = ["a", "b", "sub/c", "d 1", "e#2", "f.jpg"]

@@ -5,8 +5,8 @@ import re
 import pytest
 
 import ovss_bench as ob
+from ovss_bench.config.hyperparameters import declared
 from ovss_bench.files import CONFIGS, config_names, load_config
-from ovss_bench.hyperparameters import declared
 
 PAGES = CONFIGS.parent / "docs" / "methods"
 HEADINGS = [

@@ -10,10 +10,10 @@ import pytest
 from mmseg.registry import DATASETS as MMSEG
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.datasets.base import SegDataset
 from ovss_bench.datasets.config import dataset_config, names_path
 from ovss_bench.files import CONFIGS, config_names, load_config
-from ovss_bench.recipe import compose_recipe
 from ovss_bench.vocabulary import read_names
 
 FILES = {f"{path.parent.name}/{path.stem}": path for path in sorted((CONFIGS / "names").glob("*/*.txt"))}

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 
 import ovss_bench as ob
 from miniatures.drawing import write_files
+from ovss_bench.cli.options import checked_options, is_place, parse_options
+from ovss_bench.cli.overrides import SEVERAL, TEXTS, literal
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.files import CONFIGS, config_names
-from ovss_bench.options import checked_options, is_place, parse_options
-from ovss_bench.overrides import SEVERAL, TEXTS, literal
 
 # An id of every kind that data sets have: each pattern in configs/dataset matches one of them (tested below).
 IDS = [

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import yaml
 
+from ovss_bench.config.recipe import segmentor_names
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, config_names
-from ovss_bench.recipe import segmentor_names
-from ovss_bench.results.paper import load_table, side_by_side
+from ovss_bench.reports.papers import load_table, side_by_side
 
 TABLES = config_names("table")
 PUBLISHED = [name for name in TABLES if name != "demo"]  # of which nothing is published

@@ -11,13 +11,13 @@ import pytest
 
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
-from ovss_bench import registry
-from ovss_bench.hyperparameters import declared
-from ovss_bench.recipe import own_recipe, segmentor_config
-from ovss_bench.registry import PLUGINS, load_plugin
-from ovss_bench.results.code import row_code
-from ovss_bench.results.jobs import fingerprint, make_job
-from ovss_bench.results.run import run_jobs
+from ovss_bench.config import registry
+from ovss_bench.config.hyperparameters import declared
+from ovss_bench.config.recipe import own_recipe, segmentor_config
+from ovss_bench.config.registry import PLUGINS, load_plugin
+from ovss_bench.runs.code import row_code
+from ovss_bench.runs.evaluate import run_jobs
+from ovss_bench.runs.jobs import fingerprint, make_job
 
 METHOD = """
 import ovss_bench as ob
@@ -227,7 +227,7 @@ def test_a_method_of_this_project_may_have_files(monkeypatch, tmp_path):
     """Its declaration is read without importing it."""
     text = PATHS.replace('Path(__file__).with_name("matrix.txt")', '"matrix.txt"').replace("ob.Fi", "Fi").replace("ob.Fo", "Fo")
     write(tmp_path / "segmentors/mine.py", text)
-    monkeypatch.setattr("ovss_bench.hyperparameters.PACKAGE", tmp_path)
+    monkeypatch.setattr("ovss_bench.config.hyperparameters.PACKAGE", tmp_path)
     declared.cache_clear()
     assert declared()["mine"].paths == {"matrix": ob.File, "maps": ob.Folder, "other": Path}
     declared.cache_clear()

@@ -17,10 +17,10 @@ import pytest
 
 import ovss_bench as ob
 from miniatures.drawing import encoded, scene, write_zip
-from ovss_bench.datasets import archives
-from ovss_bench.datasets.conversion import files, read_array, write_label
-from ovss_bench.datasets.prepare import CONVERTERS, Task, prepare, run_task
-from ovss_bench.options import run_tool
+from ovss_bench.cli.options import run_tool
+from ovss_bench.datasets.prepare import archives
+from ovss_bench.datasets.prepare.conversion import files, read_array, write_label
+from ovss_bench.datasets.prepare.run import CONVERTERS, Task, prepare, run_task
 
 FORK = multiprocessing.get_context("fork")
 IMAGES = 12

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from ovss_bench.errors import print_error
 from ovss_bench.progress import Progress, console
-from ovss_bench.results.report_view import escape_markdown
+from ovss_bench.reports.markdown import escape_markdown
 
 
 @pytest.mark.parametrize(

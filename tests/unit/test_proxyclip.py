@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
-from ovss_bench.distributed import Shard
-from ovss_bench.inference.windows import SlidingWindow
-from ovss_bench.results.merge import merge, part_folders
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.segmentors.attention import cosine_matrix, proxy_attention, value_map
+from ovss_bench.ops.attention import cosine_matrix, proxy_attention, value_map
+from ovss_bench.ops.windows import SlidingWindow
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.merge import merge, part_folders
+from ovss_bench.runs.world import Shard
 from parity.seeded import rgb_image
 from stand_ins import vfm
 

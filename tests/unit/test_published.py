@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from ovss_bench.encoders.sources import SOURCES
+from ovss_bench.auxiliary.sources import SOURCES
+from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.errors import OvssError
 from ovss_bench.evaluation.metrics import RULES
 from ovss_bench.files import PUBLISHED, config_names
-from ovss_bench.recipe import compose_recipe
-from ovss_bench.results.published import (
+from ovss_bench.runs.published import (
     COLUMNS,
     compare_published,
     figures_of,
@@ -42,7 +42,7 @@ GOOD = {
 
 
 def result(segmentor, clip="vit_b16", dataset="voc21", overridden=None, **others):
-    """A result as results/run.py makes it, with what matters here."""
+    """A result as runs/evaluate.py makes it, with what matters here."""
     return {
         "segmentor": segmentor,
         "clip": clip,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import ovss_bench as ob
-from ovss_bench.inputs import as_image
+from ovss_bench.image import as_image
 from parity.seeded import rgb_image
 
 RGB = rgb_image(3, 60, 80)

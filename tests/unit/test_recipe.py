@@ -10,10 +10,10 @@ import torch
 import yaml
 
 import ovss_bench as ob
+from ovss_bench.config.hyperparameters import declared
+from ovss_bench.config.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, config_names, load_config
-from ovss_bench.hyperparameters import declared
-from ovss_bench.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 
 from .test_names import outline
 

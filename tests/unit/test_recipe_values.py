@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import RECIPE_VALUES, segmentor_config
 from ovss_bench.files import config_names
 from ovss_bench.inference.engine import predict
-from ovss_bench.recipe import RECIPE_VALUES, segmentor_config
-from ovss_bench.results.jobs import BESIDE, refuse_idle
+from ovss_bench.runs.jobs import BESIDE, refuse_idle
 from ovss_bench.segmentors.base import NEUTRAL, WITHOUT_EFFECT
 from parity.seeded import query_features, rgb_image
 from stand_ins import sources_of

@@ -13,16 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ovss_bench as ob
+from ovss_bench.auxiliary.masks import boxes_of, paint, point_grid
+from ovss_bench.auxiliary.regions import INDEX, load_regions, read_regions, write_regions
+from ovss_bench.auxiliary.sources import stated
 from ovss_bench.datasets.config import alternatives, dataset_config
 from ovss_bench.encoders.diffusion import load_diffusion
-from ovss_bench.encoders.masks import boxes_of, paint, point_grid
-from ovss_bench.encoders.regions import INDEX, load_regions, read_regions, write_regions
-from ovss_bench.encoders.sources import stated
 from ovss_bench.encoders.vision import load_vision
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, config_names, load_config
-from ovss_bench.results.precompute import index_regions, precompute_regions
-from ovss_bench.results.published import generator as generator_of
+from ovss_bench.runs.precompute import index_regions, precompute_regions
+from ovss_bench.runs.published import generator as generator_of
 
 SUPERPIXELS = ("felzenszwalb", "slic", "demo")
 SHAPES = [(1, 1), (1, 40), (40, 1), (2, 3), (30, 40)]
@@ -506,7 +506,7 @@ def test_a_folder_gives_what_made_it_gives(made, dataset):
 
 def test_a_folder_is_a_source_of_a_segmentor(made, dataset):
     """By name, as a recipe has it."""
-    from ovss_bench.encoders.sources import named_source
+    from ovss_bench.auxiliary.sources import named_source
 
     image = dataset.image(dataset.samples[0])
     source = named_source("regions", str(made), None, "fp32", "cpu")

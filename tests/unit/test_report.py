@@ -13,15 +13,15 @@ import ovss_bench as ob
 from ovss_bench import progress
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.files import digest
-from ovss_bench.results import load
-from ovss_bench.results import report as module
-from ovss_bench.results.latex import escape, latex
-from ovss_bench.results.load import LARGE, read_results, result_paths
-from ovss_bench.results.report import interval_of, make_report, select
-from ovss_bench.results.report_view import csv, markdown
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import dump, read_result
-from ovss_bench.results.tables import terminal, write_tables
+from ovss_bench.reports import table as module
+from ovss_bench.reports.latex import escape, latex
+from ovss_bench.reports.markdown import csv, markdown
+from ovss_bench.reports.table import interval_of, make_report, select
+from ovss_bench.reports.tables import terminal, write_tables
+from ovss_bench.runs import load
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.load import LARGE, read_results, result_paths
+from ovss_bench.runs.store import dump, read_result
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
 SCLIP8 = load_suite("sclip8")

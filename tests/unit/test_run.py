@@ -9,14 +9,14 @@ from PIL import Image
 
 import ovss_bench as ob
 from miniatures.voc import write_voc
+from ovss_bench.auxiliary.sources import FeatureCache
 from ovss_bench.datasets.suites import Average, expand, load_suite, mean_of
-from ovss_bench.encoders.sources import FeatureCache
 from ovss_bench.evaluation.boundary import boundary_total, mean_boundary_iou
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.files import config_names
-from ovss_bench.results.averages import write_averages
-from ovss_bench.results.run import make_job, run_jobs
-from ovss_bench.results.store import RunStore, read_counts
+from ovss_bench.reports.averages import write_averages
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.store import RunStore, read_counts
 
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovss_bench.inference.scores import class_scores, decide, drop_small_classes, label, label_by_parts
+from ovss_bench.ops.scores import class_scores, decide, drop_small_classes, label, label_by_parts
 from ovss_bench.vocabulary import Vocabulary
 
 GROUPS = {

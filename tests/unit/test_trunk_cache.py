@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import ovss_bench as ob
-from ovss_bench.encoders.sources import image_key
-from ovss_bench.encoders.trunk_cache import HEADER, TrunkCache, maker_digest
+from ovss_bench.image import image_key
+from ovss_bench.inference.trunk_cache import HEADER, TrunkCache, maker_digest
 
 IMAGES = [np.full((4, 5, 3), n, np.uint8) for n in range(6)]
 TOKENS = torch.arange(2 * 500 * 8, dtype=torch.float32).view(2, 500, 8)

@@ -15,10 +15,10 @@ from torch import nn
 
 import ovss_bench as ob
 from ovss_bench.encoders import vision
-from ovss_bench.encoders.position import resample_position
 from ovss_bench.encoders.vision import load_vision
 from ovss_bench.files import CONFIGS, config_names, load_config
 from ovss_bench.image import normalize
+from ovss_bench.ops.position import resample_position
 from parity import seeded
 from parity.reference import Reference
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
-from ovss_bench.datasets.demo import DemoDataset
-from ovss_bench.results.run import fingerprint, make_job, run_jobs
+from ovss_bench.datasets.demo.loader import DemoDataset
+from ovss_bench.runs.evaluate import fingerprint, make_job, run_jobs
 from ovss_bench.vocabulary import TEMPLATES, read_names
 from parity.seeded import clip_state_dict, query_features
 

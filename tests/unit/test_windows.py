@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovss_bench.inference.compose import axis_matrix, compose
-from ovss_bench.inference.windows import SlidingWindow, axis
+from ovss_bench.ops.compose import axis_matrix, compose
+from ovss_bench.ops.windows import SlidingWindow, axis
 
 LENGTHS = (1, 7, 16, 31, 47, 48, 49, 63, 71, 72, 73, 96, 97, 100, 143, 200)
 WINDOWS = ((48, 24), (48, 48), (32, 16), (50, 33), (17, 5), (224, 112), (1, 1))

@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import torch
 
-from ovss_bench.datasets.scenes import ALL_CLOTHS, GROUNDS, draw_scene
+from ovss_bench.datasets.demo.scenes import ALL_CLOTHS, GROUNDS, draw_scene
 
 CANVAS = 72
 SEEN = [cloth for cloth in ALL_CLOTHS if cloth.seen]

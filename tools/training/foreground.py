@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ovss_bench.datasets.scenes import GROUNDS, draw_scene, void_border
-from ovss_bench.encoders.foreground import Found, keys
+from ovss_bench.auxiliary.foreground import Found, keys
+from ovss_bench.datasets.demo.scenes import GROUNDS, draw_scene, void_border
 from ovss_bench.encoders.vision import load_vision
 
 from .canvases import SEEN

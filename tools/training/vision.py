@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ovss_bench.datasets.scenes import DEMO_CLOTHS, GROUNDS, draw_scene
+from ovss_bench.datasets.demo.scenes import DEMO_CLOTHS, GROUNDS, draw_scene
 
 from .canvases import CANVAS, Training, draw_canvases
 

@@ -1,0 +1,64 @@
+from .auxiliary.bank import RegionBank, load_bank
+from .auxiliary.foreground import load_foreground
+from .auxiliary.regions import load_regions
+from .config.hyperparameters import File, Folder
+from .config.recipe import compose_recipe, segmentor_names
+from .config.registry import DATASETS, SEGMENTORS, load_plugin
+from .datasets.base import SegDataset, load_dataset
+from .encoders.clip import DenseCLIP, load_clip
+from .encoders.diffusion import load_diffusion
+from .encoders.vision import load_vision
+from .errors import OvssError
+from .image import image_key, normalize, read_image, resize
+from .inference.engine import make_scene, segment
+from .inference.prediction import Prediction
+from .ops.attention import attend
+from .ops.windows import SlidingWindow
+from .runs.evaluate import evaluate
+from .runs.jobs import Runtime
+from .runs.load import load_results
+from .runs.result import EvalResult
+from .segmentors.base import LastBlockSegmentor, Segmentor
+from .segmentors.build import build_segmentor
+from .types import Scene, WindowBatch
+from .vocabulary import Vocabulary
+
+__all__ = [
+    "DATASETS",
+    "SEGMENTORS",
+    "DenseCLIP",
+    "EvalResult",
+    "File",
+    "Folder",
+    "LastBlockSegmentor",
+    "OvssError",
+    "Prediction",
+    "RegionBank",
+    "Runtime",
+    "Scene",
+    "SegDataset",
+    "Segmentor",
+    "SlidingWindow",
+    "Vocabulary",
+    "WindowBatch",
+    "attend",
+    "build_segmentor",
+    "compose_recipe",
+    "evaluate",
+    "image_key",
+    "load_bank",
+    "load_clip",
+    "load_dataset",
+    "load_diffusion",
+    "load_foreground",
+    "load_plugin",
+    "load_regions",
+    "load_results",
+    "load_vision",
+    "make_scene",
+    "normalize",
+    "read_image",
+    "resize",
+    "segment",
+    "segmentor_names",
+]

@@ -1,0 +1,228 @@
+"""The automatic mask generators of SAM and SAM 2 over transformers' networks: a grid of points, a mask or three for each point,
+filters, and a map on which larger masks lie above smaller ones (CorrCLIP).
+
+Shapes: image (H, W, 3); S side of the networks' square input; N masks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ..encoders.checkpoints import boundary
+from ..encoders.clip import state_digest
+from ..encoders.hub import hub
+from ..errors import OvssError
+from ..files import digest, user_path, weights_folders
+from ..image import normalize
+
+MASKS_AT_ONCE = 32  # enlarged to the size of the image together: bounds the memory
+
+
+@dataclass(eq=False)
+class Sam:
+    """SAM (Kirillov et al., ICCV 2023, arXiv 2304.02643): an image (H, W, 3) uint8 RGB -> regions (H, W) int32, 0 for none.
+
+    The settings are those of the official `SamAutomaticMaskGenerator`, by its names; its others are at their defaults
+    (crop_n_layers 0, min_mask_region_area 0). `weights`: a repository on huggingface.co or a folder, in transformers' layout.
+    `precision`: fp16 halves the weights and runs under autocast to fp16, `autocast` leaves the weights in fp32; both on GPUs
+    only, a CPU computes in fp32. `digest` is the same for the same tensors and settings, wherever the tensors came from.
+    """
+
+    kind: ClassVar[str] = "sam"
+    network: ClassVar[str] = "SamModel"
+    stand_in = False
+
+    weights: str
+    precision: Literal["fp32", "fp16", "autocast"]
+    points_per_side: int
+    points_per_batch: int
+    multimask_output: bool
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    mask_threshold: float
+    box_nms_thresh: float
+    device: str | torch.device = "cpu"
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.device)
+        self.half = self.precision != "fp32" and self.device.type == "cuda"
+        self.model = load_network(self.network, self.weights)
+        with boundary(f"the weights {self.weights} of {self.kind} cannot be used"):
+            self.precision = self.precision if self.half else "fp32"
+            told = {**self.settings, "weights": state_digest(self.model.state_dict())}
+            del told["points_per_batch"]  # changes rounding at most
+            self.digest = digest(self.kind, json.dumps(told, sort_keys=True))
+            dtype = torch.float16 if self.precision == "fp16" else torch.float32
+            self.model.eval().requires_grad_(False).to(self.device, dtype)
+            self.side: int = self.model.prompt_encoder.input_image_size
+            self._lock = Lock()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "device"}
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        try:
+            with self._lock:  # threads may read and write images meanwhile, the network works on one
+                return paint(self.masks(image), image.shape[:2])
+        except torch.OutOfMemoryError as error:
+            raise OvssError(
+                f"an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) needs more memory than {self.device} "
+                f"has. Fewer points at a time need less: settings.points_per_batch={max(self.points_per_batch // 4, 1)}"
+            ) from error
+
+    @torch.inference_mode()
+    def masks(self, image: np.ndarray) -> np.ndarray:
+        """The masks of an image, best first, as rows of packed bits (N, ceil(HW/8)); see `paint`."""
+        pixels, inside = self.frame(image)
+        points = (point_grid(self.points_per_side) * torch.tensor(inside[::-1])).to(self.device)
+        bits, scores, boxes = [], [], []
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            embeddings = self.model.get_image_embeddings(pixels.to(self.device))
+            for some in points.split(self.points_per_batch):
+                output = self.model(
+                    image_embeddings=embeddings, input_points=some[None, :, None], multimask_output=self.multimask_output
+                )
+                for logits, iou in self.promising(output.pred_masks[0].flatten(0, 1), output.iou_scores[0].flatten()):
+                    logits = self.enlarge(logits[:, None], inside, image.shape[:2])[:, 0]
+                    keep = self.stable(logits)
+                    masks = logits[keep] > self.mask_threshold
+                    bits.append(np.packbits(masks.flatten(1).cpu().numpy(), axis=1))
+                    scores.append(iou[keep])
+                    boxes.append(boxes_of(masks))
+        if not bits:
+            return np.empty((0, -(-image.shape[0] * image.shape[1] // 8)), np.uint8)
+        from torchvision.ops import nms
+
+        best = nms(torch.cat(boxes), torch.cat(scores), self.box_nms_thresh)
+        return np.concatenate(bits)[best.cpu().numpy()]
+
+    def promising(self, logits: Tensor, iou: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of small masks (N, h, w) those of which the network itself thinks well, in float32, a few at a time."""
+        keep = iou.float() > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(iou, dtype=torch.bool)
+        logits, iou = logits[keep].float(), iou[keep].float()
+        return ((a, b) for a, b in zip(logits.split(MASKS_AT_ONCE), iou.split(MASKS_AT_ONCE), strict=True) if len(a))
+
+    def stable(self, logits: Tensor) -> Tensor:
+        """Which of the masks (N, H, W) hardly change with the threshold: IoU of those at a higher and a lower one; an empty
+        mask is not stable."""
+        if self.stability_score_thresh == 0:
+            return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        higher, lower = ((logits > self.mask_threshold + sign * self.stability_score_offset).sum((1, 2)) for sign in (1, -1))
+        return higher / lower >= self.stability_score_thresh
+
+    def frame(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """Network input (1, 3, S, S), and the (height, width) of the image in it: the long side becomes S (Pillow, bilinear),
+        the rest is zero after the normalisation."""
+        factor = self.side / max(image.shape[:2])
+        height, width = (max(int(length * factor + 0.5), 1) for length in image.shape[:2])
+        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        pixels = F.pad(normalize(resized, "imagenet"), (0, self.side - width, 0, self.side - height))
+        return pixels[None], (height, width)
+
+    def enlarge(self, logits: Tensor, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Small masks (N, 1, h, w) of the network input -> (N, 1, H, W) of the image, by way of the input's size."""
+        logits = F.interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
+        return F.interpolate(logits[..., : inside[0], : inside[1]], size, mode="bilinear", align_corners=False)
+
+
+@dataclass(eq=False)
+class Sam2(Sam):
+    """SAM 2 (Ravi et al., ICLR 2025, arXiv 2408.00714), `SAM2AutomaticMaskGenerator` without use_m2m.
+
+    Built with `apply_postprocessing=False`, as CorrCLIP does, it gives its single mask as it is; transformers' default would
+    replace unstable ones by the best of three.
+    """
+
+    kind: ClassVar[str] = "sam2"
+    network: ClassVar[str] = "Sam2Model"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model.mask_decoder.dynamic_multimask_via_stability = False
+
+    def frame(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """Both sides become S (bilinear, antialiased, without rounding to whole grey levels)."""
+        square = (self.side, self.side)
+        return F.interpolate(normalize(image, "imagenet")[None], square, mode="bilinear", antialias=True), square
+
+    def enlarge(self, logits: Tensor, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def point_grid(per_side: int) -> Tensor:
+    """(per_side^2, 2) as (x, y) in 0..1, in the middle of equal cells, row by row."""
+    middle = (torch.arange(per_side) + 0.5) / per_side
+    return torch.cartesian_prod(middle, middle).flip(1)
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """Masks (N, H, W) -> (N, 4) float: the first and last column and row as (x1, y1, x2, y2), so a single pixel has no area;
+    zeros for an empty mask."""
+    ends = []
+    for occupied in (masks.any(1), masks.any(2)):
+        place = torch.arange(occupied.shape[1], device=masks.device)
+        first = torch.where(occupied, place, occupied.shape[1]).amin(1)
+        ends.append((first % occupied.shape[1], (occupied * place).amax(1)))
+    (left, right), (top, bottom) = ends
+    return torch.stack([left, top, right, bottom], 1).float()
+
+
+def paint(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Masks as rows of packed bits (`np.packbits` of (N, H*W)) -> (H, W) int32: painted in ascending area with ids 1, 2, ...,
+    so that larger ones cover smaller ones; 0 where none is (corrclip.md section 4.2). Of equal areas the better comes first."""
+    regions = np.zeros(size[0] * size[1], np.int32)
+    areas = np.bitwise_count(masks).sum(1, dtype=np.int64)
+    for number, i in enumerate(np.argsort(areas, kind="stable"), 1):
+        regions[np.unpackbits(masks[i], count=regions.size).view(bool)] = number
+    return regions.reshape(size)
+
+
+def load_network(network: str, weights: str) -> nn.Module:
+    """A network of transformers in float32 from a folder, from below OVSS_WEIGHTS, or from huggingface.co (cached).
+
+    Raises OvssError where it is missing, damaged, or another network.
+    """
+    import transformers
+
+    name = weights.rpartition("/")[2]
+    places = (user_path(weights), *(folder / name for folder in weights_folders()))
+    source = next((str(folder) for folder in places if (folder / "config.json").is_file()), weights)
+    local = source != weights or Path(weights).exists() or weights.count("/") != 1
+    try:
+        with nullcontext() if local else hub():
+            model, report = getattr(transformers, network).from_pretrained(
+                source, local_files_only=local, output_loading_info=True, dtype=torch.float32
+            )
+    except Exception as error:  # as many kinds as there are file formats and ways for a network to fail
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        if local:
+            raise OvssError(
+                f"{source} is no folder with weights for {network} in transformers' layout (config.json, model.safetensors; "
+                f"{reason}). Name the folder that `hf download REPOSITORY --local-dir FOLDER` made."
+            ) from error
+        raise OvssError(
+            f"the weights {weights} are not on this machine and could not be downloaded from https://huggingface.co/{weights} "
+            f"({reason}). Download them elsewhere (hf download {weights} --local-dir {name}), then put that folder "
+            f"into the one that the environment variable OVSS_WEIGHTS names, or name it: settings.weights=/path/to/{name}."
+        ) from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise OvssError(
+            f"{source} holds other weights than those of {network}: {len(wrong)} tensors are missing or have another shape "
+            f"({wrong[0]}, ...). Name a folder or repository with the weights of {network}."
+        )
+    return model

@@ -1,0 +1,176 @@
+"""The registries of segmentors and data sets, and the plug-ins that add to them: files that are named, and installed packages.
+
+A package brings its methods by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. Packages
+are only imported when a name is asked for that is not known without them, so that one that is broken harms nobody else. Recipes
+are in a folder `configs/segmentor` beside the module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from traceback import extract_tb
+
+import mmengine
+
+from ..errors import OvssError, unknown
+from ..files import CONFIGS, config_names, digest, user_path
+
+GROUP = "ovss_bench.plugins"
+PLUGINS: dict[str, str] = {}  # files and packages in use -> SHA-256 of their source
+RECIPES: dict[str, Path] = {}  # the recipes that plug-ins brought
+_IMPORTED: dict[EntryPoint, OvssError | None] = {}  # and what is wrong with it
+
+
+class Registry(mmengine.Registry):
+    """mmengine's registry, with an error that lists the closest names, and with what installed packages bring. Its `locations`
+    are imported when something is looked up: methods need torch, and most tools need no method."""
+
+    @property
+    def module_dict(self) -> dict[str, type]:
+        for location in self._locations:
+            importlib.import_module(location)
+        return self._module_dict
+
+    def __len__(self) -> int:
+        return len(self.module_dict)
+
+    def __repr__(self) -> str:
+        _ = self.module_dict
+        return super().__repr__()
+
+    @property
+    def registered(self) -> dict[str, type]:
+        """What is registered so far, without importing anything for it."""
+        return self._module_dict
+
+    def get(self, key: str) -> type:
+        if key not in self.module_dict:
+            load_installed(key)
+        if key not in self.module_dict:
+            raise not_found(self.name, key, self.module_dict)
+        _note(self.module_dict[key])
+        return self.module_dict[key]
+
+
+SEGMENTORS = Registry("segmentor", locations=["ovss_bench.segmentors"])
+DATASETS = Registry("dataset", locations=[f"ovss_bench.datasets.{module}" for module in ("base", "coco", "demo.loader")])
+
+
+def load_plugin(path: str | Path) -> None:
+    """Imports a Python file that registers segmentors or data sets, and finds the recipes beside it. Doing it again changes
+    nothing. Raises OvssError if it cannot be imported; then nothing of it stays."""
+    path = user_path(path).resolve()
+    if str(path) in PLUGINS:
+        return
+    if not path.is_file():
+        raise OvssError(f"plugin {path} does not exist. Give the path of a Python file, e.g. 'plugins=[./my_method.py]'.")
+    name = f"ovss_bench_plugin_{path.stem}_{digest(str(path))[:8]}"  # two folders may have files of the same name
+    with _importing(f"plugin {path}"):
+        if not _is_imported(path):  # with the package that it is in
+            spec = importlib.util.spec_from_file_location(name, path)
+            if spec is None:
+                raise OvssError("it is not a Python file; its name must end in .py.")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        _add_recipes(path.parent)
+    PLUGINS[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_installed(wanted: str) -> None:
+    """Imports the plug-ins of installed packages, each once, because `wanted` is not known. A broken one is named in a warning;
+    it is an error if it has the name that is wanted."""
+    for entry in entry_points(group=GROUP):
+        if entry not in _IMPORTED:
+            _IMPORTED[entry] = error = _import_installed(entry)
+            if error and entry.name != wanted:
+                warnings.warn(str(error), stacklevel=3)
+        if _IMPORTED[entry] and entry.name == wanted:
+            raise _IMPORTED[entry]
+
+
+def not_found(kind: str, name: object, known: Iterable[str]) -> OvssError:
+    """The error for a name that no plug-in brings either."""
+    error = unknown(kind, name, known)
+    broken = [entry.name for entry, problem in _IMPORTED.items() if problem]
+    return OvssError(f"{error} These plug-ins cannot be imported: {', '.join(broken)}.") if broken else error
+
+
+def _import_installed(entry: EntryPoint) -> OvssError | None:
+    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown package"
+    try:
+        with _importing(f"plug-in '{entry.name}' of {package} ({entry.value})"):
+            spec = importlib.util.find_spec(entry.module)
+            if spec is None or spec.origin not in PLUGINS:  # it may have been loaded as a file
+                entry.load()
+            file = sys.modules[entry.module].__file__ if entry.module in sys.modules else spec.origin
+            _add_recipes(Path(file).parent)
+    except OvssError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _importing(what: str) -> Iterator[None]:
+    """Turns whatever goes wrong into an error that says where, and takes back what was registered until then."""
+    registries = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)
+    before = [dict(registry) for registry in registries]
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        for registry, content in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(content)
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
+        where = f" ({frames[0].filename}, line {frames[0].lineno})" if frames else ""
+        reason = str(error) if isinstance(error, OvssError) else f"{type(error).__name__}: {error}{where}"
+        raise OvssError(f"{what} cannot be imported: {reason}") from error
+
+
+def _add_recipes(folder: Path) -> None:
+    folder = folder.resolve() / "configs" / "segmentor"
+    if folder == CONFIGS.resolve() / "segmentor":  # a plug-in in a checkout of this project
+        return
+    for path in sorted(folder.glob("*.yaml")):
+        taken = path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path
+        if taken:
+            raise OvssError(f"there is a recipe '{path.stem}' already. Give {path} another name.")
+        RECIPES[path.stem] = path
+
+
+def _note(method: type) -> None:
+    """Whatever way a class came, its source is on record as it was: that of its file, or of its whole package."""
+    top = method.__module__.partition(".")[0]
+    if top != "ovss_bench" and not top.startswith("ovss_bench_plugin_"):
+        module = sys.modules.get(top)
+        file = getattr(module, "__file__", None)
+        folders = [] if module is None else list(getattr(module, "__path__", ()))
+        if folders:
+            PLUGINS[folders[0]] = package_digest(folders[0])
+        elif file and Path(file).is_file():
+            PLUGINS[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+@cache
+def package_digest(folder: str) -> str:
+    """SHA-256 over the Python files of an installed package."""
+    files = sorted(Path(folder).rglob("*.py"))
+    return digest(*(part for file in files for part in (file.relative_to(folder).as_posix(), file.read_bytes())))
+
+
+def _is_imported(path: Path) -> bool:
+    files = (vars(module).get("__file__") for module in list(sys.modules.values()))
+    return any(file.endswith(path.name) and Path(file).resolve() == path for file in files if file)

@@ -1,0 +1,143 @@
+"""What a check of a data set reports, on the screen and as a manifest by which two users compare their copies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ...errors import OvssError, reading
+from ...files import read_json
+from ..base import SegDataset
+from ..config import dataset_config
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake: its kind (of `CHECKS`), the file or folder, what is wrong there, and how it is repaired."""
+
+    kind: str
+    file: Path | None
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found. `histogram`: value after the data set's rules -> pixels; `labels`: id -> digest of the label map;
+    `fingerprint` is that of the results, None if files are missing; `ids_digest` the SHA-256 of the sorted ids, a line each;
+    `notes` are no findings."""
+
+    name: str
+    root: Path
+    findings: list[Finding]
+    images: int
+    classes: tuple[str, ...]
+    ignore_index: int
+    histogram: dict[int, int]
+    labels: dict[str, str]
+    fingerprint: str | None
+    ids_digest: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes_present(self) -> list[int]:
+        return [value for value in self.histogram if 0 <= value < len(self.classes)]
+
+    def manifest(self) -> dict[str, Any]:
+        """What two users compare to know that they hold the same data."""
+        return {
+            "dataset": self.name,
+            "images": self.images,
+            "ids_sha256": self.ids_digest,
+            "fingerprint": self.fingerprint,
+            "histogram": {str(value): pixels for value, pixels in self.histogram.items()},
+            "labels": self.labels,
+        }
+
+
+def read_manifest(path: Path, name: str) -> dict[str, Any]:
+    own = dataset_config(name)[0]
+    hint = "Expected a file that check wrote with out=FILE."
+    with reading(f"manifest {path}", hint):
+        manifest = read_json(path)
+    kinds = {"dataset": str, "fingerprint": str | None, "histogram": dict, "labels": dict}
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key, 0), kind) for key, kind in kinds.items()):
+        raise OvssError(f"{path} is no manifest. {hint}")
+    if not all(re.fullmatch(r"-?\d{1,18}", value, re.ASCII) for value in manifest["histogram"]):
+        raise OvssError(f"the histogram of manifest {path} is not of class numbers. {hint}")
+    if manifest["dataset"] != own:
+        raise OvssError(f"manifest {path} is of {manifest['dataset']}, not of {own}.")
+    return manifest
+
+
+def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> Iterator[Finding]:
+    """The differences from a manifest."""
+    hint = "One of the two copies is not the official data: check both."
+    paths = {sample.id: sample.label_path for sample in dataset.listed}
+    here, there = report.labels, theirs["labels"]
+    for what, ids in (("only here", here.keys() - there.keys()), ("only in the manifest", there.keys() - here.keys())):
+        for name in sorted(ids):
+            yield Finding("other ids than in the manifest", paths.get(name), f"{name} is {what}", hint)
+    changed = [name for name in sorted(here.keys() & there.keys()) if here[name] != there[name]]
+    for name in changed:
+        yield Finding("other labels than in the manifest", paths[name], "holds other class numbers", hint)
+    ours, other = ({int(value): n for value, n in pixels.items()} for pixels in (report.histogram, theirs["histogram"]))
+    for value in sorted(ours.keys() | other.keys()):
+        if ours.get(value, 0) != other.get(value, 0):
+            what = f"{value} {_name(report, value)}: {ours.get(value, 0)} pixels here, {other.get(value, 0)} in the manifest"
+            yield Finding("other pixels of a class than in the manifest", None, what, hint)
+    if here == there and report.fingerprint != theirs["fingerprint"]:
+        yield Finding(
+            "other bytes than in the manifest",
+            None,
+            "ids and class numbers are the same, but image files have other sizes, or label files other bytes",
+            "The images may be of another release or saved again, which changes results; labels of other bytes, written by "
+            "another version of Pillow, do no harm.",
+        )
+
+
+def view(report: Report) -> Group:
+    """A report for the terminal: facts, histogram, findings by kind."""
+    facts = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
+    facts.title = Text(f"{report.name} in {report.root}", style="bold")
+    facts.add_row("images", str(report.images))
+    facts.add_row("fingerprint", report.fingerprint or "none, files are missing or listed twice")
+    facts.add_row("sha256 of the ids", report.ids_digest)
+    histogram = Table(box=None, pad_edge=False)
+    for column in ("value", "class", "pixels", "share"):
+        histogram.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
+    total = sum(report.histogram.values())
+    for value, pixels in report.histogram.items():
+        histogram.add_row(str(value), Text(_name(report, value)), str(pixels), f"{pixels / total:.2%}")
+    parts: list[Any] = [facts, Text(), histogram, Text()]
+    absent = sorted(set(range(len(report.classes))) - set(report.classes_present))
+    if absent:
+        names = ", ".join(f"{value} {report.classes[value]}" for value in absent)
+        parts.append(Text(f"note: {len(absent)} of {len(report.classes)} classes never occur: {names}\n"))
+    parts += [Text(f"note: {note}\n") for note in report.notes]
+    for kind, group in groupby(report.findings, lambda finding: finding.kind):
+        findings = list(group)
+        parts.append(Text(f"{kind}: {len(findings)}", style="bold red"))
+        for finding in findings[:SHOWN]:
+            parts.append(Text(f"  {finding.file}: {finding.what}" if finding.file else f"  {finding.what}"))
+        if len(findings) > SHOWN:
+            parts.append(Text(f"  and {len(findings) - SHOWN} more"))
+        parts.append(Text(f"  -> {findings[0].hint}\n"))
+    parts.append(Text(f"findings: {len(report.findings)}" if report.findings else "nothing is wrong"))
+    return Group(*parts)
+
+
+def _name(report: Report, value: int) -> str:
+    if value == report.ignore_index:
+        return "ignored"
+    return report.classes[value] if 0 <= value < len(report.classes) else "(no class)"

@@ -1,0 +1,234 @@
+"""Reading all of a data set for its checks: what each image and label is like, and what that is in total."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...errors import OvssError
+from ...files import data_files
+from ..base import Sample, SegDataset
+
+IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+COLOURS = 64  # the most frequent colours of a label that are looked up in the palette
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image and its label as they were read; sizes are None and errors empty for files that are not there.
+
+    `mode` is Pillow's, `bits` those of a pixel of the file, `palette` the colours that a palette of the file's own gives to the
+    stored values. `values`: stored value -> pixels. `colours`: colour -> pixels, of a label with several channels. `stray`: the
+    number of values whose pixels are mostly scattered; `scattered_outside`: the share of scattered ones among the pixels of no
+    class.
+    """
+
+    sample: Sample
+    image_size: tuple[int, int] | None = None
+    image_error: str = ""
+    label_size: tuple[int, int] | None = None
+    label_error: str = ""
+    format: str | None = None
+    mode: str = ""
+    bits: int = 16
+    palette: Mapping[int, tuple[int, ...]] | None = None
+    values: Mapping[int, int] = field(default_factory=dict)
+    colours: Mapping[tuple[int, ...], int] | None = None
+    stray: int = 0
+    scattered_outside: float = 0.0
+    digest: str = ""
+
+
+def look(dataset: SegDataset, sample: Sample) -> Seen:
+    """Reads an image and its label completely."""
+    facts: dict[str, Any] = {}
+    if os.path.isfile(sample.image_path):
+        try:
+            facts["image_size"] = dataset.image(sample).shape[:2]
+        except OvssError as error:
+            facts["image_error"] = _unreadable(sample.image_path, error)
+    if os.path.isfile(sample.label_path):
+        try:
+            facts |= _look_at_label(dataset, sample)
+        except (OvssError, ValueError, EOFError, struct.error) as error:  # the latter are of damaged TIFF files
+            facts["label_error"] = _unreadable(sample.label_path, error)
+    return Seen(sample, **facts)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = str(error.__cause__ or error).replace(str(path), path.name)
+    return f"{path.stat().st_size} bytes that cannot be read: {reason}"
+
+
+def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
+    facts, palette = {}, None
+    # A class may read other files than images; and what is damaged is told when all of it is read.
+    with suppress(Exception), Image.open(sample.label_path) as image:
+        palette = image.getpalette() if image.mode == "P" else None
+        facts |= {"format": image.format, "mode": image.mode, "bits": _bits(image, sample.label_path)}
+    label = dataset.label(sample) if _reads_itself(dataset) else dataset.raw_label(sample)
+    facts["label_size"] = label.shape[:2]
+    if label.ndim > 2:
+        return facts | {"colours": _colours(label)}
+    values, scattered = _count(label), _count(label[_equal_neighbours(label) <= 1])
+    if palette is not None:
+        colours = [tuple(palette[i : i + 3]) for i in range(0, len(palette), 3)]
+        facts["palette"] = {value: colours[value] for value in values if 0 <= value < len(colours)}
+    foreign = [value for value in values if not _is_value(dataset, _ruled(dataset, value))]
+    outside = sum(values[value] for value in foreign)
+    return facts | {
+        "values": values,
+        "stray": sum(2 * scattered.get(value, 0) >= pixels for value, pixels in values.items()),
+        "scattered_outside": sum(scattered.get(value, 0) for value in foreign) / max(outside, 1),
+        "digest": hashlib.sha256(repr(label.shape).encode() + label.astype("<i4").tobytes()).hexdigest()[:16],
+    }
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Of a pixel of one channel, in the file: Pillow has 8 for what is stored in 2 or 4."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24]
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (1,))
+        return bits[0] if isinstance(bits, tuple) and bits and isinstance(bits[0], int) else 8
+    return {"1": 1, "L": 8, "P": 8}.get(image.mode, 16)
+
+
+def _reads_itself(dataset: SegDataset) -> bool:
+    """Whether a class reads its labels in its own way, and gives them with its rules applied."""
+    return type(dataset).label is not SegDataset.label
+
+
+def _ruled(dataset: SegDataset, value: int) -> int:
+    return value if _reads_itself(dataset) else int(dataset.ruled(np.array([value]))[0])
+
+
+def _is_value(dataset: SegDataset, value: int) -> bool:
+    return 0 <= value < len(dataset.classes) or value == dataset.ignore_index
+
+
+def _count(label: np.ndarray) -> dict[int, int]:
+    """Value -> pixels. To count is far quicker than to sort, but the values must be small."""
+    if not label.size or (label.min() >= 0 and label.max() < 1 << 16):
+        counts = np.bincount(label.ravel())
+        values = np.flatnonzero(counts)
+        return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
+    values, counts = np.unique(label, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
+    """The most frequent colours of (H, W, channels), alpha left out."""
+    label = label[..., : 3 if label.shape[2] >= 3 else 1].astype(np.int64)
+    channels = label.shape[2]
+    packed = sum(label[..., channel] << 16 * channel for channel in range(channels))  # to sort numbers is quicker than rows
+    colours, counts = np.unique(packed, return_counts=True)
+    order = counts.argsort()[::-1][:COLOURS]
+    return {tuple(int(colours[i]) >> 16 * channel & 0xFFFF for channel in range(channels)): int(counts[i]) for i in order}
+
+
+def _equal_neighbours(label: np.ndarray) -> np.ndarray:
+    """(H, W): how many of the four neighbours have the pixel's value; beyond the border all do."""
+    equal = np.full(label.shape, 4, np.uint8)
+    rows, columns = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
+    equal[1:] -= rows
+    equal[:-1] -= rows
+    equal[:, 1:] -= columns
+    equal[:, :-1] -= columns
+    return equal
+
+
+Found = Iterator[tuple[Path | None, str]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A mistake: `find` gives file and words wherever it was made; `hint` is the repair, in which {again} is the way to make
+    the labels once more, and other words are those of the configuration."""
+
+    kind: str
+    find: Callable[[Survey], Found]
+    hint: str
+
+
+@dataclass
+class Survey:
+    """All that was read of a data set, for the checks."""
+
+    dataset: SegDataset
+    seen: list[Seen]
+    explained: set[Path] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.facts: dict[str, Any] = self.dataset.config.get("check") or {}
+        self.ids = Counter(seen.sample.id for seen in self.seen)
+        self.pixels: Counter[int] = Counter()  # stored value -> pixels
+        for seen in self.seen:
+            self.pixels.update(seen.values)
+        self.ruled = {value: _ruled(self.dataset, value) for value in self.pixels}
+        self.foreign = {value for value in self.pixels if not _is_value(self.dataset, self.ruled[value])}
+
+    @property
+    def labels(self) -> list[Seen]:
+        """The label maps that were read and are not explained yet."""
+        return [seen for seen in self.seen if seen.values and seen.sample.label_path not in self.explained]
+
+    @property
+    def coloured(self) -> list[Seen]:
+        """The label maps of several channels that are not explained yet."""
+        return [seen for seen in self.seen if seen.colours is not None and seen.sample.label_path not in self.explained]
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the data set's rules turn 0 into ignored, and other values into the one before."""
+        return not _reads_itself(self.dataset) and _ruled(self.dataset, 0) == self.dataset.ignore_index
+
+    @property
+    def whole(self) -> bool:
+        """Whether all images of the data set are here, or, where nobody knows how many there are, at least one for a class."""
+        expected = self.dataset.expected_images
+        return len(self.ids) >= (len(self.dataset.classes) if expected is None else np.min(expected))
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether most of the label maps that were read have no mistake yet."""
+        return 2 * len(self.labels) > sum(bool(seen.values) for seen in self.seen)
+
+    @cached_property
+    def histogram(self) -> dict[int, int]:
+        total: Counter[int] = Counter()
+        for value, pixels in self.pixels.items():
+            total[self.ruled[value]] += pixels
+        return dict(sorted(total.items()))
+
+    @cached_property
+    def list_file(self) -> Path | None:
+        return self.dataset.root / self.dataset.config["ids"] if self.dataset.config.get("ids") else None
+
+    @cached_property
+    def label_files(self) -> dict[str, Path]:
+        """Every file in or beside the label folder, by its name."""
+        folder = self.dataset.root / self.dataset.config["labels"]
+        return {path.name: path for path in data_files(folder.parent, "**/*") if path.suffix.lower() in IMAGES}
+
+    @cached_property
+    def orphans(self) -> list[Path]:
+        """Labels whose image is not listed; none where a list says which images count."""
+        if self.list_file is not None:
+            return []
+        folder, suffix = self.dataset.root / self.dataset.config["labels"], self.dataset.config["label_suffix"]
+        known = {seen.sample.label_path for seen in self.seen}
+        images = {seen.sample.image_path for seen in self.seen}  # which may be in the same folder
+        return [path for path in data_files(folder, f"**/*{suffix}") if path not in known | images]

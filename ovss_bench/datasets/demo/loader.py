@@ -1,0 +1,107 @@
+"""The embedded demo: scenes drawn from a seed, written once into the cache in an ordinary layout of PNG files."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...config.registry import DATASETS
+from ...files import cache_dir, cannot_write, digest, make_folder
+from ..base import SegDataset
+from . import scenes
+from .scenes import DEMO_CLOTHS, GROUNDS, draw_scene, void_border
+
+CONTENT = "content.sha256"  # the file beside the scenes with their digest
+PALETTE = [[128, 128, 128]] + [
+    (np.array(list(scenes.COLOURS.values())[c.colour]) * (0.55 + 0.09 * c.pattern) + 12 * c.pattern)
+    .clip(0, 255)
+    .astype(int)
+    .tolist()
+    for c in DEMO_CLOTHS
+]
+
+
+@DATASETS.register_module(name="demo")
+class DemoDataset(SegDataset):
+    """`scenes` drawn scenes of several cloths each: class 0 is the ground, 1 to 36 the cloths, 255 their outlines."""
+
+    def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
+        config = config | {
+            "folders": ["."],
+            "images": "images",
+            "labels": "labels",
+            "image_suffix": ".png",
+            "label_suffix": ".png",
+            "classes": ["background", *(cloth.name for cloth in DEMO_CLOTHS)],
+            "palette": PALETTE,
+            "background": 0,
+            "expected_images": config["scenes"],
+            "unseen": [i for i, cloth in enumerate(DEMO_CLOTHS, 1) if not cloth.seen],
+        }
+        super().__init__(name, config, root)
+
+    def locate(self, root: str | Path | None) -> Path:
+        """Below the cache: the scenes need no data root. They are drawn again when the code that draws them changes."""
+        seed, count = self.config["seed"], self.config["scenes"]
+        parts = (scenes, draw_demo, content_digest)
+        key = digest(*map(inspect.getsource, parts), repr((seed, count)))
+        folder = cache_dir() / "scenes" / f"{self.name}-{key[:12]}"
+        if folder.is_dir() and not _whole(folder):
+            warnings.warn(f"the scenes in {folder} are damaged; they are drawn again.", stacklevel=2)
+            with suppress(OSError):  # another process was faster
+                shutil.rmtree(folder.rename(tempfile.mkdtemp(dir=folder.parent)))
+        if not folder.is_dir():
+            try:
+                temporary = Path(tempfile.mkdtemp(dir=make_folder(folder.parent)))
+                draw_demo(temporary, seed, count)
+                (temporary / CONTENT).write_text(content_digest(temporary), encoding="utf-8")
+            except OSError as error:
+                raise cannot_write(folder, error) from error
+            try:
+                temporary.rename(folder)
+            except OSError:  # another process was faster
+                shutil.rmtree(temporary)
+        return folder
+
+
+def content_digest(folder: Path) -> str:
+    """Of the names and bytes of all images and labels."""
+    files = sorted(folder.glob("*/*"))
+    return digest(*(part for file in files for part in (file.relative_to(folder).as_posix(), file.read_bytes())))
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the scenes are those that were drawn."""
+    try:
+        return (folder / CONTENT).read_text("utf-8") == content_digest(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def draw_demo(folder: Path, seed: int, count: int) -> None:
+    """Writes images/ and labels/ (palette PNG). Every cloth occurs about equally often."""
+    rng = np.random.RandomState(seed)
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    deck: list[int] = []
+    for number in range(count):
+        height, width = 8 * rng.randint(15, 21), 8 * rng.randint(21, 27)
+        chosen = []
+        for _ in range(rng.randint(3, 6)):
+            deck = deck or rng.permutation(len(DEMO_CLOTHS)).tolist()
+            chosen.append(deck.pop())
+        image, index = draw_scene(rng, height, width, [DEMO_CLOTHS[i] for i in chosen], rng.randint(len(GROUNDS)))
+        label = np.array([0, *(i + 1 for i in chosen)], np.uint8)[index]
+        label[void_border(index)] = 255
+        Image.fromarray(image).save(folder / "images" / f"scene_{number:03d}.png")
+        palette_image = Image.fromarray(label, "P")
+        palette_image.putpalette([v for colour in PALETTE for v in colour] + [0] * 3 * (255 - len(PALETTE)) + [255] * 3)
+        palette_image.save(folder / "labels" / f"scene_{number:03d}.png")

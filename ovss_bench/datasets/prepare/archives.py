@@ -1,0 +1,243 @@
+"""The official archives: finding, downloading, and unpacking them without ever writing outside their folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import lzma
+import re
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from ...errors import OvssError
+from ...files import below, is_clutter, make_folder, write_atomic
+from ...progress import Progress
+
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+# How `write_atomic` names the file that it has not renamed yet: what a killed process leaves behind.
+TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.[^.]*)?")
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """`paths`: what is wanted of it, files or folders inside -> where they go below the data set's folder. `url` only where the
+    licence permits a download without a form; `md5` only where somebody publishes it."""
+
+    file: str
+    paths: Mapping[str, str]
+    url: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file of an archive: where it goes, its size, and how to read it."""
+
+    target: Path
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+def download(archive: Archive, folder: Path, progress: Progress) -> Path:
+    """Fetches an archive into `folder`, going on where an earlier attempt stopped. Raises OvssError if that fails or the
+    checksum differs."""
+    target = folder / archive.file
+    part = target.with_name(target.name + ".part")
+    make_folder(part.parent)
+    try:
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _fetch(archive, file, progress)
+    except BlockingIOError:
+        raise OvssError(f"another process is downloading {target}. Wait for it.") from None
+    except (OSError, HTTPException, ValueError) as error:
+        if not part.stat().st_size:
+            part.unlink()
+        raise OvssError(
+            f"{archive.url} cannot be downloaded: {error}. Run it again to go on, or put the file into {folder} yourself."
+        ) from error
+    if not is_official(part, archive):
+        part.unlink()
+        raise OvssError(
+            f"{archive.url} gave a file with another MD5 than {archive.md5}: damaged, or a new version. Run it again."
+        )
+    part.replace(target)
+    return target
+
+
+def _fetch(archive: Archive, file: IO[bytes], progress: Progress) -> None:
+    """Adds to `file` what it lacks, or writes it anew if the server gives all of it."""
+    there = file.tell()
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={there}-"} if there else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if there and error.code == 416:  # nothing is left to fetch
+            return
+        raise
+    with answer:
+        if answer.status != 206:
+            file.truncate(0)
+        length, received = int(answer.headers.get("Content-Length", 0)), 0
+        with progress.start(f"download of {archive.file}", length // CHUNK, "MiB") as task:
+            while block := answer.read(CHUNK):
+                file.write(block)
+                received += len(block)
+                task.advance()
+    if received < length:
+        raise OSError(f"the connection ended after {received} of {length} bytes")
+
+
+def is_official(path: Path, archive: Archive) -> bool:
+    """Whether the checksum is the published one, or none is known: damage then shows when the archive is unpacked."""
+    if archive.md5 is None:
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == archive.md5
+
+
+def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, anew: bool = False) -> None:
+    """Unpacks what is wanted of an archive into `folder`. Every file is written atomically; those that are there and have the
+    right size are kept, unless `anew`.
+
+    Hidden files and those of operating systems are left out. Raises OvssError for a damaged or truncated archive, and, before
+    anything is written, for names that lead outside the folder, for links, and for two members that would become one file.
+    """
+    found = dict.fromkeys(archive.paths, 0)
+    with opened(path) as members:
+        wanted: dict[Path, tuple[str, Member]] = {}
+        for name, size, read in members:
+            if is_clutter(name):
+                continue
+            for inside, outside in archive.paths.items():
+                if name == inside or inside == "" or name.startswith(inside.rstrip("/") + "/"):
+                    found[inside] += 1
+                    target = below(folder, str(PurePosixPath(outside, name[len(inside) :].strip("/"))), links=True)
+                    if target in wanted:
+                        raise _collision(path, wanted[target][0], name, target)
+                    wanted[target] = name, Member(target, size, read)
+        for inside, number in found.items():
+            if not number:
+                raise OvssError(f"{path} holds no {inside}. Is it the right archive? Expected: {archive.file}.")
+        for target, (name, _) in wanted.items():
+            above = next((parent for parent in target.parents if parent in wanted), None)
+            if above:
+                raise _collision(path, wanted[above][0], name, above)
+        sweep(wanted)
+        with progress.start(f"unpacking {path.name}", len(wanted), "files") as task:
+            for _, member in wanted.values():
+                if anew or not (member.target.is_file() and member.target.stat().st_size == member.size):
+                    _write(path, member)
+                task.advance()
+
+
+def _collision(path: Path, one: str, other: str, target: Path) -> OvssError:
+    names = f"'{one}' twice" if one == other else f"'{one}' and '{other}'"
+    return OvssError(
+        f"{path} holds {names}: both would be written to {target}. It is not the official archive, or was packed "
+        "again: take the official one, or unpack it by hand."
+    )
+
+
+def sweep(targets: Iterable[Path]) -> None:
+    """Removes what a killed process has left of files in the folders of `targets`, which the caller has locked."""
+    for folder in {target.parent for target in targets}:
+        for path in folder.glob(".*") if folder.is_dir() else ():
+            if TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink()
+
+
+def _write(path: Path, member: Member) -> None:
+    def copy(temporary: Path) -> None:
+        with temporary.open("wb") as out:
+            try:
+                with member.open() as source:
+                    for block in iter(lambda: source.read(CHUNK), b""):
+                        out.write(block)
+            except OSError as error:
+                if error.errno is not None:  # of the disk
+                    raise
+                raise _damaged(path, error) from error
+            except NotImplementedError as error:
+                raise OvssError(
+                    f"{path} cannot be unpacked: {error}. Unpack it by hand, and put what it holds there."
+                ) from error
+            except DAMAGED as error:
+                raise _damaged(path, error) from error
+        if temporary.stat().st_size != member.size:
+            raise _damaged(path, f"{member.target.name} ends early")
+
+    write_atomic(member.target, copy)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[list[tuple[str, int, Callable[[], IO[bytes]]]]]:
+    """The regular files of a zip or tar archive: name, size, and how to open them. All names are checked first."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                yield list(_zip_members(path, file))
+        elif tarfile.is_tarfile(path):
+            with tarfile.open(path) as file:
+                yield list(_tar_members(path, file))
+        else:
+            raise OvssError(
+                f"{path} is no zip or tar archive, or damaged or truncated ({path.stat().st_size} bytes). Delete it and "
+                "download it again; other kinds of archives must be unpacked by hand."
+            )
+    except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OvssError(f"{path} cannot be read: {error.strerror}.") from error
+        raise _damaged(path, error) from error
+
+
+def _zip_members(path: Path, file: zipfile.ZipFile) -> Iterator[tuple[str, int, Any]]:
+    for info in file.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        _check(path, info.filename, kind not in (0, stat.S_IFREG, stat.S_IFDIR))
+        if info.flag_bits & 1:
+            raise OvssError(f"{path} is protected by a password. Unpack it by hand, and put what it holds where it belongs.")
+        if not info.is_dir():
+            yield _name(info.filename), info.file_size, lambda info=info: file.open(info)
+
+
+def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[tuple[str, int, Any]]:
+    members = file.getmembers()
+    file.fileobj.seek(file.offset)
+    if file.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile minds neither
+        raise tarfile.ReadError("it ends early, or the header of a file is damaged")
+    while file.fileobj.read(CHUNK):  # the checksum of a compressed file is at its end
+        pass
+    for member in members:
+        _check(path, member.name, not (member.isfile() or member.isdir()))
+        if member.isfile():
+            yield _name(member.name), member.size, lambda member=member: file.extractfile(member)
+
+
+def _check(path: Path, name: str, special: bool) -> None:
+    pure = PurePosixPath(name.replace("\\", "/"))
+    if pure.is_absolute() or ".." in pure.parts or re.match("[A-Za-z]:", name):
+        raise OvssError(
+            f"{path} holds '{name}', a name that leads outside its folder. It is not the official archive: delete it."
+        )
+    if special:
+        raise OvssError(f"{path} holds '{name}', a link or a device. No official archive does: delete it.")
+
+
+def _name(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
+
+
+def _damaged(path: Path, error: object) -> OvssError:
+    return OvssError(f"archive {path} is damaged or truncated: {error}. Delete it and download it again.")

@@ -1,0 +1,131 @@
+"""Pieces that the converters share: reading and writing label maps, tables of values and colours, tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...config.registry import Registry
+from ...errors import OvssError
+from ...files import data_files, read_lines, write_atomic, write_text
+
+# Such a share of a map's pixels may be of no class: a scratch, not another encoding.
+FEW = 0.01
+Image.MAX_IMAGE_PIXELS = None  # aerial images are larger than Pillow believes in
+
+CONVERTERS = Registry("converter")
+
+
+@dataclass(frozen=True)
+class Task:
+    """`make(*arguments)` writes `targets` (atomically: `conversion.write_label`, `write_image`); it runs in another process."""
+
+    make: Callable[..., None]
+    arguments: tuple[Any, ...]
+    targets: tuple[Path, ...]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """What is stored: (H, W) indices or grey values, or (H, W, 3) colours."""
+    with Image.open(path) as image:
+        return np.array(image if image.mode in ("P", "L", "I", "I;16", "RGB") else image.convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width), from the header. Raises OvssError if there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.size[::-1]
+    except OSError as error:
+        raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+
+
+def read_text(path: Path) -> str:
+    """A list or another text. Raises OvssError if it is not there, or no text."""
+    require([path])
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+
+
+# What has been said of the label map in hand.
+_notes: list[tuple[str, int]] = []
+
+
+def note_pixels(number: int, what: str) -> None:
+    """Says that so many pixels of the label map in hand (`what` goes on: "are ...") are not as they should be, and what they
+    are taken for; a preparation sums it up in the end."""
+    if number:
+        _notes.append((what, int(number)))
+
+
+def noted() -> list[tuple[str, int]]:
+    """What was said since the last call."""
+    notes = _notes.copy()
+    _notes.clear()
+    return notes
+
+
+def write_label(path: Path, label: np.ndarray) -> None:
+    """(H, W) uint8 as grey PNG, uint16 as deflated TIFF."""
+    image = Image.fromarray(label)
+    options = {"compression": "tiff_adobe_deflate"} if path.suffix == ".tif" else {}
+    write_atomic(path, lambda temporary: image.save(temporary, **options))
+
+
+def write_image(path: Path, image: np.ndarray, **options) -> None:
+    """(H, W, 3) or (H, W) uint8, in the format of the suffix."""
+    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, **options))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def words(path: Path) -> list[str]:
+    """The words of a list: ids, or names of files."""
+    return [word for _, line in read_lines(path, "list") for word in line.split()]
+
+
+def table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size: int = 256) -> np.ndarray:
+    """A look-up table of `size` entries: `default`, but for the given values."""
+    result = np.full(size, default, dtype)
+    result[list(values)] = list(values.values())
+    return result
+
+
+def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) uint8: the value of each colour, `default` for the others."""
+    keys = image.astype(np.int32) @ np.array([65536, 256, 1])
+    label = np.full(keys.shape, default, np.uint8)
+    for (red, green, blue), value in colours.items():
+        label[keys == (red << 16) + (green << 8) + blue] = value
+    return label
+
+
+def starts(length: int, size: int, step: int) -> list[int]:
+    """Where tiles of `size` begin on a side: every `step` pixels, the last one flush with the border."""
+    if length <= size:
+        return [0]
+    return sorted({min(start, length - size) for start in range(0, length - size + step, step)})
+
+
+def files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
+    found = data_files(folder, pattern)
+    if not found:
+        raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
+    return found
+
+
+def require(paths: Sequence[Path]) -> None:
+    """Raises OvssError for files that are not there."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. Unpack the official archive again.")

@@ -1,0 +1,61 @@
+"""ADE20K with its 847 classes, from the full release (ADE20K_2021_17_01)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ....errors import OvssError
+from ..conversion import CONVERTERS, Task, files, read_array, require, table, write_image, write_label
+
+# A line per class in the order of the labels: its id in the full release (MaskFormer's and CAT-Seg's list).
+IDS = [int(line) for line in Path(__file__).with_name("ade847_ids.txt").read_text("utf-8").split()]
+TRAIN_IDS = table({original: new for new, original in enumerate(IDS)}, 65535, np.uint16, 26 * 256)
+SHORT_SIDE = 512
+
+
+@CONVERTERS.register_module(name="ade847")
+def ade847(folder: Path) -> Iterator[Task]:
+    """images_detectron2/validation/<id>.jpg and annotations_detectron2/validation/<id>.tif from each ADE_val_<number>.jpg and
+    ..._seg.png, in whatever folders below images/ADE/validation (MESS, prepare_ade20k_full_sem_seg.py, which reads their names
+    from a pickle)."""
+    maps = [path for path in files(folder / "images/ADE/validation", "**/*_seg.png") if path.name.split("_")[1] == "val"]
+    pairs = [(path.with_name(path.name.removesuffix("_seg.png") + ".jpg"), path) for path in maps]
+    require([image for image, _ in pairs])
+    for image, label in pairs:
+        targets = (
+            folder / "images_detectron2/validation" / image.name,
+            folder / "annotations_detectron2/validation" / f"{image.stem}.tif",
+        )
+        yield Task(write_pair, (image, label, *targets), targets)
+
+
+def write_pair(image_path: Path, label_path: Path, image_target: Path, label_target: Path) -> None:
+    """Both reduced to a short side of 512 if theirs is longer; the image becomes a JPEG of Pillow's default quality."""
+    image, label = read_array(image_path), train_ids(read_array(label_path), label_path)
+    if image.shape[:2] != label.shape:
+        raise OvssError(f"{image_path} and {label_path} are not of the same size. Unpack the official archive again.")
+    size = reduced(label.shape)
+    if size != label.shape:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+    write_image(image_target, image)
+    write_label(label_target, label)
+
+
+def train_ids(colours: np.ndarray, path: Path) -> np.ndarray:
+    """(H, W, 3) RGB -> (H, W) uint16: the class id, which is 256 * floor(R / 10) + G, in the order of the labels; 65535 for ids
+    that are not among the 847."""
+    if colours.ndim != 3:
+        raise OvssError(f"{path} has one channel, expected the colours of the full release (ADE20K_2021_17_01).")
+    red, green = colours[..., 0].astype(np.int32), colours[..., 1]
+    return TRAIN_IDS[red // 10 * 256 + green]
+
+
+def reduced(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) with a short side of at most 512."""
+    short = min(size)
+    return size if short <= SHORT_SIDE else tuple(round(side / short * SHORT_SIDE) for side in size)

@@ -1,0 +1,65 @@
+"""Cityscapes: the 19 classes of the evaluation from the 34 ids of the annotation (cityscapesScripts, json2labelImg.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ....errors import OvssError
+from ..conversion import CONVERTERS, Task, files, read_array, require, write_label
+from .values import replace
+
+IDS = (
+    *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road", "sidewalk"),
+    *("parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup"),
+    *("traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "caravan"),
+    *("trailer", "train", "motorcycle", "bicycle"),
+)
+NOT_DRAWN = "license plate"  # its id is -1
+EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# 255 is -1 in 8 bits.
+TRAIN_IDS = dict.fromkeys([*range(len(IDS)), 255], 255) | {value: new for new, value in enumerate(EVALUATED)}
+
+
+@CONVERTERS.register_module(name="cityscapes")
+def cityscapes(folder: Path) -> Iterator[Task]:
+    """<id>_gtFine_labelTrainIds.png beside <id>_gtFine_labelIds.png, or drawn from <id>_gtFine_polygons.json."""
+    jobs = []
+    for image in files(folder / "leftImg8bit/val", "*/*_leftImg8bit.png"):
+        stem = folder / "gtFine/val" / image.parent.name / image.name.replace("_leftImg8bit.png", "_gtFine")
+        maps, polygons, target = (Path(f"{stem}_{end}") for end in ("labelIds.png", "polygons.json", "labelTrainIds.png"))
+        jobs.append((from_ids, maps, target) if maps.exists() or not polygons.exists() else (from_polygons, polygons, target))
+    require([source for _, source, target in jobs if not target.exists()])
+    for make, source, target in jobs:
+        yield Task(make, (source, target), (target,))
+
+
+def from_ids(source: Path, target: Path) -> None:
+    write_label(target, replace(read_array(source), TRAIN_IDS, source).astype(np.uint8))
+
+
+def from_polygons(source: Path, target: Path) -> None:
+    """Draws the objects in the order of the file, the later above the earlier."""
+    try:
+        annotation = json.loads(source.read_text("utf-8"))
+        label = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
+        drawer = ImageDraw.Draw(label)
+        for item in annotation["objects"]:
+            if item["label"] != NOT_DRAWN and not item.get("deleted"):
+                drawer.polygon([tuple(point) for point in item["polygon"]], fill=TRAIN_IDS[_id(item["label"], source)])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OvssError(f"{source} is not a file of polygons as Cityscapes has them: {error!r}. Unpack it again.") from error
+    write_label(target, np.array(label))
+
+
+def _id(name: str, path: Path) -> int:
+    """The id of a name; a group of objects (`cargroup`) has that of one."""
+    if name not in IDS:
+        name = name.removesuffix("group")
+    if name not in IDS:
+        raise OvssError(f"{path} has an object '{name}', which is no class of Cityscapes.")
+    return IDS.index(name)

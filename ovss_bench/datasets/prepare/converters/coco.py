@@ -1,0 +1,74 @@
+"""COCO-Stuff and COCO-Object from the pixel maps of COCO-Stuff.
+
+164k: `annotations/val2017/<id>.png` (stuffthingmaps) holds the COCO category id less one, 0 to 181, and 255 where nothing is
+labelled. 10k: `raw/annotations/<id>.mat`, field `S`, holds the category id, and 0 where nothing is labelled.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ....files import write_atomic
+from ..conversion import CONVERTERS, Task, files, read_array, require, words, write_label
+from .values import read_matlab, replace
+
+# Without the categories that COCO never used, the 182 values are 80 things (up to value 90) and 91 kinds of stuff.
+UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+STUFF = {value: value - sum(unused < value for unused in UNUSED) for value in range(182) if value not in UNUSED}
+STUFF_164K = STUFF | {255: 255}
+STUFF_10K = {value + 1: new + 1 for value, new in STUFF.items()} | {0: 0}
+OBJECT = {value: new + 1 if value <= 90 else 0 for value, new in STUFF.items()} | {255: 0}
+
+
+@CONVERTERS.register_module(name="coco_stuff")
+def coco_stuff(folder: Path) -> Iterator[Task]:
+    """<id>_labelTrainIds.png beside the original: 171 classes and 255 (mmseg, coco_stuff164k.py)."""
+    return _beside(folder, "_labelTrainIds.png", write_stuff)
+
+
+@CONVERTERS.register_module(name="coco_object")
+def coco_object(folder: Path) -> Iterator[Task]:
+    """<id>_instanceTrainIds.png beside the original: the 80 things, and 0 for stuff and unlabelled pixels, so that no pixel is
+    ignored (SCLIP, cvt_coco_object.py; GroupViT). The instances of COCO drawn from their polygons are another label set."""
+    return _beside(folder, "_instanceTrainIds.png", write_object)
+
+
+def _beside(folder: Path, suffix: str, make: Callable[[Path, Path], None]) -> Iterator[Task]:
+    labels = folder / "annotations/val2017"
+    ids = [image.stem for image in files(folder / "images/val2017", "*.jpg")]
+    pairs = [(labels / f"{name}.png", labels / f"{name}{suffix}") for name in ids]
+    require([source for source, target in pairs if not target.exists()])
+    for source, target in pairs:
+        yield Task(make, (source, target), (target,))
+
+
+def write_stuff(source: Path, target: Path) -> None:
+    write_label(target, replace(read_array(source), STUFF_164K, source).astype(np.uint8))
+
+
+def write_object(source: Path, target: Path) -> None:
+    write_label(target, replace(read_array(source), OBJECT, source).astype(np.uint8))
+
+
+@CONVERTERS.register_module(name="coco_stuff10k")
+def coco_stuff10k(folder: Path) -> Iterator[Task]:
+    """The images of raw/imageLists/test.txt as images/test2014/<id>.jpg, and annotations/test2014/<id>_labelTrainIds.png with 0
+    for unlabelled pixels and classes from 1 on (mmseg, coco_stuff10k.py)."""
+    listed = folder / "raw/imageLists/test.txt"
+    require([listed])
+    for name in words(listed):
+        image, label = folder / f"images/test2014/{name}.jpg", folder / f"annotations/test2014/{name}_labelTrainIds.png"
+        yield Task(copy, (folder / f"raw/images/{name}.jpg", image), (image,))
+        yield Task(write_stuff10k, (folder / f"raw/annotations/{name}.mat", label), (label,))
+
+
+def copy(source: Path, target: Path) -> None:
+    write_atomic(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def write_stuff10k(source: Path, target: Path) -> None:
+    write_label(target, replace(read_matlab(source, "S"), STUFF_10K, source).astype(np.uint8))

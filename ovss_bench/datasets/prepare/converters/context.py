@@ -1,0 +1,69 @@
+"""PASCAL Context from the label maps of its 459-class release: `raw/trainval/<id>.mat`, field `LabelMap`, values 1 to 459."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..conversion import CONVERTERS, Task, require, words, write_label, write_lines
+from .values import read_matlab, replace
+
+# The 59 classes and background (0) among the ids of the full label set, in the order of their new labels
+# (mmseg, tools/dataset_converters/pascal_context.py).
+CONTEXT_60 = (
+    *(0, 2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159, 162),
+    *(187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416),
+    *(420, 424, 427, 440, 445, 454, 458),
+)
+# The one of VOC 2010's 5105 validation images that papers do not evaluate: mmseg's converter writes 5104 of val and 4996 of
+# train (mmsegmentation's issue 394, PyTorch-Encoding's issue 155), and the lists of CAT-Seg and CLIPer have those 5104, too.
+LEFT_OUT = "2010_001606"
+TO_60 = dict.fromkeys(range(460), 0) | {value: new for new, value in enumerate(CONTEXT_60)}
+TO_459 = {value: value - 1 for value in range(1, 460)} | {0: 65535}
+
+
+@CONVERTERS.register_module(name="context60")
+def context60(folder: Path) -> Iterator[Task]:
+    """SegmentationClassContext/<id>.png: the position in `CONTEXT_60`, and background for the other 400 classes.
+
+    mmseg takes its maps from trainval_merged.json instead, through the package `detail`. The ids are the same, but whether that
+    file counts some of the other 400 classes among the 59 has not been verified. Maps that mmseg's converter has written are
+    kept as they are.
+    """
+    return _tasks(folder, "SegmentationClassContext", ".png", write_60)
+
+
+@CONVERTERS.register_module(name="context459")
+def context459(folder: Path) -> Iterator[Task]:
+    """annotations_detectron2/pc459_val/<id>.tif: the value less one in 16 bits, unlabelled pixels 65535 (CAT-Seg; MESS,
+    prepare_pascal_context_459.py, which skips images without a map; here a missing one is an error)."""
+    return _tasks(folder, "annotations_detectron2/pc459_val", ".tif", write_459)
+
+
+def _tasks(folder: Path, labels: str, suffix: str, make: Callable[[Path, Path], None]) -> Iterator[Task]:
+    ids = _ids(folder)
+    pairs = [(folder / "raw/trainval" / f"{name}.mat", folder / labels / f"{name}{suffix}") for name in ids]
+    require([source for source, target in pairs if not target.exists()])
+    listed = folder / "ImageSets/SegmentationContext/val.txt"
+    yield Task(write_lines, (listed, sorted(ids)), (listed,))
+    for source, target in pairs:
+        yield Task(make, (source, target), (target,))
+
+
+def _ids(folder: Path) -> list[str]:
+    """The validation images: those of VOC 2010's main task but one, or a list of one's own."""
+    own, main = folder / "raw/pascalcontext_val.txt", folder / "ImageSets/Main/val.txt"
+    if own.is_file():
+        return words(own)
+    require([main])
+    return [name for name in words(main) if name != LEFT_OUT]
+
+
+def write_60(source: Path, target: Path) -> None:
+    write_label(target, replace(read_matlab(source, "LabelMap"), TO_60, source).astype(np.uint8))
+
+
+def write_459(source: Path, target: Path) -> None:
+    write_label(target, replace(read_matlab(source, "LabelMap"), TO_459, source))

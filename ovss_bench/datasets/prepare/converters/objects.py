@@ -1,0 +1,140 @@
+"""Buildings, roads and water in aerial images: masks of one class, as likyoo/SegEarth-OV's converters binarise them.
+
+Folders are those of SegEarth-OV's dataset_prepare.md and converters: what ends in `_cvt` (or `_pre`) is made here. The folders
+in which the data come have several names in use; configs/dataset lists them (`prepare.raw`: images, masks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ....errors import OvssError
+from ....files import data_files
+from ...config import alternatives, dataset_config, first_suffix, first_there
+from ..conversion import CONVERTERS, Task, files, words, write_label, write_lines
+from .aerial import copy, tiled
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+# Masks of JPEG files may be a little coloured.
+NOISE = 48
+
+
+def binarised(name: str, folder: Path) -> Iterator[Task]:
+    """Masks that have the names of their images."""
+    config = dataset_config(name)[1]
+    images, source = raw(name, folder)
+    suffix = alternatives(config["label_suffix"])[0]
+    yield from masks((source, folder / config["labels"]), [path.stem for path in images], suffix)
+
+
+def satellite_roads(name: str, folder: Path) -> Iterator[Task]:
+    """Images <id>_sat.jpg and masks <id>_mask.png lose the ends of their names."""
+    images, source = raw(name, folder, "*_sat")
+    ids = [path.stem.removesuffix("_sat") for path in images]
+    yield from copies(zip(images, (folder / "image_cvt" / f"{key}.jpg" for key in ids), strict=True))
+    yield from masks((source, folder / "label_cvt"), ids, end="_mask")
+
+
+def _register(convert: Callable[[str, Path], Iterator[Task]], *names: str) -> None:
+    for name in names:
+        CONVERTERS.register_module(name=name, module=lambda folder, name=name: convert(name, folder))
+
+
+_register(binarised, "whu_aerial", "whu_sat_ii", "massachusetts_road", "spacenet_road")
+_register(satellite_roads, "chn6_cug", "deepglobe_road")
+
+
+@CONVERTERS.register_module(name="xbd")
+def xbd(folder: Path) -> Iterator[Task]:
+    """The images from before the disasters; a target holds 1 (and, after a disaster, the damage) where buildings are."""
+    images, source = raw("xbd", folder, "*pre*")
+    yield from copies((path, folder / "images_pre" / path.name) for path in images)
+    yield from masks((source, folder / "targets_cvt_pre"), [path.stem for path in images], end="_target", threshold=1)
+
+
+@CONVERTERS.register_module(name="inria")
+def inria(folder: Path) -> Iterator[Task]:
+    """27 labelled images <id>.tif of raw/train, in tiles of 1000 x 1000. Choice, tiles and names are SegEarth-OV's own: the
+    official data have whole images."""
+    images, gt = raw_folders("inria", folder)
+    ids = listed_images("inria_split_test.txt", images, ".tif")
+    sources = [(name, images / f"{name}.tif", gt / f"{name}.tif") for name in ids]
+    name = "{name}_{left}_{top}_{right}_{bottom}"
+    yield from tiled(sources, folder, "split_test", (1000, 1000), (1000, 1000), name, partial(binary, threshold=128))
+
+
+@CONVERTERS.register_module(name="wbs_si")
+def wbs_si(folder: Path) -> Iterator[Task]:
+    """The 499 images of SegEarth-OV's list, in its order."""
+    images, source = raw_folders("wbs_si", folder)
+    ids = listed_images("wbs_si_val.txt", images, ".jpg")
+    listed = folder / "val.txt"
+    if listed.is_file() and set(words(listed)) < set(ids):
+        listed.unlink()  # images were added since
+    yield from masks((source, folder / "Masks_cvt"), ids)
+    yield Task(write_lines, (listed, ids), (listed,))
+
+
+def raw_folders(name: str, folder: Path) -> tuple[Path, Path]:
+    """The folders of images and masks as a data set comes: of the names in its configuration those that are there."""
+    images, source = (folder / first_there(names, folder) for names in dataset_config(name)[1]["prepare"]["raw"])
+    return images, source
+
+
+def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
+    """The images of a data set as it comes, sorted, and the folder of their masks. Raises OvssError if there is no image."""
+    images, source = raw_folders(name, folder)
+    return files(images, stem + first_suffix(dataset_config(name)[1]["image_suffix"], images)), source
+
+
+def masks(
+    folders: tuple[Path, Path], ids: Iterable[str], suffix: str = ".png", end: str = "", threshold: int = 128
+) -> Iterator[Task]:
+    """Tasks that make the label maps of the images, from masks <id><end> in the first folder, into the second."""
+    source, target = folders
+    found = {path.stem: path for path in data_files(source) if path.suffix.lower() in SUFFIXES}
+    left = [key for key in ids if key + end in found or not (target / f"{key}{suffix}").exists()]
+    missing = [key + end for key in left if key + end not in found]
+    if missing:
+        raise OvssError(f"{source} lacks {len(missing)} masks, the first: {missing[0]}. Unpack the official archive there.")
+    for key in left:
+        yield Task(convert, (found[key + end], target / f"{key}{suffix}", threshold), (target / f"{key}{suffix}",))
+
+
+def copies(paths: Iterable[tuple[Path, Path]]) -> Iterator[Task]:
+    for source, target in paths:
+        yield Task(copy, (source, target), (target,))
+
+
+def convert(source: Path, target: Path, threshold: int) -> None:
+    write_label(target, binary(source, threshold))
+
+
+def binary(path: Path, threshold: int) -> np.ndarray:
+    """(H, W) uint8, 1 where a mask in grey values reaches the threshold.
+
+    Raises OvssError for a mask in colours, or one that holds 0 and 1 where 0 and 255 are expected.
+    """
+    with Image.open(path) as image:
+        if image.mode not in ("1", "L") and np.ptp(np.array(image.convert("RGB")), axis=2).max() > NOISE:
+            raise OvssError(f"mask {path} is in colours, expected black and white. Unpack the official archive again.")
+        grey, lossy = np.array(image.convert("L")), image.format == "JPEG"  # in which black may be 1
+    if threshold > 1 and grey.max() == 1 and not lossy:
+        raise OvssError(f"mask {path} holds 0 and 1, expected 0 and 255: it is converted already. Put the official one there.")
+    return (grey >= threshold).astype(np.uint8)
+
+
+def listed_images(name: str, folder: Path, suffix: str) -> list[str]:
+    """The ids of a list beside this file of which the image is there. Raises OvssError if there is none."""
+    ids = words(Path(__file__).parent / name)
+    there = [key for key in ids if (folder / f"{key}{suffix}").is_file()]
+    if not there:
+        raise OvssError(
+            f"{folder} has none of the {len(ids)} images that are used, {ids[0]}{suffix} and others. Unpack them there."
+        )
+    return there

@@ -1,0 +1,88 @@
+"""PAXRay: chest X-rays and, for each, 166 binary masks in one file, of which MESS takes four."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ....errors import OvssError
+from ..conversion import CONVERTERS, Task, read_text, require, write_label
+from .mess_parts import IMAGES, LABELS, listed, pictured
+
+PLANES = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # of the masks
+
+
+@CONVERTERS.register_module(name="paxray")
+def paxray(folder: Path) -> Iterator[Task]:
+    """Four data sets of the same images, each of one binary mask."""
+    for image, masks in _pairs(folder):
+        targets = tuple(folder / LABELS / "test" / part / f"{image.stem}.png" for part in PLANES)
+        yield pictured(image, folder / IMAGES / "test" / image.name)
+        yield Task(planes, (masks, targets), targets)
+
+
+def _pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """Image and masks of each test image: by the split of the official paxray.json, whose entries name images/<id>.png and
+    labels/<id>.npy; or, in a folder that was arranged by hand, by raw/test.txt, of raw/images/<id>.png and raw/masks/<id>.npy.
+    """
+    raw = folder / "raw"
+    for place in (folder, raw):
+        if (place / "paxray.json").is_file():
+            pairs = [(place / image, place / masks) for image, masks in _split(place / "paxray.json")]
+            break
+    else:
+        if not (raw / "test.txt").is_file():
+            raise OvssError(f"there is no paxray.json in {folder} (nor raw/test.txt). Unpack the official archive there.")
+        pairs = [(raw / "images" / f"{name}.png", raw / "masks" / f"{name}.npy") for name in listed(raw / "test.txt")]
+    require([path for pair in pairs for path in pair])
+    return pairs
+
+
+def _split(path: Path) -> list[tuple[str, str]]:
+    """Image and masks of each entry of `test`, by their suffixes: the entry may be a pair, or name them by any keys."""
+    try:
+        entries = json.loads(read_text(path))["test"]
+        entries = list(entries.values() if isinstance(entries, dict) else entries)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise OvssError(f"{path} has no list of the test split ({error!r}). Unpack the official archive again.") from error
+    if not entries:
+        raise OvssError(f"{path} names no image of the test split. Unpack the official archive again.")
+    return [(_file(path, entry, ".png"), _file(path, entry, ".npy")) for entry in entries]
+
+
+def _file(path: Path, entry: Any, suffix: str) -> str:
+    texts = entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else [entry]
+    found = {text for text in texts if isinstance(text, str) and text.endswith(suffix)}
+    name = found.pop() if len(found) == 1 else ""
+    pure = PurePosixPath(name)
+    if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
+        raise OvssError(
+            f"{path}: an entry of the test split is {str(entry)[:200]}, expected a path images/<id>.png and one "
+            "labels/<id>.npy below its folder. Unpack the official archive again."
+        )
+    return name
+
+
+def planes(source: Path, targets: Sequence[Path]) -> None:
+    """Four planes of (166, H, W) masks of 0 and 1."""
+    try:
+        masks = np.load(source, mmap_mode="r", allow_pickle=False)
+        if not isinstance(masks, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+        if masks.ndim != 3 or len(masks) <= max(PLANES.values()) or not masks.size:
+            raise ValueError(f"it has the shape {masks.shape}")
+        chosen = [np.array(masks[plane]) for plane in PLANES.values()]
+        wrong = next((plane for plane in chosen if not np.isin(plane, (0, 1)).all()), None)
+        if wrong is not None:
+            raise ValueError(f"it holds the values {np.unique(wrong)[:8].tolist()}")
+    except Exception as error:  # of damaged files NumPy raises nearly anything
+        raise OvssError(
+            f"{source} is not the masks of an image: {error}. Expected (166, height, width) of 0 and 1. Unpack the official "
+            "archive again."
+        ) from error
+    for plane, target in zip(chosen, targets, strict=True):
+        write_label(target, plane.astype(np.uint8))

@@ -1,0 +1,52 @@
+"""The few attention rules that several methods share. Queries, keys and values are (B, K, T, d)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | Tensor | None = None) -> Tensor:
+    """softmax(scale q k^T + bias) v, class token included; `scale` defaults to d^-1/2, a tensor (B,) is one per window.
+
+    With the identity as v it returns the attention map itself.
+    """
+    if isinstance(scale, Tensor):
+        q, scale = q * scale.view(-1, 1, 1, 1), 1.0
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def cosine_matrix(features: Tensor) -> Tensor:
+    """(..., N, C) -> cosine similarities of all pairs (..., N, N), float32."""
+    unit = F.normalize(features.float(), dim=-1)
+    return unit @ unit.transpose(-2, -1)
+
+
+def proxy_attention(similarity: Tensor, beta: float = 1.2, gamma: float = 3.0, masking: bool = True) -> Tensor:
+    """softmax of gamma (S - beta mean(S)) with the negative entries masked: (..., N, N) -> the same (ProxyCLIP, eq. 6 and 7).
+
+    The diagonal is never masked: the official softmax over an empty row (see `empty_rows`) would be NaN.
+    """
+    weights = gamma * (similarity - beta * similarity.mean((-2, -1), keepdim=True))
+    if masking:
+        itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
+        weights = weights.masked_fill((weights < 0) & ~itself, -torch.inf)
+    return weights.softmax(-1)
+
+
+def empty_rows(similarity: Tensor, beta: float = 1.2) -> Tensor:
+    """(..., N, N) -> (..., N) bool: rows in which the masking leaves nothing. Of cosines these are all at once, namely where
+    mean(S) > 1 / beta: to the encoder, such a window is nearly uniform."""
+    return similarity.amax(-1) < beta * similarity.mean((-2, -1))[..., None]
+
+
+def to_sum_one(maps: Tensor, dim: int) -> Tensor:
+    """Divides by the sums over one side; what is all zero stays so."""
+    return maps / maps.sum(dim, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def symmetric(attention: Tensor) -> Tensor:
+    """Balanced maps (..., L, L) -> symmetric, what is below the mean of its column cut, rows of sum 1."""
+    attention = (attention + attention.transpose(-2, -1)) / 2
+    return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)

@@ -1,0 +1,99 @@
+"""Sliding windows: pure geometry, after mmseg's rule (clip.md section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OvssError, unknown
+
+if TYPE_CHECKING:
+    from ..config.recipe import Recipe
+
+PADS = ("none", "center", "corner")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one side of the resized image: `starts` in pixels, `size` of each, and how a window is padded.
+
+    The network sees `padded` pixels: `before` zeros, the window, zeros; they give `cells` patches and perhaps a remainder that
+    the patch embedding drops. The grid of patches is enlarged to `enlarged` pixels, of which the window's are used.
+    """
+
+    length: int
+    starts: tuple[int, ...]
+    size: int
+    before: int
+    padded: int
+    cells: int
+    enlarged: int
+
+
+def axis(length: int, window: int | None, stride: int | None, patch: int, pad: str, multiple: int | None = None) -> Axis:
+    """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
+
+    `pad`: `none`, `center` (zeros on both sides to a multiple of the patch, or of `multiple` pixels, the odd one after:
+    ClearCLIP) or `corner` (zeros after: MaskCLIP, which enlarges the grid to the window without them, and so stretches it). A
+    side below one patch is always padded to it.
+    """
+    size = length if window is None else min(window, length)
+    count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1
+    starts = tuple(max(min(i * stride + size, length) - size, 0) if count > 1 else 0 for i in range(count))
+    missing = max(0 if pad == "none" else -size % (multiple or patch), patch - size)
+    before = missing // 2 if pad == "center" else 0
+    padded = size + missing
+    return Axis(length, starts, size, before, padded, padded // patch, size if pad == "corner" else padded)
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """All windows of one resized image, row by row."""
+
+    rows: Axis
+    columns: Axis
+
+    @classmethod
+    def of(
+        cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str, multiple: int | None = None
+    ) -> SlidingWindow:
+        """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`. Raises OvssError
+        for values that leave pixels out, or are none."""
+        sides = {"height": height, "width": width, "window": window, "stride": stride, "patch": patch, "multiple": multiple}
+        free = {"window": "whole", "multiple": None}
+        for name, value in sides.items():
+            if (name not in free or value != free[name]) and not (isinstance(value, int) and value > 0):
+                raise OvssError(f"{name}={value!r}: expected a positive whole number of pixels.")
+        if window != "whole" and stride > window:
+            raise OvssError(f"stride={stride}: expected at most the window, {window}, or pixels between windows stay empty.")
+        if pad not in PADS:
+            raise unknown("padding", pad, PADS)
+        crop = None if window == "whole" else window
+        return cls(*(axis(side, crop, stride, patch, pad, multiple) for side in (height, width)))
+
+    @classmethod
+    def by(cls, recipe: Recipe, height: int, width: int, patch: int) -> SlidingWindow:
+        """As a recipe has them."""
+        return cls.of(height, width, recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
+
+    @property
+    def origins(self) -> list[tuple[int, int]]:
+        """(y, x) of each padded window in the resized image, possibly negative."""
+        return [(y - self.rows.before, x - self.columns.before) for y in self.rows.starts for x in self.columns.starts]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of what the network sees."""
+        return self.rows.padded, self.columns.padded
+
+    def cut(self, pixels: Tensor) -> list[Tensor]:
+        """The windows of (3, H, W), each (3, *shape), zero where padded."""
+        rows, columns = self.rows, self.columns
+        after = columns.padded - columns.size - columns.before, rows.padded - rows.size - rows.before
+        windows = [pixels[:, y : y + rows.size, x : x + columns.size] for y in rows.starts for x in columns.starts]
+        if self.shape == (rows.size, columns.size):
+            return windows
+        return [F.pad(window, (columns.before, after[0], rows.before, after[1])) for window in windows]

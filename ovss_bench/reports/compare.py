@@ -1,0 +1,257 @@
+"""Two runs on the same images: identical, equivalent, different or inconclusive, and where a difference comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import OvssError, unknown
+from ..evaluation.bootstrap import Interval, class_counts, mean_iou, paired, paired_interval
+from ..evaluation.confusion import total
+from ..evaluation.metrics import iou
+from ..runs.load import result_paths
+from ..runs.store import disagreements, read_counts, read_result
+
+# Exit statuses; of several comparisons the first in this order is the tool's.
+STATUS = {"error": 2, "different": 1, "inconclusive": 3, "equivalent": 0, "identical": 0}
+LISTED = 10  # images and classes that contribute most
+DECIMALS = 4  # of points
+Groups = dict[tuple[str, ...], list[tuple[str, Path]]]  # settings and file of every result, by what it is about
+CHUNK = 256  # images whose counts are in memory at a time as dense arrays
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result and the counts and hashes of its images."""
+
+    path: Path
+    result: dict[str, Any]
+    counts: dict[str, np.ndarray]
+    hashes: dict[str, str]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return [entry["class"] for entry in self.result["per_class"]]
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        return total(self.counts.values(), len(self.classes))
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.result["segmentor"], self.result["clip"], self.result["dataset"]
+
+    def facts(self) -> dict[str, Any]:
+        names = ("segmentor", "clip", "dataset", "protocol", "overridden", "partial")
+        return {"path": str(self.path)} | {name: self.result[name] for name in names} | {"mIoU": self.result["metrics"]["mIoU"]}
+
+
+def read_run(path: str | Path) -> Run:
+    """Raises OvssError if result or counts are missing or damaged, or do not belong together."""
+    path = Path(path)
+    result, beside = read_result(path), path.with_suffix(".npz")
+    if not beside.is_file():
+        raise OvssError(f"the counts of {path} are missing: expected {beside}. Copy both files, or run again.")
+    counts, hashes, _ = read_counts(beside, result["fingerprint"], len(result["per_class"]))
+    run = Run(path, result, counts, hashes)
+    if reasons := disagreements(result, counts, list(counts)):
+        raise OvssError(
+            f"{path} and its counts {beside} do not state the same images and pixels ({reasons}). Delete both and run again."
+        )
+    return run
+
+
+def compare_runs(a: Run, b: Run, tolerance: float = 0.1) -> dict[str, Any]:
+    """How `b` differs from `a`, in points of mIoU. The levels, of which the first that holds counts:
+
+    - identical: the same label maps and the same counts;
+    - equivalent: the 95 % interval of the difference (evaluation/bootstrap.py) lies within `tolerance`;
+    - different: the interval excludes 0;
+    - inconclusive.
+
+    Raises OvssError for runs with other classes or other images.
+    """
+    if a.classes != b.classes:
+        raise OvssError(
+            f"{a.path} and {b.path} have other classes ({a.result['dataset']}, {b.result['dataset']}): only runs on the same "
+            "data set can be compared."
+        )
+    counts = paired(a.counts, b.counts)
+    ids = sorted(a.counts)
+    other_counts = [not np.array_equal(*both) for both in zip(*counts, strict=True)]
+    other_maps = [a.hashes[name] != b.hashes[name] for name in ids]
+    bounds = paired_interval(a.counts, b.counts, len(a.classes)) if any(other_counts) else Interval(0.0, 0.0, 0.0)
+    points = Interval(*(round(100 * bound, DECIMALS) for bound in (bounds.value, bounds.low, bounds.high)))
+    level = _level(points, tolerance) if any(other_counts) or any(other_maps) else "identical"
+    return {
+        "level": level,
+        "a": a.facts(),
+        "b": b.facts(),
+        "difference": {"value": points.value, "low": points.low, "high": points.high},
+        "tolerance": tolerance,
+        "images": {"compared": len(ids), "other_maps": sum(other_maps), "other_counts": sum(other_counts)},
+        "contributing_images": _images(ids, *counts, len(a.classes)),
+        "contributing_classes": _classes(a, b),
+        "settings": [{"name": name, "a": ours, "b": theirs} for name, ours, theirs in _settings(a.result, b.result)],
+        "other_labels": _other_labels(*counts, len(a.classes)),
+    }
+
+
+def compare_paths(a: str | Path, b: str | Path, tolerance: float = 0.1) -> list[dict[str, Any]]:
+    """Two result files, or the results of two folders by segmentor, CLIP and data set, and where that is not enough by protocol
+    and overridden settings as well. What is in one folder only, or cannot be compared, is an entry of the level error."""
+    a, b = Path(a), Path(b)
+    if a.is_file() and b.is_file():
+        return [compare_runs(read_run(a), read_run(b), tolerance)]
+    sides = [_grouped(side, ("segmentor", "clip", "dataset")) for side in (a, b)]
+    only = next((number for number, side in enumerate((a, b)) if side.is_file()), None)
+    comparisons = []
+    for first, second in _pairs(sides, (str(a), str(b)), only):
+        if first is None or second is None:
+            what = f"{first or second} has no counterpart in {a if first is None else b}."
+            comparisons.append({"level": "error", "what": what})
+        else:
+            comparisons.append(_compared(first, second, tolerance))
+    return comparisons
+
+
+def compare_methods(folder: str | Path, a: str, b: str, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
+    """Two segmentors of one folder, on every data set and with every CLIP that both were run with; and what only one was run
+    with. Where one has several results there, those belong together whose protocol and overridden settings are equal. Raises
+    OvssError for a segmentor without a result, and if nothing belongs together."""
+    sides = [_grouped(folder, ("clip", "dataset"), segmentor=name) for name in (a, b)]
+    for name, side in zip((a, b), sides, strict=True):
+        if not side:
+            raise unknown(f"segmentor in {folder}", name, {read_result(path)["segmentor"] for path in result_paths(folder)})
+    comparisons, alone = [], []
+    for first, second in _pairs(sides, (f"{a} in {folder}", f"{b} in {folder}")):
+        if first is None or second is None:
+            alone.append(f"{first or second} has no counterpart of {a if first is None else b}")
+        else:
+            comparisons.append(_compared(first, second, tolerance))
+    if not comparisons:
+        raise OvssError(f"no data set in {folder} has results of {a} and of {b} with the same settings: {'; '.join(alone)}.")
+    return comparisons, alone
+
+
+def _compared(a: Path, b: Path, tolerance: float) -> dict[str, Any]:
+    try:
+        return compare_runs(read_run(a), read_run(b), tolerance)
+    except OvssError as error:
+        return {"level": "error", "what": str(error)}
+
+
+def status(comparisons: Sequence[Mapping[str, Any]]) -> int:
+    """The exit status for all of them."""
+    levels = {comparison["level"] for comparison in comparisons}
+    return next(STATUS[level] for level in STATUS if level in levels)
+
+
+def _level(points: Interval, tolerance: float) -> str:
+    if max(abs(points.low), abs(points.high)) <= tolerance:
+        return "equivalent"
+    return "different" if points.low > 0 or points.high < 0 else "inconclusive"
+
+
+def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
+    """The `wanted` results below a folder by the fields of `key`, each with the settings that tell it from others there."""
+    groups: Groups = {}
+    for path in result_paths(folder):
+        result = read_result(path)
+        if all(result[name] == value for name, value in wanted.items()):
+            setting = json.dumps([result["protocol"], result["overridden"]], sort_keys=True)
+            groups.setdefault(tuple(result[name] for name in key), []).append((setting, path))
+    return groups
+
+
+def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = None) -> Iterator[list[Path | None]]:
+    """The files that belong together, sorted; None for what is not there. `only`: the side of which every file counts, while
+    of the other only counterparts do."""
+    counting = sides if only is None else [sides[only]]
+    for key in sorted({key for side in counting for key in side}):
+        entries = [side.get(key, []) for side in sides]
+        if all(len(each) == 1 for each in entries):
+            yield [each[0][1] for each in entries]
+            continue
+        for setting in sorted({name for side in counting for name, _ in side.get(key, [])}):
+            found = [[path for name, path in each if name == setting] for each in entries]
+            for name, paths in zip(names, found, strict=True):
+                if len(paths) > 1:
+                    *segmentor, clip, dataset = key
+                    of = "".join(f" of {one}" for one in segmentor)
+                    raise OvssError(
+                        f"{name} holds {len(paths)} results{of} with {clip} on {dataset}: "
+                        f"{', '.join(path.name for path in paths)}. Name the files to compare, or delete those that are old."
+                    )
+            yield [paths[0] if paths else None for paths in found]
+
+
+def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> list[dict[str, Any]]:
+    """What the difference would lose, in points, if an image were in `b` as it is in `a`: the largest first."""
+    ours, theirs = class_counts(a, classes), class_counts(b, classes)
+    changed = np.unique((theirs - ours).nonzero()[0])
+    everything = theirs.sum(axis=0)
+    value = mean_iou(everything[None])[0][0]
+    points = np.zeros(len(ids))
+    for start in range(0, len(changed), CHUNK):
+        rows = changed[start : start + CHUNK]
+        points[rows] = 100 * (value - mean_iou(everything - (theirs[rows] - ours[rows]).toarray())[0])
+    largest = sorted(changed.tolist(), key=lambda i: (-abs(points[i]), ids[i]))[:LISTED]
+    return [{"image": ids[i], "points": round(float(points[i]), DECIMALS)} for i in largest]
+
+
+def _classes(a: Run, b: Run) -> list[dict[str, Any]]:
+    """What a class adds to the difference, in points, which all of them add up to: the largest first."""
+    each = [100 * iou(run.matrix) for run in (a, b)]
+    counted = [~np.isnan(values) for values in each]
+    # Counted from the middle of both means, a class that only one run has adds what it takes from the mean or lifts it by.
+    middle = sum(values[used].mean() if used.any() else 0 for values, used in zip(each, counted, strict=True)) / 2
+    shares = [np.where(used, values - middle, 0) / max(used.sum(), 1) for values, used in zip(each, counted, strict=True)]
+    points = shares[1] - shares[0]
+    entries = [
+        {
+            "class": name,
+            "a": round(float(each[0][c]), DECIMALS),
+            "b": round(float(each[1][c]), DECIMALS),
+            "points": round(float(points[c]), DECIMALS),
+        }
+        for c, name in enumerate(a.classes)
+    ]
+    largest = sorted(range(len(entries)), key=lambda c: (-abs(points[c]), c))[:LISTED]
+    return [entries[c] for c in largest if entries[c]["points"]]
+
+
+def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What is not the same in the two results of what may move a number: name and both values, None where there is none."""
+    ours, theirs = (dict(_flat(result)) for result in (a, b))
+    for name in dict.fromkeys([*ours, *theirs]):
+        if ours.get(name) != theirs.get(name):
+            yield name, ours.get(name), theirs.get(name)
+
+
+def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in ("segmentor", "clip", "dataset", "protocol"):
+        yield name, result[name]
+    yield from ((f"recipe.{name}", entry["value"]) for name, entry in result["recipe"].items())
+    yield from ((f"{kind} {name}", value) for kind, source in result["sources"].items() for name, value in source.items())
+    for name in ("weights_digest", "names_digest", "dataset_fingerprint", "precision"):
+        yield name, result[name]
+    for name in ("source_digest", "device", "threads", "world_size", "python", "platform"):
+        yield name, result["provenance"][name]
+    for kind in ("code", "plugins", "packages"):
+        yield from ((f"{kind} {name}", value) for name, value in result["provenance"].get(kind, {}).items())
+
+
+def _other_labels(a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> int:
+    """In how many images the true pixels of the classes are others: other labels, or scored at another size."""
+
+    def true(records: np.ndarray) -> np.ndarray:
+        return np.bincount(records["truth"], records["pixels"], classes + 1)
+
+    return sum(not np.array_equal(true(ours), true(theirs)) for ours, theirs in zip(a, b, strict=True))

@@ -1,0 +1,142 @@
+"""What `tools/datasets.py list` shows: every data set with what is here of it, or all that is known about one."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..datasets.base import MissingData, SegDataset, load_dataset
+from ..datasets.config import alternatives, dataset_config, pattern_of
+from ..datasets.expected import in_words
+from ..datasets.mmseg_classes import mmseg_class
+from ..datasets.suites import load_suite
+from ..errors import OvssError
+from ..files import CONFIGS, config_names
+from ..runs.published import published_figures
+from ..vocabulary import read_names
+
+WIDTH = 80  # columns of a terminal as it opens
+
+
+def overview(root: str | None) -> Table:
+    """A row per data set."""
+    view = Table(box=None, pad_edge=False)
+    for column in ("data set", "classes", "images", "here", "MB", "licence"):
+        view.add_column(column, justify="right" if column in ("classes", "images", "MB") else "left", overflow="fold")
+    for name in config_names("dataset"):
+        config = dataset_config(name)[1]
+        state, dataset = state_of(name, root)
+        size = "" if dataset is None else f"{_bytes(dataset) / 1e6:.0f}"
+        images = in_words(config, str(config.get("scenes", "?")))
+        view.add_row(name, str(class_count(name)), images, state, size, config["licence"])
+    return view
+
+
+def card(name: str, root: str | None) -> Text:
+    """Everything about one data set, in lines of 80 columns; a command stays in one line."""
+    given, (name, config, _) = name, dataset_config(name)
+    folder = f"{root or 'DATA_ROOT'}/{config.get('folders', ['(drawn)'])[0]}"
+    state, dataset = state_of(given, root)
+    facts: dict[str, Any] = {
+        "here": state,
+        "missing": None if dataset or "images" not in config else "\n".join(_missing(given, root, config)),
+        "licence": config.get("licence"),
+        "link": config.get("link"),
+        "classes": class_count(given),
+        "background": config.get("background", "none"),
+        "images expected": in_words(config, str(config.get("scenes", "not known"))),
+        "images": f"{folder}/{pattern_of(config, 'image')}" if "images" in config else None,
+        "labels": f"{folder}/{pattern_of(config, 'label')}" if "labels" in config else None,
+        "ids": f"{folder}/{config['ids']}" if "ids" in config else None,
+        "zero label": "ignored, the others count from 0" if config.get("reduce_zero_label") else None,
+        "ignored value": config.get("ignore_index", 255),
+        "names": ", ".join(names_variants(config.get("names_of", name))) or "canonical only",
+    }
+    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in _archives(config)]
+    facts["archives"] = "\n".join(archives) or None
+    figures = published_figures()
+    suites = [suite for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
+    facts["suites"] = ", ".join(f"suite/{suite}" for suite in suites) or None
+    facts["reported by"] = (
+        ", ".join(sorted(figures["method"][figures["dataset"] == name].unique())) or "no published figure here"
+    )
+    facts["note"] = config.get("prepare", {}).get("note")
+    facts["prepare"] = f"python tools/datasets.py prepare {given} data_root=DIR" if "prepare" in config else None
+    left = max(len(key) for key, value in facts.items() if value is not None) + 2
+    view = Text("\n".join(textwrap.wrap(f"{name}: {config.get('full_name', 'of your own')}", WIDTH)))
+    for key, value in facts.items():
+        if value is not None:
+            beside = [part for line in str(value).splitlines() for part in _wrapped(line, WIDTH - left)]
+            if max(map(len, beside)) > WIDTH - left:
+                view.append(f"\n{key}", "bold")
+                lines = str(value).splitlines()
+                if key != "prepare":
+                    lines = [part for line in lines for part in _wrapped(line, WIDTH - 2, broken=True)]
+                view.append("".join(f"\n  {line}" for line in lines))
+            else:
+                view.append(f"\n{key:{left}}", "bold").append(f"\n{'':{left}}".join(beside))
+    return view
+
+
+def _wrapped(line: str, width: int, broken: bool = False) -> list[str]:
+    """A line in lines of a width, longer words by themselves, or `broken`, where there are alternatives if it can be."""
+    line = line.replace("|", " | ") if broken else line
+    return textwrap.wrap(line, width, break_long_words=broken, break_on_hyphens=False)
+
+
+def _archives(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return config.get("prepare", {}).get("archives", ())
+
+
+def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str]:
+    """What a data set lacks: folders and lists below the data root, or else its first files."""
+    if root is None:
+        return ["give data_root=DIR, or set the environment variable OVSS_DATA"]
+    wanted = [alternatives(config[key]) for key in ("images", "labels", "ids") if config.get(key)]
+    places = [Path(root) / folder for folder in config["folders"]]
+    lacking = [[paths for paths in wanted if not any((place / path).exists() for path in paths)] for place in places]
+    best = min(range(len(lacking)), key=lambda i: len(lacking[i]))
+    if lacking[best]:
+        return [f"{root}/{config['folders'][best]}/{'|'.join(paths)}" for paths in lacking[best]]
+    try:
+        return [f"{len(load_dataset(name, root).samples)} images are there"]
+    except OvssError as error:  # names the files that are not there
+        return str(error).partition("\nExpected")[0].splitlines()
+
+
+def state_of(name: str, root: str | None) -> tuple[str, SegDataset | None]:
+    """In words what is there of a data set, and the data set if all its files are."""
+    try:
+        dataset = load_dataset(name, root)
+        found = len(dataset.samples)
+    except MissingData as error:
+        return ("half prepared" if "half prepared" in str(error) else "no"), None
+    except OvssError as error:
+        return str(error).splitlines()[0], None
+    expected = dataset.expected_images
+    return ("yes" if expected in (None, found) else f"{found} of {expected} images"), dataset
+
+
+def class_count(name: str) -> int:
+    config = dataset_config(name)[1]
+    if config.get("loader") == "demo":
+        return len(load_dataset(name).classes)
+    if "classes" in config:
+        return len(config["classes"])
+    files = sorted((CONFIGS / "names" / config.get("names_of", name)).glob("*.txt"))
+    if files:  # mmseg, which takes seconds to import, has as many
+        return len(read_names(files[0])[0])
+    return len(mmseg_class(config["mmseg"]).METAINFO["classes"])
+
+
+def names_variants(dataset: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / "names" / dataset).glob("*.txt"))
+
+
+def _bytes(dataset: SegDataset) -> int:
+    return sum(path.stat().st_size for sample in dataset.samples for path in (sample.image_path, sample.label_path))

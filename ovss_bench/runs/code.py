@@ -1,0 +1,213 @@
+"""Which code decides a row's number, and its digests: the shared core, the files of its method, of its data set's loader and of
+the encoders that it takes beside CLIP, and plug-ins. Other methods, reports and tools are no part of it.
+
+Files are found by their imports, also those inside of functions, so that new modules are covered. Nothing is imported here:
+tools that only read results need no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+import sysconfig
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType
+
+from ..datasets.config import dataset_config
+from ..auxiliary.sources import MODULES
+from ..files import PACKAGE, config_names, digest, load_config
+from ..config.registry import PLUGINS, package_digest
+
+# From images to counts, from counts to metrics, and how a segmentor is made: every row depends on these and what they import.
+CORE = ("runs/counting.py", "segmentors/build.py", "evaluation")
+
+
+def row_code(row: Collection[type] | Collection[Path], kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """For a row of this method and loader (their classes, or the files that they are in) that takes these `kinds` of things
+    beside CLIP: SHA-256 of the `core` and of each further file of this package, and of the plug-ins by their paths."""
+    core, further, plugins = _of_row(row, kinds)
+    total = digest(*(part for path in sorted(core) for part in (_name(path), _content(path))))
+    return {"core": total} | {_name(path): hashlib.sha256(_content(path)).hexdigest() for path in sorted(further)}, plugins
+
+
+def row_files(row: Collection[type] | Collection[Path], kinds: Iterable[str]) -> frozenset[Path]:
+    """The files of this package that `row_code` is about."""
+    core, further, _ = _of_row(row, kinds)
+    return core | further
+
+
+def _of_row(
+    row: Collection[type] | Collection[Path], kinds: Iterable[str]
+) -> tuple[frozenset[Path], frozenset[Path], dict[str, str]]:
+    core = _closure(path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part])
+    files, plugins = {PACKAGE / f"{MODULES[kind].replace('.', '/')}.py" for kind in kinds if kind in MODULES}, {}
+    for entry in row:
+        own, others = _of_class(entry) if isinstance(entry, type) else ({entry}, {})
+        files |= own
+        plugins |= others
+    return core, _closure(files) - core, plugins
+
+
+def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
+    """`row_code` of a method and a data set of this project by their names; None for those of others."""
+    if segmentor not in config_names("segmentor") or dataset not in config_names("dataset"):
+        return None
+    method = load_config("segmentor", segmentor).get("method", segmentor)
+    loader = dataset_config(dataset)[1].get("loader", "mmseg")
+    return row_code([registered("segmentors")[method], registered("datasets")[loader]], kinds)
+
+
+def source_digest(code: dict[str, str], plugins: dict[str, str]) -> str:
+    """One digest for all code of a row, wherever its files are."""
+    return digest(*(part for item in sorted(code.items()) for part in item), *sorted(plugins.values()))
+
+
+@cache
+def registered(folder: str) -> dict[str, Path]:
+    """What this project registers in a folder: name -> file."""
+    return {
+        word.value.value: path
+        for path in sorted((PACKAGE / folder).glob("**/*.py"))
+        for node in ast.parse(_content(path)).body
+        if isinstance(node, ast.ClassDef)
+        for decorator in node.decorator_list
+        for word in getattr(decorator, "keywords", ())
+        if word.arg == "name"
+    }
+
+
+def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:
+    """The files of this package that define a class, and the plug-ins that do: those of its bases and what they import, too."""
+    files, plugins = set(), {}
+    for base in entry.__mro__:
+        module = sys.modules.get(base.__module__)
+        file = Path(getattr(module, "__file__", None) or "")
+        if base is entry and not file.name:  # of a notebook
+            plugins[f"{base.__module__}.{base.__qualname__}"] = digest(*_compiled(base))
+        elif PACKAGE in file.parents:
+            files.add(file)
+        elif base is entry or _is_own(base, file):
+            top = sys.modules.get(base.__module__.partition(".")[0])
+            package = next(iter(getattr(top, "__path__", ())), None)
+            sources = _beside(file, Path(package) if package else file.parent)
+            plugins |= {package: PLUGINS.get(package) or package_digest(package)} if package else _digests(sources)
+            files |= {path for source in sources for path in _imported(source)}
+    return files, plugins
+
+
+def _compiled(kind: type) -> Iterator[str | bytes]:
+    """What the functions of a class without a file are compiled to."""
+
+    def parts(code: CodeType) -> Iterator[str | bytes]:
+        yield from (code.co_code, repr(code.co_names))
+        for value in code.co_consts:
+            yield from parts(value) if isinstance(value, CodeType) else [repr(value)]
+
+    for name, value in sorted(vars(kind).items()):
+        function = getattr(value, "fget", None) or getattr(value, "func", None) or value  # of properties
+        code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+        yield from (name, *(parts(code) if code else ()))
+
+
+def _is_own(base: type, file: Path) -> bool:
+    """Whether a base outside of this package is somebody's own code: not of a library, or derived from one of ours."""
+    library = any(Path(sysconfig.get_path(kind)) in file.parents for kind in ("stdlib", "purelib", "platlib"))
+    return bool(file.name) and (not library or any(other.__module__.startswith("ovss_bench.") for other in base.__mro__))
+
+
+def _beside(file: Path, folder: Path) -> set[Path]:
+    """A plug-in's file, and what it imports, directly or not, of the files in and below its folder."""
+    left, seen = [file], set()
+    while left:
+        path = left.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        tree = ast.parse(path.read_bytes())
+        modules = (getattr(sys.modules.get(name), "__file__", None) for name in _absolute(tree))
+        found = {Path(module) for module in modules if module} | _relative(path, tree)
+        left += [each for each in found if folder in each.parents and PACKAGE not in each.parents]
+    return seen
+
+
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    return {str(path): PLUGINS.get(str(path)) or hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+
+def _closure(files: Iterable[Path]) -> frozenset[Path]:
+    """The files and what they import of this package, directly or not."""
+    left, found = list(files), set()
+    while left:
+        path = left.pop()
+        if path not in found:
+            found.add(path)
+            left += _imported(path)
+    return frozenset(found)
+
+
+@cache
+def _content(path: Path) -> bytes:
+    """Read once: what is running is what was there at the start."""
+    return path.read_bytes()
+
+
+def _imported(path: Path) -> set[Path]:
+    """The files of this package that a Python file imports. A package's `__init__.py` is not one of them: it holds no code that
+    computes."""
+    inside = PACKAGE in path.parents
+    return _imports(path, _content(path) if inside else path.read_bytes())
+
+
+@cache
+def _imports(path: Path, content: bytes) -> set[Path]:
+    tree = ast.parse(content)
+    found = _relative(path, tree) if PACKAGE in path.parents else set()
+    names = {name for name in _absolute(tree) if name.startswith("ovss_bench")}
+    found |= {PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in names}
+    if names:  # `import ovss_bench as ob`, then `ob.attend`
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        used |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        found |= {PACKAGE / path for name, path in _interface().items() if name in used}
+    return {file for file in found if file.is_file()}
+
+
+def _relative(path: Path, tree: ast.AST) -> set[Path]:
+    """The files that are imported relative to this one, whether or not they are there; not those for type checkers only."""
+    typing = {
+        node
+        for part in ast.walk(tree)
+        if isinstance(part, ast.If) and getattr(part.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(part)
+    }
+    found: set[Path] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and node not in typing:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            found |= {base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)}
+    return found
+
+
+def _absolute(tree: ast.AST) -> set[str]:
+    """The modules that are imported by their full names."""
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@cache
+def _interface() -> dict[str, str]:
+    """The names of the Python interface that a method may compute with -> their files."""
+    nodes = ast.walk(ast.parse(_content(PACKAGE / "__init__.pyi")))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level and node.module]
+    files = {alias.name: f"{node.module.replace('.', '/')}.py" for node in imports for alias in node.names}
+    return {name: file for name, file in files.items() if not file.startswith(("runs/", "reports/"))}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()

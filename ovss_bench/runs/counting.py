@@ -1,0 +1,102 @@
+"""From images to the counts of every job: the loop's label maps against the truth, in threads beside the encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from ..datasets.base import Sample, SegDataset
+from ..auxiliary.sources import FeatureCache
+from ..inference.trunk_cache import TrunkCache
+from ..errors import OvssError
+from ..evaluation.boundary import boundary_counts
+from ..evaluation.confusion import confusion
+from ..image import check_image
+from ..inference.engine import predict
+from ..inference.prediction import Prediction
+from ..config.plugin_errors import plugin_errors
+from ..process import in_threads
+from ..stages import Stages
+from .jobs import Job, Runtime
+
+
+NOTHING = np.empty((0, 0), np.uint16)
+
+
+def counted(
+    jobs: Sequence[Job],
+    datasets: Mapping[str, SegDataset],
+    images: Sequence[tuple[Sample, ...]],
+    runtime: Runtime,
+    stages: Stages,
+) -> Iterator[tuple[str, list[tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]] | OvssError]]:
+    """For each image its id, and of every job what `RunStore.add` takes; or what is wrong with the image."""
+    first = jobs[0].dataset
+    by_id = {image[0].id: image for image in images}
+
+    def count(item: tuple[str, list[Prediction] | OvssError]) -> tuple[str, list[tuple] | OvssError]:
+        name, outcome = item
+        if isinstance(outcome, OvssError):
+            return item
+        try:
+            with stages("read labels"):
+                truths = {
+                    each: _label(dataset, sample, outcome[0].image_size)
+                    for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
+                }
+        except OvssError as error:
+            return name, error
+        with stages("count"):
+            return name, [
+                _counted(job, prediction, truths[job.dataset.name], runtime)
+                for job, prediction in zip(jobs, outcome, strict=True)
+            ]
+
+    predictions = predict(
+        [job.segmentor for job in jobs],
+        ((name, partial(_image, first, image[0])) for name, image in by_id.items()),
+        batch=runtime.batch,
+        workers=runtime.workers,
+        cache=FeatureCache(runtime.feature_cache) if runtime.feature_cache else None,
+        trunk_cache=TrunkCache(runtime.trunk_cache, 1e9 * runtime.trunk_cache_gb) if runtime.trunk_cache else None,
+        stages=stages,
+    )
+    return in_threads(count, predictions, runtime.workers)
+
+
+def _image(dataset: SegDataset, sample: Sample) -> np.ndarray:
+    with plugin_errors(f"image {sample}", type(dataset)):
+        image = dataset.image(sample)
+        check_image(image)
+    return image
+
+
+def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    kind = type(dataset)
+    with plugin_errors(f"label map of image {sample}", kind):
+        label = dataset.label(sample, size)
+    if kind.label is not SegDataset.label:  # which has checked it
+        fits = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.shape == size
+        if not fits or not ((label >= 0) & (label < len(dataset.classes)) | (label == dataset.ignore_index)).all():
+            raise OvssError(
+                f"label of {kind.__name__} in {inspect.getsourcefile(kind)} gives, for image {sample}, no array "
+                f"{size} of whole numbers below {len(dataset.classes)}, or {dataset.ignore_index} for ignored pixels."
+            )
+    return label
+
+
+def _counted(
+    job: Job, prediction: Prediction, truth: np.ndarray, runtime: Runtime
+) -> tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]:
+    """Confusion records, hash, and if they are wanted boundary records and the map itself."""
+    label_map = prediction.label_map.numpy().astype(np.uint16)
+    dataset, recipe = job.dataset, job.segmentor.recipe
+    truth = dataset.scored(truth, label_map.shape, recipe.resize, recipe.min_foreground)
+    maps = (NOTHING, NOTHING) if truth is None else (truth, label_map)
+    pair = *maps, len(dataset.classes), dataset.ignore_index
+    hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
+    return confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None, label_map if runtime.maps else None

@@ -1,0 +1,236 @@
+"""Jobs: one segmentor with its recipe on one data set each, and the fingerprints by which equal ones are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..datasets.base import Sample, SegDataset
+from .world import split
+from ..encoders.clip import DenseCLIP, default_precision
+from ..auxiliary.sources import SOURCES, NamedSource, describe, stated
+from ..errors import OvssError
+from ..files import CONFIGS, digest, path_digest
+from ..image import resize
+from ..ops.windows import SlidingWindow
+from ..config.recipe import RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
+from ..segmentors.base import Segmentor
+from ..segmentors.build import instantiate
+from ..vocabulary import Vocabulary
+from .code import row_code, source_digest
+
+# Recipe values that count only beside some values of another: which, and when.
+BESIDE: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "short_side": ("resize", lambda rule: rule != "none"),
+    "long_side": ("resize", lambda rule: rule == "keep_ratio"),
+    "stride": ("window", lambda window: window != "whole"),
+    "pad_multiple": ("pad", lambda pad: pad != "none"),
+    "pamr_dilations": ("pamr_steps", bool),
+}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a run is carried out; none of it changes a number by more than rounding."""
+
+    batch: int | None = None  # windows per forward pass; None: by the number of tokens
+    workers: int = 2  # reader threads
+    skip_bad_images: bool = False
+    boundary: bool = False  # measure mBoundaryIoU, too
+    maps: bool = False  # keep the label maps, for the pictures of a report
+    feature_cache: str | None = None  # folder for region maps and the like, to be used again by other runs
+    trunk_cache: str | None = None  # folder for the tokens that enter the last block
+    trunk_cache_gb: float = 20  # how large it may become
+    compile: bool = False  # blocks by torch.compile: a minute at the start, then faster
+    profile: bool = False  # print where the time goes, and write a trace
+
+
+@dataclass
+class Job:
+    """One segmentor with its recipe on one data set: one row of a table."""
+
+    name: str
+    segmentor: Segmentor
+    dataset: SegDataset
+    protocol: str
+    fingerprint: str = ""
+
+    @property
+    def pass_key(self) -> tuple:
+        """What two jobs must agree on to share one pass of the trunk."""
+        clip = self.segmentor.clip
+        return clip.weights_digest, clip.precision, self.dataset.images_digest, self.segmentor.recipe.trunk_key
+
+    @cached_property
+    def code(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What code decides the numbers: see `row_code`."""
+        return row_code((type(self.segmentor), type(self.dataset)), self.segmentor.sources)
+
+    @cached_property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """What the method takes beside CLIP, as results have it."""
+        values = self.segmentor.recipe.hyperparameters
+        found = {kind: stated(values[kind], source) for kind, source in self.segmentor.sources.items()}
+        paths = {name: values[name] for name in of_class(type(self.segmentor)).paths if values[name]}
+        found |= {name: {"name": path, "digest": path_digest(path), "stand_in": False} for name, path in paths.items()}
+        return dict(sorted(found.items()))
+
+
+def make_job(
+    name: str,
+    clip: DenseCLIP,
+    dataset: SegDataset,
+    protocol: str = "paper",
+    overrides: Mapping[str, Any] | None = None,
+    origin: str = "command line",
+) -> Job:
+    """Composes the recipe and builds the segmentor with the data set's vocabulary. Raises OvssError for what cannot go
+    together."""
+
+    def composed(more: Mapping[str, Any]) -> Recipe:
+        every = dict(overrides or {}) | more
+        return compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=every, origin=origin)
+
+    recipe = composed(_of_clip(clip, composed({})))
+    refuse_idle(recipe)
+    vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
+    return Job(name, instantiate(segmentor_config(name)[1], clip, vocabulary, recipe), dataset, protocol)
+
+
+def refuse_idle(recipe: Recipe) -> None:
+    """Raises OvssError for a value that was chosen for this run, but counts only beside other values of another one."""
+    method = segmentor_config(recipe.segmentor)[1]
+    for name, (other, counts) in BESIDE.items():
+        value = getattr(recipe, other)
+        if name in recipe.overrides and name not in method.uses and not counts(value):
+            raise OvssError(
+                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with {other}={value} (from "
+                f"{recipe.origins[other]}). Leave {name} out, or change {other}."
+            )
+
+
+def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Mapping[str, Any], kept: bool) -> Job:
+    """A job of a segmentor that was built for any images. What it has otherwise than the recipe says, such as its vocabulary,
+    is among the overrides. Raises OvssError for what a result cannot state, and if it is to be `kept` for sources without a
+    digest."""
+    name, clip, vocabulary = segmentor.recipe.segmentor, segmentor.clip, segmentor.vocabulary
+    if len(vocabulary.classes) != len(dataset.classes):
+        raise OvssError(
+            f"the vocabulary has {len(vocabulary.classes)} classes, data set '{dataset.name}' has {len(dataset.classes)}. "
+            f"Use dataset.vocabulary(names, templates), or list its classes in order."
+        )
+    method = segmentor_config(name)[1]
+    replaced = [each for each in vars(segmentor) if callable(getattr(method, each, None))]
+    if type(segmentor) is not method or replaced:
+        what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
+        raise OvssError(
+            f"the segmentor {what}, but '{name}' is {method.__name__} of {method.__module__}, whose result this would be taken "
+            "for. Register a class with a name of its own (ob.SEGMENTORS.register_module), and build it by that name."
+        )
+    for each in sorted(vars(segmentor).keys() & set(RECIPE_VALUES)):
+        raise OvssError(
+            f"{each} was set on the segmentor, which does not read it. Build it with {each}={vars(segmentor)[each]!r}, or use "
+            f"evaluate(..., recipe={{'{each}': {vars(segmentor)[each]!r}}})."
+        )
+    given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
+    overrides = dict(segmentor.recipe.overrides)
+    for each, value in [*_set_since(segmentor).items(), *changes.items()]:
+        is_object = each in SOURCES and not isinstance(value, str | None)
+        overrides[each] = describe(value) if is_object else value
+        given.pop(each, None)
+        given |= {each: value} if is_object else {}
+    for kind, source in given.items():
+        if kept and not getattr(source, "digest", None):
+            raise OvssError(
+                f"{kind} was given as an object without a `digest`: its results could be taken for those of another one. "
+                "Give it an attribute `digest`, a text that changes with what it does, or leave output out."
+            )
+
+    def composed(more: Mapping[str, Any]) -> Recipe:
+        every = overrides | more
+        return compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=every, origin="argument")
+
+    recipe = composed({})
+    spoken = _of_vocabulary(vocabulary, dataset, recipe)
+    for each, value in spoken.items():
+        if each in overrides:
+            raise OvssError(
+                f"{each}={overrides[each]} was asked for, but the segmentor's vocabulary has {each}={value}. Build it with "
+                "dataset.vocabulary(names, templates) of these, or leave it out."
+            )
+    recipe = composed(spoken | _of_clip(clip, recipe))
+    return Job(name, instantiate(method, clip, vocabulary, recipe, given), dataset, protocol)
+
+
+def _set_since(segmentor: Segmentor) -> dict[str, Any]:
+    """Hyperparameters and sources that were set on the object after it was built."""
+    built = segmentor.recipe.hyperparameters | segmentor.sources
+    now = {name: getattr(segmentor, name) for name in built}
+    now = {name: str(value) if isinstance(value, Path) else value for name, value in now.items()}
+    changed = {name for name, value in built.items() if now[name] is not value}
+    equal = {name for name in changed - set(SOURCES) if type(now[name]) is type(built[name]) and now[name] == built[name]}
+    return {name: now[name] for name in changed - equal}
+
+
+def _of_clip(clip: DenseCLIP, recipe: Recipe) -> dict[str, Any]:
+    """What a CLIP was loaded with, where that is not the default and the recipe says nothing of it."""
+    own = dict(clip.changed)
+    if clip.precision != default_precision(clip.device):
+        own["precision"] = clip.precision
+    return {name: value for name, value in own.items() if getattr(recipe, name) is None}
+
+
+def _of_vocabulary(vocabulary: Vocabulary, dataset: SegDataset, recipe: Recipe) -> dict[str, Any]:
+    """Names and templates of a vocabulary, where they are not the recipe's: a variant of the data set's names, or a digest."""
+    if dataset.vocabulary(recipe.names, recipe.templates).digest == vocabulary.digest:
+        return {}
+    folder = CONFIGS / "names" / dataset.config.get("names_of", dataset.name)
+    variants = (recipe.names, None, *sorted(path.stem for path in folder.glob("*.txt")))
+    same = [each for each in variants if dataset.vocabulary(each, vocabulary.templates).digest == vocabulary.digest]
+    own = {"names": same[0] if same else f"given: {vocabulary.digest[:16]}", "templates": vocabulary.templates}
+    return {name: value for name, value in own.items() if getattr(recipe, name) != value}
+
+
+def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
+    """What makes two runs the same: recipe, weights, names and templates, data, precision, the code that decides the numbers,
+    and the images evaluated."""
+    segmentor, dataset, clip = job.segmentor, job.dataset, job.segmentor.clip
+    chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
+    paths = of_class(type(segmentor)).paths.keys() & job.sources.keys()  # of files and folders their content counts
+    parts = [
+        job.name,
+        repr(sorted((name, value) for name, value in segmentor.recipe.values().items() if name not in paths)),
+        clip.weights_digest,
+        repr((clip.precision, clip.activation, clip.layer_norm_eps, clip.text_activation)),
+        *(f"{kind} {source['digest'] or ''}" for kind, source in job.sources.items()),
+        *(["boundary"] if boundary else []),
+    ]
+    return digest(*parts, segmentor.vocabulary.digest, dataset.fingerprint, source_digest(*job.code), chosen)
+
+
+def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> list[list[tuple[Sample, ...]]]:
+    """The images in `parts` lists with about equally many windows, or patches where windows have several sizes."""
+    recipe, patch = job.segmentor.recipe, job.segmentor.clip.patch_size
+
+    @cache
+    def cost(size: tuple[int, int]) -> int:
+        resized = resize(np.zeros((*size[::-1], 3), np.uint8), recipe.resize, recipe.short_side, recipe.long_side, patch)
+        windows = SlidingWindow.by(recipe, *resized.shape[:2], patch)
+        return len(windows.origins) * windows.rows.cells * windows.columns.cells
+
+    def size(image: Path) -> tuple[int, int]:
+        try:
+            with Image.open(image) as picture:
+                return picture.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # to be told by who reads it
+            return 1, 1
+
+    if parts == 1:
+        return [list(images)]
+    return [[images[i] for i in part] for part in split([cost(size(sample.image_path)) for sample, *_ in images], parts)]

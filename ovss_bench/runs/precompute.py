@@ -1,0 +1,225 @@
+"""Region maps of a data set, made once: a folder of npz files and an index by which `load_regions` finds that of an image."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..datasets.base import Sample, SegDataset
+from ..auxiliary.regions import INDEX, SUFFIXES, RegionFolder, content_digest, load_regions, read_index, read_regions, write_index, write_regions
+from ..image import image_key
+from ..errors import OvssError, unknown
+from ..files import below, config_names, data_files, digest, user_path
+from ..process import locked, terminate_cleanly
+from ..progress import Progress
+
+SECONDS_PER_INDEX = 5
+
+
+def precompute_regions(
+    dataset: SegDataset,
+    regions: str,
+    folder: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    workers: int = 2,
+    device: str | torch.device = "cpu",
+    quiet: bool = False,
+) -> None:
+    """Writes the regions of a data set's images to `folder`/<image id>.npz, and their index.
+
+    Images whose regions are there already are not done again, so a run that was stopped goes on. Raises OvssError if the folder
+    holds other regions, or, once all the others are done, for images that have none.
+    """
+    folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
+    if isinstance(source, RegionFolder):
+        raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
+    own = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
+    options = [f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
+    options += [f"settings.{name}={value}" for name, value in (settings or {}).items()]
+    with locked(folder, "out"):
+        index = read_index(folder)
+        if index is None:
+            strange = [path.name for path in data_files(folder) if path.suffix in SUFFIXES]
+            if strange:
+                raise OvssError(
+                    f"folder {folder} holds {strange[0]}, but no {INDEX} that says what it is. Choose another folder with "
+                    "out=DIR; or, if its files are region maps that shall be used, make their index: python tools/regions.py "
+                    f"index {folder} dataset={dataset.name}"
+                )
+            index = own | {"command": " ".join(["python tools/regions.py", *options]), "images": {}, "contents": {}}
+        elif index["digest"] != source.digest:
+            raise OvssError(
+                f"folder {folder} holds other regions ({_difference(index, own)}). Choose another folder with out=DIR."
+            )
+        images: dict[str, str] = index["images"]
+        owners = {file: key for key, file in images.items()}
+
+        def compute(sample: Sample) -> tuple[str, str, np.ndarray] | None:
+            image = dataset.image(sample)
+            key, file = image_key(image), f"{sample.id}.npz"
+            path, made = below(folder, file), below(folder, images.get(key, file))
+            if key in images and made.is_file():
+                try:
+                    read_regions(made, image.shape[:2], index["contents"].get(images[key]))
+                    return None
+                except OvssError:
+                    warnings.warn(f"region map {made} is damaged; it is made again.", stacklevel=1)
+            if owners.get(file, key) != key and path.is_file():
+                raise OvssError(
+                    f"{path} belongs to another image of that name, of another data set or from before this one was "
+                    "changed. Choose another folder with out=DIR, or delete that file and run again."
+                )
+            return key, file, source(image)
+
+        def store(key: str, file: str, regions: np.ndarray) -> None:
+            write_regions(below(folder, file), regions)
+            index["contents"][file] = content_digest(regions)
+            images.pop(owners.get(file, ""), None)
+            images[key] = file
+
+        def save() -> None:
+            write_index(folder, index)
+
+        save()
+        failed = _for_all(dataset.select(limit), compute, store, save, f"{regions} on {dataset.name}", workers, quiet)
+    _complain(failed, "have no regions; those of the others are kept for the next start")
+
+
+def index_regions(
+    dataset: SegDataset,
+    folder: str | Path,
+    *,
+    generator: str | None = None,
+    limit: int | None = None,
+    workers: int = 2,
+    quiet: bool = False,
+) -> None:
+    """Makes the index of a folder of region files that came from elsewhere, named as `region_names` says, .npz or .png.
+    `generator` is the entry of configs/regions that they are the maps of, by which runs find their published figures.
+
+    The index of regions that were made here is made again for the images as they are read now. Raises OvssError, once the
+    others are in the index, for images without a file and files of another size.
+    """
+    folder = user_path(folder)
+    if generator not in (None, *config_names("regions")):
+        raise unknown("regions", generator, config_names("regions"))
+    if not folder.is_dir():
+        raise OvssError(f"folder {folder} does not exist. Name the folder with the region files.")
+    images: dict[str, str] = {}
+    contents: dict[str, str] = {}
+    owners = Counter(stem for sample in dataset.samples for stem in region_names(sample))
+
+    def compute(sample: Sample) -> tuple[str, str, np.ndarray]:
+        names = [f"{stem}{suffix}" for stem in region_names(sample) if owners[stem] == 1 for suffix in SUFFIXES]
+        file = next((name for name in names if below(folder, name).is_file()), None)
+        if file is None:
+            raise OvssError(
+                f"there is no {' or '.join(names)} in {folder}. Copy it there, or make the regions of all images anew."
+            )
+        image = dataset.image(sample)
+        return image_key(image), file, read_regions(below(folder, file), image.shape[:2])
+
+    def store(key: str, file: str, regions: np.ndarray) -> None:
+        images[key], contents[file] = file, content_digest(regions)
+
+    with locked(folder, "out"):
+        title = f"index of {folder} for {dataset.name}"
+        failed = _for_all(dataset.select(limit), compute, store, lambda: None, title, workers, quiet)
+        try:
+            index = read_index(folder)
+        except OvssError:  # a damaged one
+            index = None
+        made_by = index and index["regions"]
+        if made_by and generator not in (None, made_by):
+            raise OvssError(f"the regions in {folder} were made here, by {made_by}. Leave regions={generator} out.")
+        if not made_by:
+            generator = generator or (index and index.get("generator"))
+            index = {
+                "digest": digest("files", *(part for pair in sorted(contents.items()) for part in pair)),
+                "regions": None,
+                "generator": generator,
+                "settings": {},
+                "stand_in": False,
+                "command": f"python tools/regions.py index {folder} dataset={dataset.name}, once its file is there",
+            }
+        write_index(folder, index | {"images": images, "contents": contents})
+    _complain(failed, f"are not in the index; {len(images)} are")
+
+
+def region_names(sample: Sample) -> list[str]:
+    """Under what names, without suffix, others keep the regions of an image, the likeliest first: its id or the whole name of
+    its file (CorrCLIP: the image's stem), with their folders, without them, or with _ for each /."""
+    whole = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
+    return list(dict.fromkeys(name for path in whole for name in (path, Path(path).name, path.replace("/", "_"))))
+
+
+def _for_all(
+    samples: Sequence[Sample],
+    compute: Callable[[Sample], tuple | None],
+    store: Callable[..., None],
+    save: Callable[[], None],
+    title: str,
+    workers: int,
+    quiet: bool,
+) -> dict[str, str]:
+    """In threads: `compute` for each sample, `store` with what it gives unless that is None; `save` now and then and at the
+    end, whatever the reason. Returns by image id what `compute` found wrong; other errors end it all."""
+    progress, failed, there = Progress(quiet), {}, 0
+    task, saved = progress.start(title, len(samples)), time.monotonic()
+    pool = ThreadPoolExecutor(workers)
+
+    def work(sample: Sample) -> str | bool:
+        try:
+            result = compute(sample)
+        except OvssError as error:
+            return str(error)
+        if result is not None:
+            store(*result)
+        return result is not None
+
+    with terminate_cleanly():
+        try:
+            futures = {pool.submit(work, sample): sample for sample in samples}
+            for future in as_completed(futures):
+                outcome = future.result()
+                if isinstance(outcome, str):
+                    failed[futures[future].id] = outcome
+                there += outcome is False
+                task.advance()
+                if time.monotonic() - saved > SECONDS_PER_INDEX:
+                    save()
+                    saved = time.monotonic()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            save()  # at once: who stops a process may not wait for long
+            pool.shutdown()
+            save()
+    task.stop()
+    if there:
+        progress.say(f"{there} of {len(samples)} were there already")
+    return failed
+
+
+def _complain(failed: Mapping[str, str], what: str) -> None:
+    if failed:
+        shown = "".join(f"\n  {name}: {reason}" for name, reason in sorted(failed.items())[:10])
+        raise OvssError(f"{len(failed)} images {what}:{shown}")
+
+
+def _difference(index: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """What distinguishes the regions of an index from those that were asked for, in words."""
+    if index["regions"] is None:
+        return "files that came from elsewhere"
+    old, new = ({"regions": each["regions"], **each["settings"]} for each in (index, own))
+    names = [name for name in old | new if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} is {old.get(name)} there and {new.get(name)} here" for name in names) or "of other weights"

@@ -1,0 +1,312 @@
+"""Figures that papers, their repositories and listings state (results/published/*.csv), and which of them a result of ours is
+to be held against."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ..errors import OvssError, reading, unknown
+from ..evaluation.metrics import RULES
+from ..files import PUBLISHED, config_names, load_config, user_path
+from ..config.recipe import compose_recipe, segmentor_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "method", "variant", "backbone", "pretrained", "extra_model", "dataset", "miou", "postprocess", "source",
+    "table", "second_hand", "metric", "segmentor", "clip", "overrides",
+)  # fmt: skip
+# Figures were published on these, too, but nothing here evaluates them: only the unseen classes of a zero-shot split, other
+# classes, or images with noise.
+NOT_EVALUATED = ("voc12_unseen", "context_unseen", "coco_stuff_unseen", "coco_stuff27", "voc20_speckle_noise_1")
+
+
+@cache
+def published_figures() -> pd.DataFrame:
+    """All published figures, a row each, in the order of the files; see `load_figures`."""
+    return load_figures(PUBLISHED)
+
+
+def load_figures(folder: Path) -> pd.DataFrame:
+    """The CSV files of a folder as one table: `miou` in percent, `second_hand` as a truth value, `overrides` as a dictionary.
+
+    `segmentor`, `clip` and `overrides` (beside the recipe) name the run of ours that reproduces the figure, empty where none
+    does. Raises OvssError with file and line for what cannot be right.
+    """
+    import pandas as pd
+
+    choices = {
+        "dataset": [*config_names("dataset"), *NOT_EVALUATED],
+        "metric": list(RULES),
+        "second_hand": ["yes", "no"],
+        "segmentor": ["", *segmentor_names()],
+        "clip": ["", *config_names("clip")],
+    }
+    rows, seen = [], {}
+    for path in sorted(folder.glob("*.csv")):
+        with reading(path, "Expected UTF-8 text, values separated by commas."), path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                wrong = sorted(set(reader.fieldnames or ()) ^ set(COLUMNS)) or "another order"
+                raise OvssError(f"{path}, line 1: expected the columns {', '.join(COLUMNS)}; differing: {wrong}.")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                try:
+                    rows.append(_checked(row, choices))
+                except OvssError as error:
+                    raise OvssError(f"{where}: {error}") from error
+                key = tuple(row[column] for column in COLUMNS if column != "miou")
+                if key in seen:
+                    raise OvssError(f"{where}: the same figure as in {seen[key]}. Keep one of the two.")
+                seen[key] = where
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The published figures for a result (the dictionary of its file), the authors' own first, and what ours is above them:
+    `difference` in points, None if the result is partial or settings are unconfirmed. `why_not` is a sentence where there is
+    nothing to compare with, or no difference."""
+    why_not = _not_comparable(result)
+    if why_not:
+        return {"figures": [], "why_not": why_not}
+    run = (result["segmentor"], result["clip"], result["dataset"], meant(result))
+    figures = figures_of(*run)
+    if not figures:
+        return {"figures": [], "why_not": "; ".join([_nothing_for(*run), *_unnamed_maps(result)])}
+    why_not = "; ".join([*_incomplete(result), *unconfirmed(result)]) or None
+    for figure in figures:
+        ours = None if why_not else result["metrics"].get(figure["metric"])
+        figure["difference"] = None if ours is None else round(ours - figure["miou"], 2)
+    return {"figures": figures, "why_not": why_not}
+
+
+def meant(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result overrides, with a folder of region maps named by their generator, which is what the recipe is about."""
+    own, made_by = dict(result["overridden"]), {kind: generator(source) for kind, source in result.get("sources", {}).items()}
+    return own | {kind: made_by[kind] for kind in own if made_by.get(kind)}
+
+
+def generator(source: Mapping[str, Any]) -> str | None:
+    """The entry of configs/regions whose maps a source of a result is, if it is a folder of maps that says so: in the result,
+    or in an index that was made again since."""
+    if "generator" in source or not source.get("name"):
+        return source.get("generator")
+    folder = user_path(source["name"])
+    if not folder.is_dir():
+        return None
+    from ..auxiliary.regions import RegionFolder# which takes PyTorch's second or two
+
+    try:
+        maps = RegionFolder(folder)
+    except OvssError:
+        return None
+    return maps.generator if maps.digest == source["digest"] else None
+
+
+def unconfirmed(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on sources whose settings nobody published, so that a run with them may be another one than the published."""
+    sentences = []
+    for kind, source in result.get("sources", {}).items():
+        doubt = source.get("unconfirmed")
+        if kind == "regions" and source.get("name") in config_names("regions"):
+            doubt = load_config("regions", source["name"]).get("unconfirmed")
+        if doubt:
+            sentences.append(f"settings of the generator unconfirmed: {source.get('generator', source['name'])}, {doubt}")
+    return sentences
+
+
+def why_not_joined(figure: Mapping[str, Any]) -> str | None:
+    """The reason why no run of ours reproduces a figure (a row of `published_figures`): its method is not here, or what the
+    first entry of results/published/reasons.yaml says whose columns all fit. None if a run does, or no entry fits."""
+    if figure["segmentor"]:
+        return None
+    if figure["method"] not in methods_here():
+        return f"{figure['method']} is not among the methods here"
+    return next((rule["reason"] for rule in reasons() if _fits(rule, figure)), None)
+
+
+@cache
+def methods_here() -> frozenset[str]:
+    return frozenset(load_config("segmentor", name).get("method", name) for name in config_names("segmentor"))
+
+
+@cache
+def reasons() -> list[dict[str, Any]]:
+    """The entries of results/published/reasons.yaml: `reason`, and for columns the value that fits, or a list of them."""
+    return yaml.safe_load((PUBLISHED / "reasons.yaml").read_text(encoding="utf-8"))
+
+
+def _fits(rule: Mapping[str, Any], figure: Mapping[str, Any]) -> bool:
+    own = {column: values if isinstance(values, list) else [values] for column, values in rule.items() if column != "reason"}
+    return all(figure[column] in values for column, values in own.items())
+
+
+def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every figure that this run is said to reproduce, the authors' own before those that others quote or measured.
+    Papers may disagree."""
+    here = _select(segmentor=segmentor, clip=clip, dataset=dataset)
+    if here.empty:
+        return []
+    wanted = settings(segmentor, clip, dataset, overrides)
+    return listed(here[[settings(segmentor, clip, dataset, own) == wanted for own in here["overrides"]]])
+
+
+def listed(figures: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of `published_figures` as result files hold them, first-hand ones first."""
+    columns = ["miou", "metric", "method", "variant", "source", "table", "second_hand"]
+    return figures.sort_values("second_hand", kind="stable")[columns].to_dict("records")
+
+
+def settings(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides that change something: one to the value that the recipe has anyway does not, and the precision only
+    rounds."""
+    return dict(_settings(segmentor, clip, dataset, json.dumps(overrides, default=str)))
+
+
+@cache
+def _settings(segmentor: str, clip: str, dataset: str, text: str) -> dict[str, Any]:
+    overrides = json.loads(text)
+    recipe, changed = (
+        compose_recipe(segmentor, clip=clip, dataset=dataset, overrides=given).values() for given in ({}, overrides)
+    )
+    return {name: changed[name] for name in overrides if name != "precision" and changed[name] != recipe[name]}
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """`name=value;name=value`, values in YAML."""
+    pairs = [pair.partition("=") for pair in text.split(";") if text]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise OvssError(f"overrides '{text}': expected name=value;name=value.")
+    try:
+        return {name: yaml.safe_load(value) for name, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise OvssError(f"overrides '{text}': values must be YAML.") from error
+
+
+def stand_ins(result: Mapping[str, Any]) -> list[str]:
+    """The kinds of sources for which something else stood in."""
+    return [kind for kind, source in result.get("sources", {}).items() if source["stand_in"]]
+
+
+def _checked(row: Mapping[str, str], choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row of a file with its values parsed; `choices`: what columns may hold. Raises OvssError for what cannot be right."""
+    if None in row or None in row.values():
+        raise OvssError(f"expected {len(COLUMNS)} values.")
+    for column in ("method", "source", "table"):
+        if not row[column].strip():
+            raise OvssError(f"{column} is empty. Every figure says whose it is and where it stands.")
+    try:
+        miou = float(row["miou"])
+    except ValueError:
+        miou = float("nan")
+    if not 0 <= miou <= 100:
+        raise OvssError(f"miou is '{row['miou']}', expected a number of percent, 0 to 100.")
+    for column, known in choices.items():
+        if row[column] not in known:
+            raise unknown(column, row[column], filter(None, known))
+    if row["clip"]:
+        clip = load_config("clip", row["clip"])
+        if (clip["architecture"], clip["pretrained"]) != (row["backbone"], row["pretrained"]):
+            raise OvssError(f"clip {row['clip']} is not {row['backbone']} with the weights {row['pretrained']}.")
+    overrides = parse_overrides(row["overrides"])
+    if row["segmentor"]:
+        if not row["clip"] or row["dataset"] in NOT_EVALUATED:
+            raise OvssError(f"segmentor {row['segmentor']} needs a clip, and a data set that can be evaluated.")
+        settings(row["segmentor"], row["clip"], row["dataset"], overrides)
+    elif overrides:
+        raise OvssError("overrides need a segmentor.")
+    return {**row, "miou": miou, "second_hand": row["second_hand"] == "yes", "overrides": overrides}
+
+
+def _not_comparable(result: Mapping[str, Any]) -> str | None:
+    """Why no published figure can be meant, whatever the figures are."""
+    dataset = result["dataset"]
+    if result["clip"] == "demo":
+        return "the demo CLIP is this project's own"
+    if dataset in config_names("dataset") and load_config("dataset", dataset).get("loader") == "demo":
+        return f"the drawn scenes of {dataset} are this project's own"
+    if result["protocol"] != "paper":
+        return f"protocol {result['protocol']}: published figures are the methods' own settings"
+    kinds = stand_ins(result)
+    if kinds:
+        return f"stand-in {', '.join(kinds)}"
+    entry, known = load_config("clip", result["clip"]) if result["clip"] in config_names("clip") else None, weights_of(result)
+    if entry and known and f"{entry['architecture']}:{entry['pretrained']}" not in known:
+        return f"by their digest the weights are those of {known[0]}, not those of {result['clip']}"
+    return None
+
+
+def weights_of(result: Mapping[str, Any]) -> list[str]:
+    """ARCHITECTURE:TAG of the weights that the file of a result's CLIP holds, if its digest is a known one."""
+    return result.get("provenance", {}).get("weights_known", [])
+
+
+def _incomplete(result: Mapping[str, Any]) -> list[str]:
+    images = result["images"]
+    return [f"partial: {images['evaluated']} of {images['expected']} images"] if result["partial"] else []
+
+
+def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
+    """What to do where a folder's index does not say whose maps it holds."""
+    folder, source = result["overridden"].get("regions"), result.get("sources", {}).get("regions")
+    if folder in (None, *config_names("regions")) or source is None or generator(source):
+        return []
+    return [
+        f"the index of {folder} does not say that its maps are those of an entry of configs/regions; if they are: python "
+        f"tools/regions.py index {folder} dataset={result['dataset']} regions=ENTRY"
+    ]
+
+
+def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> str:
+    """What there is in the place of a figure for this run."""
+    here = _select(segmentor=segmentor, clip=clip, dataset=dataset)
+    if len(here):
+        known = dict.fromkeys(_shown(own) or "the recipe as it is" for own in here["overrides"])
+        published = f"figures for {segmentor} with {clip} on {dataset} are published with {' or '.join(known)}"
+        given = _shown(settings(segmentor, clip, dataset, overrides))
+        return f"overridden: {given}; {published}" if given else f"{published} only"
+    own = _select(segmentor=segmentor)
+    parts = [f"no figure is published for {segmentor} with {clip} on {dataset}"]
+    others = own[own["dataset"] == dataset]["clip"].unique()
+    if len(others):
+        parts.append(f"on {dataset} there are figures with {', '.join(others)}")
+    others = own[own["clip"] == clip]["dataset"].unique()
+    if len(others):
+        parts.append(f"with {clip} there are figures on {', '.join(others)}")
+    if len(parts) == 1 and len(own):
+        parts.append(f"there are figures with {', '.join(own['clip'].unique())} on {', '.join(own['dataset'].unique())}")
+    method = (
+        load_config("segmentor", segmentor).get("method", segmentor) if segmentor in config_names("segmentor") else segmentor
+    )
+    unmatched = _select(method=method, dataset=dataset, segmentor="")
+    architecture = load_config("clip", clip).get("architecture", clip) if clip in config_names("clip") else clip
+    unmatched = unmatched[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
+    if len(unmatched):
+        shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in listed(unmatched)[:3]]
+        why = dict.fromkeys(filter(None, map(why_not_joined, unmatched.to_dict("records"))))
+        parts.append(f"of {method} in settings that are others or not stated there is {', '.join(shown)}")
+        parts += why
+    return "; ".join(parts)
+
+
+def _select(**values: str) -> pd.DataFrame:
+    """The published figures with these values."""
+    figures = published_figures()
+    for column, value in values.items():
+        figures = figures[figures[column] == value]
+    return figures
+
+
+def _shown(overrides: Mapping[str, Any]) -> str:
+    """As on the command line."""
+    texts = {name: yaml.safe_dump(value, default_flow_style=True).splitlines()[0] for name, value in overrides.items()}
+    return " ".join(f"{name}={text}" for name, text in texts.items())

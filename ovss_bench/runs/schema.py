@@ -1,0 +1,72 @@
+"""The form of result files: one JSON schema per version (schemas/result-<version>.json), by which files are checked whenever
+one is written or read, and by which the columns of data frames and the documentation are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fastjsonschema
+
+from ..errors import OvssError
+
+VERSION = 2
+FOLDER = Path(__file__).parent / "schemas"
+
+
+def _published(result: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 states published figures, and always the sources."""
+    reason = "the result was written before published figures were stated"
+    return {"sources": {}, "published": {"figures": [], "why_not": reason}} | result
+
+
+# What makes a result of one version one of the next.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _published}
+
+
+@cache
+def schema(version: int = VERSION) -> dict[str, Any]:
+    return json.loads((FOLDER / f"result-{version}.json").read_text("utf-8"))
+
+
+@cache
+def _validator(version: int) -> Callable[[Any], Any]:
+    return fastjsonschema.compile(schema(version))
+
+
+def checked(result: Any, where: str | Path) -> dict[str, Any]:
+    """The result in the present form, whatever version it was written in. Raises OvssError for what is of no version's form."""
+    version = result.get("schema_version") if isinstance(result, dict) else None
+    if type(version) is not int or not 1 <= version <= VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        what = "was written by a newer ovss-bench: update this one" if newer else "is not a result of ovss-bench"
+        raise OvssError(f"{where} {what} (schema_version {version}; known: 1 to {VERSION}).")
+    try:
+        _validator(version)(result)
+    except fastjsonschema.JsonSchemaException as error:
+        raise OvssError(f"{where} does not have the form of a result: {error.message}. Delete it and run again.") from error
+    for step in range(version, VERSION):
+        result = UPGRADES[step](result) | {"schema_version": step + 1}
+    return result
+
+
+def documentation() -> str:
+    """A markdown table of every field, from the schema."""
+    rows = ["| field | |", "| --- | --- |"]
+
+    def walk(name: str, part: dict[str, Any]) -> None:
+        if part.get("description"):
+            rows.append(f"| `{name}` | {part['description']} |")
+        for key, inner in part.get("properties", {}).items():
+            walk(f"{name}.{key}" if name else key, inner)
+        if isinstance(part.get("items"), dict):
+            walk(f"{name}[]", part["items"])
+        if isinstance(part.get("additionalProperties"), dict):
+            walk(f"{name}.*", part["additionalProperties"])
+
+    for key, inner in schema()["properties"].items():
+        walk(key, inner)
+    return "\n".join([*rows, ""])
