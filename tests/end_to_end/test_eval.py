@@ -450,8 +450,8 @@ def test_the_project_imports_in_one_direction():
     has of geometry and of maps alone is below the segmentors."""
     import ast
 
-    maps = {"inference.scores", "inference.refine", "inference.vote", "inference.windows", "inference.compose"}
-    maps |= {"inference.patchwise"}
+    maps = {"ops.scores", "ops.pamr", "ops.vote", "ops.windows", "ops.compose"}
+    maps |= {"ops.patchwise"}
 
     order = ["encoders", "datasets", "evaluation", "segmentors", "inference", "results"]
     allowed = {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
-from ovss_bench.ops.attention import cosine_matrix, proxy_attention, value_map
+from ovss_bench.ops.attention import cosine_matrix, proxy_attention
 from ovss_bench.ops.windows import SlidingWindow
 from ovss_bench.runs.evaluate import make_job, run_jobs
 from ovss_bench.runs.merge import merge, part_folders
@@ -70,7 +70,7 @@ def official_labels(segmentor, scene, clip):
         scores = 3.0 * (features @ features.T - 1.2 * (features @ features.T).mean())
         scores[scores < 0] = -torch.inf
         block, side = clip.block(-1, trunk.grid), recipe.window // 8
-        mixed = scores.softmax(1) @ value_map(block, trunk.tokens, (side, side))[0]
+        mixed = scores.softmax(1) @ block.value_map(trunk.tokens, (side, side))[0]
         embeddings = F.normalize(clip.project(block.project(mixed[None, None])).float(), dim=-1)[0]
         cosines = (embeddings @ segmentor.text.T).T.view(1, 7, side, side)
         empty += bool(cosines.isnan().any())
@@ -130,8 +130,8 @@ def test_ablations_change_the_result(ablation, tiny_clip, tiny_vocabulary):
 def test_values_keep_their_place_on_grids_that_are_not_square(tiny_clip):
     trunk = tiny_clip.trunk(windows(1))
     block = tiny_clip.block(-1, trunk.grid)
-    values = value_map(block, trunk.tokens, (8, 12))
-    coarse = value_map(block, trunk.tokens, trunk.grid)
+    values = block.value_map(trunk.tokens, (8, 12))
+    coarse = block.value_map(trunk.tokens, trunk.grid)
     assert trunk.grid == (4, 6)
     expected = F.interpolate(coarse[0].T.unflatten(1, trunk.grid)[None], (8, 12), mode="bilinear")
     torch.testing.assert_close(values[0].T.unflatten(1, (8, 12)), expected[0])
