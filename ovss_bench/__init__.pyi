@@ -10,7 +10,7 @@ from .encoders.diffusion import load_diffusion
 from .encoders.vision import load_vision
 from .errors import OvssError
 from .image import image_key, normalize, read_image, resize
-from .inference.engine import make_scene, segment
+from .inference.engine import make_context, segment
 from .inference.prediction import Prediction
 from .ops.attention import attend
 from .ops.windows import SlidingWindow
@@ -20,7 +20,7 @@ from .runs.load import load_results
 from .runs.result import EvalResult
 from .segmentors.base import LastBlockSegmentor, Segmentor
 from .segmentors.build import build_segmentor
-from .types import Scene, WindowBatch
+from .types import ImageContext, WindowBatch
 from .vocabulary import Vocabulary
 
 __all__ = [
@@ -30,12 +30,12 @@ __all__ = [
     "EvalResult",
     "File",
     "Folder",
+    "ImageContext",
     "LastBlockSegmentor",
     "OvssError",
     "Prediction",
     "RegionBank",
     "Runtime",
-    "Scene",
     "SegDataset",
     "Segmentor",
     "SlidingWindow",
@@ -55,7 +55,7 @@ __all__ = [
     "load_regions",
     "load_results",
     "load_vision",
-    "make_scene",
+    "make_context",
     "normalize",
     "read_image",
     "resize",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 @dataclass
-class Scene:
+class ImageContext:
     """One image on its way: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input,
-    `size` (H, W) of the result, `id` of the image in its data set, and `context`, in which a segmentor keeps its own
+    `size` (H, W) of the result, `id` of the image in its data set, and `by_products`, in which a segmentor keeps its own
     by-products of this image. While `scores` runs, `part` (rows, columns) is the part of the result that it gets."""
 
     original: np.ndarray
@@ -25,21 +25,22 @@ class Scene:
     size: tuple[int, int]
     id: str = ""
     part: tuple[slice, slice] = (slice(None), slice(None))
-    context: dict[str, Any] = field(default_factory=dict)
+    by_products: dict[str, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
     cache: Callable[[str, np.ndarray, Callable[[], np.ndarray]], np.ndarray] | None = None
 
     def once(self, source: Callable[[np.ndarray], Any]) -> Any:
         """`source(original)`: region maps and the like, computed for the first segmentor that asks, then shared by all."""
         if source not in self.shared:
-            self.shared[source] = self.kept(getattr(source, "digest", None), lambda: source(self.original))
+            self.shared[source] = self.cached(getattr(source, "digest", None), lambda: source(self.original))
         return self.shared[source]
 
     def __repr__(self) -> str:
         height, width = self.original.shape[:2]
-        return f"Scene({self.id!r}: {height} x {width} pixels, network input {tuple(self.pixels.shape)}, result {self.size})"
+        shape = tuple(self.pixels.shape)
+        return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
-    def kept(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """An array that depends on the original image and on what the digest `maker` stands for, from the run's cache if it
         has one."""
         return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
@@ -48,7 +49,7 @@ class Scene:
 @dataclass
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `scenes`; `padding`: how many
+    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `contexts`; `padding`: how many
     windows at the end are zeros that fill the batch. All but pixels optional.
 
     `trunk` is filled by the first segmentor that asks, and shared by those with the same needs.
@@ -58,7 +59,7 @@ class WindowBatch:
     origins: Tensor | None = None
     sizes: Tensor | None = None
     images: Tensor | None = None
-    scenes: list[Scene] | None = None
+    contexts: list[ImageContext] | None = None
     trunk: Trunk | None = None
     padding: int = 0
     shared: dict[Callable, Tensor] = field(default_factory=dict)

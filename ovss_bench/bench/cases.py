@@ -21,7 +21,7 @@ from ..encoders.clip import PRECISIONS, DenseCLIP, default_precision, load_clip
 from ..errors import OvssError, unknown
 from ..files import config_names
 from ..image import normalize, resize
-from ..inference.engine import make_scene
+from ..inference.engine import make_context
 from ..ops.position import resample_position
 from ..ops.windows import SlidingWindow
 from ..runs.evaluate import Job
@@ -84,7 +84,7 @@ def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
 
 def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
     """All windows of an image as the encoder sees them (B, 3, h, w)."""
-    scene = make_scene(image, segmentor)
+    scene = make_context(image, segmentor)
     windows = SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], segmentor.clip.patch_size)
     return torch.stack(windows.cut(scene.pixels))
 

@@ -87,9 +87,9 @@ class FeatureFolder:
 
     def __call__(self, batch: WindowBatch) -> Tensor:
         """(1, C, h, w) of the one image that the batch is."""
-        if batch.scenes is None or batch.origins is not None or len(batch.scenes) != 1:
+        if batch.contexts is None or batch.origins is not None or len(batch.contexts) != 1:
             raise OvssError(f"the features in {self.folder} are of whole images: they serve methods that look at these once.")
-        image = batch.scenes[0].original
+        image = batch.contexts[0].original
         path = self.folder / f"{image_key(image)}.npz"
         try:
             features = read_array(path, "features")

@@ -27,7 +27,7 @@ from ..segmentors.base import Segmentor
 from ..segmentors.hooks import guarded
 from ..stages import Stages
 from ..torch_defaults import ordinary_torch
-from ..types import Scene
+from ..types import ImageContext
 from .finish import finish
 from .forward import Forward, PendingImage
 from .memory import check_memory
@@ -79,16 +79,16 @@ def predict(
         if isinstance(outcome, OvssError):
             waiting.append((key, outcome))
         else:
-            scene, known = outcome
-            scenes = [replace(scene, context={}, cache=cache) for _ in segmentors]
-            image = forward.image(key, scenes, known)
+            context, known = outcome
+            contexts = [replace(context, by_products={}, cache=cache) for _ in segmentors]
+            image = forward.image(key, contexts, known)
             try:
                 check_memory(segmentors, image)
             except OvssError as error:
                 waiting.append((key, error))
                 continue
             with stages("prepare"):
-                for segmentor, own in zip(segmentors, scenes, strict=True):
+                for segmentor, own in zip(segmentors, contexts, strict=True):
                     segmentor.prepare(own)
             waiting.append(image)
             forward.add(image)
@@ -128,7 +128,7 @@ def segment(
     )
     own = segmentor.with_recipe(changed)
     if output_size is None and changed.scored_at != "original":
-        output_size = make_scene(image, own).resized.shape[:2]
+        output_size = make_context(image, own).resized.shape[:2]
     ((_, outcome),) = predict([own], [(key, image)], pad_last=False, keep_scores=True, output_size=output_size)
     if isinstance(outcome, OvssError):
         raise outcome
@@ -136,19 +136,19 @@ def segment(
 
 
 @ordinary_torch()
-def make_scene(
+def make_context(
     image: np.ndarray | Image.Image | str | Path,
     segmentor: Segmentor,
     size: tuple[int, int] | None = None,
     stages: Stages | None = None,
     id: str = "",
-) -> Scene:
+) -> ImageContext:
     """What the recipe makes of an image; `size` (height, width) of the result, by default as the recipe says."""
     recipe, image = segmentor.recipe, as_image(image)
     with (stages or Stages())("resize"):
         resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
         size = as_size(size, "size") or result_size(recipe.scored_at, image.shape[:2], resized.shape[:2])
-        return Scene(image, resized, normalize(resized, recipe.normalize), size, id)
+        return ImageContext(image, resized, normalize(resized, recipe.normalize), size, id)
 
 
 def _read_ahead(
@@ -158,20 +158,20 @@ def _read_ahead(
     size: tuple[int, int] | None,
     known: Callable[[np.ndarray], dict[int, Tensor] | None],
     stages: Stages,
-) -> Iterator[tuple[Any, tuple[Scene, dict[int, Tensor] | None] | OvssError]]:
+) -> Iterator[tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]]:
     """Scenes, and what is `known` of their images, in the order given, read by threads a little ahead of the encoder (cv2 and
     torch let go of Python's lock)."""
     device = segmentor.clip.device
 
-    def read(item: tuple[Any, Any]) -> tuple[Any, tuple[Scene, dict[int, Tensor] | None] | OvssError]:
+    def read(item: tuple[Any, Any]) -> tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]:
         key, image = item
         try:
             with stages("read"):
                 image = image() if callable(image) else image
-            scene = make_scene(image, segmentor, size, stages, str(key))
+            context = make_context(image, segmentor, size, stages, str(key))
             if device.type != "cpu":
-                scene.pixels = scene.pixels.pin_memory()
-            return key, (scene, known(scene.original))
+                context.pixels = context.pixels.pin_memory()
+            return key, (context, known(context.original))
         except OvssError as error:
             return key, error
 

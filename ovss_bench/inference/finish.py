@@ -16,7 +16,7 @@ from ..ops.scores import drop_small_classes, label, label_by_parts
 from ..ops.windows import SlidingWindow
 from ..segmentors.base import Segmentor, overrides
 from ..stages import Stages
-from ..types import Scene
+from ..types import ImageContext
 from .forward import PendingImage, has_hooks, out_of_memory
 from .prediction import Prediction
 
@@ -34,7 +34,7 @@ def finish(
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        height, width = image.scenes[0].original.shape[:2]
+        height, width = image.contexts[0].original.shape[:2]
         raise OvssError(
             f"memory does not suffice for image {image.key} of {height} x {width} pixels (height x width). Use fewer "
             "segmentors at a time, a smaller recipe.short_side, or runtime.device=cpu."
@@ -60,30 +60,30 @@ def _predict(
 ) -> tuple[Prediction, Tensor]:
     """What a segmentor, the `number`-th, makes of an image, and whether its scores are finite; on the way to this side of a
     GPU."""
-    scene = image.scenes[number]
+    context = image.contexts[number]
     if overrides(segmentor, "image_scores"):
         with stages("image scores"):
-            scores = segmentor.image_scores(scene)
+            scores = segmentor.image_scores(context)
         finite = torch.isfinite(scores).all()
         if not finite:
             raise _not_finite(segmentor, image, number)
         with stages("decide"):
             scores = _without_small_classes(segmentor, scores)
-            labels = nearest(segmentor.decide(scores, scene), scene.size)
+            labels = nearest(segmentor.decide(scores, context), context.size)
     else:
         with stages("compose"):
-            grids, absent = torch.stack(image.grids[number]), _absent(segmentor, scene, image.key)
+            grids, absent = torch.stack(image.grids[number]), _absent(segmentor, context, image.key)
             if absent is not None:  # their maps stay finite, so that neither composition nor refinement makes NaN of infinity
                 grids = grids.masked_fill(absent[:, None, None], 0)
             finite = torch.isfinite(grids).all()
             if has_hooks(segmentor) and not finite:
                 raise _not_finite(segmentor, image, number)
-            labels, scores = _labels(segmentor, grids, image.windows, scene, keep_scores, absent)
+            labels, scores = _labels(segmentor, grids, image.windows, context, keep_scores, absent)
     if overrides(segmentor, "correct"):
         with stages("correct"):
-            labels = segmentor.correct(labels, scene)
+            labels = segmentor.correct(labels, context)
     shown = _to_host(segmentor.final_scores(scores)) if keep_scores else None
-    prediction = Prediction(_to_host(labels), scene.original.shape[:2], shown, segmentor.vocabulary.classes)
+    prediction = Prediction(_to_host(labels), context.original.shape[:2], shown, segmentor.vocabulary.classes)
     return prediction, _to_host(finite)
 
 
@@ -91,7 +91,7 @@ def _labels(
     segmentor: Segmentor,
     grids: Tensor,
     windows: SlidingWindow,
-    scene: Scene,
+    context: ImageContext,
     keep_scores: bool,
     absent: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -100,15 +100,15 @@ def _labels(
     own_rule = overrides(segmentor, "scores") or overrides(segmentor, "decide")
     if own_rule or recipe.area_threshold or keep_scores:
         scores = None
-        for rows, columns, cosines in _tiles(segmentor, grids, windows, scene):
+        for rows, columns, cosines in _tiles(segmentor, grids, windows, context):
             if absent is not None:
                 cosines = cosines.masked_fill(absent[:, None, None], -torch.inf)
-            planes = segmentor.scores(cosines, replace(scene, part=(rows, columns)))
+            planes = segmentor.scores(cosines, replace(context, part=(rows, columns)))
             if scores is None:
-                scores = planes.new_empty(len(planes), *scene.size)
+                scores = planes.new_empty(len(planes), *context.size)
             scores[:, rows, columns] = planes
         scores = _without_small_classes(segmentor, scores)
-        return segmentor.decide(scores, scene), scores
+        return segmentor.decide(scores, context), scores
     order = vocabulary.by_class[1].to(grids.device)
     if absent is not None:  # for the softmax it is the same to leave them out
         present = (~absent).nonzero()[:, 0].tolist()
@@ -117,16 +117,16 @@ def _labels(
         order = absent.new_tensor(present, dtype=torch.int64)[vocabulary.by_class[1].to(grids.device)]
     rule = (vocabulary, recipe.logit_scale, recipe.threshold)
     if _is_refined(segmentor):
-        return label_by_parts(_refined(segmentor, grids, windows, scene, order), *rule), None
-    labels = torch.empty(scene.size, dtype=torch.int64, device=grids.device)
-    for rows, columns, cosines in compose(grids[:, order], windows, scene.size):
+        return label_by_parts(_refined(segmentor, grids, windows, context, order), *rule), None
+    labels = torch.empty(context.size, dtype=torch.int64, device=grids.device)
+    for rows, columns, cosines in compose(grids[:, order], windows, context.size):
         labels[rows, columns] = label(cosines, *rule)
     return labels, None
 
 
-def _absent(segmentor: Segmentor, scene: Scene, key: object) -> Tensor | None:
+def _absent(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor | None:
     """Which queries (Q,) the method says cannot be in this image, if any."""
-    absent = segmentor.absent(scene) if overrides(segmentor, "absent") else None
+    absent = segmentor.absent(context) if overrides(segmentor, "absent") else None
     if absent is None:
         return None
     name, group = segmentor.recipe.segmentor, segmentor.vocabulary.group
@@ -146,16 +146,18 @@ def _without_small_classes(segmentor: Segmentor, scores: Tensor) -> Tensor:
     return drop_small_classes(scores, segmentor.vocabulary.background, share)
 
 
-def _tiles(segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(
+    segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, cosines (Q, rows, columns)) of parts of the result."""
     if _is_refined(segmentor):
         order = torch.arange(grids.shape[1], device=grids.device)
-        cosines = torch.cat(list(_refined(segmentor, grids, windows, scene, order)))
-        for start in range(0, scene.size[0], ROWS):
+        cosines = torch.cat(list(_refined(segmentor, grids, windows, context, order)))
+        for start in range(0, context.size[0], ROWS):
             rows = slice(start, start + ROWS)
             yield rows, slice(None), cosines[:, rows]
     else:
-        for rows, columns, tile in compose(grids, windows, scene.size):
+        for rows, columns, tile in compose(grids, windows, context.size):
             yield rows, columns, tile.movedim(-1, 0)
 
 
@@ -163,23 +165,25 @@ def _is_refined(segmentor: Segmentor) -> bool:
     return segmentor.recipe.pamr_steps > 0 or segmentor.refines
 
 
-def _refined(segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, scene: Scene, order: Tensor) -> Iterator[Tensor]:
+def _refined(
+    segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext, order: Tensor
+) -> Iterator[Tensor]:
     """Refined cosines (n, H, W) of the queries in `order`: PAMR takes some after the others, a method's own rule all."""
     recipe, smooth = segmentor.recipe, None
     if recipe.pamr_steps:
-        guide = F.interpolate(scene.pixels[None].to(grids.device), scene.size, mode="bilinear")[0]
+        guide = F.interpolate(context.pixels[None].to(grids.device), context.size, mode="bilinear")[0]
         smooth = PAMR(guide, recipe.pamr_steps, recipe.pamr_dilations)
 
     def smoothed(queries: Tensor) -> Tensor:
-        cosines = grids.new_empty(len(queries), *scene.size)
-        for rows, columns, tile in compose(grids[:, queries], windows, scene.size):
+        cosines = grids.new_empty(len(queries), *context.size)
+        for rows, columns, tile in compose(grids[:, queries], windows, context.size):
             cosines[:, rows, columns] = tile.movedim(-1, 0)
         return smooth(cosines) if smooth else cosines
 
     if segmentor.refines:
-        yield segmentor.refine(smoothed(torch.arange(len(order))), scene)[order]
+        yield segmentor.refine(smoothed(torch.arange(len(order))), context)[order]
     else:
-        for queries in order.split(max(1, PART_BYTES[grids.device.type] // (4 * scene.size[0] * scene.size[1]))):
+        for queries in order.split(max(1, PART_BYTES[grids.device.type] // (4 * context.size[0] * context.size[1]))):
             yield smoothed(queries)
 
 

@@ -16,7 +16,7 @@ from ..errors import OvssError
 from ..ops.windows import SlidingWindow
 from ..segmentors.base import Segmentor, overrides
 from ..stages import Stages
-from ..types import Scene, Trunk, WindowBatch
+from ..types import ImageContext, Trunk, WindowBatch
 from .trunk_cache import TrunkCache, maker_digest
 
 # About as many tokens as keep two cores, or a GPU, busy; more only costs memory.
@@ -28,12 +28,12 @@ HOOKS = ("prepare", "image_logits", "absent", "scores", "decide", "correct")
 
 @dataclass(eq=False)
 class PendingImage:
-    """An image on its way, with a scene for each segmentor: `grids[segmentor][window]` (Q, h, w) fill up until no window is
+    """An image on its way, with a context for each segmentor: `grids[segmentor][window]` (Q, h, w) fill up until no window is
     `missing`. `known` are the trunk's tokens by block, from the cache; `states` those that are to be kept, there or for methods
     that take all windows of an image at once."""
 
     key: Any
-    scenes: list[Scene]
+    contexts: list[ImageContext]
     windows: SlidingWindow
     missing: int
     grids: list[list[Tensor | None]]
@@ -92,15 +92,15 @@ class Forward:
         image.states = {}
         if self.trunk_cache and image.known is None:
             with self.stages("trunk cache"):
-                self.trunk_cache.put(self.maker, image.scenes[0].original, states)
+                self.trunk_cache.put(self.maker, image.contexts[0].original, states)
         if self.at_once:
             with self.stages("last block"):
                 self._all_at_once(image, states)
 
-    def image(self, key: Any, scenes: list[Scene], known: dict[int, Tensor] | None) -> PendingImage:
-        windows = self.geometry(*scenes[0].resized.shape[:2])
+    def image(self, key: Any, contexts: list[ImageContext], known: dict[int, Tensor] | None) -> PendingImage:
+        windows = self.geometry(*contexts[0].resized.shape[:2])
         count = len(windows.origins) if self.chosen else 0
-        image = PendingImage(key, scenes, windows, count, [[None] * count for _ in scenes], known)
+        image = PendingImage(key, contexts, windows, count, [[None] * count for _ in contexts], known)
         if (self.trunk_cache or self.at_once) and known is None:
             image.states = {block: [None] * count for block in self.kept}
         return image
@@ -108,7 +108,7 @@ class Forward:
     def add(self, image: PendingImage) -> None:
         """Queues the windows of an image, and runs the batches that are full."""
         windows = image.windows
-        pixels = image.scenes[0].pixels
+        pixels = image.contexts[0].pixels
         items = [_Item(image, cell, window) for cell, window in enumerate(windows.cut(pixels))] if image.missing else []
         if self.full and (windows.rows.size, windows.columns.size) == (self.full.rows.size, self.full.columns.size):
             self.queue += items
@@ -171,7 +171,7 @@ class Forward:
         windows = WindowBatch(
             pixels,
             origins=torch.tensor([item.image.windows.origins[item.cell] for item in items] + [(0, 0)] * padding),
-            sizes=torch.tensor([i.image.scenes[0].resized.shape[:2] for i in items] + [pixels.shape[2:]] * padding),
+            sizes=torch.tensor([i.image.contexts[0].resized.shape[:2] for i in items] + [pixels.shape[2:]] * padding),
             images=torch.tensor([images.index(item.image) for item in items] + [0] * padding),
             trunk=trunk,
             padding=padding,
@@ -181,7 +181,7 @@ class Forward:
             for number, same in self.as_number.items():
                 if number in self.at_once:
                     continue
-                own = replace(windows, scenes=[image.scenes[number] for image in images])
+                own = replace(windows, contexts=[image.contexts[number] for image in images])
                 logits[number] = logits[same] if same in logits else self.segmentors[number].patch_logits(own)
         return trunk, logits
 
@@ -189,18 +189,18 @@ class Forward:
     def _all_at_once(self, image: PendingImage, states: dict[int, Tensor]) -> None:
         """The logits of methods that take all windows of an image at once."""
         states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
-        pixels = torch.stack(image.windows.cut(image.scenes[0].pixels))
+        pixels = torch.stack(image.windows.cut(image.contexts[0].pixels))
         grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
         batch = WindowBatch(
             pixels,
             origins=torch.tensor(image.windows.origins),
-            sizes=torch.tensor([image.scenes[0].resized.shape[:2]] * len(pixels)),
+            sizes=torch.tensor([image.contexts[0].resized.shape[:2]] * len(pixels)),
             images=torch.zeros(len(pixels), dtype=torch.int64),
             trunk=Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs}),
         )
         for number in self.at_once:
             try:
-                logits = self.segmentors[number].image_logits(replace(batch, scenes=[image.scenes[number]]))
+                logits = self.segmentors[number].image_logits(replace(batch, contexts=[image.contexts[number]]))
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise

@@ -23,7 +23,7 @@ def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
     needed = max(needs)
     if free is not None and needed > free:
         segmentor = segmentors[needs.index(needed)]
-        height, width = image.scenes[0].original.shape[:2]
+        height, width = image.contexts[0].original.shape[:2]
         raise OvssError(
             f"out of memory: {segmentor.recipe.segmentor} needs at least {needed / 2**30:.1f} GiB for image {image.key} of "
             f"{height} x {width} pixels (height x width), and {free / 2**30:.1f} GiB are free. Use a smaller "
@@ -34,14 +34,14 @@ def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
 def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
     """Bytes: one window's tokens and attention maps, the logits of all windows, and whole maps where the method's rules need
     them."""
-    clip, windows, scene = segmentor.clip, image.windows, image.scenes[number]
+    clip, windows, context = segmentor.clip, image.windows, image.contexts[number]
     by_windows = not overrides(segmentor, "image_scores")
-    cells = windows.rows.cells * windows.columns.cells if by_windows else scene.pixels[0].numel() // clip.patch_size**2
+    cells = windows.rows.cells * windows.columns.cells if by_windows else context.pixels[0].numel() // clip.patch_size**2
     tokens = cells + 1
     heads = clip.model.visual.transformer.resblocks[0].attn.num_heads
     needed = int(tokens * (clip.width + segmentor.attention_maps * heads * tokens)) * clip.dtype.itemsize
     if by_windows:
-        queries, (height, width) = len(segmentor.vocabulary.queries), scene.size
+        queries, (height, width) = len(segmentor.vocabulary.queries), context.size
         needed += 4 * queries * cells * len(windows.origins)
         whole = has_hooks(segmentor) or segmentor.recipe.area_threshold
         needed += 4 * len(segmentor.vocabulary.classes) * height * width if whole else 0

@@ -24,7 +24,7 @@ from ..errors import OvssError
 from ..image import STATISTICS, normalize, resize
 from ..ops.scores import class_scores, decide
 from ..progress import Progress
-from ..types import Scene, Trunk, WindowBatch
+from ..types import ImageContext, Trunk, WindowBatch
 from ..vocabulary import Vocabulary
 
 IMAGES_PER_PASS = 32  # bounds the memory of the encoder
@@ -174,15 +174,15 @@ class Segmentor(Method):
             trunk.embeddings = self.clip.embeddings(trunk)
         return trunk.embeddings
 
-    def image_embedding(self, scene: Scene) -> Tensor:
+    def image_embedding(self, context: ImageContext) -> Tensor:
         """What CLIP as it is says of the whole image, stretched to CLIP's own size: a unit vector (E,), computed for the first
         segmentor that asks, then shared by all with this CLIP, normalisation and position rule."""
         recipe, clip = self.recipe, self.clip
         maker = ("embedding", clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision)
         maker += (recipe.normalize, recipe.position)
-        if maker not in scene.shared:
-            scene.shared[maker] = self.embed([scene.original])[0]
-        return scene.shared[maker]
+        if maker not in context.shared:
+            context.shared[maker] = self.embed([context.original])[0]
+        return context.shared[maker]
 
     @torch.inference_mode()
     def embed(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -209,17 +209,17 @@ class Segmentor(Method):
         return torch.as_tensor(array).to(self.clip.device)
 
     def as_images(self, pixels: Tensor) -> list[np.ndarray]:
-        """Normalised windows (B, 3, h, w) as images (h, w, 3) uint8 RGB, for sources where there is no scene."""
+        """Normalised windows (B, 3, h, w) as images (h, w, 3) uint8 RGB, for sources where there is no context."""
         mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in STATISTICS[self.recipe.normalize])
         return [(window * std + mean).round().clamp(0, 255).byte().permute(1, 2, 0).numpy(force=True) for window in pixels]
 
-    def cut(self, batch: WindowBatch, map_of: Callable[[Scene], Tensor], padding: int | None = None) -> Iterator[Tensor]:
+    def cut(self, batch: WindowBatch, map_of: Callable[[ImageContext], Tensor], padding: int | None = None) -> Iterator[Tensor]:
         """The windows (..., h, w) of maps (..., H, W) at the size of the resized images, one after another, as maps of features
         are large. Where a window is padded they hold `padding`; None: the nearest value inside."""
         latest, whole = None, None
         for image, origin in zip(batch.images.tolist(), batch.origins.tolist(), strict=True):
             if image != latest:
-                latest, whole = image, map_of(batch.scenes[image])
+                latest, whole = image, map_of(batch.contexts[image])
             window, outside = whole, []
             for axis, first, side in zip((-2, -1), origin, batch.pixels.shape[2:], strict=True):
                 length = window.shape[axis]
@@ -231,15 +231,15 @@ class Segmentor(Method):
                 window = window.index_select(axis, inside.to(window.device))
             yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
 
-    def places(self, batch: WindowBatch) -> Iterator[tuple[Scene, tuple[slice, slice]]]:
-        """Of every window but the padding its scene, and the rows and columns of the resized image that it shows; nothing for
-        windows without a scene."""
+    def places(self, batch: WindowBatch) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
+        """Of every window but the padding its context, and the rows and columns of the resized image that it shows; nothing for
+        windows without a context."""
         height, width = batch.pixels.shape[2:]
-        real = len(batch.pixels) - batch.padding if batch.scenes else 0
+        real = len(batch.pixels) - batch.padding if batch.contexts else 0
         for number in range(real):
             top, left = batch.origins[number].tolist()
             rows, columns = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
-            yield batch.scenes[batch.images[number]], (rows, columns)
+            yield batch.contexts[batch.images[number]], (rows, columns)
 
     @property
     def refines(self) -> bool:
@@ -248,7 +248,7 @@ class Segmentor(Method):
 
     # Hooks, in the order in which they run.
 
-    def prepare(self, scene: Scene) -> None:
+    def prepare(self, context: ImageContext) -> None:
         """Work that is done once per image, before its windows."""
 
     def patch_logits(self, batch: WindowBatch) -> Tensor:
@@ -260,29 +260,29 @@ class Segmentor(Method):
         one image, row by row, whose tokens are held until the last is there."""
         raise NotImplementedError
 
-    def image_scores(self, scene: Scene) -> Tensor:
+    def image_scores(self, context: ImageContext) -> Tensor:
         """Instead of `patch_logits`, for methods that don't go window by window: the planes (P, h, w) that `decide` gets."""
         raise NotImplementedError
 
-    def refine(self, cosines: Tensor, scene: Scene) -> Tensor:
+    def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """Cosines (Q, H, W) at the size of the result -> the same, refined."""
         return cosines
 
-    def absent(self, scene: Scene) -> Tensor | None:
+    def absent(self, context: ImageContext) -> Tensor | None:
         """Which queries (Q,) bool cannot be in this image, once its windows are there; None: any may. They have no part in the
         softmax and win no pixel, whatever their cosines are (-inf is allowed, too); `scores` gets -inf for them."""
         return None
 
-    def scores(self, cosines: Tensor, scene: Scene | None = None) -> Tensor:
-        """Cosines (Q, ...) of the pixels `scene.part` of the result -> the planes (P, ...) that the decision is taken on: class
-        probabilities (C, ...). A full-size map is cut to them by `map[scene.part]`."""
+    def scores(self, cosines: Tensor, context: ImageContext | None = None) -> Tensor:
+        """Cosines (Q, ...) of the pixels `context.part` of the result -> the planes (P, ...) that the decision is taken on:
+        class probabilities (C, ...). A full-size map is cut to them by `map[context.part]`."""
         return class_scores(cosines, self.vocabulary, self.recipe.logit_scale)
 
-    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+    def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         """Planes (P, h, w) -> label map (h, w) int64; C stands for "no class"."""
         return decide(scores, self.vocabulary.background, self.recipe.threshold)
 
-    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+    def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         """Label map (H, W) -> the same, corrected."""
         return label_map
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..errors import OvssError
 from ..ops.scores import label_by_parts
-from ..types import Scene
+from ..types import ImageContext
 from .base import Segmentor
 
 
@@ -43,29 +43,29 @@ class CLIPDIY(Segmentor):
             )
 
     @torch.inference_mode()
-    def image_scores(self, scene: Scene) -> Tensor:
+    def image_scores(self, context: ImageContext) -> Tensor:
         """Softmax over the queries (Q, h, w) at the size of the resized image. There is no logit scale."""
-        shape = scene.resized.shape[:2]
+        shape = context.resized.shape[:2]
         maps = sum(
             weight * F.interpolate(cosines[None], shape, mode="bilinear")[0]
-            for weight, cosines in zip(self.weights, self.patch_cosines(scene), strict=True)
+            for weight, cosines in zip(self.weights, self.patch_cosines(context), strict=True)
         )
         maps /= len(self.weights)
         background = self.vocabulary.background
         if self.foreground is not None and background is not None:
-            objects = self.tensor(scene.once(self.foreground)).float()[None, None]
+            objects = self.tensor(context.once(self.foreground)).float()[None, None]
             objects = F.interpolate(objects, shape, mode="bilinear")[0, 0]
             for query, c in enumerate(self.vocabulary.group):
                 maps[query] *= 1 - objects if c == background else objects
         return maps.softmax(0)
 
-    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+    def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         """Every query is a class of its own up to here: the class of the best."""
         return label_by_parts([scores[self.vocabulary.by_class[1]]], self.vocabulary, logit_scale=1, threshold=0)
 
-    def patch_cosines(self, scene: Scene) -> list[Tensor]:
+    def patch_cosines(self, context: ImageContext) -> list[Tensor]:
         """For each size the cosines (Q, rows, columns) of its patches with the queries."""
-        image, grids, patches = scene.resized, [], []
+        image, grids, patches = context.resized, [], []
         for size in self.patch_sizes:
             size = min(size, *image.shape[:2])
             rows, columns = (range(0, side - size + 1, size // self.stride_divisor) for side in image.shape[:2])
@@ -74,6 +74,6 @@ class CLIPDIY(Segmentor):
         clip, recipe = self.clip, self.recipe
         maker = (clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision, recipe.normalize, recipe.position)
         maker += (self.patch_sizes, self.stride_divisor, recipe.resize, image.shape)
-        embeddings = scene.kept(repr(maker), lambda: self.embed(patches).numpy(force=True))
+        embeddings = context.cached(repr(maker), lambda: self.embed(patches).numpy(force=True))
         parts = (self.text @ self.tensor(embeddings).T).split([rows * columns for rows, columns in grids], 1)
         return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]

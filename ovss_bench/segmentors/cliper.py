@@ -14,7 +14,7 @@ from ..config.registry import SEGMENTORS
 from ..errors import OvssError
 from ..ops.attention import cosine_matrix, proxy_attention, symmetric, to_sum_one
 from ..ops.patchwise import join_windows
-from ..types import Scene, WindowBatch
+from ..types import ImageContext, WindowBatch
 from .base import Segmentor
 from .features import image_features
 
@@ -125,13 +125,13 @@ class CLIPer(Segmentor):
 
     # Fine-grained compensation (section 3.3)
 
-    def compensate(self, maps: Tensor, scene: Scene) -> Tensor:
+    def compensate(self, maps: Tensor, context: ImageContext) -> Tensor:
         """Class maps (C, h, w) propagated on the grid of the diffusion model, or of the vision encoder."""
         if self.diffusion is None:
-            (features,) = image_features(self, scene, floor)
+            (features,) = image_features(self, context, floor)
             grid = features.shape[1:]
             return (proxy_attention(cosine_matrix(features.flatten(1).T)) @ on_grid(maps, grid)).T.unflatten(1, grid)
-        heads = [head for layer in scene.once(self.diffusion) for head in torch.as_tensor(layer)]
+        heads = [head for layer in context.once(self.diffusion) for head in torch.as_tensor(layer)]
         if self.refinement == "selection":
             if self.selection >= len(heads):
                 raise OvssError(f"selection={self.selection}: the diffusion model has {len(heads)} maps, counted from 0.")
@@ -153,28 +153,28 @@ class CLIPer(Segmentor):
         return (attention @ m) / (attention.sum(1, keepdim=True) + 1e-5)
 
     @torch.inference_mode()
-    def image_scores(self, scene: Scene) -> Tensor:
+    def image_scores(self, context: ImageContext) -> Tensor:
         if not self.halves:
-            return self.planes(scene)
-        return torch.cat([self.planes(half) for half in split(scene, self.clip.patch_size)], -1)
+            return self.planes(context)
+        return torch.cat([self.planes(half) for half in split(context, self.clip.patch_size)], -1)
 
-    def planes(self, scene: Scene) -> Tensor:
+    def planes(self, context: ImageContext) -> Tensor:
         """The scores (C, H, W) of the foreground queries at the size of the result, 0 where there is too little."""
         if not self.foreground_queries:
-            return self.text.new_zeros(0, *scene.size)
-        maps = self.segmentation(self.tensor(scene.pixels))
+            return self.text.new_zeros(0, *context.size)
+        maps = self.segmentation(self.tensor(context.pixels))
         peak = maps.amax((1, 2), keepdim=True)
         if self.diffusion is not None or self.vfm is not None:
-            maps = self.compensate(maps, scene)
+            maps = self.compensate(maps, context)
         peak = 0.5 * maps.amax((1, 2), keepdim=True) + 0.5 * peak
-        maps = F.interpolate(maps[None], scene.size, mode="bilinear")[0]
+        maps = F.interpolate(maps[None], context.size, mode="bilinear")[0]
         maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-5) * peak
         if self.is_normalize:
             maps = maps - maps.amin((1, 2), keepdim=True)
             maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-6)
         return maps.masked_fill_((maps < self.bkg_thre) | (peak <= self.score_threshold), 0)
 
-    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+    def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         background = self.vocabulary.background
         nothing = len(self.vocabulary.classes) if background is None else background
         labels = scores.new_full(scores.shape[1:], nothing, dtype=torch.int64)
@@ -191,10 +191,10 @@ def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[None], grid, mode="bilinear")[0].flatten(1).T
 
 
-def split(scene: Scene, patch: int) -> tuple[Scene, Scene]:
+def split(context: ImageContext, patch: int) -> tuple[ImageContext, ImageContext]:
     """The left and the right half; the network's input is cut between two patches."""
-    (height, width), middle = scene.size, scene.original.shape[1] // 2
-    cut = scene.pixels.shape[2] // (2 * patch) * patch
-    left = Scene(scene.original[:, :middle], scene.resized[:, :cut], scene.pixels[..., :cut], (height, width // 2))
+    (height, width), middle = context.size, context.original.shape[1] // 2
+    cut = context.pixels.shape[2] // (2 * patch) * patch
+    left = ImageContext(context.original[:, :middle], context.resized[:, :cut], context.pixels[..., :cut], (height, width // 2))
     size = (height, width - width // 2)
-    return left, Scene(scene.original[:, middle:], scene.resized[:, cut:], scene.pixels[..., cut:], size)
+    return left, ImageContext(context.original[:, middle:], context.resized[:, cut:], context.pixels[..., cut:], size)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..ops.attention import attend
 from ..ops.vote import majority_vote
-from ..types import Scene, WindowBatch
+from ..types import ImageContext, WindowBatch
 from .base import LastBlockSegmentor
 
 
@@ -50,11 +50,11 @@ class CLIPtrase(LastBlockSegmentor):
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk = self.trunk(batch)
-        if self.recipe.window == "whole" and batch.scenes:
+        if self.recipe.window == "whole" and batch.contexts:
             for image, state in zip(batch.images.tolist(), trunk.states[self.clip.depth - 2], strict=True):
-                scene = batch.scenes[image]
-                if batch.pixels.shape[1:] == scene.pixels.shape == self.whole(scene).shape:
-                    scene.context["state"] = state  # the regions need no pass of their own
+                context = batch.contexts[image]
+                if batch.pixels.shape[1:] == context.pixels.shape == self.whole(context).shape:
+                    context.by_products["state"] = state  # the regions need no pass of their own
         x = self.last_block(self.clip.block(-1, trunk.grid), trunk.tokens)
         cosines = self.cosines(x, trunk.grid)
         if self.cls_weighting:
@@ -67,39 +67,39 @@ class CLIPtrase(LastBlockSegmentor):
         group, background = self.vocabulary.group, self.vocabulary.background
         return sorted((q for q, c in enumerate(group) if c >= 0), key=lambda q: (group[q] == background, group[q]))
 
-    def scores(self, cosines: Tensor, scene: Scene | None = None) -> Tensor:
+    def scores(self, cosines: Tensor, context: ImageContext | None = None) -> Tensor:
         """A plane for each query of `order`: the logits, the class token's a factor in them with `cls_weighting`."""
         return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.order]
 
-    def decide(self, scores: Tensor, scene: Scene) -> Tensor:
+    def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         classes = [self.vocabulary.group[q] for q in self.order]
         return scores.new_tensor(classes, dtype=torch.int64)[scores.argmax(0)]
 
-    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+    def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         if not self.vote:
             return label_map
-        correlation = self.correlation(self.state(scene))
+        correlation = self.correlation(self.state(context))
         clusters = self.clusters(correlation)
         if clusters.max() < 0:
             return label_map
-        regions, background = self.regions(correlation, clusters, scene), self.vocabulary.background
+        regions, background = self.regions(correlation, clusters, context), self.vocabulary.background
         if background is None:
             return majority_vote(label_map, regions)
         last = len(self.vocabulary.classes)  # where the official code has its background, which so wins no tie
         voted = majority_vote(label_map.masked_fill(label_map == background, last), regions)
         return voted.masked_fill(voted == last, background)
 
-    def whole(self, scene: Scene) -> Tensor:
+    def whole(self, context: ImageContext) -> Tensor:
         """The image (3, H, W) as the regions are made of it: zeros at the right and the bottom to a multiple of the patch."""
-        down, right = (-side % self.clip.patch_size for side in scene.pixels.shape[1:])
-        return F.pad(scene.pixels, (0, right, 0, down))
+        down, right = (-side % self.clip.patch_size for side in context.pixels.shape[1:])
+        return F.pad(context.pixels, (0, right, 0, down))
 
-    def state(self, scene: Scene) -> Tensor:
+    def state(self, context: ImageContext) -> Tensor:
         """Tokens (T, D) of the whole image that enter the block before the last."""
-        if "state" not in scene.context:
-            trunk = self.clip.trunk(self.whole(scene)[None].to(self.text), self.needs, self.recipe.position)
-            scene.context["state"] = trunk.states[self.clip.depth - 2][0]
-        return scene.context["state"]
+        if "state" not in context.by_products:
+            trunk = self.clip.trunk(self.whole(context)[None].to(self.text), self.needs, self.recipe.position)
+            context.by_products["state"] = trunk.states[self.clip.depth - 2][0]
+        return context.by_products["state"]
 
     def correlation(self, x: Tensor) -> Tensor:
         """Tokens (T, D) -> D (N, N): the cosine of two patches, averaged over queries, keys, values and heads, minus that of
@@ -118,15 +118,15 @@ class CLIPtrase(LastBlockSegmentor):
         search = DBSCAN(eps=self.eps, min_samples=self.min_samples)
         return correlation.new_tensor(search.fit_predict(correlation.numpy(force=True)), dtype=torch.int64)
 
-    def regions(self, correlation: Tensor, clusters: Tensor, scene: Scene) -> Tensor:
+    def regions(self, correlation: Tensor, clusters: Tensor, context: ImageContext) -> Tensor:
         """The cluster of which the map is highest, for every pixel of the result (H, W); so noise belongs to one as well."""
         from scipy.ndimage import median_filter
 
-        whole = self.whole(scene).shape[1:]
+        whole = self.whole(context).shape[1:]
         members = F.one_hot(clusters + 1)[:, 1:].T.to(correlation)
         maps = members @ correlation / members.sum(1, keepdim=True)
         maps = maps.unflatten(1, [side // self.clip.patch_size for side in whole])
         maps = F.interpolate(maps[None], scale_factor=self.ratio, mode="bilinear")[0]
         maps = self.tensor(median_filter(maps.numpy(force=True), (1, self.median, self.median)))
-        maps = F.interpolate(maps[None], whole, mode="bilinear")[..., : scene.pixels.shape[1], : scene.pixels.shape[2]]
-        return F.interpolate(maps, scene.size, mode="bilinear")[0].argmax(0)
+        maps = F.interpolate(maps[None], whole, mode="bilinear")[..., : context.pixels.shape[1], : context.pixels.shape[2]]
+        return F.interpolate(maps, context.size, mode="bilinear")[0].argmax(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..ops.attention import cosine_matrix
 from ..ops.vote import majority_vote
-from ..types import Scene, Trunk, WindowBatch
+from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 
 PADDING = 10000  # the region of what lies outside an image; merged regions are counted from here on, too
@@ -107,14 +107,14 @@ class CorrCLIP(Segmentor):
 
     def window_regions(self, batch: WindowBatch) -> list[Tensor]:
         """The regions (H, W) of every window in pixels, PADDING where it is padded."""
-        if batch.scenes is None:
+        if batch.contexts is None:
             return [self.tensor(self.regions(image)).long() for image in self.as_images(batch.pixels)]
-        return list(self.cut(batch, lambda scene: self.region_map(scene, scene.resized.shape[:2]), PADDING))
+        return list(self.cut(batch, lambda context: self.region_map(context, context.resized.shape[:2]), PADDING))
 
-    def region_map(self, scene: Scene, size: tuple[int, int]) -> Tensor:
-        if size not in scene.context:
-            scene.context[size] = nearest(self.tensor(scene.once(self.regions)).long(), size)
-        return scene.context[size]
+    def region_map(self, context: ImageContext, size: tuple[int, int]) -> Tensor:
+        if size not in context.by_products:
+            context.by_products[size] = nearest(self.tensor(context.once(self.regions)).long(), size)
+        return context.by_products[size]
 
     # Section 3.3: the branch of region tokens.
 
@@ -141,11 +141,11 @@ class CorrCLIP(Segmentor):
 
     # Section 3.4
 
-    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+    def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         """Majority vote in every region of the original map but the one of the smallest id."""
         if not self.correction:
             return label_map
-        regions = self.region_map(scene, scene.size)
+        regions = self.region_map(context, context.size)
         return majority_vote(label_map, regions, skip=int(regions.min()))
 
 

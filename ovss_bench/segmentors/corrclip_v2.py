@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
-from ..types import Scene, WindowBatch
+from ..types import ImageContext, WindowBatch
 from .corrclip import CorrCLIP, region_means
 from .features import image_features
 
@@ -33,32 +33,32 @@ class CorrCLIPv2(CorrCLIP):
     def features(self, batch: WindowBatch) -> Tensor:
         """Cut out of the image's features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
         grid = [2 * side for side in self.trunk(batch).grid]
-        windows = batch.once(self.vfm) if batch.scenes is None else self.cut(batch, self.image_features)
+        windows = batch.once(self.vfm) if batch.contexts is None else self.cut(batch, self.image_features)
         return torch.cat([F.interpolate(window[None], grid, mode="bilinear") for window in windows])
 
-    def image_features(self, scene: Scene) -> Tensor:
+    def image_features(self, context: ImageContext) -> Tensor:
         """Unit features (C, H, W) of the whole image, seen at its original size and resized like the image."""
-        if "coarse" not in scene.context:
-            scene.context["coarse"] = image_features(self, scene, round)
-        coarse = scene.context["coarse"]
-        return F.normalize(F.interpolate(coarse, scene.resized.shape[:2], mode="bilinear")[0], dim=0)
+        if "coarse" not in context.by_products:
+            context.by_products["coarse"] = image_features(self, context, round)
+        coarse = context.by_products["coarse"]
+        return F.normalize(F.interpolate(coarse, context.resized.shape[:2], mode="bilinear")[0], dim=0)
 
     @property
     def refines(self) -> bool:
         return self.bank is not None
 
     @torch.inference_mode()
-    def refine(self, cosines: Tensor, scene: Scene) -> Tensor:
+    def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """Mixes the cosines with those of what the bank knows of each region (retrieval and ensemble)."""
-        regions, retrieved = self.retrieve(scene)
+        regions, retrieved = self.retrieve(context)
         support = self.bank.cosines(retrieved, self.text, self.vocabulary)[:, regions]
-        support = F.interpolate(support[None], scene.size, mode="bilinear")[0]
+        support = F.interpolate(support[None], context.size, mode="bilinear")[0]
         return (1 - self.support) * cosines + self.support * support
 
-    def retrieve(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def retrieve(self, context: ImageContext) -> tuple[Tensor, Tensor]:
         """The regions (h, w) of the resized image, numbered from 0 in the order of their ids, and for each the numbers
         (regions, num_support) of the most similar regions of the bank."""
-        ids, regions = self.region_map(scene, scene.resized.shape[:2]).unique(return_inverse=True)
-        features = self.image_features(scene).flatten(1).T
+        ids, regions = self.region_map(context, context.resized.shape[:2]).unique(return_inverse=True)
+        features = self.image_features(context).flatten(1).T
         keys = F.normalize(region_means(features, regions.flatten(), len(ids)), dim=-1)
         return regions, self.bank.search(keys, self.num_support)

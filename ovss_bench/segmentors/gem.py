@@ -8,7 +8,7 @@ from ..config.registry import SEGMENTORS
 from ..encoders.clip import BlockView
 from ..errors import OvssError
 from ..ops.attention import attend
-from ..types import Scene, WindowBatch
+from ..types import ImageContext, WindowBatch
 from .base import Segmentor
 
 
@@ -62,7 +62,7 @@ class GEM(Segmentor):
     def refines(self) -> bool:
         return self.min_max
 
-    def refine(self, cosines: Tensor, scene: Scene) -> Tensor:
+    def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
         return min_max(cosines)
 
 

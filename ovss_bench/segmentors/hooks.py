@@ -109,7 +109,7 @@ HOOKS: dict[str, Callable[..., str | None]] = {
     "image_logits": lambda s, result, batch: _floats(result, len(batch.pixels), len(s.vocabulary.queries), None, None),
     "mix": lambda s, result, q, k, v, grid: _floats(result, *v.shape),
     "last_block": lambda s, result, block, x: _floats(result, *x.shape),
-    "image_scores": lambda s, result, scene: _floats(result, None, None, None),
+    "image_scores": lambda s, result, context: _floats(result, None, None, None),
     "refine": lambda s, result, cosines, *_: _floats(result, *cosines.shape),
     "absent": lambda s, result, *_: _absent(s, result),
     "scores": lambda s, result, cosines, *_: _floats(result, None, *cosines.shape[1:]),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..ops.attention import cosine_matrix, empty_rows, proxy_attention
-from ..types import Scene, WindowBatch
+from ..types import ImageContext, WindowBatch
 from .base import Segmentor
 
 
@@ -57,14 +57,14 @@ class ProxyCLIP(Segmentor):
         """Counts the windows, `empty` (B,) or not, and keeps with the images where they are."""
         real = len(empty) - batch.padding
         self.observed.update(windows=real, empty_windows=empty[:real].sum())
-        for own, (scene, place) in zip(empty, self.places(batch), strict=False):
-            scene.context.setdefault("windows", []).append((place, own))
+        for own, (context, place) in zip(empty, self.places(batch), strict=False):
+            context.by_products.setdefault("windows", []).append((place, own))
 
-    def correct(self, label_map: Tensor, scene: Scene) -> Tensor:
+    def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         if self.empty_rows == "diagonal":
             return label_map
-        covered = label_map.new_zeros(scene.resized.shape[:2], dtype=torch.float32)
-        for place, empty in scene.context["windows"]:
+        covered = label_map.new_zeros(context.resized.shape[:2], dtype=torch.float32)
+        for place, empty in context.by_products["windows"]:
             covered[place] += empty
         # NaN spreads to all pixels that are interpolated from one.
         covered = F.interpolate(covered[None, None], label_map.shape, mode="bilinear")[0, 0]

@@ -20,7 +20,7 @@ from ovss_bench.auxiliary.regions import RegionFolder, load_regions, write_index
 from ovss_bench.cache import read_entry, write_entry
 from ovss_bench.encoders.diffusion import load_diffusion
 from ovss_bench.encoders.vision import FeatureFolder, load_vision
-from ovss_bench.types import Scene, WindowBatch
+from ovss_bench.types import ImageContext, WindowBatch
 from parity import seeded
 from unit.test_clip import torchscript
 from unit.test_diffusion import tiny as tiny_diffusion  # noqa: F401
@@ -220,11 +220,11 @@ def test_sam_of_wrong_tensors(sam_file, tmp_path_factory, draw, change):
     outcome(use_vision, path)
 
 
-SCENE = Scene(IMAGE, IMAGE, torch.zeros(3, 30, 40), (30, 40))
+SCENE = ImageContext(IMAGE, IMAGE, torch.zeros(3, 30, 40), (30, 40))
 
 
 def use_features(folder):
-    FeatureFolder(folder)(WindowBatch(torch.zeros(1, 3, 30, 40), scenes=[SCENE]))
+    FeatureFolder(folder)(WindowBatch(torch.zeros(1, 3, 30, 40), contexts=[SCENE]))
 
 
 def use_regions(folder):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 import ovss_bench as ob
 from ovss_bench.auxiliary.foreground import Found
-from ovss_bench.inference.engine import make_scene
+from ovss_bench.inference.engine import make_context
 
 from . import seeded
 from .common import load_clip
@@ -37,7 +37,7 @@ def clip_diy(reference: Reference, array: str) -> ob.Segmentor:
 
 def patch_similarities(reference: Reference, array: str) -> Tensor:
     segmentor = clip_diy(reference, array)
-    cosines = segmentor.patch_cosines(make_scene(reference.image, segmentor))
+    cosines = segmentor.patch_cosines(make_context(reference.image, segmentor))
     return torch.cat([grid.flatten(1) for grid in cosines], 1).T
 
 

@@ -42,7 +42,7 @@ def denoised_correlation(reference: Reference, array: str) -> Tensor:
 def clusters(reference: Reference, array: str) -> tuple:
     """The segmentor, and of the image the correlation, its clusters and the scene."""
     own = segmentor(reference, array)
-    scene = ob.make_scene(reference.image, own)
+    scene = ob.make_context(reference.image, own)
     correlation = own.correlation(own.state(scene))
     return own, correlation, own.clusters(correlation), scene
 

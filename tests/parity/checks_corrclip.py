@@ -67,7 +67,7 @@ def prediction(reference: Reference, array: str) -> ob.Prediction:
 def retrieved_ids(reference: Reference, array: str) -> Tensor:
     own = segmentor(reference, array)
     own = own.with_recipe(own.recipe.override(short_side=reference.case["short_side"]))
-    return own.retrieve(ob.make_scene(reference.image, own))[1]
+    return own.retrieve(ob.make_context(reference.image, own))[1]
 
 
 CHECKS = [

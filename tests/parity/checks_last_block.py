@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ovss_bench as ob
-from ovss_bench.inference.engine import make_scene
+from ovss_bench.inference.engine import make_context
 from ovss_bench.ops.pamr import PAMR, affinity
 
 from .common import build, final_scores, label_map, patch_logits, settings
@@ -21,7 +21,7 @@ def official_maskclip(reference: Reference, array: str) -> Tensor:
 def gem_heatmaps(reference: Reference, array: str) -> Tensor:
     side = int(array.rpartition("_")[2])
     segmentor = build(reference, array, "gem_original", short_side=side)
-    scene = make_scene(reference.image, segmentor)
+    scene = make_context(reference.image, segmentor)
     maps = segmentor.patch_logits(ob.WindowBatch(scene.pixels[None]))
     return segmentor.refine(F.interpolate(maps, (side, side), mode="bilinear")[0], scene)[:, ::16, ::16]
 

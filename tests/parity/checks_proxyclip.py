@@ -78,7 +78,7 @@ def post_label_map(reference: Reference, array: str) -> Tensor:
         if corrclip
         else proxyclip(reference, array)
     )
-    scene = ob.make_scene(
+    scene = ob.make_context(
         reference.image, segmentor.with_recipe(segmentor.recipe.override(short_side=reference.case["short_side"]))
     )
     size = (10, 12) if corrclip else scene.resized.shape[:2]

@@ -9,7 +9,7 @@ from PIL import Image
 import ovss_bench as ob
 from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.files import load_config
-from ovss_bench.inference.engine import make_scene
+from ovss_bench.inference.engine import make_context
 from parity.seeded import clip_input, query_features, rgb_image
 
 IMAGE = rgb_image(62, 70, 100)
@@ -21,7 +21,7 @@ def build(clip, vocabulary, **options):
 
 
 def cosines_of(segmentor, image):
-    return segmentor.patch_cosines(ob.Scene(image, image, torch.empty(0), image.shape[:2]))
+    return segmentor.patch_cosines(ob.ImageContext(image, image, torch.empty(0), image.shape[:2]))
 
 
 def test_patches_are_classified_as_images(tiny_clip, tiny_vocabulary):
@@ -49,7 +49,7 @@ def test_passes_of_any_size_give_the_same(tiny_clip, tiny_vocabulary, monkeypatc
 
 def test_maps_are_a_weighted_mean_over_sizes(tiny_clip, tiny_vocabulary):
     segmentor = build(tiny_clip, tiny_vocabulary, weights=[0.5, 2])
-    scene = make_scene(IMAGE, segmentor)
+    scene = make_context(IMAGE, segmentor)
     whole, patches = segmentor.patch_cosines(scene)
     expected = (0.5 * whole.expand(7, 64, 64) + 2 * F.interpolate(patches[None], (64, 64), mode="bilinear")[0]) / 2
     torch.testing.assert_close(segmentor.image_scores(scene), expected.softmax(0))
@@ -57,14 +57,14 @@ def test_maps_are_a_weighted_mean_over_sizes(tiny_clip, tiny_vocabulary):
 
 def test_the_foreground_weighs_background_against_the_rest(tiny_clip, tiny_vocabulary):
     plain = build(tiny_clip, tiny_vocabulary)
-    scene = make_scene(IMAGE, plain)
+    scene = make_context(IMAGE, plain)
     objects = np.random.RandomState(0).rand(70, 100).astype(np.float32)
     whole, patches = plain.patch_cosines(scene)
     maps = (whole.expand(7, 64, 64) + F.interpolate(patches[None], (64, 64), mode="bilinear")[0]) / 2
     weight = F.interpolate(torch.from_numpy(objects)[None, None], (64, 64), mode="bilinear")[0]
     expected = torch.cat([maps[:3] * (1 - weight), maps[3:] * weight]).softmax(0)
     given = build(tiny_clip, tiny_vocabulary, foreground=lambda _: objects)
-    torch.testing.assert_close(given.image_scores(make_scene(IMAGE, given)), expected)
+    torch.testing.assert_close(given.image_scores(make_context(IMAGE, given)), expected)
 
 
 def test_without_a_background_class_the_foreground_is_not_asked(tiny_clip):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import ovss_bench as ob
 from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.files import CONFIGS
-from ovss_bench.inference.engine import make_scene
+from ovss_bench.inference.engine import make_context
 from ovss_bench.ops.patchwise import join_windows
-from ovss_bench.types import Scene
+from ovss_bench.types import ImageContext
 from ovss_bench.vocabulary import TEMPLATES, read_names
 from parity.seeded import CLIP_MEAN, CLIP_STD, query_features, rgb_image
 
@@ -166,7 +166,7 @@ def test_compensation_multiplies_the_maps_in_their_order(refinement, side, clipe
     heads = [cut(head, segmentor.attention_thr) for layer in given for head in layer]
     product = {"SFSA": torch.linalg.multi_dot(heads), "mean": sum(heads) / 4, "selection": heads[2]}[refinement]
     m = F.interpolate(maps[None], (side, side), mode="bilinear")[0].flatten(1).T
-    result = segmentor.compensate(maps, make_scene(IMAGE, segmentor))
+    result = segmentor.compensate(maps, make_context(IMAGE, segmentor))
     torch.testing.assert_close(result, (product @ m).T.view(4, side, side))
     assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
 
@@ -190,7 +190,7 @@ def test_the_official_selection_is_the_second_head(tiny_clip, tiny_vocabulary):
     maps, given = torch.rand(4, 8, 8), attention(2)
     segmentor = build(tiny_clip, tiny_vocabulary, diffusion=lambda _: given, refinement="selection")
     expected = (cut(given[0][1], segmentor.attention_thr) @ maps.flatten(1).T).T.view(4, 8, 8)
-    torch.testing.assert_close(segmentor.compensate(maps, make_scene(IMAGE, segmentor)), expected)
+    torch.testing.assert_close(segmentor.compensate(maps, make_context(IMAGE, segmentor)), expected)
 
 
 class Encoder:
@@ -217,7 +217,7 @@ def test_a_vision_encoder_replaces_diffusion(size, tiny_clip, tiny_vocabulary):
     weights = 3 * (unit @ unit.T - 1.2 * (unit @ unit.T).mean())
     weights[(weights < 0) & ~torch.eye(len(weights), dtype=torch.bool)] = -torch.inf  # the diagonal: see `proxy_attention`
     m = F.interpolate(maps[None], features.shape[1:], mode="bilinear")[0].flatten(1).T
-    result = segmentor.compensate(maps, make_scene(image, segmentor))
+    result = segmentor.compensate(maps, make_context(image, segmentor))
     torch.testing.assert_close(encoder.seen, (colours - mean) / std, atol=1e-5, rtol=0)
     torch.testing.assert_close(result, (weights.softmax(1) @ m).T.view(4, *features.shape[1:]), atol=1e-5, rtol=0)
 
@@ -241,7 +241,7 @@ def test_halves_are_images_of_their_own(tiny_clip, tiny_vocabulary):
     image, given = rgb_image(61, 60, 120), attention(7)
     seen = []
     segmentor = build(tiny_clip, tiny_vocabulary, short_side=64, diffusion=lambda i: seen.append(i) or given, halves=True)
-    scene = make_scene(image, segmentor)
+    scene = make_context(image, segmentor)
     result = segmentor.image_scores(scene)
     assert result.shape == (4, 60, 120)
     assert [(i == image[:, 60 * n : 60 * n + 60]).all() for n, i in enumerate(seen)] == [True, True]
@@ -249,7 +249,7 @@ def test_halves_are_images_of_their_own(tiny_clip, tiny_vocabulary):
         replace(segmentor.recipe, hyperparameters=segmentor.recipe.hyperparameters | {"halves": False})
     )
     for n in range(2):
-        half = Scene(image[:, 60 * n :][:, :60], None, scene.pixels[..., 64 * n : 64 * n + 64], (60, 60))
+        half = ImageContext(image[:, 60 * n :][:, :60], None, scene.pixels[..., 64 * n : 64 * n + 64], (60, 60))
         torch.testing.assert_close(result[..., 60 * n : 60 * n + 60], single.image_scores(half))
 
 

@@ -93,7 +93,7 @@ def test_noise_alone_leaves_the_labels(tiny_clip, tiny_vocabulary):
 def test_every_region_gets_one_label(tiny_clip, tiny_vocabulary):
     vocabulary = ob.Vocabulary.from_features(query_features(35, 40))
     voting, plain = (build(tiny_clip, vocabulary, short_side=160, eps=0.4, min_samples=2, vote=vote) for vote in (True, False))
-    scene = ob.make_scene(IMAGE, voting)
+    scene = ob.make_context(IMAGE, voting)
     correlation = voting.correlation(voting.state(scene))
     clusters = voting.clusters(correlation)
     regions = voting.regions(correlation, clusters, scene)
@@ -147,7 +147,7 @@ def test_values_that_cluster_nothing_are_refused(name, tiny_clip, tiny_vocabular
 def test_of_equally_frequent_labels_the_background_loses(tiny_clip, tiny_vocabulary, monkeypatch):
     segmentor = build(tiny_clip, tiny_vocabulary)
     monkeypatch.setattr(type(segmentor), "regions", lambda *_: torch.zeros(2, 2, dtype=torch.int64))
-    scene = ob.make_scene(IMAGE, segmentor)
+    scene = ob.make_context(IMAGE, segmentor)
     assert segmentor.vocabulary.background == 0
     for labels, expected in (([[0, 3], [3, 0]], 3), ([[0, 2], [3, 0]], 0), ([[1, 2], [2, 1]], 1)):
         assert segmentor.correct(torch.tensor(labels), scene).unique().tolist() == [expected]

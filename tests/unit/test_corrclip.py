@@ -20,14 +20,14 @@ def build(name, clip, vocabulary, **options):
 
 
 def window_batch(segmentor, image, origins, side):
-    scene = ob.make_scene(image, segmentor)
+    scene = ob.make_context(image, segmentor)
     count = len(origins)
     return ob.WindowBatch(
         torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)),
         origins=torch.tensor(origins),
         sizes=torch.tensor([scene.resized.shape[:2]] * count),
         images=torch.zeros(count, dtype=torch.int64),
-        scenes=[scene],
+        contexts=[scene],
     )
 
 

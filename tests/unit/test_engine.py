@@ -19,7 +19,7 @@ from ovss_bench.inference.trunk_cache import TrunkCache
 from ovss_bench.ops.windows import SlidingWindow
 from ovss_bench.process import in_threads
 from ovss_bench.runs.evaluate import make_job, run_jobs
-from ovss_bench.types import Scene
+from ovss_bench.types import ImageContext
 from parity.seeded import query_features, rgb_image
 from stand_ins import sources_of
 
@@ -264,7 +264,7 @@ def test_images_are_let_go_when_they_are_done(tiny_clip, tiny_vocabulary):
     for key, _ in predict([segmentor], ((n, rgb_image(n, 70, 90)) for n in range(60)), batch=4, workers=2):
         if key % 15 == 14:
             gc.collect()
-            most = max(most, sum(isinstance(thing, Scene) for thing in gc.get_objects()))
+            most = max(most, sum(isinstance(thing, ImageContext) for thing in gc.get_objects()))
     assert most <= 24  # two a image: those that are read ahead, and those with windows in the queue
 
 

@@ -56,7 +56,7 @@ class Seen(SCLIP):
     uses = ("logit_scale",)
 
     def scores(self, cosines, scene=None):
-        part = scene.context.setdefault("seen", torch.zeros(scene.size, dtype=torch.int64))[scene.part]
+        part = scene.by_products.setdefault("seen", torch.zeros(scene.size, dtype=torch.int64))[scene.part]
         assert part.shape == cosines.shape[1:]
         part += 1
         self.scenes[scene.id] = scene
@@ -70,7 +70,7 @@ def test_scores_see_the_scene_and_which_part_of_it(steps, tiny_clip, vocabulary)
     assert agree(predictions(segmentor), predictions(build(SCLIP, tiny_clip, vocabulary, threshold=0.3, pamr_steps=steps)))
     assert segmentor.scenes.keys() == IMAGES.keys()
     for key, scene in segmentor.scenes.items():
-        assert (scene.context["seen"] == 1).all()
+        assert (scene.by_products["seen"] == 1).all()
         assert (scene.original == IMAGES[key]).all()
 
 
@@ -141,8 +141,8 @@ class Asking(SCLIP):
     """Asks for both embeddings, and keeps them."""
 
     def prepare(self, scene):
-        scene.context["image"] = self.image_embedding(scene)
-        self.found["image", scene.id] = scene.context["image"]
+        scene.by_products["image"] = self.image_embedding(scene)
+        self.found["image", scene.id] = scene.by_products["image"]
 
     def patch_logits(self, batch):
         self.found["windows", len(self.found)] = self.window_embeddings(batch)
@@ -174,8 +174,8 @@ class AtOnce(SCLIP):
     """Window by window, but asked for all windows of an image."""
 
     def image_logits(self, batch):
-        assert len({*batch.images.tolist()}) == len(batch.scenes) == 1
-        self.calls.append((batch.scenes[0].id, len(batch.pixels), [tuple(origin) for origin in batch.origins.tolist()]))
+        assert len({*batch.images.tolist()}) == len(batch.contexts) == 1
+        self.calls.append((batch.contexts[0].id, len(batch.pixels), [tuple(origin) for origin in batch.origins.tolist()]))
         return super().patch_logits(batch)
 
 
@@ -191,7 +191,7 @@ def test_all_windows_of_an_image_come_at_once_and_compose_as_windows_do(tiny_cli
         assert sizes in (passes, [])  # the trunk runs in the same batches, or not at all
         assert [name for name, *_ in segmentor.calls] == list(IMAGES)
         for name, count, origins in segmentor.calls:
-            scene = ob.make_scene(IMAGES[name], segmentor)
+            scene = ob.make_context(IMAGES[name], segmentor)
             assert origins == ob.SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], 16).origins
             assert count == len(origins) > 1
     assert sizes == []

@@ -90,7 +90,7 @@ def test_windows_that_are_nearly_uniform_become_class_0_as_in_the_official_code(
     image[:, size[1] // 2 :] = (120, 140, 160)
     options = {"vfm": flat_in_places, "short_side": 160, "window": 64, "stride": 32, "logit_scale": 200, "threshold": 0.3}
     segmentor = build(tiny_clip, tiny_vocabulary, **options)
-    labels, empty = official_labels(segmentor, ob.make_scene(image, segmentor), tiny_clip)
+    labels, empty = official_labels(segmentor, ob.make_context(image, segmentor), tiny_clip)
     prediction = ob.segment(segmentor, image)
     assert (prediction.label_map == labels).float().mean() > 0.9995
     kept = ob.segment(build(tiny_clip, tiny_vocabulary, **options, empty_rows="diagonal"), image).label_map
@@ -107,7 +107,7 @@ def test_the_windows_concerned_are_counted_over_rows_and_shards(tmp_path):
     first, second = run_jobs(jobs(), limit=3, quiet=True)
     segmentor, windows, empty = jobs()[0].segmentor, 0, 0
     for sample in data.select(3, None):
-        scene = ob.make_scene(data.image(sample), segmentor)
+        scene = ob.make_context(data.image(sample), segmentor)
         geometry = SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], clip.patch_size)
         for window in geometry.cut(scene.pixels):
             unit = F.normalize(segmentor.vfm(ob.WindowBatch(window[None]))[0].flatten(1).T, dim=1)

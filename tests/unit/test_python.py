@@ -33,7 +33,7 @@ def test_paths_pictures_and_arrays_are_the_same_image(segmentor, tmp_path):
     views.append(np.ascontiguousarray(RGB[..., ::-1])[..., ::-1])  # from OpenCV's order: not contiguous
     for image in views:
         assert torch.equal(ob.segment(segmentor, image).label_map, expected)
-        assert ob.make_scene(image, segmentor).resized.shape == (64, 85, 3)
+        assert ob.make_context(image, segmentor).resized.shape == (64, 85, 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I;16"])
@@ -161,7 +161,7 @@ def test_everything_prints_in_a_line_or_two(segmentor, data):
             ob.build_segmentor("clip", clip=segmentor.clip, vocabulary=data.vocabulary("demo", "notebook7")), data, limit=2
         ),
     )
-    things = [segmentor, segmentor.clip, segmentor.vocabulary, data, prediction, result, ob.make_scene(RGB, segmentor)]
+    things = [segmentor, segmentor.clip, segmentor.vocabulary, data, prediction, result, ob.make_context(RGB, segmentor)]
     for thing in [*things, ob.WindowBatch(torch.zeros(2, 3, 8, 8))]:
         lines = repr(thing).splitlines()
         assert len(lines) <= 2

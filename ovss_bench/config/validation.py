@@ -1,0 +1,95 @@
+"""Checks values of configurations against annotations, by pydantic. What does not fit is one line that says what was expected.
+
+An annotation says in `Expected` what a reader is told; without it the words come from the type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ..errors import OvssError, unknown
+from ..image import MOST
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a value must be, in words."""
+
+    words: str
+
+
+Name = Annotated[str, Expected("a name")]
+Count = Annotated[int, Ge(1), Le(MOST), Expected(f"a positive whole number up to {MOST}")]
+Pixels = Annotated[int, Ge(1), Le(MOST), Expected(f"a positive number of pixels up to {MOST}")]
+Whole = Annotated[int, Ge(0), Le(MOST), Expected("a whole number, 0 or more")]
+Number = Annotated[float, Ge(0), Lt(1e30), Expected("a number, 0 or more")]  # beyond, 32 bits hold infinity only
+Fraction = Annotated[float, Gt(0), Lt(1), Expected("a positive number below 1")]
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "NAME=VALUE"}
+
+
+def validate(name: str, value: Any, hint: Any, origin: str | None = None) -> Any:
+    """The value, lists as tuples where the annotation has those. Raises OvssError that names value, `origin` and expectation,
+    and for a name that is none of a `Literal` the closest ones."""
+    given = tuple(value) if isinstance(value, list) and _is_tuple(hint) else value
+    try:
+        return _adapter(hint).validate_python(given)
+    except ValidationError:
+        source = f" (from {origin})" if origin else ""
+        choices = _choices(hint)
+        if choices and isinstance(value, str | None):
+            raise unknown(f"value of {name}{source}", value, map(str, choices)) from None
+        raise OvssError(f"{name}={value!r}{source}: expected {in_words(hint)}.") from None
+
+
+def validate_all(
+    values: Mapping[str, Any], hints: Mapping[str, Any], kind: str, origin: Callable[[str], str | None] = lambda name: None
+) -> dict[str, Any]:
+    """Every value by the annotation of its name. Raises OvssError for a name that is none, a `kind` of value, too."""
+    for name in values:
+        if name not in hints:
+            source = f" (from {origin(name)})" if origin(name) else ""
+            raise unknown(f"{kind}{source}", name, hints)
+    return {name: validate(name, value, hints[name], origin(name)) for name, value in values.items()}
+
+
+def in_words(hint: Any) -> str:
+    """What an annotation allows."""
+    if get_origin(hint) is Annotated:
+        said = [part.words for part in hint.__metadata__ if isinstance(part, Expected)]
+        return said[-1] if said else in_words(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        parts = [in_words(part) for part in get_args(hint) if part is not NoneType]
+        return " or ".join(parts) + (", or null" if NoneType in get_args(hint) else "")
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (tuple, list):
+        return f"a list, each {in_words(get_args(hint)[0])}"
+    return WORDS.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
+
+
+def _is_tuple(hint: Any) -> bool:
+    return get_origin(hint) is tuple or any(map(_is_tuple, get_args(hint)))
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The names that an annotation allows, if it allows nothing but names and null."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _choices(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        parts = [_choices(part) for part in get_args(hint) if part is not NoneType]
+        return tuple(name for part in parts for name in part) if all(parts) else ()
+    return ()
