@@ -32,7 +32,7 @@ def inherited():
 
 
 def test_the_files_run_as_the_tool_says(tmp_path):
-    done = run("cli/new_method.py", "my_method", cwd=tmp_path)
+    done = run("new_method.py", "my_method", cwd=tmp_path)
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == {"my_method.py", "configs/segmentor/my_method.yaml", "test_my_method.py"}
     assert all(f"wrote {name}" in done.stdout for name in written)

@@ -59,8 +59,8 @@ def folder(tmp_path_factory):
 def test_tools_that_read_files_import_nothing_heavy(folder, tmp_path):
     (path,) = result_paths(folder / "runs")
     lines = [
-        (0, ["cli/new_method.py", "mine"]),
-        (2, ["cli/new_method.py", "sclip"]),
+        (0, ["new_method.py", "mine"]),
+        (2, ["new_method.py", "sclip"]),
         (0, ["report.py", folder / "runs", "partial=true"]),
         (2, ["report.py", folder / "runs", "metrc=mIoU"]),
         (0, ["merge.py", "--help"]),

@@ -8,7 +8,7 @@ import torch
 
 import ovss_bench as ob
 
-PLUGIN = Path(__file__).with_name("cli/new_method.py")
+PLUGIN = Path(__file__).with_name("new_method.py")
 
 
 @pytest.fixture(scope="module")
