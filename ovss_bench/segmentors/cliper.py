@@ -31,9 +31,9 @@ class CLIPer(Segmentor):
     `halves`: the two halves of the image count as images of their own (Cityscapes).
     A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is no compensation.
     Ablations: `fuse_feature=False` leaves out the mean over the layers, so that `select_layer` decides alone; `refinement`
-    joins the diffusion maps of all heads as a product (SFSA), as a mean, or takes one, `selection` (counted from 0; 1 in the
-    official code). `vfm` replaces `diffusion` by a vision encoder, which sees the image at its original size, rounded down to
-    its own patches, in fp32; by its `feature`. Where the official affinity is NaN, patches attend to themselves.
+    joins the diffusion maps of all heads as a product (SFSA) or mean, or takes the one numbered `selection` (official: 1).
+    `vfm`: a vision encoder in place of `diffusion`, in fp32, on the image at its original size, rounded down to whole patches.
+    Where the official affinity is NaN, patches attend to themselves.
     """
 
     in_fp32 = ("vfm",)
