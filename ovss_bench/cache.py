@@ -1,5 +1,4 @@
-"""Entries of the caches: tensors in a safetensors file with a checksum of all that they are, so that damage never changes a
-result."""
+"""Cache entries: tensors in a safetensors file with a checksum, so that a damaged entry never changes a result."""
 
 from __future__ import annotations
 
@@ -17,14 +16,14 @@ from .files import DAMAGES, write_atomic
 
 
 def write_entry(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises OvssError where it cannot be written."""
+    """Raises OvssError if the file cannot be written."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"checksum": _checksum(path.stem, tensors)}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def read_entry(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of an entry, memory-mapped; None where there is none and, with a warning, where it is damaged."""
+    """The tensors of an entry, memory-mapped; None if there is no entry or, with a warning, if it is damaged."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -34,15 +33,15 @@ def read_entry(path: Path) -> dict[str, Tensor] | None:
     except FileNotFoundError:
         return None
     except (*DAMAGES, SafetensorError) as error:
-        warnings.warn(f"cache entry {path} is damaged ({error}); it is made again.", stacklevel=2)
+        warnings.warn(f"cache entry {path} is damaged ({error}); it is recomputed.", stacklevel=2)
         return None
 
 
 def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of the entry's name and of names, types, shapes and bytes: several GB/s, where a SHA-256 would cost a noticeable
-    part of what the trunk cache saves."""
+    """CRC-32 of the entry's name and of all names, types, shapes and bytes: it reads several GB/s, whereas SHA-256 would cost a
+    noticeable share of the time that the trunk cache saves."""
     total = 0
     for name, tensor in sorted(tensors.items()):
         total = zlib.crc32(f"{key} {name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"

@@ -1,4 +1,4 @@
-"""Pictures of label maps that a person can read."""
+"""Label maps as pictures: palettes, overlays, legends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MIN_HEIGHT = 320
 
 
 def palette(count: int) -> np.ndarray:
-    """(count, 3) uint8: colours far apart in hue for neighbours in the list."""
+    """(count, 3) uint8 RGB; consecutive colours differ clearly in hue."""
     colours = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i % 2], (0.95, 0.75)[i // 2 % 2]) for i in range(count)]
     return np.round(255 * np.array(colours)).astype(np.uint8)
 
 
 def palette_image(label_map: np.ndarray, colours: np.ndarray) -> Image.Image:
-    """A palette PNG of up to 256 classes; a 16-bit grey one beyond."""
+    """A palette image for up to 256 classes, else a 16-bit grey one."""
     if len(colours) > 256:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8), "P")
@@ -27,9 +27,9 @@ def palette_image(label_map: np.ndarray, colours: np.ndarray) -> Image.Image:
 
 
 def legend_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colours: np.ndarray) -> Image.Image:
-    """The image, the label map laid over it, and a legend of the classes in it with their share, the largest first.
+    """The image, an overlay of its label map, and a legend of the classes with their share of pixels, the largest first.
 
-    `image` (H, W, 3) uint8 RGB, `label_map` (H, W), `colours` (C, 3) uint8. Small images are enlarged to be seen.
+    `image` (H, W, 3) uint8 RGB, `label_map` (H, W), `colours` (C, 3) uint8. Small images are enlarged.
     """
     scale = max(1, -(-MIN_HEIGHT // image.shape[0]))
     image, label_map = (np.repeat(np.repeat(array, scale, 0), scale, 1) for array in (image, label_map))

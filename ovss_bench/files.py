@@ -1,5 +1,5 @@
-"""Where things are on disk: packaged configurations and weights, the cache; how files are written (atomically, and below their
-folder), and how texts that people wrote are read."""
+"""Locations on disk (packaged configurations and weights, the cache), atomic writing, safe file names, and reading of text
+files that people wrote."""
 
 from __future__ import annotations
 
@@ -31,32 +31,19 @@ WEIGHTS = PACKAGE / "weights"
 # A wheel carries the configurations and the published figures inside the package; a checkout has them beside it.
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 PUBLISHED = next(path for path in (PACKAGE / "published", PACKAGE.parent / "results" / "published") if path.is_dir())
-
-
-# What NumPy and zipfile raise for files with wrong bytes in them.
-DAMAGES = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
-
-# Files and folders that operating systems, storages and tools leave beside data, in lower case.
+# Exceptions of NumPy and zipfile on damaged files.
+DAMAGES = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError)
+DAMAGES += (struct.error, zlib.error, zipfile.BadZipFile)
+# Files and folders that operating systems, storage and tools leave beside data, in lower case.
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 CLUTTER |= {"system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100", ".git", ".svn"}
-# What no name of a file holds: control characters, and halves of characters other than those that stand for undecodable bytes.
+# Not allowed in file names: control characters, and surrogates other than those of undecodable bytes (PEP 383).
 NO_NAME = re.compile("[\x00-\x1f\ud800-\udc7f\udd00-\udfff]")
 
 
 @cache
 def code(*parts: str) -> str:
-    """SHA-256 of the package's Python files in and below these folders, and of these files."""
+    """SHA-256 of Python files of the package: those listed, and all in and below the listed folders."""
     files = [file for part in parts for file in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]]
     return digest(*(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())))
 
@@ -76,12 +63,12 @@ def config_names(group: str) -> list[str]:
 
 
 def environment(name: str) -> str | None:
-    """An environment variable; None if it is not set, or empty, as jobs often leave them."""
+    """An environment variable; None if it is unset, or empty, as in many job scripts."""
     return os.environ.get(name) or None
 
 
 def user_path(text: str | Path) -> Path:
-    """A path in which `~` is the home folder: shells replace it at the start of a word only, not in `data_root=~/data`."""
+    """A path with `~` expanded: shells expand it at the start of a word only, not in `data_root=~/data`."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -89,7 +76,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def cache_dir() -> Path:
-    """`OVSS_CACHE`, else `ovss_bench` in the user's cache folder. Everything in it can be made again."""
+    """`OVSS_CACHE`, else `ovss_bench` in the user's cache folder. Its content can be deleted at any time."""
     chosen = environment("OVSS_CACHE")
     if chosen:
         return user_path(chosen)
@@ -100,14 +87,14 @@ def cache_dir() -> Path:
 
 
 def weights_folders() -> list[Path]:
-    """Where weights are looked for before they are downloaded: the folder that `OVSS_WEIGHTS` names, and the package's own."""
+    """The folders searched for weights before downloading: `OVSS_WEIGHTS`, then the package's own."""
     chosen = environment("OVSS_WEIGHTS")
     return [user_path(chosen), WEIGHTS] if chosen else [WEIGHTS]
 
 
 def read_text(path: str | Path, kind: str, expected: str = "UTF-8 text") -> str:
-    """The text of a file that a person wrote: UTF-8, or UTF-16 with its byte-order mark. Raises OvssError, with the line, for
-    other bytes; `kind` and `expected` are words for it."""
+    """The text of a file that a person wrote, in UTF-8, or in UTF-16 with a byte-order mark. Raises OvssError, with the line
+    number, for other bytes; `kind` and `expected` describe the file in the message."""
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
@@ -115,7 +102,7 @@ def read_text(path: str | Path, kind: str, expected: str = "UTF-8 text") -> str:
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
-        reason, before = "it holds NUL characters, as binary files and UTF-16 without its byte-order mark do", text.find("\0")
+        reason, before = "it holds NUL characters, like binary files and UTF-16 without a byte-order mark", text.find("\0")
     except UnicodeDecodeError as error:
         reason, before = error.reason, error.start
         text = data[:before].decode("utf-16" if wide else "utf-8-sig", "ignore")
@@ -126,9 +113,8 @@ def read_text(path: str | Path, kind: str, expected: str = "UTF-8 text") -> str:
 
 
 def read_lines(path: str | Path, kind: str, expected: str = "UTF-8 text") -> list[tuple[int, str]]:
-    """The lines of a text as (number, text without white space and byte-order marks around it, which files that were put
-    together have within); without comments (`#` at the beginning) and without empty lines at the end. The one reader of lists,
-    see `read_text`."""
+    """The lines of a text as (line number, stripped text), see `read_text`; without comments (`#` at the start) and without
+    empty lines at the end. Byte-order marks are stripped too: concatenated files have them in the middle."""
     lines = enumerate((line.strip("\ufeff").strip() for line in re.split(r"\r\n|\r|\n", read_text(path, kind, expected))), 1)
     lines = [(number, line) for number, line in lines if not line.startswith("#")]
     while lines and not lines[-1][1]:
@@ -146,21 +132,20 @@ def read_yaml(path: str | Path, kind: str) -> Any:
 
 
 def on_disk(name: str) -> str:
-    """A name out of a text as names of files are here: with the same bytes, whatever encoding the locale has."""
+    """A name from a text as a file name: the same bytes under every locale."""
     try:
         return os.fsdecode(name.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as error:
-        raise OvssError(f"{name!r} cannot be the name of a file: it holds half a character.") from error
+        raise OvssError(f"{name!r} cannot be the name of a file: it contains half a character.") from error
 
 
 def as_text(name: str) -> str:
-    """The reverse: the name of a file as text that is the same under every locale."""
+    """The inverse of `on_disk`: a file name as text, the same under every locale."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def inside(name: str) -> str:
-    """A relative name as it is below a folder, without `.` and doubled slashes. Raises OvssError for one that is empty or leads
-    outside."""
+    """A relative name without `.` and doubled slashes. Raises OvssError if it is empty or leads out of its folder."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or NO_NAME.search(name):
         raise OvssError(
@@ -171,8 +156,8 @@ def inside(name: str) -> str:
 
 
 def below(folder: Path, name: str, *, links: bool = False) -> Path:
-    """The path `name` below a folder: whoever writes a file whose name comes from data (ids, archives) gets its path here.
-    Raises OvssError for a name that leads outside, by itself or, unless `links` are the user's own affair, through a link."""
+    """The path `name` below a folder, for every file whose name comes from data (ids, archives). Raises OvssError for a name
+    that leads out of the folder, by itself or, unless `links` are allowed, through a symbolic link."""
     path = folder / on_disk(inside(name))
     if not links and not path.parent.resolve().is_relative_to(folder.resolve()):
         raise OvssError(f"'{name}' leads out of {folder} through a link. Remove the link, or choose another folder.")
@@ -180,7 +165,7 @@ def below(folder: Path, name: str, *, links: bool = False) -> Path:
 
 
 def make_folder(folder: Path) -> Path:
-    """Makes a folder with those above it. Raises OvssError if it cannot be made."""
+    """Creates a folder and its parents. Raises OvssError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -189,19 +174,18 @@ def make_folder(folder: Path) -> Path:
 
 
 def is_clutter(path: str | PurePath) -> bool:
-    """Whether a path below a folder of data is hidden or in a hidden folder (.DS_Store, ._a.png, .Trash-0/a.png), or of an
-    operating system or tool: no image, whatever its suffix."""
+    """Whether a path relative to a data folder is hidden or in a hidden folder (.DS_Store, ._a.png, .Trash-0/a.png), or was
+    left by an operating system or tool."""
     return any((part[0] == "." and part != "..") or part.lower() in CLUTTER for part in PurePath(path).parts)
 
 
 def data_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """The paths of a pattern in a folder, sorted, without what is no data: see `is_clutter`."""
+    """The paths in a folder that match a pattern, sorted, without `is_clutter`."""
     return sorted(path for path in folder.glob(pattern) if not is_clutter(path.relative_to(folder)))
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it, so that readers see the old file or the whole new
-    one."""
+    """Lets `write` fill a temporary file beside `path` and renames it, so that readers see the old or the complete new file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
@@ -218,7 +202,7 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text in UTF-8, whatever the locale; what is no character (in names of files) is escaped, as JSON escapes it."""
+    """A text in UTF-8 under every locale; lone surrogates (of file names) are escaped as in JSON."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
@@ -230,8 +214,8 @@ def cannot_write(path: Path, error: OSError) -> OvssError:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises OSError or ValueError, also for what could not be written again as it is: numbers
-    beyond 64 bits, NaN, halves of surrogate pairs but those of undecodable file names."""
+    """The content of a JSON file. Raises OSError or ValueError, also for content that could not be written back unchanged:
+    numbers beyond 64 bits, NaN, and lone surrogates other than those of undecodable file names."""
 
     def number(text: str) -> float:
         value = float(text) if not text.lstrip("-").isdigit() or len(text) > 20 else int(text)
@@ -239,8 +223,8 @@ def read_json(path: str | Path) -> Any:
             raise ValueError(f"the number {text[:30]} is too large")
         return value
 
-    def refuse(text: str) -> None:
-        raise ValueError(f"{text} is no number of JSON")
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{text} is not a JSON number")
 
     text = Path(path).read_text(encoding="utf-8")
     try:
@@ -253,8 +237,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """An array of an npz file, whose bytes are compared with the file's own checksum as a whole, which `np.load` does not
-    always do. Raises one of `DAMAGES`."""
+    """An array of an npz file, verified by the zip's checksum, which `np.load` does not always do. Raises one of `DAMAGES`."""
     with zipfile.ZipFile(path) as archive:
         return np.lib.format.read_array(BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
 
@@ -270,8 +253,8 @@ def digest(*parts: str | bytes) -> str:
 
 
 def path_digest(path: str | Path) -> str:
-    """SHA-256 of what a file holds, or a folder: all files in and below it, by their names. Raises OvssError if it cannot be
-    read."""
+    """SHA-256 of a file's content, or of the names and contents of all files in and below a folder. Raises OvssError if it
+    cannot be read."""
     path = Path(path)
     try:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -283,7 +266,7 @@ def path_digest(path: str | Path) -> str:
 
 @lru_cache(maxsize=64)
 def _path_digest(path: Path, files: tuple[Path, ...], stamps: tuple) -> str:
-    """Anew when a file has changed; the runs of a sweep share it."""
+    """Cached for the runs of a sweep until a file changes (`stamps`)."""
     parts: list[str] = []
     for file in files:
         with file.open("rb") as content:

@@ -1,5 +1,5 @@
-"""Reading, resizing and normalising images as the official evaluation code does: what mmcv does with cv2, without mmcv, which
-imports torch."""
+"""Reading, resizing and normalising images as the official evaluation codes do: mmcv's cv2 calls, without mmcv, which imports
+torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .files import digest, user_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Mean and standard deviation of RGB in 0..255: CLIP's as the SCLIP family rounds them (clip.md section 2), exact, ImageNet's.
+# Mean and standard deviation of RGB in 0..255: CLIP's as SCLIP and its forks round them, CLIP's exact ones, ImageNet's.
 STATISTICS = {
     "clip": ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323)),
     "clip_exact": tuple(
@@ -29,20 +29,21 @@ STATISTICS = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
-MOST = 32767  # pixels that OpenCV can resize to; no count is larger
+MOST = 32767  # largest side that OpenCV can resize to, in pixels; also the upper limit of counts in configurations
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits
-# Of 16 bits: if 99 % of an image stay below a quarter (63 of 255 after the division by 256), they are not used as 16 bits.
+# A 16-bit image with 99 % of its values below a quarter of the range (63 of 255 after division by 256) does not use 16 bits.
 DARK = 1 << 14
 RESIZE_RULES = ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "none")
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as its EXIF tag says; of four bands the fourth (alpha, infrared) is dropped, and 16 bits are
-    divided by 256, all as cv2 does it.
+    """(H, W, 3) uint8 RGB, rotated by its EXIF tag; a fourth band (alpha, infrared) is dropped and 16-bit values are divided by
+    256, all as in cv2.
 
-    Raises OvssError for a missing, unreadable or truncated file (of which cv2 would paint the missing part grey), and for what
-    cannot be turned into 8 bits without a choice that is not ours: see `refuse_odd`.
+    Raises OvssError for a missing, unreadable or truncated file (cv2 would fill the missing part with grey), and for images
+    whose conversion to 8 bits is ambiguous, see `refuse_odd`.
     """
+    data = b""
     try:
         data = Path(path).read_bytes()
         refuse_odd(path, data)
@@ -50,18 +51,18 @@ def read_image(path: str | Path) -> np.ndarray:
             Image.open(io.BytesIO(data)).load()
     except OvssError:
         raise
-    except Exception as error:  # of damaged files Pillow raises nearly anything
+    except Exception as error:  # Pillow raises nearly anything on damaged files
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is empty" if not data else "it is of no kind of image that Pillow knows"
+            reason = "it is empty" if not data else "Pillow does not know its format"
         raise OvssError(f"image {path} cannot be read: {reason}. Copy or download it again.") from error
-    image = _decoded(data, cv2.IMREAD_COLOR)
+    image = _decode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise OvssError(f"image {path} is not an image that OpenCV can decode ({len(data)} bytes). Copy or download it again.")
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def _decoded(data: bytes, flag: int) -> np.ndarray | None:
+def _decode(data: bytes, flag: int) -> np.ndarray | None:
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
     except cv2.error:
@@ -69,31 +70,31 @@ def _decoded(data: bytes, flag: int) -> np.ndarray | None:
 
 
 def refuse_odd(path: str | Path, data: bytes) -> None:
-    """Raises OvssError for images whose brightness 8 bits do not hold: five bands or more, floating point, signed or 32-bit
-    numbers, 10, 12 or 14 bits, and 16 bits of which only the lower part is used (a sensor of 12 bits, reflectances), which
-    cv2's division by 256 would turn black. An image that is black altogether is accepted."""
+    """Raises OvssError for images without an obvious conversion to 8 bits: five bands or more, floating point, signed or 32-bit
+    numbers, 10, 12 or 14 bits, and 16 bits of which only the lower part is used (12-bit sensors, reflectances), which cv2's
+    division by 256 would turn black. An entirely black image is accepted."""
     odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
     if odd:
         raise OvssError(
-            f"image {path} holds {odd}, and nothing says how to show that in 8 bits. Save it as RGB or grey of 8 bits a band, "
-            "scaled as your method or data set wants it."
+            f"image {path} holds {odd}, which has no unambiguous conversion to 8 bits. Save it as RGB or grey of 8 bits a "
+            "band, scaled as your method or data set requires."
         )
 
 
 def _odd(data: bytes) -> str:
-    """What is odd about an image of any kind but TIFF; nothing if it is of 8 bits."""
+    """What is odd about an image in any format but TIFF; "" for 8 bits."""
     if data[:2] in (b"\xff\xd8", b"BM") or data[:4] in (b"GIF8", b"RIFF"):
         return ""
     if data[:4] == b"\x89PNG" and data[24:25] <= b"\x08":
         return ""
     netpbm = re.match(rb"P[2356]\s+(?:#[^\n]*\n\s*)*\d+\s+\d+\s+(\d+)\s", data)
     if netpbm and int(netpbm[1]) not in (255, 65535):
-        return f"values up to {int(netpbm[1])}, which is neither 8 nor 16 bits"
+        return f"values up to {int(netpbm[1])}, neither 8 nor 16 bits"
     return _odd_values(data)
 
 
 def _odd_tiff(data: bytes) -> str:
-    """What its header says is odd about a TIFF file; nothing if it is of 8 bits."""
+    """What is odd about a TIFF file according to its header; "" for 8 bits."""
     file = io.BytesIO(data)
     try:
         directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[:4] else 8])  # BigTIFF has the plus
@@ -101,11 +102,11 @@ def _odd_tiff(data: bytes) -> str:
         directory.load(file)
         bands, bits = int(directory.get(277, 1)), set(directory.get(258, (1,)))
         kinds, colours, extra = set(directory.get(339, (1,))), directory.get(262), directory.get(338, (0,))
-    except Exception:  # a damaged file, which is told when it is decoded
+    except Exception:  # a damaged file is reported when it is decoded
         return ""
     one_colour = colours in (0, 1) and bands > 1 and not (bands == 2 and extra[0] in (1, 2))  # 1 and 2 are alpha
     if bands > 4 or one_colour:
-        return f"{bands} bands, which are not red, green and blue by its header"
+        return f"{bands} bands that its header does not declare as red, green and blue"
     if colours in (8, 9, 10):
         return "CIE Lab colours"
     if kinds & {2, 3}:
@@ -116,13 +117,13 @@ def _odd_tiff(data: bytes) -> str:
 
 
 def _odd_values(data: bytes) -> str:
-    """What is odd about the numbers of an image, all bands together."""
-    stored = _decoded(data, cv2.IMREAD_UNCHANGED)
+    """What is odd about the values of an image over all bands; "" for 8 bits."""
+    stored = _decode(data, cv2.IMREAD_UNCHANGED)
     if stored is None or stored.dtype == np.uint8:
         return ""
     if stored.dtype != np.uint16:
-        return f"numbers of the type {stored.dtype}"
-    colours = stored[..., :3] if stored.ndim == 3 else stored  # alpha is bright everywhere
+        return f"values of type {stored.dtype}"
+    colours = stored[..., :3] if stored.ndim == 3 else stored  # without alpha, which is bright everywhere
     if colours.any():
         typical = np.percentile(colours[colours > 0], 99)
         if typical < DARK:
@@ -131,8 +132,7 @@ def _odd_values(data: bytes) -> str:
 
 
 def _has_end(data: bytes) -> bool:
-    """Whether the end marker of a JPEG or PNG file is there; a cheap test, a file that fails it is decoded by Pillow to be
-    sure."""
+    """Whether a JPEG or PNG file contains its end marker; a cheap test, after which Pillow decodes the files that fail it."""
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG"):
@@ -141,11 +141,11 @@ def _has_end(data: bytes) -> bool:
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raises OvssError for an array that is no RGB image of 8 bits."""
+    """Raises OvssError for an array that is not an 8-bit RGB image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         hint = ""
         if image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 4)):
-            hint = " A picture of Pillow may be grey or have alpha: Image.fromarray(array)."
+            hint = " Pillow images may be grey or have alpha: Image.fromarray(array)."
         elif image.dtype != np.uint8:
             hint = " Scale it to 0..255 and round: array.round().astype(numpy.uint8)."
         raise OvssError(
@@ -161,12 +161,12 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
     (CLIPer).
     `square`: both sides become short_side, Pillow bicubic with antialiasing (GEM's own protocol).
     `square_bilinear`: both sides become short_side, cv2 bilinear (CLIP-DIY).
-    `center_crop`: short side to short_side, Pillow bicubic, then the square in the middle (CLIPtrase; torchvision's rounding).
+    `center_crop`: short side to short_side, Pillow bicubic, then the central square (CLIPtrase; torchvision's rounding).
     `none`: unchanged.
     """
     check_image(image)
     if not all(isinstance(side, int) and side > 0 for side in (short_side, long_side, patch)):
-        raise OvssError(f"short_side={short_side}, long_side={long_side}, patch={patch}: expected positive whole numbers.")
+        raise OvssError(f"short_side={short_side}, long_side={long_side}, patch={patch}: expected positive integers.")
     height, width = image.shape[:2]
     if rule == "keep_ratio":
         factor = min(long_side / max(height, width), short_side / min(height, width))
@@ -189,42 +189,41 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
 
 
 def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) at which a label map is compared with the truth: `original`, `resized` (what the network sees), or
-    `short_448` (CLIP-DIY: the truth at a short side of 448)."""
+    """(height, width) at which a label map is compared with the ground truth: `original`, `resized` (the network's input), or
+    `short_448` (CLIP-DIY: the ground truth at a short side of 448)."""
     if scored_at == "short_448":
         return _short_side(original, 448)
     return original if scored_at == "original" else resized
 
 
-def resize_truth(truth: np.ndarray, rule: str, size: tuple[int, int]) -> np.ndarray:
-    """Labels (H, W) at the original size -> at the `size` of a result, nearest: the middle square for an image resized by
-    `center_crop`, else the whole."""
-    if truth.shape == size and rule != "center_crop":
-        return truth
-    picture = Image.fromarray(truth.astype(np.int32))
+def resize_target(target: np.ndarray, rule: str, size: tuple[int, int]) -> np.ndarray:
+    """Ground truth (H, W) at the original size -> at the `size` of a result, nearest: the central square for an image resized
+    by `center_crop`, else the whole."""
+    if target.shape == size and rule != "center_crop":
+        return target
+    picture = Image.fromarray(target.astype(np.int32))
     if rule == "center_crop":
         return _center_crop(picture, size[0], Image.Resampling.NEAREST)
-    return np.array(picture.resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def _short_side(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """torchvision's `Resize` of the short side: the long one is cut to whole pixels."""
+    """torchvision's `Resize` of the short side: the long side is rounded down."""
     long = int(short_side * max(size) / min(size))
     return (short_side, long) if size[0] <= size[1] else (long, short_side)
 
 
-def _center_crop(picture: Image.Image, side: int, filter: Image.Resampling) -> np.ndarray:
+def _center_crop(picture: Image.Image, side: int, resample: Image.Resampling) -> np.ndarray:
     height, width = _short_side((picture.height, picture.width), side)
     top, left = round((height - side) / 2), round((width - side) / 2)
-    return np.array(picture.resize((width, height), filter))[top : top + side, left : left + side]
+    return np.array(picture.resize((width, height), resample))[top : top + side, left : left + side]
 
 
 def normalize(image: np.ndarray, statistics: str) -> Tensor:
     """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255.
 
-    In NumPy, since PyTorch's work in a reader thread leaves threads of OpenMP behind; once there are more of them than cores,
-    all that PyTorch does in parallel waits for them to wake up (a composition took three times as long).
-    """
+    In NumPy, as PyTorch in reader threads leaves OpenMP threads behind; once they outnumber the cores, all parallel PyTorch
+    code waits for them to wake up (composing took three times as long)."""
     import torch
 
     check_image(image)
@@ -238,8 +237,8 @@ def normalize(image: np.ndarray, statistics: str) -> Tensor:
 
 
 def as_image(image: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an array of that form, a path, or a picture of Pillow, which is turned as its EXIF tag says; alpha
-    is dropped. Raises OvssError for anything else."""
+    """(H, W, 3) uint8 RGB of such an array, a path, or a Pillow image, which is rotated by its EXIF tag; alpha is dropped.
+    Raises OvssError for anything else."""
     if isinstance(image, np.ndarray):
         check_image(image)
         return np.ascontiguousarray(image)
@@ -249,7 +248,7 @@ def as_image(image: Any) -> np.ndarray:
         return _from_picture(image)
     hint = "; one image at a time" if isinstance(image, list | tuple) else ""
     raise OvssError(
-        f"expected an RGB image: a path, a picture of Pillow, or a NumPy array (height, width, 3) of type uint8, not "
+        f"expected an RGB image: a path, a Pillow image, or a NumPy array (height, width, 3) of type uint8, not "
         f"{type(image).__name__}{hint}."
     )
 
@@ -258,17 +257,17 @@ def _from_picture(picture: Image.Image) -> np.ndarray:
     if 0 in picture.size:
         raise OvssError(f"expected an RGB image, this one has {picture.height} x {picture.width} pixels.")
     if picture.mode == "F":
-        raise OvssError("expected an RGB image, this one is of floating point. Scale it to 0..255 and convert it to uint8.")
+        raise OvssError("expected an RGB image, this one is floating point. Scale it to 0..255 and convert it to uint8.")
     try:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode not in DEEP:
             return np.array(picture.convert("RGB"))
-    except Exception as error:  # of damaged files, which are only decoded here, Pillow raises nearly anything
+    except Exception as error:  # files are only decoded here, and Pillow raises nearly anything on damaged ones
         raise OvssError(f"the image cannot be decoded: {str(error) or type(error).__name__}. Copy it again.") from error
     values = np.asarray(picture)
     if values.min() < 0 or values.max() > 65535:
         raise OvssError(f"the image holds {values.min()} to {values.max()}, not 16 bits. Scale it to 0..255 as uint8.")
-    with tempfile.TemporaryDirectory() as folder:  # 16 bits become 8 as they do from a file
+    with tempfile.TemporaryDirectory() as folder:  # the same conversion to 8 bits as for files
         path = Path(folder) / "image.png"
         Image.fromarray(values.astype(np.uint16)).save(path)
         try:
@@ -281,14 +280,14 @@ def as_size(size: Any, name: str = "output_size") -> tuple[int, int] | None:
     """(height, width) in pixels, or None. Raises OvssError for anything else."""
     if size is None:
         return None
-    whole = isinstance(size, tuple | list | np.ndarray) and len(size) == 2
-    if not whole or not all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size):
-        raise OvssError(f"{name}={size!r}: expected (height, width), two whole numbers of pixels.")
+    is_pair = isinstance(size, tuple | list | np.ndarray) and len(size) == 2
+    if not is_pair or not all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size):
+        raise OvssError(f"{name}={size!r}: expected (height, width), two integers in pixels.")
     if not all(1 <= side <= MOST for side in size):
         raise OvssError(f"{name}={tuple(size)}: expected (height, width), each 1 to {MOST} pixels.")
     return int(size[0]), int(size[1])
 
 
 def image_key(image: np.ndarray) -> str:
-    """By what folders of regions and features know an image: SHA-256 over its shape and bytes."""
+    """The key of an image in folders of regions and features: SHA-256 of its shape and bytes."""
     return digest(repr(image.shape), image.tobytes())

@@ -1,4 +1,4 @@
-"""What long-running commands need: an end that keeps what is done, a folder of their own, all cores."""
+"""For long-running commands: clean termination, locks, and work in threads and processes."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from typing import IO, Any
 from .errors import KEPT, OvssError
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SECONDS_TO_OBEY = 5.0  # a signal, before the process is ended from outside of the operation that keeps it
-SECONDS_TO_END = 1.0  # in which the workers of a process that was killed have noticed it, and hold its lock no longer
+SECONDS_TO_OBEY = 5.0  # between a signal and the forced exit of a process that has not reacted
+SECONDS_TO_END = 1.0  # in which the workers of a killed process notice it and release its lock
 
 
 class Ended(SystemExit):
-    """By a signal; `code` is what a shell shows for it."""
+    """The exit of a process that a signal terminated; `code` is 128 + its number, as in a shell."""
 
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.code - 128).name
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
 
 
 @contextmanager
 def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into `Ended`, as Python turns SIGINT into KeyboardInterrupt, so that what is pending gets
-    written. Main thread only, as Python has it.
+    """Turns SIGTERM and SIGHUP into `Ended`, as Python turns SIGINT into KeyboardInterrupt, so that pending results get
+    written. It has no effect outside the main thread, the only one in which Python handles signals.
 
-    Python handles a signal between two bytecodes, and a single operation on a huge image may take an hour. So a thread watches:
-    if the block goes on for SECONDS_TO_OBEY after a signal, it calls `save` and ends the process.
+    Python handles a signal between two bytecodes, but a single operation on a huge image may take an hour. So a thread watches:
+    if the block still runs SECONDS_TO_OBEY after a signal, the thread calls `save` and exits the process.
     """
 
     def stop(number: int, _: object) -> None:
-        raise Ended(128 + number)
+        raise Ended(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     listener, waker = socket.socketpair()
-    waker.setblocking(False)  # as signal.set_wakeup_fd wants it
+    waker.setblocking(False)  # signal.set_wakeup_fd requires it
     outer, ended = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False), threading.Event()
     threading.Thread(target=_watch, args=(listener, ended, save), daemon=True).start()
     try:
@@ -65,9 +65,9 @@ def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]
 
 
 def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], None]) -> None:
-    """Waits for a signal that ends the process (its number is sent to the socket), then for the end of the block."""
+    """Waits for a terminating signal, whose number arrives through the socket, then for the end of the block."""
     with listener:
-        while number := listener.recv(1):  # nothing comes where the other side is closed
+        while number := listener.recv(1):  # empty once the other side is closed
             if number[0] in ENDING and not ended.wait(SECONDS_TO_OBEY):
                 try:
                     save()
@@ -78,45 +78,65 @@ def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], N
 
 @contextmanager
 def locked(folder: Path, option: str) -> Iterator[None]:
-    """Keeps other processes from writing to the same folder; `option` is what chooses another one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise OvssError(
-            f"cannot write {folder}: {error.strerror}. Change its permissions or choose another folder with {option}=DIR."
-        ) from error
-    with lock:
-        deadline = time.monotonic() + SECONDS_TO_END
-        while not _has(lock):
-            if time.monotonic() > deadline:
-                raise OvssError(
-                    f"another process is writing to {folder}{holder_of(lock)}. Wait for it, or choose another folder with "
-                    f"{option}=DIR."
-                )
-            time.sleep(0.05)
-        sign(lock)
+    """Keeps other processes from writing to the same folder; `option` chooses another one."""
+    with take_lock(folder / ".lock", option, patience=SECONDS_TO_END):
         yield
 
 
-def sign(lock: IO[str]) -> None:
-    """Writes into a lock's file, open for reading and appending, who holds it."""
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
+def take_lock(path: Path, option: str, *, shared: bool = False, patience: float = 0.0) -> IO[str]:
+    """Locks a file until it is closed or its process dies, and writes into it who holds the lock.
+
+    Raises OvssError if another process still holds it after `patience` seconds. With `flock`, since filelock keeps its shared
+    locks in SQLite, which is not safe on NFS, and falls back to lock files that survive the death of their holder.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise OvssError(
+                f"cannot write {path.parent}: {error.strerror}. Change its permissions or choose another folder with "
+                f"{option}=DIR."
+            ) from error
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if _is_open(path, lock):
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+                lock.flush()
+                return lock
+            lock.close()  # meanwhile the holder has finished and removed the file
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read(200).strip()
+            lock.close()
+            if time.monotonic() >= deadline:
+                named = f" ({holder})" if holder and holder.isprintable() else ""
+                raise OvssError(
+                    f"another process is writing to {path.parent}{named}. Wait for it, or choose another folder with "
+                    f"{option}=DIR."
+                ) from None
+            time.sleep(0.05)
+        except OSError as error:
+            lock.close()
+            raise OvssError(
+                f"{path.parent} cannot be locked: {error.strerror}. Choose another file system with {option}=DIR."
+            ) from error
 
 
-def holder_of(lock: IO[str]) -> str:
-    """' (process 123 on node7)' of a lock that another process holds; nothing where it has not said so."""
-    lock.seek(0)
-    text = lock.read(200).strip()
-    return f" ({text})" if text.isprintable() and text else ""
+def _is_open(path: Path, file: IO[str]) -> bool:
+    """Whether the open file is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Yields `function(item)` in the order of the items, from threads that work a little ahead. What ends the items early ends
-    this after the results of those before."""
-    ended = None
+    """Yields `function(item)` in the order of the items, from threads that work a little ahead. An error while iterating over
+    the items is raised after the results of the items before it, which joblib would drop."""
+    failure = None
     ahead: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -125,29 +145,22 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: in
                 while len(ahead) > 2 * workers:
                     yield ahead.popleft().result()
         except (Exception, KeyboardInterrupt, SystemExit) as error:
-            ended = error
+            failure = error
         while ahead:
             yield ahead.popleft().result()
-    if ended:
-        raise ended
-
-
-def _has(lock: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    if failure:
+        raise failure
 
 
 def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yields (item, `function(item)`, or the OvssError that it raised) as they are done, from `workers` forked processes.
+    """Yields (item, `function(item)` or the OvssError that it raised) as they complete, from `workers` forked processes.
 
-    The processes have function and items from the fork, so that both may be anything; only results are pickled.
+    The processes inherit function and items, so both may be anything, and only results are pickled; joblib would pickle all and
+    import torch in every process, which takes seconds.
     """
     items = list(items)
     left = iter(range(len(items)))
-    context = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import torch
+    context = multiprocessing.get_context("fork")
     try:
         with terminate_cleanly(), ProcessPoolExecutor(workers, context, _begin, (function, items, os.getpid())) as pool:
             running = {pool.submit(_call, number): number for number in islice(left, 4 * workers)}
@@ -164,17 +177,17 @@ def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: 
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     except BrokenProcessPool as error:
-        raise OvssError("a worker process was killed, perhaps for want of memory. Run it again with workers=1.") from error
+        raise OvssError("a worker process was killed, perhaps out of memory. Run it again with workers=1.") from error
 
 
 def _begin(function: Callable[[Any], Any], items: list[Any], parent: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; only the parent shall answer it, after the files in hand are written."""
+    """Ctrl-C reaches all processes of a terminal; only the parent reacts, once the files in progress are written."""
     global _work
     _work = function, items
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)  # it is the parent's
+    signal.set_wakeup_fd(-1)  # inherited from the parent
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -184,7 +197,7 @@ def _call(number: int) -> Any:
 
 
 def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would wait for work for ever, and keep the lock that it has from the fork."""
+    """Exits once the parent is gone: the worker would wait for work forever and keep the lock that it inherited."""
     while os.getppid() == parent:
         time.sleep(0.1)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""A progress bar with images (or files) per second and time left; plain lines where there is no terminal."""
+"""A progress bar with images (or files) per second and remaining time; plain lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SECONDS_PER_LINE = 10
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
-    """Where tools print. What they print holds text from files (names of classes, results, folders), which is never markup,
-    nor control sequences."""
-    wide = None if stderr or sys.stdout.isatty() else 200  # tables in a file or a pipe keep their lines
+    """The console of the tools. Their output contains text from files (names of classes, results, folders), so neither markup
+    nor control sequences are interpreted."""
+    wide = None if stderr or sys.stdout.isatty() else 200  # tables in a file or a pipe are not wrapped
     return _Console(stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
 
 
 class _Console(Console):
-    """Leaves control characters out, to which no cell of a table has given room."""
+    """Drops control characters, for which the layout of tables reserves no width."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
@@ -48,7 +48,7 @@ class Progress:
 class _Task:
     def __init__(self, progress: Progress, title: str, count: int, unit: str) -> None:
         self.progress, self.title, self.count, self.unit = progress, title, count, unit
-        self.done, self.began, self.told = 0, time.monotonic(), time.monotonic()
+        self.done, self.began, self.printed = 0, time.monotonic(), time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and not progress.quiet:
             columns = (
@@ -66,7 +66,7 @@ class _Task:
 
     @property
     def _speed(self) -> float:
-        """Per second."""
+        """Units per second."""
         return self.done / max(time.monotonic() - self.began, 1e-9)
 
     @property
@@ -78,8 +78,8 @@ class _Task:
         self.done += count
         if self.bar:
             self.bar.update(self.task, completed=self.done, speed=self._shown_speed)
-        elif time.monotonic() - self.told > SECONDS_PER_LINE:
-            self.told = time.monotonic()
+        elif time.monotonic() - self.printed > SECONDS_PER_LINE:
+            self.printed = time.monotonic()
             left = (self.count - self.done) / self._speed
             self.progress.say(f"{self.title}: {self.done}/{self.count} {self.unit}, {self._shown_speed}, {left:.0f} s left")
 

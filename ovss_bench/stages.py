@@ -15,10 +15,10 @@ from .files import write_atomic
 
 
 class Stages:
-    """Adds up the seconds of each stage, over all threads; those in reader threads overlap with the others.
+    """Adds up the seconds of each stage over all threads; stages of reader threads overlap with the others.
 
-    Work is only handed to a GPU, and its time shows where something waits for it; if `traced`, every stage waits for its own,
-    and `write_trace` writes what PyTorch's profiler saw.
+    GPU work is asynchronous: its time counts in the stage that waits for it. If `traced`, every stage synchronises with the
+    GPU, and `write_trace` writes the record of PyTorch's profiler.
     """
 
     def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
@@ -42,16 +42,18 @@ class Stages:
                     self.calls[stage] += 1
 
     def table(self, seconds: float) -> str:
-        """The stages by their time, of a run of so many seconds."""
+        """The stages of a run of that many seconds, the longest first."""
         rows = sorted(self.seconds.items(), key=lambda row: -row[1])
         return "\n".join(
-            f"{name:<14}{own:>9.2f} s{100 * own / seconds:>7.1f} %{self.calls[name]:>9} times" for name, own in rows
+            f"{name:<14}{spent:>9.2f} s{100 * spent / seconds:>7.1f} %{self.calls[name]:>9} times" for name, spent in rows
         )
 
     def write_trace(self, path: Path) -> None:
-        """A trace for chrome://tracing or ui.perfetto.dev: the stages, and in them every operator."""
-        self._profiler.stop()
-        write_atomic(path, lambda temporary: self._profiler.export_chrome_trace(str(temporary)))
+        """A trace of a `traced` run for chrome://tracing or ui.perfetto.dev: the stages with every operator in them."""
+        profiler = self._profiler
+        assert profiler is not None
+        profiler.stop()
+        write_atomic(path, lambda temporary: profiler.export_chrome_trace(str(temporary)))
 
 
 def _profiler() -> torch.profiler.profile:

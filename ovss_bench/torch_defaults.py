@@ -1,4 +1,4 @@
-"""PyTorch's global switches, which a notebook may have set for something else: the numbers here must not depend on them."""
+"""Isolation from PyTorch's global settings: results must not depend on what a notebook has set."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 @contextmanager
 def ordinary_torch() -> Iterator[None]:
-    """PyTorch as it is when a process begins, for what is done in the block (or the function that this decorates): default
-    type and device, no autocast, fp32 products in fp32, no inference mode, in which weights would be loaded for good."""
+    """Runs a block, or the decorated function, with PyTorch's defaults: default dtype and device, no autocast, fp32 products
+    in fp32, and no inference mode, which would make loaded weights inference tensors for good."""
     dtype, products = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     strict, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with ExitStack() as stack:
-        if torch.get_default_device().type != "cpu":  # else no mode, which would see every call
+        if torch.get_default_device().type != "cpu":  # a device mode intercepts every call, so only if needed
             stack.enter_context(torch.device("cpu"))
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
@@ -27,7 +27,7 @@ def ordinary_torch() -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
             if products != "highest":
                 torch.set_float32_matmul_precision("highest")
-            if strict:  # some operators have no such algorithm, and would raise
+            if strict:  # operators without a deterministic algorithm would raise
                 torch.use_deterministic_algorithms(False)
             yield
         finally:

@@ -1,5 +1,4 @@
-"""What `tools/bench.py` measures on: a CLIP of random weights or a real one, drawn images, and queries that tell patches
-apart."""
+"""Inputs of the benchmark: a CLIP with random or real weights, drawn images, and queries that distinguish patches."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -32,7 +32,7 @@ from ..vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Case:
-    """The options of `tools/bench.py`, see configs/bench."""
+    """The options of the benchmark, see configs/bench."""
 
     clip: str
     dataset: str | None
@@ -55,7 +55,7 @@ class Case:
 
 
 def jobs_of(case: Case, folder: Path) -> list[Job]:
-    """The case's segmentors on its images, which are written to `folder` unless they are those of a data set."""
+    """The case's segmentors on its images: those of a data set, else drawn ones in `folder`."""
     clip = _clip(case)
     if case.dataset:
         dataset = load_dataset(case.dataset)
@@ -68,11 +68,11 @@ def jobs_of(case: Case, folder: Path) -> list[Job]:
         options |= {"activation": None, "position": "offset", "normalize": "clip"}
         vocabulary = _queries(case, clip, dataset.image(dataset.samples[0]))
         segmentors = [build_segmentor(name, clip=clip, vocabulary=vocabulary, **options) for name in case.segmentor]
-    return [Job(name, own, dataset, "paper") for name, own in zip(case.segmentor, segmentors, strict=True)]
+    return [Job(name, segmentor, dataset, "paper") for name, segmentor in zip(case.segmentor, segmentors, strict=True)]
 
 
 def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
-    """The data set with the first images and labels read beforehand."""
+    """The data set with the first `limit` images and labels held in memory."""
     other = copy.copy(dataset)
     samples = dataset.select(limit)
     images = {sample.id: dataset.image(sample) for sample in samples}
@@ -83,16 +83,16 @@ def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
 
 
 def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
-    """All windows of an image as the encoder sees them (B, 3, h, w)."""
-    scene = make_context(image, segmentor)
-    windows = SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], segmentor.clip.patch_size)
-    return torch.stack(windows.cut(scene.pixels))
+    """All windows (B, 3, h, w) of an image, as input of the encoder."""
+    context = make_context(image, segmentor)
+    height, width = context.resized.shape[:2]
+    windows = SlidingWindow.by(segmentor.recipe, height, width, segmentor.clip.patch_size)
+    return torch.stack(windows.cut(context.pixels))
 
 
 def bare_encoder(clip: DenseCLIP, grid: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """open_clip's own forward pass of the image tower, class token only, as one encodes images with it, for windows of `grid`
-    patches."""
-    visual = copy.copy(clip.model.visual)
+    """open_clip's own forward pass of the image tower, which returns the class token, for windows of `grid` patches."""
+    visual: Any = copy.copy(clip.model.visual)
     position = resample_position(visual.positional_embedding, grid, clip.stored_grid, "offset")
     visual._parameters = visual._parameters | {"positional_embedding": nn.Parameter(position, requires_grad=False)}
 
@@ -140,16 +140,14 @@ def _drawn(case: Case, folder: Path) -> SegDataset:
 
 
 def _queries(case: Case, clip: DenseCLIP, image: np.ndarray) -> Vocabulary:
-    """Queries with which random weights give label maps of many pieces: embeddings of patches, less what all have in
-    common."""
+    """Queries with which random weights give fragmented label maps: mixtures of patch embeddings, minus their mean."""
     generator = torch.Generator().manual_seed(0)
     pixels = normalize(resize(image, "keep_ratio", case.short_side, 2048, clip.patch_size), "clip")
-    windows = SlidingWindow.of(*pixels.shape[1:], case.window, case.stride, clip.patch_size, "none").cut(pixels)
+    height, width = pixels.shape[1:]
+    windows = SlidingWindow.of(height, width, case.window, case.stride, clip.patch_size, "none").cut(pixels)
     trunk = clip.trunk(torch.stack(windows[:4]).to(clip.device))
     patches = clip.head(clip.block(-1, trunk.grid)(trunk.tokens)[:, 1:]).flatten(0, 1).cpu()
     patches = patches - patches.mean(0)
     mixed = torch.randn(case.queries, len(patches), generator=generator) @ patches
-    group = sorted(
-        [*range(case.classes), *torch.randint(case.classes, (case.queries - case.classes,), generator=generator).tolist()]
-    )
-    return Vocabulary.from_features(mixed, group, background=case.threshold > 0)
+    synonyms = torch.randint(case.classes, (case.queries - case.classes,), generator=generator).tolist()
+    return Vocabulary.from_features(mixed, sorted([*range(case.classes), *synonyms]), background=case.threshold > 0)

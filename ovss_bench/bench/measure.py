@@ -1,8 +1,9 @@
-"""Measuring: the same images through the bare encoder, our run and an official-style loop, in turn, several times."""
+"""Measuring the same images with the bare encoder, our run and an official-style loop, in turn, over several rounds."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import tempfile
 import time
@@ -26,31 +27,31 @@ BARE, OFFICIAL = "bare encoder", "official style"
 
 
 def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
-    """Seconds of every way in every round, their ratio to the bare encoder in the same round, stages, memory, and on how many
-    pixels the official-style loop has the same label."""
+    """Seconds of every way in every round, their ratio to the bare encoder in the same round, stages, memory, and the share of
+    pixels on which the official-style loop agrees."""
     if case.threads:
         torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as folder:
         jobs = jobs_of(case, Path(folder))
+        device = jobs[0].segmentor.clip.device
         ways, stages = _ways(case, jobs, Path(folder))
         agreement = _agreement(case, jobs) if case.official else {}
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         peaks: dict[str, float] = {}
-        for number in range(rounds + 1):  # the first warms up
+        for number in range(rounds + 1):  # round 0 warms up
             for name, way in ways.items():
-                spent, peak = _timed(way, jobs[0].segmentor.clip.device)
-                peaks[name] = max(peaks.get(name, 0), peak)  # of the first, too: later ones find memory that was not given back
+                spent, peak = _timed(way, device)
+                peaks[name] = max(peaks.get(name, 0), peak)  # also of round 0: later ones reuse memory that was not returned
                 if number:
                     seconds[name].append(spent)
             if not number:
                 stages.clear()
             progress.say(f"round {number} of {rounds}: " + ", ".join(f"{n} {_last(s)}" for n, s in seconds.items()))
-    device = jobs[0].segmentor.clip.device
     bare = seconds[BARE]
     return {
         "case": asdict(case),
         "seconds": seconds,
-        "ratios": {name: _spread([a / b for a, b in zip(own, bare, strict=True)]) for name, own in seconds.items()},
+        "ratios": {name: _spread([a / b for a, b in zip(spent, bare, strict=True)]) for name, spent in seconds.items()},
         "stages": {name: round(value / rounds, 4) for name, value in stages.items()},
         "peak_memory_mib": {name: round(value) for name, value in peaks.items()},
         "agreement": agreement,
@@ -59,20 +60,21 @@ def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
 
 
 def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """What is measured, by name; the seconds of the stages of our run on files are added up in the second result."""
+    """The ways to measure by name, and a dictionary that accumulates the seconds of our stages in runs from files."""
     dataset, segmentor = jobs[0].dataset, jobs[0].segmentor
     memory = in_memory(dataset, case.images)
     samples = dataset.select(case.images)
     windows = torch.cat([windows_of(segmentor, memory.image(sample)) for sample in samples])
     patch = segmentor.clip.patch_size
-    encode = bare_encoder(segmentor.clip, tuple(side // patch for side in windows.shape[2:]))
+    encode = bare_encoder(segmentor.clip, (windows.shape[2] // patch, windows.shape[3] // patch))
     stages: dict[str, float] = {}
-    made = iter(range(10**9))
+    numbers = itertools.count()
 
     def ours(source: Any, trunk_cache: Path | None = None) -> None:
-        own = [Job(job.name, job.segmentor, source, job.protocol) for job in jobs]
+        same = [Job(job.name, job.segmentor, source, job.protocol) for job in jobs]
         runtime = Runtime(batch=case.batch, trunk_cache=str(trunk_cache) if trunk_cache else None)
-        first, *_ = run_jobs(own, limit=case.images, output=folder / f"run{next(made)}", runtime=runtime, quiet=True)
+        output = folder / f"run{next(numbers)}"
+        first, *_ = run_jobs(same, limit=case.images, output=output, runtime=runtime, quiet=True)
         if source is dataset and not trunk_cache:
             for stage, spent in first.data["timing"]["stages"].items():
                 stages[stage] = stages.get(stage, 0) + spent
@@ -96,11 +98,11 @@ def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable
 
 
 def _agreement(case: Case, jobs: list[Job]) -> dict[str, Any]:
-    """Pixels with equal labels, in percent, and the mIoU of both, for each segmentor."""
+    """For each segmentor the percentage of pixels with equal labels, and the mIoU of both ways."""
     dataset = jobs[0].dataset
     samples = dataset.select(case.images)
     keyed = [(number, dataset.image(sample)) for number, sample in enumerate(samples)]
-    ours = dict(predict([job.segmentor for job in jobs], keyed, batch=case.batch))
+    ours: dict[int, Any] = dict(predict([job.segmentor for job in jobs], keyed, batch=case.batch))
     found = {}
     for place, job in enumerate(jobs):
         equal, pixels, counts = 0, 0, ([], [])
@@ -115,7 +117,7 @@ def _agreement(case: Case, jobs: list[Job]) -> dict[str, Any]:
 
 
 def _timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """Seconds, and how far memory rises above what was in use, in MiB."""
+    """Seconds, and the rise of peak memory in MiB."""
     gc.collect()
     gpu = device.type == "cuda"
     if gpu:
@@ -123,7 +125,7 @@ def _timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float]:
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() / MIB if gpu else _resident("VmRSS")
     if not gpu:
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # forgets the peak so far
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # resets VmHWM
     began = time.perf_counter()
     way()
     if gpu:
@@ -140,11 +142,8 @@ def _resident(field: str) -> float:
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 4),
-        "least": round(min(values), 4),
-        "most": round(max(values), 4),
-    }
+    spread = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, 4) for name, value in spread.items()}
 
 
 def _last(values: list[float]) -> str:

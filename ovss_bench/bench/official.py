@@ -1,6 +1,6 @@
-"""An evaluation loop in the style of the official codes (SCLIP's and its forks on mmseg), to measure against, never to evaluate
-with: one window at a time, padded to the size of the image to be added, all maps at full size in every step, synonyms by a
-product with a one-hot mask, counts by `histc`."""
+"""An evaluation loop in the style of the official codes (SCLIP and its forks on mmseg), as a baseline for speed, not for
+evaluation: one window at a time, padded to the size of the image before it is added, all maps at full size in every step,
+synonyms by a product with a one-hot mask, counts by `histc`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..types import WindowBatch
 
 @torch.inference_mode()
 def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
-    """The label map (H, W) of an image (H, W, 3) uint8 RGB. Windows without padding; no hooks beside `patch_logits`."""
+    """The label map (H, W) of an image (H, W, 3) uint8 RGB. Of a method's hooks it calls only `patch_logits`."""
     recipe, vocabulary, device = segmentor.recipe, segmentor.vocabulary, segmentor.clip.device
     resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
     pixels = normalize(resized, recipe.normalize)[None].to(device)
     height, width = pixels.shape[2:]
-    window, stride = recipe.window, recipe.stride
+    window, stride = int(recipe.window), recipe.stride
     total = pixels.new_zeros(1, len(vocabulary.group), height, width)
     count = pixels.new_zeros(1, 1, height, width)
     for row in range(max(height - window + stride - 1, 0) // stride + 1):
@@ -46,26 +46,27 @@ def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
         one_hot = (group == torch.arange(classes, device=device)[:, None]).to(scores)
         scores = (scores[None] * one_hot[..., None, None]).amax(1)
     labels = scores.argmax(0)
-    if recipe.threshold > 0:
+    if recipe.threshold > 0 and vocabulary.background is not None:
         labels[scores.amax(0) < recipe.threshold] = vocabulary.background
     return labels
 
 
-def official_counts(labels: Tensor, truth: np.ndarray, classes: int) -> Tensor:
-    """Intersection, prediction and truth (3, C) of one image, as mmseg's `IoUMetric` has them."""
-    truth = torch.from_numpy(truth).to(labels.device)
-    labels, truth = labels[truth != 255], truth[truth != 255]
-    parts = (labels[labels == truth], labels, truth)
+def official_counts(labels: Tensor, label: np.ndarray, classes: int) -> Tensor:
+    """Pixels (3, C) of the intersection, the prediction and the ground truth `label` of one image, as in mmseg's
+    `IoUMetric`."""
+    target = torch.from_numpy(label).to(labels.device)
+    labels, target = labels[target != 255], target[target != 255]
+    parts = (labels[labels == target], labels, target)
     return torch.stack([torch.histc(part.float(), bins=classes, min=0, max=classes - 1) for part in parts]).cpu()
 
 
 def official_miou(counts: Iterable[Tensor]) -> float:
-    """In percent, over the classes that occur."""
-    hit, predicted, true = sum(each.double() for each in counts)
-    return 100 * float((hit / (predicted + true - hit)).nanmean())
+    """mIoU in percent over the classes that occur or are predicted."""
+    intersection, predicted, true = torch.stack(list(counts)).double().sum(0)
+    return 100 * float((intersection / (predicted + true - intersection)).nanmean())
 
 
 def _to_patches(crop: Tensor, patch: int) -> Tensor:
-    """Zeros around a window, the odd one after, to a multiple of the patch (ClearCLIP)."""
+    """Pads a window with zeros to a multiple of the patch, an odd one at the end (ClearCLIP)."""
     down, right = (-side % patch for side in crop.shape[2:])
     return F.pad(crop, (right // 2, right - right // 2, down // 2, down - down // 2))

@@ -1,4 +1,4 @@
-"""What was measured, for the screen and as a picture."""
+"""Measurements as markdown tables and as a plot."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .measure import OFFICIAL
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, a row per case and way: seconds per image, their ratio to the bare encoder in the same round (median, least to
-    most), how far memory rose, and where the labels of the official-style loop are ours."""
+    """Markdown, a row per case and way: seconds per image, their ratio to the bare encoder in the same round (median, minimum
+    to maximum), peak memory, and the share of pixels on which the official-style loop agrees with ours."""
     rows = []
     for name, result in results.items():
         for way, ratio in result["ratios"].items():
@@ -34,7 +34,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def stages(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, a row per case: milliseconds per image of each stage of our run on files."""
+    """Markdown, a row per case: milliseconds per image of each stage of our run from files."""
     rows = [
         {"case": name} | {key: f"{1000 * value / result['case']['images']:.0f} ms" for key, value in result["stages"].items()}
         for name, result in results.items()
@@ -43,7 +43,7 @@ def stages(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Bars of the ratios, with their spread."""
+    """A bar chart of the ratios with their range."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -19,7 +19,7 @@ from ..config.registry import DATASETS
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
 from ..files import CONFIGS, as_text, config_names, digest, environment, inside, is_clutter, load_config, on_disk, user_path
-from ..image import read_image, resize_truth
+from ..image import read_image, resize_target
 from ..vocabulary import Vocabulary, read_names
 from . import expected
 from .config import alternatives, chosen, dataset_config, facts, names_path, pattern_of
@@ -286,7 +286,7 @@ class SegDataset:
     def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray | None:
         """A label as a recipe has it counted, at the `size` (H, W) of a result; None where the image does not count, as less
         than `min_foreground` pixels of the label (CLIP-DIY on COCO), or of the centre crop (CLIPtrase), are of objects."""
-        scored = resize_truth(label, resize, size)
+        scored = resize_target(label, resize, size)
         if min_foreground:
             seen = scored if resize == "center_crop" else label
             if np.count_nonzero((seen != self.ignore_index) & (seen != self.background)) < min_foreground:

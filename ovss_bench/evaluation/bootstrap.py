@@ -1,20 +1,20 @@
-"""Confidence intervals of a metric, and of the difference of two runs on the same images: what another sample of images, from
-where these come from, could have given. Errors of labels, weights and prompts are not in them.
+"""Confidence intervals of a metric, and of the difference of two runs on the same images. They describe sampling of images from
+the same distribution; errors of labels, weights and prompts are not included.
 
-For mIoU by the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5):
-replicates give quantiles of (mIoU* - mIoU) / error*, and the images' own standard error gives the scale. mIoU is a mean of
-ratios of sums: biased where classes are rare, and biased once more in each replicate. So percentile intervals of 95 % cover the
-truth too seldom, and BCa ones, too: in simulations of 50 to 500 images and 5 to 36 classes, some rare, 41 to 95 % and 66 to
-92 % of them, 94 to 99 % of these. The scale is the jackknife's error, which notices what is lost with the few images of a rare
-class; that of replicates is the infinitesimal jackknife's, a product of matrices.
+mIoU: the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5).
+Replicates give quantiles of (mIoU* - mIoU) / error*, and the standard error of the images gives the scale. mIoU is a mean of
+ratios of sums: biased if classes are rare, and biased again in each replicate. So 95 % percentile and BCa intervals undercover:
+in simulations with 50 to 500 images and 5 to 36 classes, some of them rare, they covered the true value in 41 to 95 % and 66 to
+92 % of the cases, these intervals in 94 to 99 %. The scale is the jackknife's error, which notices the loss of the few images
+of a rare class; the error of a replicate is the infinitesimal jackknife's, a matrix product.
 
-A figure that hangs on a few images, such as the difference of two runs that differ in two of a hundred, tells little about
-others, and its replicates tell no more. So no bound is nearer than Student's quantile with as many degrees of freedom as images
-count (one by the sum of squares of their shares in the variance). How many images differ is chance as well: where others are
-equal, the variance is that of one more. In simulations of 1 to 20 differing images of 100, by mistakes of all sizes, 94 to
-100 % of the intervals then cover, 71 to 97 % without; and none excludes 0 for less than seven images.
+A figure that depends on a few images, such as the difference of two runs that differ in two of a hundred, says little about
+other images, and so do its replicates. So no bound is closer than Student's quantile, with the effective number of images (one
+over the sum of squares of their shares in the variance) as degrees of freedom. The number of differing images is random as
+well: if others are equal, the variance is that of one more. In simulations with 1 to 20 differing images of 100 and errors of
+all sizes, 94 to 100 % of the intervals then cover, 71 to 97 % without; none excludes 0 for fewer than seven images.
 
-For the other rules, which are formulas of whole matrices, by the jackknife with Student's quantiles.
+Other rules, which are formulas of whole matrices: the jackknife with Student's quantiles.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from .metrics import RULES, DatasetFacts
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-CHUNK = 64  # replicates, or images, whose counts are in memory at a time as dense arrays
-# The least error of a replicate, as a share of that of the images. Where two runs differ in a few images only, some replicates
-# have none of them, and no error of their own; no bound is further from the figure than three times the furthest replicate.
+CHUNK = 64  # replicates, or images, whose counts are dense in memory at a time
+# Lower limit of a replicate's error, relative to that of the images: if two runs differ in a few images only, some replicates
+# contain none of them and have no error. No bound is then further from the figure than three times the furthest replicate.
 LEAST_ERROR = 1 / 3
-SHOWN = 5  # images that a message names
+SHOWN = 5  # images named in a message
 
-# (n, columns) sums of counts -> (n,) figures, (n, columns) their gradients.
+# (n, columns) sums of counts -> (n,) figures, (n, columns) gradients.
 Figure = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure of all images and the bounds of its 95 % interval, which are NaN for fewer than two images."""
+    """A figure of all images and the bounds of its 95 % interval, NaN for fewer than two images."""
 
     value: float
     low: float
     high: float
 
     def within(self, least: float, most: float) -> Interval:
-        """With bounds that the figure can have."""
+        """With the bounds clipped to the range of the figure."""
         return Interval(self.value, *(float(np.clip(bound, least, most)) for bound in (self.low, self.high)))
 
 
@@ -64,10 +64,10 @@ def interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """The interval of a rule of `metrics.RULES`, as a fraction, from the confusion records of all images."""
+    """The interval of a rule in `metrics.RULES`, as a fraction, from the confusion records of all images."""
     images = list(images)
     if rule == "mIoU":
-        found = _studentised(class_counts(images, classes), mean_iou, 0, replicates, seed)
+        found = _studentised(class_counts(images, classes), mean_iou_and_gradient, 0, replicates, seed)
     else:
         found = _jackknife(*_left_out(images, classes, rule, facts))
     return found.within(0, 1)
@@ -83,14 +83,12 @@ def paired_interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """The interval of what `b` is above `a`, confusion records by image id; replicates draw the same images for both.
-
-    Raises OvssError if an image is in one of them only.
-    """
+    """The interval of the figure of `b` minus that of `a`, both confusion records by image id; replicates draw the same images
+    for both. Raises OvssError if an image is in one of them only."""
     runs = paired(a, b)
     equal = float(np.mean([np.array_equal(*both) for both in zip(*runs, strict=True)])) if a else 0
     if rule == "mIoU":
-        counts = hstack([class_counts(images, classes) for images in runs], format="csr")
+        counts = csr_array(hstack([class_counts(images, classes) for images in runs]))
         found = _studentised(counts, _difference, equal, replicates, seed)
     else:
         (value_a, without_a), (value_b, without_b) = (_left_out(images, classes, rule, facts) for images in runs)
@@ -111,22 +109,22 @@ def paired(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[li
 
 
 def class_counts(images: Sequence[np.ndarray], classes: int) -> csr_array:
-    """(images, 2 C) float64: pixels of the intersection and of the union of every class, of which mIoU is made."""
+    """(images, 2 C) float64: pixels of the intersection, then of the union, of every class, from which mIoU is computed."""
     shape = len(images), 2 * classes
     if not images:
         return csr_array(shape)
     records = np.concatenate(images)
     image = np.repeat(np.arange(len(images)), [len(each) for each in images])
-    truth, prediction, pixels = (records[name].astype(np.int64) for name in ("truth", "prediction", "pixels"))
-    counted, right = truth < classes, truth == prediction
-    guessed = counted & (prediction < classes) & ~right
-    parts = [(counted & right, truth), (counted, truth + classes), (guessed, prediction + classes)]
+    target, prediction, pixels = (records[name].astype(np.int64) for name in ("truth", "prediction", "pixels"))
+    counted, correct = target < classes, target == prediction
+    false_positive = counted & (prediction < classes) & ~correct
+    parts = [(counted & correct, target), (counted, target + classes), (false_positive, prediction + classes)]
     at = np.concatenate([image[chosen] for chosen, _ in parts]), np.concatenate([column[chosen] for chosen, column in parts])
     return csr_array((np.concatenate([pixels[chosen] for chosen, _ in parts]).astype(np.float64), at), shape)
 
 
-def mean_iou(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of `class_counts` (n, 2 C) -> (n,) mIoU, as `metrics.RULES` has it, and its gradients (n, 2 C)."""
+def mean_iou_and_gradient(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of `class_counts` (n, 2 C) -> mIoU (n,), as in `metrics.RULES`, and its gradients (n, 2 C)."""
     intersection, union = np.split(sums, 2, axis=1)
     used = union > 0
     share = np.where(used, 1 / np.where(used, union, 1), 0) / np.maximum(used.sum(1, keepdims=True), 1)
@@ -136,14 +134,14 @@ def mean_iou(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _difference(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The second half's mIoU less the first's."""
-    (a, slope_a), (b, slope_b) = map(mean_iou, np.split(sums, 2, axis=1))
+    """mIoU of the second half of the columns minus that of the first."""
+    (a, slope_a), (b, slope_b) = map(mean_iou_and_gradient, np.split(sums, 2, axis=1))
     return b - a, np.concatenate([-slope_a, slope_b], axis=1)
 
 
 def _studentised(counts: csr_array, figure: Figure, equal: float, replicates: int, seed: int) -> Interval:
-    images = counts.shape[0]
-    everything = counts.sum(axis=0)
+    images = len(counts.indptr) - 1  # rows
+    everything = np.asarray(counts.sum(axis=0))
     value = float(figure(everything[None])[0][0])
     if images < 2 or np.isnan(value):
         return Interval(value, np.nan, np.nan)
@@ -154,9 +152,8 @@ def _studentised(counts: csr_array, figure: Figure, equal: float, replicates: in
     draw = np.random.default_rng(seed)
     ratios = []
     for rows in _chunks(replicates):
-        drawn = (
-            draw.integers(images, size=(rows.stop - rows.start, images)) + images * np.arange(rows.stop - rows.start)[:, None]
-        )
+        chunk = rows.stop - rows.start
+        drawn = draw.integers(images, size=(chunk, images)) + images * np.arange(chunk)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
         values, slopes = figure((counts.T @ weights.T).T)
         ratios.append((values - value) / np.maximum(_spread(counts, slopes, weights), LEAST_ERROR * error))
@@ -167,13 +164,13 @@ def _studentised(counts: csr_array, figure: Figure, equal: float, replicates: in
 
 
 def _spread(counts: csr_array, slopes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(n,) standard errors by the infinitesimal jackknife, for gradients (n, columns) and weights (n, images): what each image
-    adds to the figure is linear in its counts, and adds up to zero."""
+    """(n,) standard errors by the infinitesimal jackknife, for gradients (n, columns) and weights (n, images): the influence of
+    an image is linear in its counts, and influences sum to zero."""
     return np.sqrt((weights * (counts @ slopes.T).T ** 2).sum(1))
 
 
 def _jackknife(value: float, without: np.ndarray, equal: float = 0) -> Interval:
-    """From a figure of all images and what it is without each of them."""
+    """From a figure of all images and its values (images,) without each of them."""
     if len(without) < 2 or np.isnan(value):
         return Interval(value, np.nan, np.nan)
     reach = _student(without, equal) * _error(without)
@@ -187,19 +184,19 @@ def _error(without: np.ndarray) -> float:
 
 
 def _student(without: np.ndarray, equal: float) -> float:
-    """Student's quantile for as many images as the figure hangs on, where the share `equal` of all is the same in two runs."""
+    """Student's quantile for the effective number of images, if a share `equal` of all is the same in two runs."""
     squares = (without - np.nanmean(without)) ** 2
     count = np.nansum(squares) ** 2 / max(np.nansum(squares**2), np.finfo(float).tiny)
     return float(stdtrit(count * (1 - 1 / len(without)), TAILS[1]) * np.sqrt(1 + equal / count)) if count else 0.0
 
 
 def _left_out(images: Sequence[np.ndarray], classes: int, rule: str, facts: DatasetFacts | None) -> tuple[float, np.ndarray]:
-    """A rule of all images, and (images,) of all but one each."""
+    """A rule's value for all images, and (images,) without each of them."""
     matrix, facts, formula = total(images, classes), facts or DatasetFacts(), RULES[rule].formula
     value = float(formula(matrix, facts))
     without = np.empty(len(images))
     for i, records in enumerate(images):
-        cells = records["truth"], records["prediction"]  # each once
+        cells = records["truth"], records["prediction"]  # no cell twice
         matrix[cells] -= records["pixels"]
         without[i] = formula(matrix, facts)
         matrix[cells] += records["pixels"]

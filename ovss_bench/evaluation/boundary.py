@@ -1,5 +1,5 @@
-"""Boundary IoU (Cheng et al., CVPR 2021, arXiv 2103.16562) as LPOSS and CorrCLIP v2 compute it (metrics.md 3.7): IoU of the
-inner edges of a class's pixels. Its counts are not those of the other metrics: they are taken from the label maps as well."""
+"""Boundary IoU (Cheng et al., CVPR 2021, arXiv 2103.16562) as LPOSS and CorrCLIP v2 compute it: IoU of the inner edges of each
+class. It needs counts of its own, taken from the label maps."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 from .metrics import divide, mean
 
 DTYPE = np.dtype([("class", np.uint16), ("intersection", np.uint32), ("union", np.uint32)])
-RATIO = 0.02  # width of an edge as a share of the image's diagonal
+RATIO = 0.02  # width of the edges relative to the image's diagonal
 
 
-def boundary_counts(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore_index: int = 255) -> np.ndarray:
-    """Records (class, intersection, union) of one image, sorted: in pixels, for the classes that occur or are predicted.
+def boundary_counts(target: np.ndarray, prediction: np.ndarray, classes: int, ignore_index: int = 255) -> np.ndarray:
+    """Sorted records (class, intersection, union) of one image, in pixels, for the classes that occur or are predicted.
 
-    `truth` and `prediction` (H, W) integers. Pixels whose truth is `ignore_index` belong to no class in either map, so the
-    rims of ignored places are edges of both. A prediction of `classes` means "no class".
+    `target` and `prediction` (H, W) integers. Ignored pixels belong to no class in either map, so the borders of ignored areas
+    are edges in both. A prediction of `classes` means "no class".
     """
-    counted = truth != ignore_index
-    seen = [np.bincount(labels[counted], minlength=classes)[:classes] for labels in (truth, prediction)]
-    width = max(1, round(RATIO * sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2)))
+    counted = target != ignore_index
+    seen = [np.bincount(labels[counted], minlength=classes)[:classes] for labels in (target, prediction)]
+    width = max(1, round(RATIO * sqrt(target.shape[0] ** 2 + target.shape[1] ** 2)))
     records = []
     for c in np.flatnonzero(seen[0] + seen[1]):
-        masks = [((labels == c) & counted).view(np.uint8) for labels in (truth, prediction)]
-        # Nothing of the class lies outside this box, so its margin is like that of an image.
+        masks = [((labels == c) & counted).view(np.uint8) for labels in (target, prediction)]
+        # The class lies within this box, so cropping leaves its edges unchanged.
         x, y, w, h = cv2.boundingRect(masks[0] | masks[1])
         g, d = (edge(mask[y : y + h, x : x + w], width) for mask in masks)
         records.append((c, np.count_nonzero(g & d), np.count_nonzero(g | d)))
@@ -35,7 +35,7 @@ def boundary_counts(truth: np.ndarray, prediction: np.ndarray, classes: int, ign
 
 
 def edge(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask (H, W) uint8 that lose it when it is eroded `width` times by 3 x 3 pixels; outside is not mask."""
+    """The pixels of a mask (H, W) uint8 that `width` erosions by 3 x 3 pixels remove; the outside counts as empty."""
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     return mask - cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
 
@@ -49,11 +49,11 @@ def boundary_total(images: Iterable[np.ndarray], classes: int) -> np.ndarray:
     return result
 
 
-def boundary_iou(total: np.ndarray) -> np.ndarray:
-    """(2, C) -> (C,): NaN for classes that neither occur nor are predicted."""
-    return divide(total[0], total[1])
+def boundary_iou(counts: np.ndarray) -> np.ndarray:
+    """(2, C) of `boundary_total` -> (C,), NaN for classes that neither occur nor are predicted."""
+    return divide(counts[0], counts[1])
 
 
-def mean_boundary_iou(total: np.ndarray) -> float:
-    """mBoundaryIoU: the mean of what is not NaN, or NaN."""
-    return mean(boundary_iou(total))
+def mean_boundary_iou(counts: np.ndarray) -> float:
+    """mBoundaryIoU, the mean over classes without NaN; NaN if there are none."""
+    return mean(boundary_iou(counts))

@@ -1,31 +1,31 @@
-"""Metrics from a confusion matrix, in float64 and fractions; only views round and turn them into percent (metrics.md).
+"""Metrics from a confusion matrix, in float64 and as fractions; only views round them and convert to percent.
 
-Every figure that a paper or an evaluation code of the field reports is a named rule of `RULES`. Rules read the (C+1, C+1)
-matrix of `confusion.total`; pixels without truth (its last row) count in none of them, except where a rule says so.
-"""
+Every figure that a paper or an evaluation code of the field reports is a named rule in `RULES`. Rules read the (C+1, C+1)
+matrix of `confusion.total`; its last row, the ignored pixels, counts in no rule except where the docstring says so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What rules must know about a data set beside the counts; class numbers are indices of labels."""
+    """What rules need to know about a data set beside the counts; classes are given by label."""
 
     background: int | None = None
-    unseen: tuple[int, ...] = ()  # classes that training did not name
-    object_class: int | None = None  # the one class that matters, where the other is all the rest
+    unseen: tuple[int, ...] = ()  # classes not named in training
+    object_class: int | None = None  # the one class of interest, if the other one is everything else
     interest: tuple[int, ...] = ()  # MESS's classes of interest
     ignore_index: int = 255
 
 
 Formula = Callable[[np.ndarray, DatasetFacts], float]
 
-# What a rule may need: a name for messages, and whether a data set of that many classes has it.
+# What a rule may need: a name for messages, and a test of a data set's number of classes and facts.
 CONDITIONS: dict[str, Callable[[int, DatasetFacts], bool]] = {
     "nothing": lambda classes, facts: True,
     "two classes": lambda classes, facts: classes == 2,
@@ -38,7 +38,7 @@ CONDITIONS: dict[str, Callable[[int, DatasetFacts], bool]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """How a figure is computed, and what a data set needs to have it: a key of CONDITIONS."""
+    """How a figure is computed, and the key in CONDITIONS of what it needs."""
 
     formula: Formula
     needs: str = "nothing"
@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(name: str, needs: str = "nothing") -> Callable[[Formula], Formula]:
-    """Enters a formula in RULES."""
+    """Registers a formula in RULES."""
 
     def enter(formula: Formula) -> Formula:
         RULES[name] = Rule(formula, needs)
@@ -61,7 +61,7 @@ def rule(name: str, needs: str = "nothing") -> Callable[[Formula], Formula]:
 
 
 def metrics(matrix: np.ndarray, facts: DatasetFacts | None = None) -> dict[str, float]:
-    """The figure of every rule that applies to the data set, in the order of RULES; NaN where nothing can be averaged."""
+    """The figure of every rule that applies to the data set, in the order of RULES; NaN if there is nothing to average."""
     facts = facts or DatasetFacts()
     classes = len(matrix) - 1
     return {name: float(entry.formula(matrix, facts)) for name, entry in RULES.items() if entry.applies(classes, facts)}
@@ -77,8 +77,8 @@ def areas(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def class_metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """IoU and Acc (recall) per class as mmseg's IoUMetric has them: NaN for 0/0, so a class that never occurs and is never
-    predicted has no IoU, and one that is only predicted has IoU 0 and no Acc."""
+    """IoU and Acc (recall) per class as in mmseg's IoUMetric: NaN for 0/0, so a class that neither occurs nor is predicted has
+    no IoU, and one that is only predicted has an IoU of 0 and no Acc."""
     return {"IoU": iou(matrix), "Acc": recall(matrix)}
 
 
@@ -101,23 +101,23 @@ def precision(matrix: np.ndarray) -> np.ndarray:
 
 
 def occurs(matrix: np.ndarray) -> np.ndarray:
-    """Which classes have a true pixel."""
+    """(C,) bool: which classes have a true pixel."""
     return areas(matrix)[2] > 0
 
 
-def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The quotient, NaN for 0/0."""
+def divide(above: Any, below: Any) -> Any:
+    """The quotient of arrays or numbers, NaN for 0/0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.divide(above, below)
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of what is not NaN; NaN if that is nothing."""
+    """The mean of the values that are not NaN; NaN if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")
 
 
-# mmseg's IoUMetric (metrics.md section 1), by which most papers of the field measure.
+# mmseg's IoUMetric, which most papers of the field use.
 
 
 @rule("mIoU")
@@ -128,13 +128,13 @@ def mean_iou(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
 @rule("mAcc")
 def mean_accuracy(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean share of a class's pixels that are found, over the classes that occur."""
+    """Mean recall of the classes that occur."""
     return mean(recall(matrix))
 
 
 @rule("aAcc")
 def pixel_accuracy(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Share of the pixels that are right, also called pAcc (ZegCLIP, detectron2)."""
+    """Share of correct pixels, also called pAcc (ZegCLIP, detectron2)."""
     correct, _, true = areas(matrix)
     return divide(correct.sum(), true.sum())
 
@@ -155,29 +155,29 @@ def mean_dice(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
 @rule("mFscore")
 def mean_f_score(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean of 2 P R / (P + R). Unlike Dice it is undefined, and the class left out, where no pixel of a class is right."""
+    """Mean of 2 P R / (P + R). Unlike Dice, it is undefined for a class without a correct pixel, which is left out."""
     p, r = precision(matrix), recall(matrix)
     return mean(divide(2 * (p * r), p + r))
 
 
 @rule("mPrecision")
 def mean_precision(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean share of a class's predictions that are right, over the classes that are predicted."""
+    """Mean precision of the classes that are predicted."""
     return mean(precision(matrix))
 
 
 @rule("mRecall")
 def mean_recall(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """mAcc under the name that mmseg prints beside mPrecision and mFscore."""
+    """mAcc, under mmseg's name for it beside mPrecision and mFscore."""
     return mean(recall(matrix))
 
 
-# Who leaves out what, and epsilons: rules of single repositories (metrics.md 3.3, 3.4).
+# Rules of single repositories, which differ in the classes that they leave out and in epsilons.
 
 
 @rule("mIoU_present")
 def mean_iou_present(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean IoU of the classes that occur: a class that is only predicted is not punished."""
+    """Mean IoU of the classes that occur: false positives of absent classes are not penalised."""
     return mean(iou(matrix)[occurs(matrix)])
 
 
@@ -185,17 +185,16 @@ def mean_iou_present(matrix: np.ndarray, facts: DatasetFacts) -> float:
 def mean_iou_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
     """CLIPer's util/miou.py: mean over the classes that occur of correct / (predicted + true - correct + 1e-5).
 
-    Its matrix has a label 0 for the background. In sets with a background class that is the class itself, and its matrix is
-    ours. In the others (labels 0 and 255 ignored) no pixel has the truth 0, so that label has no part in the mean, and
-    predicting it, our "no class", is a miss and nobody's false positive. Thus both are one formula here.
-    """
+    In its matrix, label 0 is the background. For data sets with a background class the matrix is the same as ours. For the
+    others (labels 0 and 255 ignored) no pixel has target 0, so label 0 is not in the mean, and predicting it, our "no class",
+    is a miss and no class's false positive. So one formula covers both."""
     return mean(iou(matrix, 1e-5)[occurs(matrix)])
 
 
 @rule("mAcc_cliper")
 def mean_accuracy_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """CLIPer's mean accuracy: correct / (true + 1e-5) over all its labels. Absent classes enter as 0, and so does, in sets
-    without a background class, its ignored label 0."""
+    """CLIPer's mean accuracy: correct / (true + 1e-5) over all its labels. Absent classes count as 0, and so does its ignored
+    label 0 in data sets without a background class."""
     labels = len(matrix) - 1 + (facts.background is None)
     return recall(matrix, 1e-5).sum() / labels if occurs(matrix).any() else np.nan
 
@@ -204,7 +203,7 @@ def mean_accuracy_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
 def mean_iou_cliptrase(matrix: np.ndarray, facts: DatasetFacts) -> float:
     """CLIPtrase's configs/metric.py: mean over the classes that occur of correct / (predicted + true - correct + 0.01).
 
-    In sets with a background class its pixels without truth count as background (it reads 255 as the background).
+    For data sets with a background class, ignored pixels count as background (it reads 255 as the background).
     """
     if facts.background is not None:
         matrix = matrix.copy()
@@ -212,30 +211,30 @@ def mean_iou_cliptrase(matrix: np.ndarray, facts: DatasetFacts) -> float:
     return mean(iou(matrix, 0.01)[occurs(matrix)])
 
 
-# Classes apart: zero-shot splits, MESS, one-object sets (metrics.md 3.2, 3.8, 3.9).
+# Some of the classes: zero-shot splits, MESS, data sets with one object class.
 
 
 @rule("mIoU_seen", needs="unseen classes")
 def mean_iou_seen(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean IoU of the classes that are neither unseen nor the background, in one prediction of all classes (ZegCLIP)."""
+    """Mean IoU of the seen classes without the background, when all classes are predicted together (ZegCLIP)."""
     classes = np.arange(len(matrix) - 1)
     return mean(iou(matrix)[~np.isin(classes, facts.unseen) & (classes != facts.background)])
 
 
 @rule("mIoU_unseen", needs="unseen classes")
 def mean_iou_unseen(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean IoU of the unseen classes, in one prediction of all classes (ZegCLIP)."""
+    """Mean IoU of the unseen classes, when all classes are predicted together (ZegCLIP)."""
     return mean(iou(matrix)[list(facts.unseen)])
 
 
 @rule("hIoU", needs="unseen classes")
 def harmonic_iou(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Harmonic mean of mIoU_seen and mIoU_unseen; 0 if both are."""
+    """Harmonic mean of mIoU_seen and mIoU_unseen; 0 if both are 0."""
     return harmonic_mean(mean_iou_seen(matrix, facts), mean_iou_unseen(matrix, facts))
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """2 a b / (a + b), 0 of two zeros."""
+    """2 a b / (a + b), or 0 for two zeros."""
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
@@ -247,28 +246,27 @@ def mean_iou_of_interest(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
 @rule("Specificity", needs="two classes")
 def specificity(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Share of the pixels of class 0 that are found (MESS's two-class sets)."""
+    """Recall of class 0 (MESS's two-class data sets)."""
     return recall(matrix)[0]
 
 
 @rule("Sensitivity", needs="two classes")
 def sensitivity(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Share of the pixels of class 1 that are found (MESS's two-class sets)."""
+    """Recall of class 1 (MESS's two-class data sets)."""
     return recall(matrix)[1]
 
 
 @rule("IoU_object", needs="an object class")
 def object_iou(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """IoU of the object alone: the IoU of all the rest is high where little of the object is found (SegEarth-OV)."""
-    return iou(matrix)[facts.object_class]
+    """IoU of the object class alone: that of the rest is high even if little of the object is found (SegEarth-OV)."""
+    return float(iou(matrix)[facts.object_class])
 
 
 @rule("mIoU_quirk255", needs="16-bit labels")
 def mean_iou_quirk255(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """mIoU as ProxyCLIP, Trident and CorrCLIP compute it from 16-bit labels: with 255 still the value that is ignored
-    (datasets.md section 4).
+    """mIoU as the configurations of ProxyCLIP, Trident and CorrCLIP compute it from 16-bit labels: with ignore_index still 255.
 
-    Pixels of class 255 are dropped. Pixels without truth (65535) are not: what is predicted on them are false positives.
+    Pixels of class 255 are ignored. Pixels without ground truth (65535) are not: predictions on them are false positives.
     """
     correct, predicted, true = areas(matrix)
     correct[255:256] = true[255:256] = 0  # slices: there may be fewer classes

@@ -1,5 +1,5 @@
-"""Means of the IoU of single images, from their confusion records (metrics.md 3.5): no official code uses them, but they tell
-whether a difference is that of a few images."""
+"""Means over images of per-image IoU, from confusion records. No official code reports them, but they show whether a few images
+cause a difference."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .metrics import divide
 
 
 def image_areas(records: np.ndarray, classes: int) -> np.ndarray:
-    """(3, C) int64: correct, predicted and true pixels per class of one image; ignored pixels left out."""
+    """(3, C) int64: correct, predicted and true pixels per class of one image, without ignored pixels."""
     counted = records[records["truth"] < classes]
-    right = counted[counted["truth"] == counted["prediction"]]
+    correct = counted[counted["truth"] == counted["prediction"]]
     result = np.zeros((3, classes + 1), np.int64)
-    np.add.at(result[0], right["truth"], right["pixels"].astype(np.int64))
+    np.add.at(result[0], correct["truth"], correct["pixels"].astype(np.int64))
     np.add.at(result[1], counted["prediction"], counted["pixels"].astype(np.int64))
     np.add.at(result[2], counted["truth"], counted["pixels"].astype(np.int64))
     return result[:, :classes]
@@ -24,11 +24,11 @@ def image_areas(records: np.ndarray, classes: int) -> np.ndarray:
 def per_image(images: Iterable[np.ndarray], classes: int) -> dict[str, float]:
     """From the confusion records of all images:
 
-    - `mIoU_per_image`: the mean over images of the mean IoU of the classes in the image's truth;
-    - `mIoU_per_image_predicted`: likewise, but classes that are only predicted enter as 0;
-    - `mIoU_per_class_per_image`: the mean over classes of the mean IoU over the images that contain the class.
+    - `mIoU_per_image`: the mean over images of the mean IoU of the classes that occur in the image;
+    - `mIoU_per_image_predicted`: the same, but classes that are only predicted count as 0;
+    - `mIoU_per_class_per_image`: the mean over classes of the mean IoU over the images in which the class occurs.
 
-    Images without a counted pixel are left out; NaN if no image is left.
+    Images without a counted pixel are left out; NaN if there are no others.
     """
     parts = [image_areas(records, classes) for records in images]
     correct, predicted, true = np.stack(parts, 1) if parts else np.zeros((3, 0, classes), np.int64)
@@ -42,5 +42,5 @@ def per_image(images: Iterable[np.ndarray], classes: int) -> dict[str, float]:
 
 
 def _means(values: np.ndarray, axis: int) -> np.ndarray:
-    """Means along an axis of what is not NaN."""
+    """Means along an axis of the values that are not NaN."""
     return divide(np.nansum(values, axis), (~np.isnan(values)).sum(axis))

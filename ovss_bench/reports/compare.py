@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OvssError, unknown
-from ..evaluation.bootstrap import Interval, class_counts, mean_iou, paired, paired_interval
+from ..evaluation.bootstrap import Interval, class_counts, mean_iou_and_gradient, paired, paired_interval
 from ..evaluation.confusion import total
 from ..evaluation.metrics import iou
 from ..runs.load import result_paths
@@ -197,11 +197,11 @@ def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
     ours, theirs = class_counts(a, classes), class_counts(b, classes)
     changed = np.unique((theirs - ours).nonzero()[0])
     everything = theirs.sum(axis=0)
-    value = mean_iou(everything[None])[0][0]
+    value = mean_iou_and_gradient(everything[None])[0][0]
     points = np.zeros(len(ids))
     for start in range(0, len(changed), CHUNK):
         rows = changed[start : start + CHUNK]
-        points[rows] = 100 * (value - mean_iou(everything - (theirs[rows] - ours[rows]).toarray())[0])
+        points[rows] = 100 * (value - mean_iou_and_gradient(everything - (theirs[rows] - ours[rows]).toarray())[0])
     largest = sorted(changed.tolist(), key=lambda i: (-abs(points[i]), ids[i]))[:LISTED]
     return [{"image": ids[i], "points": round(float(points[i]), DECIMALS)} for i in largest]
 

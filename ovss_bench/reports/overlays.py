@@ -18,7 +18,7 @@ from ..evaluation.metrics import divide
 from ..evaluation.per_image import image_areas
 from ..figures import palette
 from ..files import digest
-from ..image import resize_truth
+from ..image import resize_target
 
 NO_CLASS, IGNORED = (20, 20, 20), (245, 245, 245)
 # Of pictures of errors, told apart by lightness, too.
@@ -101,7 +101,7 @@ class Pictures:
         """What of the image was scored, as JPEG."""
         picture = Image.fromarray(image)
         if recipe["resize"] == "center_crop":
-            channels = [resize_truth(channel, recipe["resize"], size) for channel in np.moveaxis(image, -1, 0)]
+            channels = [resize_target(channel, recipe["resize"], size) for channel in np.moveaxis(image, -1, 0)]
             picture = Image.fromarray(np.stack(channels, -1).astype(np.uint8))
         buffer = io.BytesIO()
         picture.resize(self._small(*size), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=70, optimize=True)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..datasets.base import Sample, SegDataset
-from .world import split
+from .world import balance
 from ..encoders.clip import DenseCLIP, default_precision
 from ..auxiliary.sources import SOURCES, NamedSource, describe, stated
 from ..errors import OvssError
@@ -233,4 +233,4 @@ def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> 
 
     if parts == 1:
         return [list(images)]
-    return [[images[i] for i in part] for part in split([cost(size(sample.image_path)) for sample, *_ in images], parts)]
+    return [[images[i] for i in part] for part in balance([cost(size(sample.image_path)) for sample, *_ in images], parts)]

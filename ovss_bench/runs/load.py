@@ -1,4 +1,4 @@
-"""Results of a folder as a data frame."""
+"""Reading the results in a folder, also as a data frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .store import read_result
 if TYPE_CHECKING:
     import pandas as pd
 
-LARGE = ("per_class", "recipe")  # fields that need much memory, and that no table has
+LARGE = ("per_class", "recipe")  # fields that need much memory and appear in no table
 NAME = re.compile(r".+-[0-9a-f]{12}\.json")
 
 
@@ -30,7 +30,7 @@ def result_paths(folder: str | Path) -> list[Path]:
 
 
 def read_results(*folders: str | Path, leave_out: Collection[str] = ()) -> tuple[dict[Path, dict[str, Any]], list[OvssError]]:
-    """The results below folders by their files, without the fields `leave_out`, and what is wrong with unreadable files."""
+    """The results below folders by file, without the fields `leave_out`, and the errors of unreadable files."""
     results, damaged = {}, []
     for path in dict.fromkeys(path for folder in folders for path in result_paths(folder)):
         try:
@@ -43,9 +43,9 @@ def read_results(*folders: str | Path, leave_out: Collection[str] = ()) -> tuple
 
 
 def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd.DataFrame:
-    """A row per result below a folder: who, on what, every metric (percent), the published figure, provenance, `path`.
+    """A row per result below a folder: method, CLIP, data set, every metric (percent), published figure, provenance, `path`.
 
-    Partial results only if asked for; files that cannot be read are left out with a warning.
+    Partial results are included on request only; unreadable files are left out with a warning.
     """
     results, damaged = read_results(folder, leave_out=LARGE)
     for error in damaged:
@@ -54,7 +54,7 @@ def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd
 
 
 def frame_of(results: Mapping[Path, Mapping[str, Any]]) -> pd.DataFrame:
-    """The columns are the fields that the schema marks with `column`; metrics in the order in which they come first."""
+    """The columns are the fields that the schema marks with `column`, with metrics in order of first appearance."""
     import pandas as pd
 
     rows = []

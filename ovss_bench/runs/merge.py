@@ -1,4 +1,4 @@
-"""What makes a result of counts: at the end of a run, or later of the parts that `shard=I/N` left, without data and GPU."""
+"""Results from counts: at the end of a run, or later from the parts that `shard=I/N` left, without data and GPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..evaluation.per_image import per_image
 from .published import compare_published
 from .store import RunStore, read_parts
 
-# In provenance, what may differ between the parts of one result without a word.
-FREE = ("command", "world_size", "code")  # the source digest says the same as `code`
+# Provenance that may differ between the parts of a result without a note; `source_digest` covers `code`.
+FREE = ("command", "world_size", "code")
 
 
 def complete(
@@ -30,7 +30,7 @@ def complete(
     evaluated: Sequence[str],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The result of a run: `head`, which holds all that does not come from counts, with the figures of the images evaluated."""
+    """The result of a run: `head`, which holds everything not derived from counts, with the figures of the evaluated images."""
     classes = len(head["per_class"])
     records = [counts[image] for image in evaluated]
     matrix = total(records, classes)
@@ -61,24 +61,25 @@ def complete(
 
 
 def _speed(timing: Mapping[str, Any]) -> float:
-    """Images per second, without the texts, which take as long for one image as for all."""
+    """Images per second without the time for encoding texts, which does not depend on the number of images."""
     seconds = timing["seconds"] - timing.get("stages", {}).get("text", 0)
     return round(timing["images"] / max(seconds, 1e-9), 2)
 
 
 def part_of(
-    head: Mapping[str, Any], facts: DatasetFacts, images: Sequence[str], own: Sequence[str], failed: Mapping[str, str]
+    head: Mapping[str, Any], facts: DatasetFacts, images: Sequence[str], evaluated: Sequence[str], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What a shard's process leaves for `merge` beside counts: the head, all images of the run, what became of its own."""
-    return {"head": head, "facts": asdict(facts), "images": images, "own": own, "failed": failed}
+    """What `merge` needs of a shard beside its counts. `images` are those of the whole run, `evaluated` and `failed` the
+    shard's."""
+    return {"head": head, "facts": asdict(facts), "images": images, "own": evaluated, "failed": failed}
 
 
 def merge(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Makes the result of the parts in a run's folder of shards; returns it with what should be known about it.
+    """Writes the result of the parts in a run's folder of shards; returns it with notes on anything that qualifies it.
 
-    Raises OvssError if images are missing (it says which, and what evaluates them) or if a part is still being worked on.
+    Raises OvssError if images are missing (with the commands that evaluate them) or a process is still writing a part.
     """
-    with reading(f"what shards left in {folder}", "Start them again."):
+    with reading(f"the parts in {folder}", "Start their shards again."):
         return _merged(folder, *read_parts(folder))
 
 
@@ -90,15 +91,15 @@ def _merged(folder: Path, parts: list[dict[str, Any]], notes: list[str]) -> tupl
         notes += store.damaged
         images, failed = parts[0]["images"], {}
         if len(set(images)) < len(images) or any(part["images"] != images for part in parts):
-            raise OvssError(f"{folder}: the parts list an image twice, or other images than each other. Evaluate them again.")
+            raise OvssError(f"{folder}: a part lists an image twice, or the parts list different images. Evaluate them again.")
         for part in parts:
             failed |= part["failed"]
         evaluated = [image for image in images if image in store.counts]
         failed = {image: reason for image, reason in failed.items() if image not in store.counts}
         missing = [image for image in images if image not in store.counts and image not in failed]
         if missing:
-            raise OvssError("\n".join([*notes, _what_is_missing(store.base, parts, missing)]))
-        facts = {name: tuple(value) if isinstance(value, list) else value for name, value in parts[0]["facts"].items()}
+            raise OvssError("\n".join([*notes, _missing(store.base, parts, missing)]))
+        facts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parts[0]["facts"].items()}
         heads = [part["head"] for part in parts]
         result = complete(_joined(heads), DatasetFacts(**facts), store.counts, store.edges, evaluated, failed)
         store.finish(result, evaluated)
@@ -106,14 +107,14 @@ def _merged(folder: Path, parts: list[dict[str, Any]], notes: list[str]) -> tupl
 
 
 def part_folders(folder: Path) -> list[Path]:
-    """The folders of shards at or below `folder` that hold parts. Raises OvssError if there is none."""
+    """The folders of shards at or below `folder` that contain parts. Raises OvssError if there are none."""
     found = sorted({path.parent for path in folder.rglob("part-*.json") if path.parent.suffix == ".shards"})
     if not found:
-        raise OvssError(f"there are no parts to be merged in {folder}. tools/eval.py shard=I/N output=DIR writes them.")
+        raise OvssError(f"there are no parts to merge in {folder}. tools/eval.py shard=I/N output=DIR writes them.")
     return found
 
 
-def _what_is_missing(base: Path, parts: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+def _missing(base: Path, parts: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     count, lacking = parts[0]["shard"][1], set(missing)
     whole = {part["shard"][0] for part in parts if part["shard"][1] == count and not lacking & set(part["own"])}
     again = ", ".join(f"shard={number}/{count}" for number in range(1, count + 1) if number not in whole)
@@ -125,7 +126,7 @@ def _what_is_missing(base: Path, parts: Sequence[Mapping[str, Any]], missing: Se
 
 
 def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One head for all: the first, with the sums and maxima of what was measured."""
+    """The first head, with the sums and maxima of all measurements."""
     timings = [head["timing"] for head in heads]
     timing = timings[0] | {
         "seconds": round(sum(timing["seconds"] for timing in timings), 2),
@@ -147,7 +148,7 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def added_up(parts: Sequence[Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """`observed` of a head: what the parts of a pass have counted; nothing where there is nothing."""
+    """`observed` of a head: the sums of what the parts of a pass counted; empty if they counted nothing."""
     total = Counter()
     for part in parts:
         total.update(part)
@@ -155,7 +156,7 @@ def added_up(parts: Sequence[Mapping[str, int]]) -> dict[str, dict[str, int]]:
 
 
 def _differences(heads: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of the parts' provenance: equal counts are only certain where it is equal."""
+    """Notes on differences in the parts' provenance, with which equal counts are not guaranteed."""
     notes = []
     first, *others = [_flat(head["provenance"]) for head in heads]
     for key in sorted(first):

@@ -1,4 +1,4 @@
-"""Region maps of a data set, made once: a folder of npz files and an index by which `load_regions` finds that of an image."""
+"""Precomputed region maps of a data set: a folder of npz files, and an index by which `load_regions` finds an image's map."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..auxiliary.regions import (
+    INDEX,
+    SUFFIXES,
+    RegionFolder,
+    content_digest,
+    load_regions,
+    read_index,
+    read_regions,
+    write_index,
+    write_regions,
+)
 from ..datasets.base import Sample, SegDataset
-from ..auxiliary.regions import INDEX, SUFFIXES, RegionFolder, content_digest, load_regions, read_index, read_regions, write_index, write_regions
-from ..image import image_key
 from ..errors import OvssError, unknown
 from ..files import below, config_names, data_files, digest, user_path
+from ..image import image_key
 from ..process import locked, terminate_cleanly
 from ..progress import Progress
 
@@ -35,31 +45,31 @@ def precompute_regions(
     device: str | torch.device = "cpu",
     quiet: bool = False,
 ) -> None:
-    """Writes the regions of a data set's images to `folder`/<image id>.npz, and their index.
+    """Writes the regions of a data set's images to `folder`/<image id>.npz, and an index. Existing regions are kept, so the
+    same call resumes an interrupted one.
 
-    Images whose regions are there already are not done again, so a run that was stopped goes on. Raises OvssError if the folder
-    holds other regions, or, once all the others are done, for images that have none.
+    Raises OvssError if the folder contains other regions and, after all other images, for images without regions.
     """
     folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
     if isinstance(source, RegionFolder):
-        raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
-    own = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
+        raise OvssError(f"regions={regions} are region maps in files already. Name a generator, such as sam2_8.")
+    maker = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
     options = [f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
     options += [f"settings.{name}={value}" for name, value in (settings or {}).items()]
     with locked(folder, "out"):
         index = read_index(folder)
         if index is None:
-            strange = [path.name for path in data_files(folder) if path.suffix in SUFFIXES]
-            if strange:
+            others = [path.name for path in data_files(folder) if path.suffix in SUFFIXES]
+            if others:
                 raise OvssError(
-                    f"folder {folder} holds {strange[0]}, but no {INDEX} that says what it is. Choose another folder with "
-                    "out=DIR; or, if its files are region maps that shall be used, make their index: python tools/regions.py "
-                    f"index {folder} dataset={dataset.name}"
+                    f"folder {folder} contains {others[0]}, but no {INDEX} that describes it. Choose another folder with "
+                    f"out=DIR; or, to use its files as region maps, index them: python tools/regions.py index {folder} "
+                    f"dataset={dataset.name}"
                 )
-            index = own | {"command": " ".join(["python tools/regions.py", *options]), "images": {}, "contents": {}}
+            index = maker | {"command": " ".join(["python tools/regions.py", *options]), "images": {}, "contents": {}}
         elif index["digest"] != source.digest:
             raise OvssError(
-                f"folder {folder} holds other regions ({_difference(index, own)}). Choose another folder with out=DIR."
+                f"folder {folder} contains other regions ({_difference(index, maker)}). Choose another folder with out=DIR."
             )
         images: dict[str, str] = index["images"]
         owners = {file: key for key, file in images.items()}
@@ -73,11 +83,11 @@ def precompute_regions(
                     read_regions(made, image.shape[:2], index["contents"].get(images[key]))
                     return None
                 except OvssError:
-                    warnings.warn(f"region map {made} is damaged; it is made again.", stacklevel=1)
+                    warnings.warn(f"region map {made} is damaged; it is recomputed.", stacklevel=1)
             if owners.get(file, key) != key and path.is_file():
                 raise OvssError(
-                    f"{path} belongs to another image of that name, of another data set or from before this one was "
-                    "changed. Choose another folder with out=DIR, or delete that file and run again."
+                    f"{path} belongs to another image of that name, of another data set or of an earlier version of this "
+                    "one. Choose another folder with out=DIR, or delete that file and run again."
                 )
             return key, file, source(image)
 
@@ -92,7 +102,7 @@ def precompute_regions(
 
         save()
         failed = _for_all(dataset.select(limit), compute, store, save, f"{regions} on {dataset.name}", workers, quiet)
-    _complain(failed, "have no regions; those of the others are kept for the next start")
+    _complain(failed, "have no regions; those of the others are kept")
 
 
 def index_regions(
@@ -104,11 +114,11 @@ def index_regions(
     workers: int = 2,
     quiet: bool = False,
 ) -> None:
-    """Makes the index of a folder of region files that came from elsewhere, named as `region_names` says, .npz or .png.
-    `generator` is the entry of configs/regions that they are the maps of, by which runs find their published figures.
+    """Writes the index of a folder of region files from another source, .npz or .png, with one of `region_names`. `generator`
+    is the entry of configs/regions that produced them, by which runs find their published figures.
 
-    The index of regions that were made here is made again for the images as they are read now. Raises OvssError, once the
-    others are in the index, for images without a file and files of another size.
+    The index of regions that were computed here is rebuilt for the current images. Raises OvssError, after all other images are
+    indexed, for images without a file and files of another size.
     """
     folder = user_path(folder)
     if generator not in (None, *config_names("regions")):
@@ -124,7 +134,7 @@ def index_regions(
         file = next((name for name in names if below(folder, name).is_file()), None)
         if file is None:
             raise OvssError(
-                f"there is no {' or '.join(names)} in {folder}. Copy it there, or make the regions of all images anew."
+                f"there is no {' or '.join(names)} in {folder}. Copy it there, or compute the regions of all images again."
             )
         image = dataset.image(sample)
         return image_key(image), file, read_regions(below(folder, file), image.shape[:2])
@@ -137,17 +147,18 @@ def index_regions(
         failed = _for_all(dataset.select(limit), compute, store, lambda: None, title, workers, quiet)
         try:
             index = read_index(folder)
-        except OvssError:  # a damaged one
+        except OvssError:  # a damaged index
             index = None
-        made_by = index and index["regions"]
-        if made_by and generator not in (None, made_by):
-            raise OvssError(f"the regions in {folder} were made here, by {made_by}. Leave regions={generator} out.")
-        if not made_by:
-            generator = generator or (index and index.get("generator"))
+        if index and index["regions"]:
+            if generator not in (None, index["regions"]):
+                raise OvssError(
+                    f"the regions in {folder} were made here, by {index['regions']}. Leave regions={generator} out."
+                )
+        else:
             index = {
                 "digest": digest("files", *(part for pair in sorted(contents.items()) for part in pair)),
                 "regions": None,
-                "generator": generator,
+                "generator": generator or (index["generator"] if index else None),
                 "settings": {},
                 "stand_in": False,
                 "command": f"python tools/regions.py index {folder} dataset={dataset.name}, once its file is there",
@@ -157,10 +168,10 @@ def index_regions(
 
 
 def region_names(sample: Sample) -> list[str]:
-    """Under what names, without suffix, others keep the regions of an image, the likeliest first: its id or the whole name of
-    its file (CorrCLIP: the image's stem), with their folders, without them, or with _ for each /."""
-    whole = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
-    return list(dict.fromkeys(name for path in whole for name in (path, Path(path).name, path.replace("/", "_"))))
+    """The names, without suffix, under which other sources store the regions of an image, the most likely first: its id or its
+    file's stem (CorrCLIP), each with its folders, without them, or with _ for each /."""
+    paths = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
+    return list(dict.fromkeys(name for path in paths for name in (path, Path(path).name, path.replace("/", "_"))))
 
 
 def _for_all(
@@ -172,9 +183,9 @@ def _for_all(
     workers: int,
     quiet: bool,
 ) -> dict[str, str]:
-    """In threads: `compute` for each sample, `store` with what it gives unless that is None; `save` now and then and at the
-    end, whatever the reason. Returns by image id what `compute` found wrong; other errors end it all."""
-    progress, failed, there = Progress(quiet), {}, 0
+    """Calls in threads `compute` for each sample and `store` with its result unless that is None, and `save` every few seconds
+    and on exit. Returns the OvssErrors of `compute` by image id; other errors are raised."""
+    progress, failed, existing = Progress(quiet), {}, 0
     task, saved = progress.start(title, len(samples)), time.monotonic()
     pool = ThreadPoolExecutor(workers)
 
@@ -194,19 +205,19 @@ def _for_all(
                 outcome = future.result()
                 if isinstance(outcome, str):
                     failed[futures[future].id] = outcome
-                there += outcome is False
+                existing += outcome is False
                 task.advance()
                 if time.monotonic() - saved > SECONDS_PER_INDEX:
                     save()
                     saved = time.monotonic()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            save()  # at once: who stops a process may not wait for long
+            save()  # at once, as the process may be killed soon
             pool.shutdown()
             save()
     task.stop()
-    if there:
-        progress.say(f"{there} of {len(samples)} were there already")
+    if existing:
+        progress.say(f"{existing} of {len(samples)} existed already")
     return failed
 
 
@@ -216,10 +227,10 @@ def _complain(failed: Mapping[str, str], what: str) -> None:
         raise OvssError(f"{len(failed)} images {what}:{shown}")
 
 
-def _difference(index: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """What distinguishes the regions of an index from those that were asked for, in words."""
+def _difference(index: Mapping[str, Any], maker: Mapping[str, Any]) -> str:
+    """How the regions of an index differ from those of `maker`, in words."""
     if index["regions"] is None:
         return "files that came from elsewhere"
-    old, new = ({"regions": each["regions"], **each["settings"]} for each in (index, own))
+    old, new = ({"regions": each["regions"], **each["settings"]} for each in (index, maker))
     names = [name for name in old | new if old.get(name) != new.get(name)]
     return ", ".join(f"{name} is {old.get(name)} there and {new.get(name)} here" for name in names) or "of other weights"

@@ -1,4 +1,4 @@
-"""What an evaluation gives."""
+"""The result of an evaluation in Python."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class EvalResult:
-    """What a run found out; `data` is the content of its JSON file, `path` where that file is."""
+    """The result of a run: `data` is the content of its JSON file, `path` the location of that file."""
 
     data: dict[str, Any]
     path: Path | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """In percent."""
+        """Every metric in percent."""
         return self.data["metrics"]
 
     @property
     def per_class(self) -> pd.DataFrame:
-        """A row per class: its metrics in percent and its counts in pixels."""
+        """A row per class: metrics in percent and counts in pixels."""
         import pandas as pd
 
         return pd.DataFrame(self.data["per_class"]).set_index("class")
@@ -41,7 +41,7 @@ class EvalResult:
         return f"{data['segmentor']} on {data['dataset']} with {data['clip']}{part}"
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
+        """Called by notebooks."""
         cells = "".join(f"<td>{'–' if value is None else f'{value:.2f}'}</td>" for value in self.metrics.values())
         names = "".join(f"<th>{escape(name)}</th>" for name in self.metrics)
         return f"<table><caption>{escape(self._title)}</caption><tr>{names}</tr><tr>{cells}</tr></table>"

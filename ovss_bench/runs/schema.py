@@ -1,5 +1,5 @@
-"""The form of result files: one JSON schema per version (schemas/result-<version>.json), by which files are checked whenever
-one is written or read, and by which the columns of data frames and the documentation are made."""
+"""The schema of result files, one JSON schema per version (schemas/result-<version>.json). Files are validated when written and
+read; the columns of data frames and the documentation are derived from it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FOLDER = Path(__file__).parent / "schemas"
 
 
 def _published(result: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 states published figures, and always the sources."""
-    reason = "the result was written before published figures were stated"
+    """Version 2 adds published figures, and always has the sources."""
+    reason = "the result was written before published figures were recorded"
     return {"sources": {}, "published": {"figures": [], "why_not": reason}} | result
 
 
-# What makes a result of one version one of the next.
+# Conversions from each version to the next.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _published}
 
 
@@ -37,8 +37,8 @@ def _validator(version: int) -> Callable[[Any], Any]:
     return fastjsonschema.compile(schema(version))
 
 
-def checked(result: Any, where: str | Path) -> dict[str, Any]:
-    """The result in the present form, whatever version it was written in. Raises OvssError for what is of no version's form."""
+def validate_result(result: Any, where: str | Path) -> dict[str, Any]:
+    """The result, converted to the current version. Raises OvssError if it does not match the schema of its version."""
     version = result.get("schema_version") if isinstance(result, dict) else None
     if type(version) is not int or not 1 <= version <= VERSION:
         newer = isinstance(version, int) and version > VERSION
@@ -46,8 +46,8 @@ def checked(result: Any, where: str | Path) -> dict[str, Any]:
         raise OvssError(f"{where} {what} (schema_version {version}; known: 1 to {VERSION}).")
     try:
         _validator(version)(result)
-    except fastjsonschema.JsonSchemaException as error:
-        raise OvssError(f"{where} does not have the form of a result: {error.message}. Delete it and run again.") from error
+    except fastjsonschema.JsonSchemaValueException as error:
+        raise OvssError(f"{where} does not match the schema of results: {error.message}. Delete it and run again.") from error
     for step in range(version, VERSION):
         result = UPGRADES[step](result) | {"schema_version": step + 1}
     return result

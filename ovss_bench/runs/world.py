@@ -1,8 +1,8 @@
-"""Many processes on one run: which images are whose, and how the processes agree.
+"""Distributed evaluation: how images are assigned to processes, and how the processes agree.
 
-`torchrun` starts processes that know each other (`World`); `shard=I/N` is for processes and machines that do not (`Shard`). In
-both cases each image is evaluated once, in one process, and counts travel by the run's folder only: no image is padded or
-repeated, and the union by image id is the result, whoever evaluated what.
+`torchrun` starts processes that communicate (`World`); `shard=I/N` is for processes and machines that do not (`Shard`). In both
+cases each image is evaluated exactly once, and counts are exchanged through the run's folder: no image is padded or repeated,
+and the result is the union by image id.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import KEPT, OvssError
 
-if TYPE_CHECKING:
-    import torch.distributed as dist
-
-# Processes wait for the slowest one; that one of them has died shows in its closed connections, not in the time it takes.
+# Processes wait for the slowest one. A dead process is noticed by its closed connections, not by a timeout.
 PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """`shard=I/N`: the I-th of N parts of the images."""
+    """`shard=I/N`: part I of N of the images, from 1."""
 
     number: int
     count: int
@@ -41,7 +38,7 @@ class Shard:
             return None
         match = re.fullmatch(r"(\d+)/(\d+)", str(text))
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise OvssError(f"shard={text}: expected I/N, the I-th of N parts, such as shard=1/16 to shard=16/16.")
+            raise OvssError(f"shard={text}: expected I/N, part I of N, such as shard=1/16 to shard=16/16.")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -50,16 +47,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class World:
-    """The processes that torchrun has started, seen from one of them; alone, if it has not."""
+    """The processes that torchrun started, as seen by one of them; by default a single process."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1  # processes on this machine
-    store: dist.Store | None = field(default=None, repr=False)
+    store: Any = field(default=None, repr=False)  # torch.distributed.Store, or None
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process gives, in the order of their ranks; all must call it. Raises OvssError if one has died."""
+        """The values of all processes by rank; all of them must call it. Raises OvssError if one has died."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -73,28 +70,28 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that succeeds in all processes, or ends in all of them with the OvssError of the first that had one."""
-        own = None
+        """A block that succeeds in all processes, or raises in all of them the OvssError of the first process that has one."""
+        failure = None
         try:
             yield
         except OvssError as error:
-            own = error
-        wrong = next((message for message in self.gather(own and str(own)) if message is not None), None)
-        if wrong is not None:
-            raise own if own and str(own) == wrong else OvssError(wrong)
+            failure = error
+        first = next((message for message in self.gather(failure and str(failure)) if message is not None), None)
+        if first is not None:
+            raise failure if failure and str(failure) == first else OvssError(first)
 
     def speaks(self) -> bool:
-        """Whether this process is the first to tell of an error; the others can leave it at that."""
+        """Whether this process is the first to report an error; the others stay silent."""
         if self.store is None:
             return True
         try:
             return self.store.add("ovss_bench/errors", 1) == 1
-        except RuntimeError:  # the process that keeps the store is gone
+        except RuntimeError:  # the process that hosts the store is gone
             return self.rank == 0
 
     def device(self, wanted: str | None) -> str:
-        """The device of this process, of which several share a machine's GPUs in turn. Raises OvssError for one that PyTorch
-        cannot use here."""
+        """The device of this process; the processes of a machine share its GPUs round-robin. Raises OvssError for a device that
+        PyTorch cannot use."""
         import torch
 
         kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,36 +112,37 @@ class World:
 
     @property
     def launcher(self) -> list[str]:
-        """The beginning of the command that starts these processes again."""
+        """The beginning of the command that restarts these processes."""
         return ["torchrun", "--nproc-per-node", str(self.local_size)] if self.size > 1 else [Path(sys.executable).name]
 
     def threads(self, wanted: int | None) -> int:
-        """Threads of PyTorch in this process: as wanted, or its share of the cores that it may use."""
+        """PyTorch threads of this process: `wanted`, or its share of the available cores."""
         return wanted or max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
 @cache
 def join() -> World:
-    """The world of this process, by the environment variables that torchrun sets. Waits for the other processes."""
+    """The world of this process according to torchrun's environment variables. Waits for the other processes."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in os.environ:
         return World()
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://"))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise OvssError(f"the processes of this run do not find each other: {error}") from error
+        raise OvssError(f"the processes of this run cannot connect to each other: {error}") from error
     local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return World(rank, size, *local, store)
 
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """Ends the process after the block, if it is one of several: at once, as gloo's threads may ask for the lock of an
-    interpreter that has begun to end, which aborts the process, and torchrun then ends the others, whose work is not done."""
+    """Exits one of several processes right after the block, without finalising the interpreter: gloo's threads may still
+    request its lock, which aborts the process, and torchrun would then kill the others before they have finished."""
     status: Any = None
     try:
         yield
@@ -159,8 +157,9 @@ def leaving() -> Iterator[None]:
     os._exit(status or 0)
 
 
-def split(costs: Sequence[int], parts: int) -> list[list[int]]:
-    """Numbers of the items in `parts` lists of about equal cost: the dearest first, each to the part that has least so far."""
+def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
+    """Splits item numbers into `parts` lists of about equal cost: the most expensive first, each to the cheapest list so
+    far."""
     loads = [(0, part) for part in range(parts)]
     chosen: list[list[int]] = [[] for _ in range(parts)]
     for number in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):

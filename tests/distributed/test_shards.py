@@ -83,7 +83,7 @@ def test_the_tool_prints_the_table_of_what_it_has_merged(voc, tmp_path):
 
 
 def test_a_folder_without_parts_is_told(tmp_path):
-    with pytest.raises(ob.OvssError, match=r"there are no parts to be merged in .*shard=I/N"):
+    with pytest.raises(ob.OvssError, match=r"there are no parts to merge in .*shard=I/N"):
         merged(tmp_path)
 
 

@@ -63,7 +63,7 @@ def refused(run):
     process.start()
     answer = answers.get()
     process.join()
-    return "another process is working on" in answer and f"(process {os.getpid()} on " in answer and "output=DIR" in answer
+    return "another process is writing to" in answer and f"(process {os.getpid()} on " in answer and "output=DIR" in answer
 
 
 def test_two_runs_never_mix_but_shards_work_side_by_side(tmp_path):
@@ -264,6 +264,6 @@ def test_rerun_waits_for_nobody_and_destroys_nothing_of_a_run_that_goes_on(voc, 
         answers = FORK.SimpleQueue()
         process = FORK.Process(target=again)
         process.start()
-        assert "another process is working on" in answers.get()
+        assert "another process is writing to" in answers.get()
         process.join()
         assert len(list((tmp_path / "runs").rglob("*.npz"))) == 1

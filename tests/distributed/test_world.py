@@ -12,7 +12,7 @@ import ovss_bench as ob
 from distributed.started import counted
 from miniatures.voc import write_voc
 from ovss_bench.runs.evaluate import make_job, run_jobs
-from ovss_bench.runs.world import Shard, World, join, split
+from ovss_bench.runs.world import Shard, World, balance, join
 
 FORK = multiprocessing.get_context("fork")
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
@@ -153,7 +153,7 @@ def test_a_folder_that_is_not_shared_is_told(voc, tmp_path, monkeypatch):
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 20])
 def test_a_split_is_balanced_and_complete(parts):
     costs = [(7 * number) % 11 + 1 for number in range(16)]
-    chosen = split(costs, parts)
+    chosen = balance(costs, parts)
     assert sorted(number for part in chosen for number in part) == list(range(16))
     assert all(part == sorted(part) for part in chosen)
     loads = [sum(costs[number] for number in part) for part in chosen]
@@ -161,7 +161,7 @@ def test_a_split_is_balanced_and_complete(parts):
 
 
 def test_large_images_count_more():
-    assert split([1, 1, 1, 1, 4], 2) == [[4], [0, 1, 2, 3]]
+    assert balance([1, 1, 1, 1, 4], 2) == [[4], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5"])

@@ -23,7 +23,7 @@ from ovss_bench.reports.table import interval_of, make_report
 from ovss_bench.reports.tables import terminal, write_tables
 from ovss_bench.runs.evaluate import make_job, run_jobs
 from ovss_bench.runs.load import frame_of, load_results, read_results, result_paths
-from ovss_bench.runs.schema import VERSION, checked, schema
+from ovss_bench.runs.schema import VERSION, schema, validate_result
 from ovss_bench.runs.store import read_counts, read_result
 
 # Text that breaks files and terminals, or that a language of tables could take for its own, and numbers that no format holds.
@@ -114,7 +114,7 @@ def read(path):
     else:
         outcome(show, path)
         assert found["schema_version"] == VERSION
-        assert checked(found, "it") == found
+        assert validate_result(found, "it") == found
         assert len(frame) == 1
         known = found["metrics"].get("mIoU")
         assert known is None or frame["mIoU"][0] == known

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
-from ovss_bench.evaluation.bootstrap import Interval, class_counts, interval, mean_iou, paired_interval
+from ovss_bench.evaluation.bootstrap import Interval, class_counts, interval, mean_iou_and_gradient, paired_interval
 from ovss_bench.evaluation.confusion import DTYPE, confusion, total
 from ovss_bench.evaluation.metrics import RULES, DatasetFacts, metrics
 
@@ -96,7 +96,7 @@ def test_intervals_cover_where_few_images_differ(kind):
     sums = [class_counts(run, classes).sum(axis=0) for run in (a, b)]
     rng, sets, covered = np.random.default_rng(19), 0, 0
     for share in np.repeat([0.01, 0.02, 0.04, 0.08], 150):
-        truth = np.diff(mean_iou(np.stack([sums[0], (1 - share) * sums[0] + share * sums[1]]))[0]).item()
+        truth = np.diff(mean_iou_and_gradient(np.stack([sums[0], (1 - share) * sums[0] + share * sums[1]]))[0]).item()
         chosen, other = rng.integers(len(a), size=images), rng.random(images) < share
         if not other.any():
             continue
@@ -137,11 +137,11 @@ def test_counts_are_intersections_and_unions():
 
 def test_gradients_are_those_of_the_figure():
     sums = class_counts(drawn(6, 3, 5, 9), 5).toarray() + np.r_[np.zeros(5), np.full(5, 1e4)]
-    _, slopes = mean_iou(sums)
+    _, slopes = mean_iou_and_gradient(sums)
     for column in range(10):
         step = np.zeros(10)
         step[column] = 1.0
-        rise = (mean_iou(sums + step)[0] - mean_iou(sums - step)[0]) / 2
+        rise = (mean_iou_and_gradient(sums + step)[0] - mean_iou_and_gradient(sums - step)[0]) / 2
         assert rise == pytest.approx(slopes[:, column], rel=1e-5)
 
 

@@ -129,7 +129,7 @@ def test_type_and_shape_are_checked_with_the_content(change, tmp_path):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     save_file({"tokens": change(load_file(path)["tokens"].clone())}, path, metadata)
-    with pytest.warns(UserWarning, match=r"key.safetensors is damaged \(its checksum is wrong\); it is made again"):
+    with pytest.warns(UserWarning, match=r"key.safetensors is damaged \(its checksum is wrong\); it is recomputed"):
         assert read_entry(path) is None
 
 

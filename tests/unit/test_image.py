@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 from torchvision import transforms
 
 import ovss_bench as ob
-from ovss_bench.image import read_image, resize, resize_truth, result_size
+from ovss_bench.image import read_image, resize, resize_target, result_size
 from ovss_bench.inference.finish import nearest
 from parity.seeded import rgb_image
 
@@ -214,7 +214,7 @@ def test_center_crop_is_torchvisions(size):
             actual = (
                 resize(image, "center_crop", side, 2048, 16)
                 if rule == "BICUBIC"
-                else resize_truth(truth, "center_crop", (side, side))
+                else resize_target(truth, "center_crop", (side, side))
             )
             assert np.array_equal(actual, expected)
 
@@ -239,7 +239,7 @@ def test_truth_and_result_have_the_size_that_the_protocol_names():
     assert result_size("short_448", (150, 211), (64, 64)) == (448, int(448 * 211 / 150))
     assert result_size("short_448", (211, 150), (64, 64)) == (int(448 * 211 / 150), 448)
     truth = np.array([[1, 2], [3, 400]], np.int32)
-    assert resize_truth(truth, "square_bilinear", (2, 4)).tolist() == [[1, 1, 2, 2], [3, 3, 400, 400]]
+    assert resize_target(truth, "square_bilinear", (2, 4)).tolist() == [[1, 1, 2, 2], [3, 3, 400, 400]]
 
 
 def test_labels_are_enlarged_as_cv2_does():

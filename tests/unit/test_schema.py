@@ -10,7 +10,7 @@ import ovss_bench as ob
 from end_to_end.tools import ROOT, first_version
 from ovss_bench.runs.evaluate import make_job, run_jobs
 from ovss_bench.runs.load import load_results, result_paths
-from ovss_bench.runs.schema import FOLDER, VERSION, checked, documentation, schema
+from ovss_bench.runs.schema import FOLDER, VERSION, documentation, schema, validate_result
 from ovss_bench.runs.store import read_counts, read_result
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
@@ -31,7 +31,7 @@ def result(folder):
 
 def test_results_are_of_the_present_form(result):
     assert result["schema_version"] == VERSION
-    assert checked(copy.deepcopy(result), "it") == result
+    assert validate_result(copy.deepcopy(result), "it") == result
     assert set(result) == set(schema()["properties"]) - {"observed"}  # only of methods that count something
 
 
@@ -65,7 +65,7 @@ def test_the_first_version_is_read(result, tmp_path):
 )
 def test_what_has_another_form_is_refused(change, words, result):
     with pytest.raises(ob.OvssError, match=words):
-        checked(result | change, "result FILE")
+        validate_result(result | change, "result FILE")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '"x"', "{}"])
