@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +42,15 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises OvssError for a missing, unreadable or truncated file (cv2 would fill the missing part with grey), and for images
     whose conversion to 8 bits is ambiguous, see `refuse_odd`.
     """
-    data = b""
     try:
-        data = Path(path).read_bytes()
-        refuse_odd(path, data)
+        return _read(f"image {path}", Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise OvssError(f"image {path} cannot be read: {error}. Copy or download it again.") from error
+
+
+def _read(name: str, data: bytes) -> np.ndarray:
+    try:
+        refuse_odd(name, data)
         if not _has_end(data):
             Image.open(io.BytesIO(data)).load()
     except OvssError:
@@ -54,11 +58,11 @@ def read_image(path: str | Path) -> np.ndarray:
     except Exception as error:  # Pillow raises nearly anything on damaged files
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is empty" if not data else "Pillow does not know its format"
-        raise OvssError(f"image {path} cannot be read: {reason}. Copy or download it again.") from error
+            reason = "Pillow does not know its format" if data else "it is empty"
+        raise OvssError(f"{name} cannot be read: {reason}. Copy or download it again.") from error
     image = _decode(data, cv2.IMREAD_COLOR)
     if image is None:
-        raise OvssError(f"image {path} is not an image that OpenCV can decode ({len(data)} bytes). Copy or download it again.")
+        raise OvssError(f"{name} is not an image that OpenCV can decode ({len(data)} bytes). Copy or download it again.")
     return np.ascontiguousarray(image[..., ::-1])
 
 
@@ -69,14 +73,14 @@ def _decode(data: bytes, flag: int) -> np.ndarray | None:
         return None
 
 
-def refuse_odd(path: str | Path, data: bytes) -> None:
+def refuse_odd(name: str, data: bytes) -> None:
     """Raises OvssError for images without an obvious conversion to 8 bits: five bands or more, floating point, signed or 32-bit
     numbers, 10, 12 or 14 bits, and 16 bits of which only the lower part is used (12-bit sensors, reflectances), which cv2's
     division by 256 would turn black. An entirely black image is accepted."""
     odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
     if odd:
         raise OvssError(
-            f"image {path} holds {odd}, which has no unambiguous conversion to 8 bits. Save it as RGB or grey of 8 bits a "
+            f"{name} holds {odd}, which has no unambiguous conversion to 8 bits. Save it as RGB or grey of 8 bits a "
             "band, scaled as your method or data set requires."
         )
 
@@ -267,13 +271,9 @@ def _from_picture(picture: Image.Image) -> np.ndarray:
     values = np.asarray(picture)
     if values.min() < 0 or values.max() > 65535:
         raise OvssError(f"the image holds {values.min()} to {values.max()}, not 16 bits. Scale it to 0..255 as uint8.")
-    with tempfile.TemporaryDirectory() as folder:  # the same conversion to 8 bits as for files
-        path = Path(folder) / "image.png"
-        Image.fromarray(values.astype(np.uint16)).save(path)
-        try:
-            return read_image(path)
-        except OvssError as error:
-            raise OvssError(str(error).replace(f"image {path}", "the image")) from error
+    buffer = io.BytesIO()  # the same conversion to 8 bits as for files
+    Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG")
+    return _read("the image", buffer.getvalue())
 
 
 def as_size(size: Any, name: str = "output_size") -> tuple[int, int] | None:

@@ -26,7 +26,9 @@ class Stages:
         self.calls: dict[str, int] = defaultdict(int)
         self._lock = threading.Lock()
         self._synchronise = traced and device is not None and device.type == "cuda"
-        self._profiler = _profiler() if traced else None
+        self._profiler = torch.profiler.profile() if traced else None
+        if self._profiler:
+            self._profiler.start()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -54,12 +56,3 @@ class Stages:
         assert profiler is not None
         profiler.stop()
         write_atomic(path, lambda temporary: profiler.export_chrome_trace(str(temporary)))
-
-
-def _profiler() -> torch.profiler.profile:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    profiler = torch.profiler.profile(activities=activities)
-    profiler.start()
-    return profiler

@@ -52,7 +52,7 @@ def precompute_regions(
     """
     folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
     if isinstance(source, RegionFolder):
-        raise OvssError(f"regions={regions} are region maps in files already. Name a generator, such as sam2_8.")
+        raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
     maker = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
     options = [f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
     options += [f"settings.{name}={value}" for name, value in (settings or {}).items()]

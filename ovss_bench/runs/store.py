@@ -51,8 +51,10 @@ class RunStore:
         helper: bool = False,
     ) -> None:
         self.base = below(user_path(output), f"{dataset}/{clip}/{segmentor}-{fingerprint[:12]}", links=True)
-        self.fingerprint = fingerprint
-        self.shard, self.helper = shard, helper
+        suffixes = (".json", ".npz", ".trace.json", ".shards")
+        paths = [self.base.with_name(self.base.name + suffix) for suffix in suffixes]
+        self.result_path, self.counts_path, self.trace_path, self._shards = paths
+        self.fingerprint, self.shard, self.helper = fingerprint, shard, helper
         self.counts: dict[str, np.ndarray] = {}
         self.hashes: dict[str, str] = {}
         self.edges: dict[str, np.ndarray] = {}
@@ -63,25 +65,9 @@ class RunStore:
         self._locks: list[IO] = []
 
     @property
-    def result_path(self) -> Path:
-        return self.base.with_name(self.base.name + ".json")
-
-    @property
-    def counts_path(self) -> Path:
-        return self.base.with_name(self.base.name + ".npz")
-
-    @property
-    def trace_path(self) -> Path:
-        return self.base.with_name(self.base.name + ".trace.json")
-
-    @property
     def part_path(self) -> Path:
         assert self.shard is not None
         return self._shards / f"part-{self.shard.number}-of-{self.shard.count}.json"
-
-    @property
-    def _shards(self) -> Path:
-        return self.base.with_name(self.base.name + ".shards")
 
     def finished(self) -> dict[str, Any] | None:
         """The result of this run if it is complete, else None. Raises OvssError if the result or its counts are damaged."""
@@ -155,7 +141,7 @@ class RunStore:
             if time.monotonic() > deadline:
                 raise OvssError(
                     f"{len(missing)} images that other processes have evaluated, such as {missing[0]}, are not in "
-                    f"{self._shards}. All processes need the same output folder; without one use shard=I/N and tools/merge.py."
+                    f"{self._shards}. All processes need one output folder; without one use shard=I/N and tools/merge.py."
                 )
             time.sleep(0.2)
 

@@ -214,7 +214,7 @@ def copy(source: Path, target: Path) -> None:
 
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, 3) RGB of an image of 8 bits of any mode. Raises OvssError for others, which Pillow would cut."""
-    refuse_odd(path, path.read_bytes())
+    refuse_odd(f"image {path}", path.read_bytes())
     with Image.open(path) as image:
         if image.mode[0] in "IF":
             raise OvssError(f"image {path} has one band of 16 bits or more, expected 8. Unpack the official archive again.")
