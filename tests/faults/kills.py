@@ -64,7 +64,7 @@ def outcome(output: Path) -> dict[str, tuple]:
         result = read_result(path)
         counts, hashes, edges = read_counts(path.with_suffix(".npz"))
         arrays = {f"{kind} {image}": part for kind, parts in (("c", counts), ("e", edges)) for image, part in parts.items()}
-        maps = {map.name: map.read_bytes() for map in path.with_suffix(".maps").glob("[!.]*")}
+        maps = {file.name: file.read_bytes() for file in path.with_suffix(".maps").glob("[!.]*")}
         found[result["segmentor"]] = ({k: v for k, v in result.items() if k not in TIMES}, hashes, maps, arrays)
     return found
 

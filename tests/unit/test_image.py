@@ -204,9 +204,9 @@ def test_keep_ratio_is_mmcvs_resize(size, short_side):
 def test_center_crop_is_torchvisions(size):
     """CLIPtrase: Resize(side, bicubic), CenterCrop(side) of a PIL image; labels alike, nearest."""
     image = rgb_image(8, *size)
-    truth = image[..., 0].astype(np.int32) * 300
+    target = image[..., 0].astype(np.int32) * 300
     for side in (64, 97):
-        for array, rule in ((image, "BICUBIC"), (truth, "NEAREST")):
+        for array, rule in ((image, "BICUBIC"), (target, "NEAREST")):
             steps = transforms.Compose(
                 [transforms.Resize(side, transforms.InterpolationMode[rule]), transforms.CenterCrop(side)]
             )
@@ -214,7 +214,7 @@ def test_center_crop_is_torchvisions(size):
             actual = (
                 resize(image, "center_crop", side, 2048, 16)
                 if rule == "BICUBIC"
-                else resize_target(truth, "center_crop", (side, side))
+                else resize_target(target, "center_crop", (side, side))
             )
             assert np.array_equal(actual, expected)
 
@@ -238,8 +238,8 @@ def test_truth_and_result_have_the_size_that_the_protocol_names():
     assert result_size("resized", (150, 211), (64, 64)) == (64, 64)
     assert result_size("short_448", (150, 211), (64, 64)) == (448, int(448 * 211 / 150))
     assert result_size("short_448", (211, 150), (64, 64)) == (int(448 * 211 / 150), 448)
-    truth = np.array([[1, 2], [3, 400]], np.int32)
-    assert resize_target(truth, "square_bilinear", (2, 4)).tolist() == [[1, 1, 2, 2], [3, 3, 400, 400]]
+    target = np.array([[1, 2], [3, 400]], np.int32)
+    assert resize_target(target, "square_bilinear", (2, 4)).tolist() == [[1, 1, 2, 2], [3, 3, 400, 400]]
 
 
 def test_labels_are_enlarged_as_cv2_does():
