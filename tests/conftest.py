@@ -1,4 +1,4 @@
-"""What all tests share: a cache folder of their own, and a tiny CLIP from a seed."""
+"""Fixtures of all tests: a separate cache folder, a tiny CLIP, miniature data sets."""
 
 import os
 from functools import cache as once
@@ -17,7 +17,7 @@ from parity.seeded import clip_state_dict, query_features
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """One empty cache for the whole session, also for processes that tests start: the demo scenes are drawn once."""
+    """One initially empty cache per session, also for the processes of tests, so that demo scenes are drawn once."""
     before = os.environ.get("OVSS_CACHE")
     folder = os.environ["OVSS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield folder
@@ -28,7 +28,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def same_threads():
-    """A test that sets the number of threads leaves it to the next as it was."""
+    """Restores the number of threads after each test."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -36,7 +36,7 @@ def same_threads():
 
 @pytest.fixture(autouse=True)
 def same_plugins():
-    """What a test registers is forgotten after it: plug-ins in use are part of the fingerprints of later runs."""
+    """Unregisters the plug-ins of a test: they would change the fingerprints of later runs."""
     parts = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES, PLUGINS)
     before = [dict(part) for part in parts]
     yield
@@ -64,7 +64,7 @@ def tiny_vocabulary():
 
 @pytest.fixture(scope="session")
 def voc(tmp_path_factory):
-    """The data root of a miniature VOC of ten images, not to be written to."""
+    """The data root of a miniature VOC of ten images, read only."""
     root = tmp_path_factory.mktemp("voc")
     write_voc(root, images=10)
     return root
@@ -72,7 +72,7 @@ def voc(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """`prepared(name)`: one data root for all, with the miniature of a data set in it, prepared. Not to be written to."""
+    """`prepared(name)`: a shared data root with the prepared miniature of a data set. Read only."""
     root = tmp_path_factory.mktemp("data")
     write = once(lambda writer: writer(root))
 

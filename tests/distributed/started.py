@@ -1,4 +1,4 @@
-"""Starting tools/eval.py in several processes, as a user does, and seeing what they have found out."""
+"""Starting tools/eval.py in several processes, as a user does, and reading their results."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def start(*arguments: object, processes: int = 1, cwd: Path, threads: int = 1, *
 
 
 def run(*arguments: object, status: int = 0, **options) -> tuple[str, str]:
-    """What the tool prints, after a check of its exit status."""
+    """The output of the tool, whose exit status is checked."""
     process = start(*arguments, **options)
     out, err = process.communicate(timeout=900)
     assert process.returncode == status, out + err
@@ -31,7 +31,7 @@ def run(*arguments: object, status: int = 0, **options) -> tuple[str, str]:
 
 
 def counted(folder: Path) -> dict[str, dict[str, tuple]]:
-    """Of each segmentor's result below a folder: of every image the hash of its label map and the counts as bytes."""
+    """For each segmentor's result below a folder and each image: the hash of its label map and its counts as bytes."""
     found = {}
     for path in result_paths(folder):
         counts, hashes, _ = read_counts(path.with_suffix(".npz"))
@@ -40,7 +40,7 @@ def counted(folder: Path) -> dict[str, dict[str, tuple]]:
 
 
 def rank_of(process: int, rank: int) -> int | None:
-    """The process of that rank which torchrun has started."""
+    """The process of a rank, started by torchrun."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
@@ -52,7 +52,7 @@ def rank_of(process: int, rank: int) -> int | None:
 
 
 def wait_for(condition, seconds: float = 120):
-    """What the condition gives when it is true at last."""
+    """The value of the condition once it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline

@@ -57,7 +57,7 @@ def test_a_grid_runs_in_processes_of_its_own(name, tmp_path):
 
 
 def test_a_slurm_grid_is_submitted_with_the_settings_of_the_preset(monkeypatch):
-    """There is no Slurm here: what would be submitted."""
+    """Without Slurm: only what would be submitted."""
     if not installed("submitit"):
         pytest.skip("hydra-submitit-launcher is not installed: pip install 'ovss-bench[launchers]'")
     from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
@@ -67,7 +67,7 @@ def test_a_slurm_grid_is_submitted_with_the_settings_of_the_preset(monkeypatch):
     assert merged.max_num_timeout == 3
 
 
-def test_a_mistake_in_a_grid_ends_one_run_and_is_told(tmp_path):
+def test_a_mistake_in_a_grid_ends_one_run_and_is_reported(tmp_path):
     words = [word.replace("sclip,clip", "sclipp,clip") for word in GRID]
     _, err = run(*words, cwd=tmp_path, status=2)
     assert err.count("error: unknown segmentor 'sclipp'") == 1

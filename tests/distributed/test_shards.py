@@ -1,4 +1,4 @@
-"""shard=I/N and tools/merge.py: parts that know nothing of each other, and one result of them."""
+"""shard=I/N and tools/merge.py: independent parts, merged into one result."""
 
 import shutil
 
@@ -82,7 +82,7 @@ def test_the_tool_prints_the_table_of_what_it_has_merged(voc, tmp_path):
     assert f"{read_result(path)['metrics']['mIoU']:.2f}" in done.stdout
 
 
-def test_a_folder_without_parts_is_told(tmp_path):
+def test_a_folder_without_parts_is_reported(tmp_path):
     with pytest.raises(ob.OvssError, match=r"there are no parts to merge in .*shard=I/N"):
         merged(tmp_path)
 
@@ -119,7 +119,7 @@ def test_images_that_failed_are_in_the_merged_result(tmp_path):
     assert list(result["images"]["failed"]) == [bad.id]
 
 
-def test_parts_of_different_machines_are_told(voc, tmp_path, monkeypatch):
+def test_parts_of_different_machines_are_reported(voc, tmp_path, monkeypatch):
     evaluate(voc, tmp_path, "1/2")
     monkeypatch.setattr("ovss_bench.runs.provenance._processor", lambda: "Another 3000")
     evaluate(voc, tmp_path, "2/2")

@@ -33,7 +33,7 @@ def add(run, image):
 
 @pytest.fixture
 def shard(tmp_path):
-    """The file with the counts of images 0 to 3 that an interrupted run has left."""
+    """The file that an interrupted run left, with the counts of images 0 to 3."""
     with store(tmp_path) as run:
         for image in range(4):
             add(run, image)
@@ -49,7 +49,7 @@ def evaluate(root, folder, **options):
 
 
 def refused(run):
-    """Whether another process is refused what `run` wants."""
+    """Whether another process cannot take the locks of `run`."""
 
     def attempt():
         try:
@@ -80,7 +80,7 @@ def test_two_runs_never_mix_but_shards_work_side_by_side(tmp_path):
 
 
 def test_a_lock_of_a_folder_that_is_gone_is_none(tmp_path, monkeypatch):
-    """Between opening the lock's file and locking it, the other process has finished its run and removed the folder."""
+    """The other process finishes its run and removes the folder between opening and locking the file."""
     import fcntl
 
     lock, calls = fcntl.flock, []
@@ -110,7 +110,7 @@ def test_several_writers_never_take_the_same_name(tmp_path):
 
 
 def test_storing_writes_few_files(tmp_path, monkeypatch):
-    """What keeps it far below 2 % of a run: a file per 16 images."""
+    """One file per 16 images keeps storing far below 2 % of a run."""
     written, write = [], store_module.write_atomic
     monkeypatch.setattr(store_module, "write_atomic", lambda path, content: written.append(path) or write(path, content))
     monkeypatch.setattr(store_module, "SECONDS_PER_SHARD", 1e9)
@@ -151,7 +151,7 @@ def test_a_truncated_shard_is_told_and_only_its_images_are_lost(length, shard, t
     assert not shard.exists()
 
 
-def test_damaged_counts_of_a_finished_run_are_told(voc, tmp_path):
+def test_damaged_counts_of_a_finished_run_are_reported(voc, tmp_path):
     path = evaluate(voc, tmp_path).path.with_suffix(".npz")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ob.OvssError, match=f"{path.name} is damaged: .* Delete it; its images will be evaluated again"):
@@ -231,12 +231,12 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(shard, tmp_path
     assert other.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told():
+def test_a_folder_that_cannot_be_written_is_reported():
     with pytest.raises(ob.OvssError, match=r"cannot write /proc/runs.*output=DIR"), store("/proc/runs"):
         pass
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     import errno
     import fcntl
 

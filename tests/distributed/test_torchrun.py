@@ -1,4 +1,4 @@
-"""torchrun: the same counts from any number of processes, and what becomes of a run of which one has died."""
+"""torchrun: the same counts from any number of processes, and the end of a run in which one process dies."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def alone(tmp_path_factory):
 
 
 def killed(rank, folder):
-    """A run of two processes, of which one is killed after the first shard; what the other says, and the shards."""
+    """A run of two processes, one of which is killed after the first shard: the other's output, and the shards."""
     process = start(*WORDS, cwd=folder, processes=2)
     shards = wait_for(lambda: list(folder.rglob("*.shards/[0-9]*.npz")))
     os.kill(rank_of(process.pid, rank), signal.SIGKILL)

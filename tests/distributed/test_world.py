@@ -1,4 +1,4 @@
-"""How processes agree: on errors, on who evaluates what, and that one has died. Here they are forks of the test."""
+"""How processes agree on errors, on the assignment of images, and on the death of one. They are forks of the test."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
 
 
 def in_world(function, size=2):
-    """What `function(world)` returns, or the message of the OvssError that it raises, in each of `size` processes."""
+    """The results of `function(world)`, or the messages of its OvssErrors, in `size` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -144,7 +144,7 @@ def test_processes_with_other_data_are_refused(voc, tmp_path):
     assert "differ in data, weights or code" in first
 
 
-def test_a_folder_that_is_not_shared_is_told(voc, tmp_path, monkeypatch):
+def test_a_folder_that_is_not_shared_is_reported(voc, tmp_path, monkeypatch):
     monkeypatch.setattr("ovss_bench.runs.store.SECONDS_TO_APPEAR", 0)
     first, _ = answers_of(lambda world: evaluated(world, voc, tmp_path / str(world.rank)))
     assert "All processes need one output folder" in first

@@ -24,7 +24,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONC
 
 
 def started(tool, *words, cwd, status, **environment):
-    """A tool in a process of its own; without HOME unless it is given."""
+    """A tool in a separate process, without HOME unless it is given."""
     inherited = {key: value for key, value in os.environ.items() if key not in (*VARIABLES, "HOME")}
     done = subprocess.run(command(tool, *words), cwd=cwd, env=inherited | environment, capture_output=True, check=False)
     told = (done.stdout + done.stderr).decode("utf-8", "replace")
@@ -61,7 +61,7 @@ def test_a_run_in_a_poor_environment(tmp_path, cache):
 
 
 def test_tools_that_read_results_in_a_poor_environment(tmp_path):
-    """Without a home at all, on an ASCII terminal; the folder of results has a name that looks like an option."""
+    """Without a home folder, on an ASCII terminal; the name of the results folder looks like an option."""
     folder = tmp_path / "out=ü"
     run_jobs(
         [make_job("clip", ob.load_clip("demo"), ob.load_dataset("demo"), overrides=FAST)], limit=1, output=folder, quiet=True
@@ -103,7 +103,7 @@ def test_a_home_that_is_unknown_or_not_to_be_written(monkeypatch, tmp_path):
 
 
 def test_a_home_for_every_path(monkeypatch, tmp_path, tiny_state_dict):
-    """`~` that no shell has replaced, in options and in Python."""
+    """`~` that no shell has expanded, in options and in Python."""
     monkeypatch.setenv("HOME", str(tmp_path))
     write_voc(tmp_path / "data")
     torch.save(tiny_state_dict, tmp_path / "w.pt")
@@ -117,7 +117,7 @@ def test_a_home_for_every_path(monkeypatch, tmp_path, tiny_state_dict):
 
 
 def test_labels_that_cannot_be_read(tmp_path):
-    """A folder in the place of a file, a file of which reading fails, a list that is none, a folder that leads to itself."""
+    """A folder instead of a file, a file that cannot be read, a list that is not one, a folder that links to itself."""
     ids = write_voc(tmp_path)
     label = tmp_path / BASE / "SegmentationClass" / f"{ids[1]}.png"
     label.unlink()
@@ -144,14 +144,14 @@ SWITCHES = {
 
 
 def counts_of(image):
-    """What a notebook does, from loading to numbers."""
+    """The steps of a notebook, from loading to numbers."""
     clip, data = ob.load_clip("demo"), ob.load_dataset("demo")
     segmentor = ob.build_segmentor("proxyclip", clip=clip, vocabulary=data.vocabulary(None, "photo"), vfm="demo", **FAST)
     return ob.evaluate(segmentor, data, limit=1).metrics, ob.segment(segmentor, image).scores.clone()
 
 
 def test_global_switches_of_torch_change_nothing():
-    """Each in a thread of its own, as a server would have it, where signals cannot be handled either."""
+    """Each in its own thread, as in a server, where signals cannot be handled either."""
     image = np.random.RandomState(0).randint(0, 256, (60, 80, 3), np.uint8)
     metrics, scores = counts_of(image)
     before = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()

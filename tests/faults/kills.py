@@ -1,7 +1,7 @@
-"""SIGKILL at random moments: `python tests/faults/kills.py times=100 [seed=0]`. Every run that was killed, once or several
-times, is then resumed, and must end with the counts, label maps and metrics of a run that nobody disturbed.
+"""SIGKILL at random moments: `python tests/faults/kills.py times=100 [seed=0]`. Every run is killed once or
+several times, then resumed, and must end with the counts, label maps and metrics of an undisturbed run.
 
-Runs are forked from a process that has imported everything, so that most kills meet a run at work, not one that starts.
+Runs are forked from a process that has imported everything, so that most kills hit the evaluation, not the start.
 """
 
 import multiprocessing
@@ -27,12 +27,12 @@ from ovss_bench.runs.store import read_counts, read_result
 
 ARGUMENTS = ["segmentor=[clip,sclip]", "limit=20", "runtime.batch=8", "runtime.maps=true", "runtime.boundary=true"]
 ARGUMENTS += ["recipe.resize=none", "recipe.window=48", "recipe.stride=48"]
-LONG = 600  # seconds after which a run hangs
+LONG = 600  # seconds after which a run counts as hanging
 TIMES = ("timing", "peak_memory_mib", "provenance")  # what may differ between two runs
 
 
 def run(output: Path, images_per_shard: int) -> None:
-    """What a child does. Small shards: more moments at which something is half written."""
+    """The work of a child. With small shards, kills hit more half-written files."""
     store.IMAGES_PER_SHARD = images_per_shard
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -46,7 +46,7 @@ def start(output: Path, images_per_shard: int) -> multiprocessing.Process:
 
 
 def finish(output: Path, images_per_shard: int = 16) -> float:
-    """Runs to the end; the seconds that it took."""
+    """Runs to the end and returns the seconds."""
     began = time.monotonic()
     child = start(output, images_per_shard)
     child.join(LONG)
@@ -58,7 +58,7 @@ def finish(output: Path, images_per_shard: int = 16) -> float:
 
 
 def outcome(output: Path) -> dict[str, tuple]:
-    """Of each segmentor what must not depend on kills."""
+    """For each segmentor everything that must not depend on kills."""
     found = {}
     for path in result_paths(output):
         result = read_result(path)
@@ -80,7 +80,7 @@ def compare(found: dict[str, tuple], expected: dict[str, tuple]) -> None:
 
 
 def kill_and_resume(times: int, seed: int, folder: Path) -> tuple[int, int]:
-    """Kills runs that many times in all. Returns how many kills met a run before its end, and how many runs there were."""
+    """Kills runs `times` times in all. Returns the number of kills before the end of a run, and the number of runs."""
     chance, met, runs, given = random.Random(seed), 0, 0, 0
     for name in ("clip", "sclip"):  # read once, for all children: an edit meanwhile would make other runs of them
         known_code(name, "demo", [])

@@ -1,4 +1,4 @@
-"""The short form of kills.py, which kills a hundred times; in a process of its own, as it forks."""
+"""A short run of kills.py, in a separate process because it forks."""
 
 import re
 import subprocess

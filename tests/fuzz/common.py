@@ -1,6 +1,6 @@
-"""How the fuzzing tests judge: generated input, mostly bad, ends in an OvssError or a right result, within seconds.
+"""The criterion of the fuzzing tests: generated input, mostly invalid, gives an OvssError or a correct result within seconds.
 
-A few hundred inputs by default, always the same; `OVSS_FUZZ=10000 python -m pytest tests/fuzz` tries as many, others each time
+A few hundred fixed inputs by default; `OVSS_FUZZ=10000 python -m pytest tests/fuzz` tries that many, new ones each time
 (`--hypothesis-seed=1` repeats them).
 """
 
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from ovss_bench.errors import OvssError
 
 TOTAL = int(os.environ.get("OVSS_FUZZ", 400))
-SECONDS = 30  # in which every input must have been answered
+SECONDS = 30  # limit for every input
 
 
 def inputs(share: float) -> settings:
-    """The settings of a test that gets this share of all inputs."""
+    """The settings of a test with this share of all inputs."""
     return settings(
         max_examples=max(int(TOTAL * share), 5),
         derandomize="OVSS_FUZZ" not in os.environ,
@@ -31,7 +31,7 @@ def inputs(share: float) -> settings:
 
 
 def outcome(function: Callable[..., Any], *arguments: Any, errors: tuple = (OvssError,), **options: Any) -> Any:
-    """What the function returns, or the error that it raised, which must be a sentence; anything else fails the test."""
+    """The result of the function, or the error that it raised, which must be a sentence; anything else fails the test."""
     try:
         with within(SECONDS):
             return function(*arguments, **options)
@@ -71,7 +71,7 @@ VALUES = st.recursive(
 
 @st.composite
 def damaged(draw, content: bytes) -> bytes:
-    """A file that was cut, or in which bytes were changed, left out or put in."""
+    """A file that is truncated, or in which bytes are changed, removed or inserted."""
     data = bytearray(content)
     for kind in draw(st.lists(st.sampled_from(["cut", "flip", "insert", "remove", "zero"]), min_size=1, max_size=3)):
         at = draw(st.integers(0, max(len(data) - 1, 0)))

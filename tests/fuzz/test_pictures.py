@@ -170,7 +170,7 @@ OWN = "images: photos\nlabels: masks\nimage_suffix: .png\nlabel_suffix: .{suffix
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """`data(bytes, suffix)`: a data set of one photo, with this as its mask."""
+    """`data(bytes, suffix)`: a data set of one photo, with these bytes as its mask."""
     folder = tmp_path_factory.mktemp("own")
     for name in ("photos", "masks"):
         (folder / name).mkdir()

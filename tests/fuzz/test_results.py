@@ -1,4 +1,4 @@
-"""Result files and counts in which something was changed."""
+"""Modified result files and counts."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def result(tmp_path_factory):
 
 @st.composite
 def changed(draw, content):
-    """A copy in which single values were replaced, left out or added."""
+    """A copy in which single values are replaced, removed or added."""
     content = copy.deepcopy(content)
     for _ in range(draw(st.integers(1, 3))):
         part, depth = content, draw(st.integers(0, 4))
@@ -68,7 +68,7 @@ def changed(draw, content):
 
 @st.composite
 def reworded(draw, content):
-    """A copy that keeps its form: some texts and names are others."""
+    """A copy that still matches the schema, with some texts and names replaced."""
     content = copy.deepcopy(content)
     texts = NASTY.filter(lambda text: isinstance(text, str) and text.isascii()) | st.text(
         st.characters(codec="utf-8"), max_size=8
@@ -87,7 +87,7 @@ def reworded(draw, content):
 
 
 def show(path):
-    """Everything that is made of a result: tables of all formats, the page, comparisons."""
+    """Everything derived from a result: tables in all formats, the page, comparisons."""
     results, _ = read_results(path.parent)
     report = make_report(results, published=True, interval=interval_of)
     folder = path.parent / "shown"
@@ -102,7 +102,7 @@ def show(path):
 
 
 def read(path):
-    """As the tools do: alone, and as a frame."""
+    """Read as in the tools: one file, and a data frame."""
     found = outcome(read_result, path)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -153,7 +153,7 @@ def same(one, other):
 @inputs(0.15)
 @given(draw=st.data())
 def test_damaged_counts_are_never_read_as_others(result, tmp_path_factory, draw):
-    """Whatever byte is changed: an error, or what was written."""
+    """Any changed byte gives an error or the original content."""
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
     counts = result.with_suffix(".npz")
     path.write_bytes(draw.draw(damaged(counts.read_bytes())))
@@ -167,7 +167,7 @@ def test_damaged_counts_are_never_read_as_others(result, tmp_path_factory, draw)
 @inputs(0.03)
 @given(draw=st.data())
 def test_counts_of_another_form_are_refused(result, tmp_path_factory, draw):
-    """Arrays that are missing, or of other shapes and types, without a checksum, as files of before there was one have none."""
+    """Arrays that are missing or have other shapes and types, without a checksum, as in older files."""
     path = tmp_path_factory.getbasetemp() / "other.npz"
     content = dict(np.load(result.with_suffix(".npz")))
     del content["checksum"]
@@ -191,7 +191,7 @@ def test_counts_of_another_form_are_refused(result, tmp_path_factory, draw):
 
 
 def test_the_schema_is_strict_about_everything_that_it_describes():
-    """A field that is not described could hold anything."""
+    """A field without a type could contain anything."""
 
     def walk(part, where):
         if part.get("type") == "object" or "properties" in part:

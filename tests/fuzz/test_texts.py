@@ -1,4 +1,4 @@
-"""Names files, recipes, overrides, command lines, and YAML files of one's own."""
+"""Files of names, recipes, overrides, command lines, and custom YAML files."""
 
 import csv
 import io
@@ -115,7 +115,7 @@ def overridden(draw):
 @example(("naclip", {"sigma": 10**400}))
 @example(("naclip", {"long_side": 7, "pad_multiple": 3}))
 def test_what_composes_segments(case):
-    """Numbers from tiny to huge (images of which memory could not hold are refused before): an error, or finite scores."""
+    """Numbers from tiny to huge (sizes that exceed the memory are refused before): an error, or finite scores."""
     method, overrides = case
     clip = ob.load_clip("demo")
     vocabulary = ob.Vocabulary.from_names(["sand", "red cloth", "blue cloth"], background=True, templates="none")
@@ -144,7 +144,7 @@ WORDS = st.builds(
 @inputs(0.04)
 @given(words=st.lists(WORDS, min_size=1, max_size=2))
 def test_command_lines(tmp_path_factory, monkeypatch_once, words):
-    """All that tools/eval.py does, without the evaluation; what Hydra and OmegaConf raise the tool prints as an error, too."""
+    """All of tools/eval.py but the evaluation; the tool reports exceptions of Hydra and OmegaConf as errors, too."""
     monkeypatch_once.chdir(tmp_path_factory.getbasetemp())
     errors = (ob.OvssError, HydraException, OmegaConfBaseException)
     with redirect_stdout(io.StringIO()):
@@ -171,7 +171,7 @@ def test_options_of_the_small_tools(words):
 
 
 def written(path, content):
-    """As YAML where that is possible, else as it prints."""
+    """As YAML if possible, else as printed."""
     try:
         path.write_text(content if isinstance(content, str) else OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
     except (OmegaConfBaseException, ValueError):

@@ -1,4 +1,4 @@
-"""Intervals: they cover what they are of, are those of the formulas in metrics.py, and stay fast on large data sets."""
+"""Intervals: their coverage, their values against the formulas in metrics.py, and their speed on large data sets."""
 
 import tracemalloc
 
@@ -14,7 +14,7 @@ FACTS = DatasetFacts(background=0, unseen=(2, 3), interest=(1, 2))
 
 
 def records(cells, pixels, classes):
-    """Confusion records of the cells (numbers of the flattened matrix), each once."""
+    """Confusion records of distinct cells (indices into the flattened matrix)."""
     cells, first = np.unique(cells, return_index=True)
     result = np.empty(len(cells), DTYPE)
     result["truth"], result["prediction"] = np.divmod(cells, classes + 1)

@@ -28,7 +28,7 @@ def naive(target, prediction, classes, ignore_index=255):
 
 
 def blobs(seed, size, classes, ignore_index=255):
-    """Truth and prediction of rectangles, some of them ignored, and some "no class"."""
+    """Target and prediction of rectangles, some of them ignored, and some "no class"."""
     rng = np.random.RandomState(seed)
     maps = []
     for _ in range(2):
@@ -49,7 +49,8 @@ def blobs(seed, size, classes, ignore_index=255):
 @pytest.mark.parametrize("seed", range(4))
 def test_counts_equal_the_definition(size, classes, ignore_index, seed):
     target, prediction = blobs(seed, size, classes, ignore_index)
-    assert boundary_counts(target, prediction, classes, ignore_index).tolist() == naive(target, prediction, classes, ignore_index)
+    maps = target, prediction, classes, ignore_index
+    assert boundary_counts(*maps).tolist() == naive(*maps)
 
 
 def test_by_hand():

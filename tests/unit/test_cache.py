@@ -1,4 +1,4 @@
-"""A damaged cache never changes a result: what is damaged is made again, with a note."""
+"""A damaged cache never changes a result: damaged entries are recomputed, with a note."""
 
 import json
 import warnings
@@ -41,12 +41,12 @@ def cache(tmp_path, monkeypatch):
 
 
 def positions(size):
-    """Of a file: its header, its middle, its end."""
+    """Positions in the header, the middle and the end of a file."""
     return sorted({0, 3, 9, 40, size // 3, size // 2, size - 40, size - 2, size - 1} & set(range(size)))
 
 
 def flipped(folder, suffix):
-    """(file, position) of single flipped bytes, one after another; afterwards the files are as they were."""
+    """(file, position) of single flipped bytes, one after another; the files are restored afterwards."""
     for path in sorted(folder.rglob(f"*{suffix}"))[:2]:
         content = path.read_bytes()
         for position in positions(len(content)):

@@ -1,4 +1,4 @@
-"""Work in several processes, and what becomes of it and of locks when a process is killed."""
+"""Work in several processes, signals, and locks, also when a process is killed."""
 
 import hashlib
 import multiprocessing
@@ -83,7 +83,7 @@ def test_other_errors_are_raised():
         list(in_processes(lambda number: 1 // number, [1, 0, 2], 1))
 
 
-def test_a_worker_that_is_killed_is_said():
+def test_a_killed_worker_is_reported():
     with pytest.raises(ob.OvssError, match=r"a worker process was killed.*workers=1"):
         list(in_processes(lambda _: os.kill(os.getpid(), signal.SIGKILL), [1, 2, 3], 1))
 
@@ -144,7 +144,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_said():
+def test_a_folder_that_cannot_be_written_is_reported():
     with pytest.raises(ob.OvssError, match=r"cannot write /proc/new.*data_root=DIR"), locked(Path("/proc/new"), "data_root"):
         pass
 

@@ -1,4 +1,4 @@
-"""The form of result files: what is written and read is checked, earlier versions are read, and damage is told."""
+"""The schema of result files: files are validated when written and read, older versions are read, damage is reported."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def result(folder):
     return read_result(result_paths(folder)[0])
 
 
-def test_results_are_of_the_present_form(result):
+def test_results_are_match_the_current_schema(result):
     assert result["schema_version"] == VERSION
     assert validate_result(copy.deepcopy(result), "it") == result
     assert set(result) == set(schema()["properties"]) - {"observed"}  # only of methods that count something
@@ -63,7 +63,7 @@ def test_the_first_version_is_read(result, tmp_path):
     ],
     ids=str,
 )
-def test_what_has_another_form_is_refused(change, words, result):
+def test_results_that_do_not_match_are_refused(change, words, result):
     with pytest.raises(ob.OvssError, match=words):
         validate_result(result | change, "result FILE")
 
@@ -76,7 +76,7 @@ def test_files_that_are_no_results_are_refused(text, tmp_path):
         read_result(path)
 
 
-def test_nothing_of_another_form_is_written(tmp_path, monkeypatch):
+def test_nothing_that_does_not_match_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("ovss_bench.runs.evaluate.VERSION", "two")
     clip, dataset = ob.load_clip("demo"), ob.load_dataset("demo")
     with pytest.raises(ob.OvssError, match="is not a result"):
