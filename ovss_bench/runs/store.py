@@ -14,8 +14,9 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,7 +63,7 @@ class RunStore:
         self._read: set[str] = set()
         self._pending: list[str] = []
         self._written = time.monotonic()
-        self._locks: list[IO] = []
+        self._locks = ExitStack()
 
     @property
     def part_path(self) -> Path:
@@ -86,12 +87,12 @@ class RunStore:
     def __enter__(self) -> RunStore:
         if not self.helper:
             try:
-                self._locks.append(take_lock(self._shards / "lock", "output", shared=self.shard is not None))
+                self._locks.enter_context(take_lock(self._shards / "lock", "output", shared=self.shard is not None))
                 if self.shard is not None:
                     name = f"lock-{self.shard.number}-of-{self.shard.count}"
-                    self._locks.append(take_lock(self._shards / name, "output"))
+                    self._locks.enter_context(take_lock(self._shards / name, "output"))
             except BaseException:
-                self._release()
+                self._locks.close()
                 raise
             if self.shard is None:
                 for path in self.base.parent.glob(f".{self.base.name}.*"):  # temporary files of a killed process
@@ -103,12 +104,7 @@ class RunStore:
         try:
             self.flush()
         finally:
-            self._release()
-
-    def _release(self) -> None:
-        for lock in self._locks:
-            lock.close()
-        self._locks = []
+            self._locks.close()
 
     def _shard_files(self) -> list[Path]:
         return sorted(self._shards.glob("[0-9]*.npz"))

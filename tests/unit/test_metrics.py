@@ -124,7 +124,7 @@ def with_epsilon(matrix, epsilon):
 
 @pytest.mark.parametrize("name", CASES)
 def test_cliper_without_background(name):
-    """Its labels are ours plus one; 0 is the background, our "no class", which the target never contains; 0 and 255 are ignored."""
+    """Its labels are ours plus one; 0 is the background, our "no class", and not in the target; 0 and 255 are ignored."""
     pairs, classes = of(name)
     rng = np.random.RandomState(0)
     labels = [(rng.choice([0, 255]) if t == 255 else t + 1, 0 if p == classes else p + 1) for t, p in pixels(pairs)]
