@@ -25,7 +25,7 @@ from ..runs.grid import Grid
 from ..runs.jobs import Runtime, refuse_idle
 from ..runs.plan import Plan, clip_of, job_of_plan, load_datasets, plans_of
 from ..runs.world import Shard, World
-from .options import checked_options
+from .eval_options import checked_options
 
 
 def main(config: DictConfig, world: World | None = None, grid: Grid | None = None) -> int:
