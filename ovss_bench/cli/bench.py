@@ -1,4 +1,5 @@
-"""`ovss bench`: measures what our run costs beside the bare encoder, and beside a loop in the style of the official code."""
+"""Measures the time and memory of our run beside the bare encoder, and beside a loop in the style of the official code: for all
+cases of configs/bench, some of them, or one described by options."""
 
 from __future__ import annotations
 
@@ -62,10 +63,10 @@ def run(words: list[str]) -> None:
 
 
 COMMAND = Command(
-    "Measures the time and memory of our run beside the bare encoder, and beside a loop in the style of the official code: for "
-    f"all cases of configs/bench ({', '.join(config_names('bench'))}), some of them, or one described by options.",
+    __doc__,
     ("[CASE ...] [NAME=VALUE ...]",),
     {"The case": CASE, "The measurement": MEASURING},
     ("ade150 rounds=9", "demo images=1 rounds=1 threads=1", "clip=ViT-L-14 segmentor=naclip classes=60 queries=60"),
     run,
+    (f"Cases: {', '.join(config_names('bench'))}.",),
 )

@@ -1,4 +1,5 @@
-"""`ovss compare`: compares results with each other, or with the figures that a method's authors published."""
+"""Compares results: A with B, result files or folders matched by segmentor, CLIP and data set; two segmentors on all data sets
+of a folder; or a run with the published figure, which also works for a part of the images."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from ..errors import OvssError, visible
 from ..files import user_path, write_text
 from ..reports.compare_view import lines_of, method_lines, summary
 from ..runs.store import dump
-from .options import PLUGINS, Command, Option, Text
+from .eval_options import EVAL
+from .options import Command, Option, Text
 
 
 def run(words: list[str]) -> int:
@@ -26,11 +28,11 @@ def run(words: list[str]) -> int:
     if published:
         from ..reports.reproduced import compare_with_published
 
-        comparisons, without = compare_with_published(*paths, tolerance)
+        comparisons, without = compare_with_published(paths[0], tolerance)
     elif methods:
-        comparisons, without = compare_methods(*paths, *methods, tolerance)
+        comparisons, without = compare_methods(paths[0], methods[0], methods[1], tolerance)
     else:
-        comparisons, without = compare_paths(*paths, tolerance), []
+        comparisons, without = compare_paths(paths[0], paths[1], tolerance), []
     if options["out"]:
         write_text(user_path(options["out"]), dump({"status": status(comparisons), "comparisons": comparisons}))
     lines = method_lines(comparisons) if methods else [line for each in comparisons for line in lines_of(each)]
@@ -41,15 +43,14 @@ def run(words: list[str]) -> int:
 
 
 COMMAND = Command(
-    "Compares results: A with B, result files or folders matched by segmentor, CLIP and data set; two segmentors on all data "
-    "sets of a folder; or a run with the published figure, which also works for a part of the images.",
+    __doc__,
     ("A B [NAME=VALUE ...]", "FOLDER SEGMENTOR SEGMENTOR [NAME=VALUE ...]", "RUN published=true [NAME=VALUE ...]"),
     {
         "Options": (
             Option("published", bool, False, "compare with the published figure, and print a checklist of settings"),
             Option("tolerance", Number, 0.1, "points of mIoU within which two results are equivalent"),
             Option("out", Text | None, None, "JSON file for all details"),
-            PLUGINS,
+            EVAL["plugins"],
         )
     },
     ("baseline current", "results/runs sclip naclip out=comparison.json", "results/runs published=true tolerance=0.3"),

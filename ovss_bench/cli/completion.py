@@ -24,23 +24,24 @@ def complete() -> None:
     import argcomplete
 
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("words", nargs="*").completer = candidates
+    words: Any = parser.add_argument("words", nargs="*")
+    words.completer = candidates
     argcomplete.autocomplete(parser, always_complete_options=False)
 
 
-def candidates(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
+def candidates(prefix: str, parsed_args: argparse.Namespace, **others: Any) -> Iterable[str]:
     """What the word that begins with `prefix` may be, after the words before it."""
     words = parsed_args.words or []
     if not words:
         return COMMANDS
     try:
-        options = (command := command_of(words[0])).options()
+        command = command_of(words[0])
     except OvssError:
         return ()
     key, equals, text = prefix.partition("=")
     if not equals:
         names = config_names("dataset") if words[1:] and words[0] == "datasets" else ACTIONS.get(words[0], ())
-        return [*names, *(f"{name}=" for name in options)]
+        return [*names, *(f"{name}=" for name in command.options())]
     head, comma, _ = text.rpartition(",")  # of a list, the last item
     start = f"{head}{comma}" or "[" * text.startswith("[")
     return [f"{key}={start}{name}" for name in names_of(command, key)]

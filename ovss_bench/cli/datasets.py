@@ -1,4 +1,5 @@
-"""`ovss datasets`: lists data sets, prepares them from the official archives, and checks them."""
+"""Shows which data sets there are and which are present, prepares them from the official archives, and checks every image and
+label. NAME is an entry of configs/dataset or a YAML file of your own data."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from ..config.validation import Count
 from ..errors import OvssError, unknown
 from ..files import environment
 from ..progress import console
-from .options import DATA_ROOT, PLUGINS, Command, Option, Text, is_place, parse_options
+from .eval_options import EVAL
+from .options import Command, Option, Text, is_place, parse_options
 
 WORKERS = Option("workers", Count, os.cpu_count() or 1, "processes")
-COMMON = (DATA_ROOT, PLUGINS)
+COMMON = (EVAL["data_root"], EVAL["plugins"])
 PREPARE = (
     Option("source", Text | None, None, "folder of the archives; default: the data root"),
     Option("yes", bool, False, "accept the licence and download"),
@@ -71,8 +73,7 @@ def _check(names: list[str], root: str | None, options: dict[str, Any]) -> int:
 
 ACTIONS = {"list": (_list, ()), "prepare": (_prepare, PREPARE), "check": (_check, CHECK)}
 COMMAND = Command(
-    "Shows which data sets there are and which are present, prepares them from the official archives, and checks every image "
-    "and label. NAME is an entry of configs/dataset or a YAML file of your own data.",
+    __doc__,
     ("list [NAME ...] [NAME=VALUE ...]", "prepare NAME ... [NAME=VALUE ...]", "check NAME ... [NAME=VALUE ...]"),
     {"All": COMMON, "prepare": PREPARE, "check": CHECK},
     (

@@ -1,4 +1,5 @@
-"""`ovss eval`: evaluates methods on data sets. Hydra composes the options, evaluation.py does the rest."""
+"""Evaluates methods on data sets, prints a table, and keeps a result file per row. Finished runs are not repeated; rerun the
+same command to resume."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import KEPT, OvssError, print_error
 from ..files import CONFIGS
 from ..process import Ended, terminate_cleanly
-from .eval_options import groups
+from .eval_options import GROUPS
 from .options import Command
 from .run import print_anything
 
@@ -120,10 +121,9 @@ def _grid_folder(is_grid: bool) -> Iterator[None]:
 
 
 COMMAND = Command(
-    "Evaluates methods on data sets, prints a table, and keeps a result file per row. Finished runs are not repeated; rerun "
-    "the same command to resume.",
+    __doc__,
     ("[NAME=VALUE ...]", "-m [NAME=VALUE,VALUE ...]"),
-    groups(),
+    GROUPS,
     (
         "segmentor=sclip clip=vit_b16 dataset=voc21 data_root=data",
         "segmentor=[sclip,naclip] limit=20 recipe.threshold=0.2",

@@ -14,7 +14,7 @@ from .options import Option, Text, Texts, checked_value
 HINTS: dict[str, Any] = {
     **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),
     **dict.fromkeys(("clip", "protocol", "output"), Text),
-    "ids": Texts | None,
+    "ids": Annotated[list[Text] | None, Expected("one text, or a list, or null")],
     **dict.fromkeys(
         ("weights", "data_root", "table", "shard", "expect", "device", "feature_cache", "trunk_cache"), Text | None
     ),
@@ -27,9 +27,10 @@ HINTS: dict[str, Any] = {
 }
 
 
-def groups() -> dict[str, list[Option]]:
+def _groups() -> dict[str, list[Option]]:
     """The options by the titles of the file; those of `runtime` as runtime.NAME."""
     defaults, result, prefix = load_config("tools", "eval"), {}, ""
+    group: list[Option] = []
     for line in (CONFIGS / "tools" / "eval.yaml").read_text("utf-8").partition("\ndefaults:")[0].splitlines():
         if line.startswith("## "):
             result[line[3:]] = group = []
@@ -39,6 +40,10 @@ def groups() -> dict[str, list[Option]]:
             name, comment = match.groups()
             group.append(Option(prefix + name, HINTS[name], defaults[name], comment))
     return result
+
+
+GROUPS = _groups()
+EVAL = {option.name: option for group in GROUPS.values() for option in group}  # other commands share some of them
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

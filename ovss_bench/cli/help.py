@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from .options import DEBUGGING, Command
+from .eval_options import EVAL
+from .options import Command
 
 WIDTH, LEFT = 80, 16  # columns of a terminal as it opens; where comments begin, after an indentation of 2
 
@@ -14,10 +15,13 @@ WIDTH, LEFT = 80, 16  # columns of a terminal as it opens; where comments begin,
 def help_of(program: str, command: Command) -> str:
     """The help of a command that is started as `program`."""
     usage = [f"{program} {words}".rstrip() for words in command.usage]
-    parts = ["\n".join(f"{'usage:' if not n else '      '} {line}" for n, line in enumerate(usage)), _filled(command.summary)]
+    parts = [
+        "\n".join(f"{'usage:' if not n else '      '} {line}" for n, line in enumerate(usage)),
+        _filled(command.summary or ""),
+    ]
     groups = {title: list(options) for title, options in command.groups.items()}
     if "debug" not in command.options():
-        next(reversed(groups.values())).append(DEBUGGING)
+        next(reversed(groups.values())).append(EVAL["debug"])
     for title, options in groups.items():
         rows = ((f"{option.name}=", option.comment + _default(option.default)) for option in options)
         parts.append(f"{title}:\n{columns(rows)}")

@@ -1,4 +1,5 @@
-"""`ovss merge`: makes results of the parts that `shard=I/N` has left. Needs neither data nor GPU."""
+"""Merges the parts that the eval command with shard=I/N has written; needs neither data nor GPU. FOLDER (default: results/runs)
+is the output folder of those runs, or one to which the output folders of several machines were copied."""
 
 from __future__ import annotations
 
@@ -37,8 +38,7 @@ def run(words: list[str]) -> int:
 
 
 COMMAND = Command(
-    "Merges the parts that the eval command with shard=I/N has written. FOLDER (default: results/runs) is the output folder of "
-    "those runs, or one to which the output folders of several machines were copied.",
+    __doc__,
     ("[FOLDER]",),
     {"Options": ()},
     ("", "results/parts", "results/parts debug=true"),

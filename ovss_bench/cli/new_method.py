@@ -1,4 +1,4 @@
-"""`ovss new-method`: the file, recipe and test of a new method, made from cli/templates; they run as they are."""
+"""Writes the file, recipe and test of a new method, made from cli/templates, which run at once."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _class_name(name: str) -> str:
 
 
 COMMAND = Command(
-    "Writes the file, recipe and test of a new method, which run at once.",
+    __doc__,
     ("METHOD [NAME=VALUE ...]",),
     {
         "Options": (

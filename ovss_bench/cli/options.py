@@ -36,7 +36,7 @@ class Option:
 class Command:
     """A command: what its help says of it, and `run`, which takes the words after its name and returns the exit status."""
 
-    summary: str
+    summary: str | None  # the docstring of its file
     usage: tuple[str, ...]  # the words before the options, a line each
     groups: Mapping[str, Sequence[Option]]  # title -> options
     examples: tuple[str, ...]  # without the name of the program
@@ -50,11 +50,6 @@ class Command:
         """The words that are no options, and the options."""
         places = [word for word in words if is_place(word)]
         return places, parse_options([word for word in words if word not in places], self.options().values())
-
-
-PLUGINS = Option("plugins", Texts, [], "Python files that register methods, data sets or converters")
-DATA_ROOT = Option("data_root", Text | None, None, "folder of all data sets; default: the environment variable OVSS_DATA")
-DEBUGGING = Option("debug", bool, False, "tracebacks instead of one-line errors")
 
 
 def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, Any]:
@@ -96,7 +91,11 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
         items = [str(item) if type(item) in (int, float) else item for item in items]
         items = [_home(item) if isinstance(item, str) and name != "ids" else item for item in items]
         value = items if kind is list else items[0]
-    validate(name, value, hint)
+        # File names may hold undecodable bytes, which pydantic refuses in a text.
+        items = [item.encode("utf-8", "backslashreplace").decode() if isinstance(item, str) else item for item in items]
+        validate(name, items if kind is list else items[0], hint)
+    else:
+        validate(name, value, hint)
     return value
 
 
@@ -129,7 +128,7 @@ def with_flags(words: Sequence[str], options: Mapping[str, Option]) -> list[str]
     return result
 
 
-def _typed(words: Sequence[str]) -> dict[str, Any]:
+def _typed(words: Sequence[str]) -> Any:
     """Values of the kind that YAML sees in them."""
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))

@@ -1,4 +1,4 @@
-"""`ovss regions`: makes the region maps of a data set once, for `regions=DIR`, or the index of region files from elsewhere."""
+"""Makes the region maps of a data set once, for regions=DIR of the eval command; or indexes region files from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Annotated
 from ..config.validation import Count, Expected
 from ..errors import OvssError
 from ..files import user_path
-from .options import DATA_ROOT, PLUGINS, Command, Option, Text, is_place, parse_options
+from .eval_options import EVAL
+from .options import Command, Option, Text, is_place, parse_options
 
 COMMON = (
     Option("dataset", Text, "demo", "an entry of configs/dataset, or a YAML file of your own data"),
-    DATA_ROOT,
+    EVAL["data_root"],
     Option("limit", Count | None, None, "number of evenly spaced images"),
     Option("workers", Count, os.cpu_count() or 1, "processes"),
-    PLUGINS,
+    EVAL["plugins"],
 )
 MAKING = (
     Option("regions", Text, "demo", "generator: an entry of configs/regions"),
@@ -41,18 +42,18 @@ def run(words: list[str]) -> None:
     from ..runs.precompute import index_regions, precompute_regions
     from ..runs.world import World
 
-    device = None if index else World().device(options["device"])
     dataset = ob.load_dataset(options["dataset"], options["data_root"])
     common = {"limit": options["limit"], "workers": options["workers"]}
     if index:
         index_regions(dataset, user_path(folder), generator=options["regions"], **common)
     else:
-        precompute_regions(dataset, options["regions"], folder, settings=options["settings"], device=device, **common)
+        common |= {"settings": options["settings"], "device": World().device(options["device"])}
+        precompute_regions(dataset, options["regions"], folder, **common)
     print(f"regions: {folder}")
 
 
 COMMAND = Command(
-    "Makes the region maps of a data set once, for regions=DIR of the eval command; or indexes region files from elsewhere.",
+    __doc__,
     ("out=DIR [NAME=VALUE ...]", "index DIR [NAME=VALUE ...]"),
     {"All": COMMON, "Making maps": MAKING, "index": INDEXING},
     ("out=maps dataset=voc21 regions=sam2_8", "out=maps regions=slic settings.n_segments=90", "index maps regions=entityseg"),

@@ -1,8 +1,9 @@
-"""`ovss report`: tables of the results below folders, in the layout of the papers, and an HTML page."""
+"""Tables of the results below folders (default: results/runs), in the layout of the papers, and an HTML page."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from ..reports.latex import latex
 from ..reports.markdown import csv, markdown
 from ..reports.table import interval_of, make_report, select
 from ..runs.load import LARGE, frame_of, read_results
-from .options import DATA_ROOT, PLUGINS, Command, Option, Text, Texts
+from .eval_options import EVAL
+from .options import Command, Option, Text, Texts
 
 FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
 FILTERS = (
@@ -44,8 +46,8 @@ GROUPS = {
         Option("html", bool, False, "also write report.html, an interactive page; needs out="),
         Option("images", Count, 12, "images shown on the page"),
         Option("own", Texts, [], "YAML files of your own data sets, whose images the page shows"),
-        DATA_ROOT,
-        PLUGINS,
+        EVAL["data_root"],
+        EVAL["plugins"],
     ),
 }
 
@@ -84,7 +86,7 @@ def run(words: list[str]) -> None:
         print(write_html(results, folder / "report.html", intervals=intervals, **given))
 
 
-def _tables(results: dict[Path, dict], options: dict[str, Any]) -> dict[str, str]:
+def _tables(results: Mapping[Path, Any], options: dict[str, Any]) -> dict[str, str]:
     """The table by file name: in the chosen format; without one in all formats if files are written, else in markdown."""
     suite = load_suite(options["suite"]) if options["suite"] else None
     report = make_report(
@@ -105,7 +107,7 @@ def _say(message: str) -> None:
 
 
 COMMAND = Command(
-    "Prints a table of the results below folders (default: results/runs), or writes tables and a page.",
+    __doc__,
     ("[FOLDER ...] [NAME=VALUE ...]",),
     GROUPS,
     ("suite=sclip8 published=true", "results/runs format=latex digits=1", "results/runs html=true out=page data_root=/data"),

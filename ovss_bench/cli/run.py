@@ -17,8 +17,8 @@ from .options import DEBUG
 def print_anything() -> None:
     """Escapes characters that the terminal's encoding lacks, for instance in file names, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
 
 
 def run_tool(work: Callable[[], int | None]) -> None:

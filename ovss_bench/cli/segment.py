@@ -1,21 +1,15 @@
-"""`ovss segment`: segments a photo into classes of the user's own."""
+"""Segments a photo: writes a label map and a picture, and prints each class's share of the pixels."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from ..config.validation import Expected
 from ..errors import OvssError, visible
 from ..files import user_path, write_atomic
-from .options import PLUGINS, Command, Option, Text
+from .eval_options import EVAL
+from .options import Command, Option, Text
 
-SOURCES = (
-    Option("vfm", Text | None, None, "vision encoder: an entry of configs/vision, or a checkpoint"),
-    Option("regions", Text | None, None, "region maps: an entry of configs/regions"),
-    Option("foreground", Text | None, None, "foreground maps: an entry of configs/foreground"),
-    Option("diffusion", Text | None, None, "diffusion model: an entry of configs/diffusion, or a folder"),
-    Option("bank", Text | None, None, "region bank: a file"),
-)
+SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
 GROUPS = {
     "Classes and pictures": (
         Option("classes", Text | None, None, 'classes separated by ";", synonyms by ","'),
@@ -24,12 +18,9 @@ GROUPS = {
     ),
     "Method": (
         Option("segmentor", Text, "sclip", "a method"),
-        Option("clip", Text, "demo", "an entry of configs/clip, an open_clip architecture as NAME:TAG, or a checkpoint"),
-        Option("weights", Text | None, None, "checkpoint to use instead of downloading the weights of clip="),
-        Option("recipe", Annotated[dict, Expected("recipe.NAME=VALUE")], {}, "overrides, e.g. recipe.threshold=0.2"),
-        PLUGINS,
+        *(EVAL[name] for name in ("clip", "weights", "recipe", "plugins")),
     ),
-    "Auxiliary models, instead of those in the recipe": SOURCES,
+    "Auxiliary models, instead of those in the recipe": [EVAL[name] for name in SOURCES],
 }
 
 
@@ -53,9 +44,7 @@ def run(words: list[str]) -> None:
     image = read_image(photo)
     clip_name, _, tag = options["clip"].partition(":")
     pretrained = options["weights"] or tag or None
-    overrides: dict[str, Any] = options["recipe"] | {
-        source.name: options[source.name] for source in SOURCES if options[source.name] is not None
-    }
+    overrides: dict[str, Any] = options["recipe"] | {name: options[name] for name in SOURCES if options[name] is not None}
     recipe = ob.compose_recipe(method, clip=clip_label(clip_name, pretrained), overrides=overrides)
     clip = ob.load_clip(clip_name, pretrained=pretrained, precision=recipe.precision)
     if recipe.resize == "center_crop":  # the protocol of a benchmark; of a photo all is wanted
@@ -77,7 +66,7 @@ def run(words: list[str]) -> None:
 
 
 COMMAND = Command(
-    "Segments a photo: writes a label map and a picture, and prints each class's share of the pixels.",
+    __doc__,
     ('PHOTO classes="CLASS; CLASS" [NAME=VALUE ...]',),
     GROUPS,
     (
