@@ -15,10 +15,7 @@ WIDTH, LEFT = 80, 16  # columns of a terminal as it opens; where comments begin,
 def help_of(program: str, command: Command) -> str:
     """The help of a command that is started as `program`."""
     usage = [f"{program} {words}".rstrip() for words in command.usage]
-    parts = [
-        "\n".join(f"{'usage:' if not n else '      '} {line}" for n, line in enumerate(usage)),
-        _filled(command.summary or ""),
-    ]
+    parts = ["usage: " + "\n       ".join(usage), _filled(command.summary or "")]
     groups = {title: list(options) for title, options in command.groups.items()}
     if "debug" not in command.options():
         next(reversed(groups.values())).append(EVAL["debug"])
