@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from end_to_end.test_eval import FAST
-from end_to_end.tools import command, evaluate, results
+from end_to_end.tools import command, evaluate, evaluate_here, results
 from ovss_bench.runs.store import read_counts
 
 
@@ -72,6 +72,7 @@ def test_two_runs_never_share_a_folder_at_once(tmp_path):
 
 def test_a_full_disk_ends_in_one_error_and_keeps_what_is_done(tmp_path):
     """The limit on the size of a file stands in for a full disk: the write fails in the same place."""
+    evaluate_here("segmentor=sclip", "limit=1", *FAST, f"output={tmp_path}/before")  # fills the cache
     limited = f"ulimit -f 2; exec {' '.join(command('eval.py', 'segmentor=sclip', 'limit=24', *FAST))}"
     done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 2, done.stderr
