@@ -1,4 +1,4 @@
-"""What tools/eval.py does with its composed configuration."""
+"""What `ovss eval` does with its composed options."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from ..runs.grid import Grid
 from ..runs.jobs import Runtime, refuse_idle
 from ..runs.plan import Plan, clip_of, job_of_plan, load_datasets, plans_of
 from ..runs.world import Shard, World
-from .options import checked_options
+from .eval_options import checked_options
 
 
 def main(config: DictConfig, world: World | None = None, grid: Grid | None = None) -> int:
     """Evaluates what the configuration names; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data
-    sets could not be evaluated, or had no labelled pixel. Of the processes of a `world` only rank 0 prints, and writes tables;
-    those of a `grid` hold the rows of its other runs, too."""
+    sets could not be evaluated, or had no labelled pixel. Only rank 0 of a `world` prints and writes tables; those of a `grid`
+    also hold the rows of its other runs."""
     world = world or World()
     console = progress.console(quiet=world.rank > 0)
-    options = checked_options(OmegaConf.to_container(config, resolve=True))
+    composed: Any = OmegaConf.to_container(config, resolve=True)
+    options = checked_options(composed)
     runtime = options["runtime"]
     torch.set_num_threads(world.threads(runtime["threads"]))
     runtime["device"] = world.device(runtime["device"])
@@ -51,7 +52,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
             for plan in plans:
                 _print_recipe(console, plan, options)
             return 0
-        collected = bool(suites or paper)  # of these, what is here is evaluated, and the rest is told
+        collected = bool(suites or paper)  # evaluates the data sets that are present, and names the others
         datasets, absent = load_datasets(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
         for dataset in datasets.values():
             for doubt in dataset.doubts:
@@ -72,7 +73,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
     )
     status = summarize(console, results, suites, paper, options, world, grid) if results else 0
     for name, error in absent.items():
-        console.print(f"not here: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})")
+        console.print(f"missing: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})")
     if not world.rank:
         for error in failures or ():
             if options["debug"]:

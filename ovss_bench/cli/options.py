@@ -1,73 +1,134 @@
-"""The command lines of the small tools: words NAME=VALUE with defaults, and errors of one line."""
+"""The command line that all commands share: declared options, given as words NAME=VALUE, and errors of one line."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import MinLen
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..errors import KEPT, OvssError, print_error, unknown
+from ..config.validation import Expected, validate
+from ..errors import OvssError, unknown
 from ..files import user_path
-from ..process import Ended, terminate_cleanly
+
+Text = Annotated[str, MinLen(1), Expected("a text")]
+Texts = Annotated[list[Text], Expected("one text, or a list")]
+DEBUG = ("debug=true", "debug=false")  # every command takes them, see run.py
 
 
-def parse_options(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, each of the kind of its default (text if that is None); whole numbers are not below 1, or the default, other
-    numbers not below 0; `limit`, `workers`, `threads` and `batch` are whole numbers in any case. Loads `plugins`. Raises
-    OvssError for unknown names and for values of another kind."""
+@dataclass(frozen=True)
+class Option:
+    """An option NAME=VALUE: the annotation of its value, its default, and its comment in the help."""
+
+    name: str
+    hint: Any
+    default: Any
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what its help says of it, and `run`, which takes the words after its name and returns the exit status."""
+
+    summary: str | None  # the docstring of its file
+    usage: tuple[str, ...]  # the words before the options, a line each
+    groups: Mapping[str, Sequence[Option]]  # title -> options
+    examples: tuple[str, ...]  # without the name of the program
+    run: Callable[[list[str]], int | None]
+    notes: tuple[str, ...] = ()
+
+    def options(self) -> dict[str, Option]:
+        return {option.name: option for group in self.groups.values() for option in group}
+
+    def parse(self, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """The words that are no options, and the options."""
+        places = [word for word in words if is_place(word)]
+        return places, parse_options([word for word in words if word not in places], self.options().values())
+
+
+def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, Any]:
+    """The value of each option by name; loads `plugins`. Raises OvssError for unknown names and for values that do not fit."""
+    known = {option.name: option for option in options}
     words = [word for word in words if word not in DEBUG]
     given: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
+        name = key.partition(".")[0]
         if not equals:
-            raise OvssError(f"'{word}': expected NAME=VALUE, of {', '.join(defaults)}.")
-        if (name := key.partition(".")[0]) in defaults and isinstance(defaults[name], dict):
+            raise OvssError(f"'{word}': expected NAME=VALUE, of {', '.join(known)}.")
+        if name in known and kind_of(known[name].hint) is dict:
             given[name] = _typed([each for each in words if re.match(rf"{re.escape(name)}[.=]", each)])[name]
-        elif key not in defaults:
-            raise unknown("option", key, defaults)
-        elif key in WHOLE or isinstance(defaults[key], bool | int | float):
-            given[key] = _typed([word])[key]
-        elif isinstance(defaults[key], list):
-            given[key] = [as_path(item) for item in split_list(text)]
+        elif key not in known:
+            raise unknown("option", key, known)
+        elif kind_of(known[key].hint) is list:
+            given[key] = split_list(text)
+        elif kind_of(known[key].hint) is str:
+            given[key] = None if known[key].default is None and text in ("", "null") else unquoted(text)
         else:
-            given[key] = None if defaults[key] is None and text in ("", "null") else as_path(unquoted(text))
-    for key, value in given.items():
-        default = defaults[key]
-        if key in WHOLE or type(default) is int:
-            least = 0 if default == 0 else 1
-            if value != default and (type(value) is not int or value < least):
-                raise OvssError(f"{key}={value}: expected a whole number of at least {least}.")
-        elif type(default) is float:
-            if not _is_number(value) or not 0 <= value < float("inf"):
-                raise OvssError(f"{key}={value}: expected a number, 0 or more.")
-        elif isinstance(default, dict):
-            if not isinstance(value, dict):
-                raise OvssError(f"{key}={value}: expected {key}.NAME=VALUE.")
-        elif isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise OvssError(f"{key}={value}: expected true or false.")
-        elif value == "":
-            raise OvssError(f"{key}=: expected a text.")
-    options = {**defaults, **given}
-    if options.get("plugins"):
+            given[key] = _typed([word])[key]
+    values = {name: option.default for name, option in known.items()}
+    values |= {name: checked_value(name, value, known[name].hint) for name, value in given.items()}
+    if values.get("plugins"):
         from ..config.registry import load_plugin
 
-        for plugin in options["plugins"]:
+        for plugin in values["plugins"]:
             load_plugin(plugin)
-    return options
+    return values
 
 
-DEBUG = ("debug=true", "debug=false")
+def checked_value(name: str, value: Any, hint: Any) -> Any:
+    """The value as its option takes it: numbers as text where names are expected, one text as a list, `~` as the home folder.
+    Raises OvssError if it does not fit the annotation."""
+    kind = kind_of(hint)
+    if kind in (str, list) and value is not None:
+        items = value if kind is list and isinstance(value, list) else [value]
+        items = [str(item) if type(item) in (int, float) else item for item in items]
+        items = [_home(item) if isinstance(item, str) and name != "ids" else item for item in items]
+        value = items if kind is list else items[0]
+        # File names may hold undecodable bytes, which pydantic refuses in a text.
+        items = [item.encode("utf-8", "backslashreplace").decode() if isinstance(item, str) else item for item in items]
+        validate(name, items if kind is list else items[0], hint)
+    else:
+        validate(name, value, hint)
+    return value
 
 
-def _typed(words: Sequence[str]) -> dict[str, Any]:
+def kind_of(hint: Any) -> type:
+    """The type of an annotation's values, apart from null: of `Text | None` str."""
+    if get_origin(hint) is Annotated:
+        return kind_of(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return next(kind_of(part) for part in get_args(hint) if part is not NoneType)
+    return str if get_origin(hint) is Literal else get_origin(hint) or hint
+
+
+def with_flags(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
+    """The words with `--name VALUE`, and `--name` for a switch, as NAME=VALUE."""
+    result, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, text = word.removeprefix("--").partition("=")
+        name = flag.replace("-", "_")
+        if not word.startswith("--") or not flag:
+            result.append(word)
+        elif name not in options:
+            raise unknown("option", name, options)
+        elif equals or kind_of(options[name].hint) is bool:
+            result.append(f"{name}={text or 'true'}")
+        elif rest:
+            result.append(f"{name}={rest.pop(0)}")
+        else:
+            raise OvssError(f"{word}: expected {name}=VALUE.")
+    return result
+
+
+def _typed(words: Sequence[str]) -> Any:
     """Values of the kind that YAML sees in them."""
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
@@ -76,15 +137,15 @@ def _typed(words: Sequence[str]) -> dict[str, Any]:
 
 
 def split_list(text: str) -> list[str]:
-    """The texts of `[a,b]`, or of one text, as they are written: an id 2007_000033 is no number. One that holds a comma must be
-    in quotes."""
+    """The texts of `[a,b]`, or of one text, as they are written: the id 2007_000033 is not a number. An item with a comma must
+    be in quotes."""
     if not (text.startswith("[") and text.endswith("]")):
         return [] if text in ("", "null") else [unquoted(text)]
     return [unquoted(item) for item in items_of(text[1:-1])]
 
 
 def items_of(text: str) -> list[str]:
-    """What commas separate, without the white space around it; commas in quotes are none."""
+    """The items between commas, without the white space around them; commas in quotes do not separate."""
     items = re.findall(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)""", text)
     return items[:-1] if items and not items[-1] and not text.rstrip().endswith(",") else items
 
@@ -94,105 +155,10 @@ def unquoted(text: str) -> str:
 
 
 def is_place(word: str) -> bool:
-    """Whether a word of a command line is a file or folder, of which the name may hold `=`, and not NAME=VALUE."""
+    """Whether a word is a name, file or folder, even one with `=` in its name, and not NAME=VALUE."""
     return "=" not in word or os.path.exists(user_path(word))
 
 
-def as_path(text: str) -> str:
-    """The normal form of an option that may be a path; no name begins with `~`."""
+def _home(text: str) -> str:
+    """A text that may be a path; no name begins with `~`."""
     return str(user_path(text)) if text.startswith("~") else text
-
-
-WHOLE = ("limit", "workers", "threads", "batch")  # whole numbers, whatever their defaults are
-TEXT = ("weights", "table", "vfm", "regions", "foreground", "diffusion", "bank", "data_root", "expect", "shard", "device")
-SWITCHES = ("rerun", "dry_run", "debug", "skip_bad_images", "boundary", "maps", "compile", "profile")
-KINDS = {  # of the options of tools/eval.py; which may be null, and which are taken for lists if one is given
-    **dict.fromkeys((*TEXT, "feature_cache", "trunk_cache"), "a text, or null"),
-    **dict.fromkeys(("clip", "protocol", "output"), "a text"),
-    **dict.fromkeys(("segmentor", "dataset", "plugins"), "one text, or a list"),
-    "ids": "one text, or a list, or null",
-    **dict.fromkeys(("limit", "threads", "batch"), "a whole number of at least 1, or null"),
-    "workers": "a whole number of at least 1",
-    **dict.fromkeys(SWITCHES, "true or false"),
-    **dict.fromkeys(("tolerance", "trunk_cache_gb"), "a number, 0 or more"),
-    "recipe": "recipe.NAME=VALUE",
-}
-
-
-def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The composed options of tools/eval.py, numbers that stand for names as text. Raises OvssError for those of another
-    kind."""
-    result = {}
-    for key, value in options.items():
-        if key == "runtime":
-            if not isinstance(value, dict):
-                raise OvssError(f"runtime={value}: expected runtime.NAME=VALUE.")
-            result[key] = checked_options(value)
-            continue
-        kind = KINDS[key]
-        if "text" in kind:
-            several = isinstance(value, list) and "list" in kind
-            items = [str(item) if _is_number(item) else item for item in (value if several else [value])]
-            items = [as_path(item) if isinstance(item, str) and key != "ids" else item for item in items]
-            fits = all(isinstance(item, str) and item for item in items) or (value is None and "null" in kind)
-            result[key] = items if several or (key in ("plugins", "ids") and value is not None) else items[0]
-        else:
-            whole = type(value) is int and value >= 1
-            fits = {
-                "a whole number of at least 1, or null": whole or value is None,
-                "a whole number of at least 1": whole,
-                "true or false": isinstance(value, bool),
-                "a number, 0 or more": _is_number(value) and value >= 0,
-                "recipe.NAME=VALUE": isinstance(value, dict),
-            }[kind]
-            result[key] = value
-        if not fits:
-            raise OvssError(f"{key}={value}: expected {kind}.")
-    return result
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def print_anything() -> None:
-    """Escapes what a terminal of another encoding cannot show, such as names of files, instead of ending with an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def run_tool(work: Callable[[], int | None]) -> None:
-    """Runs a tool and ends the process: with the status that `work` returns, or one line and 2 for an error, 128 + number for a
-    signal; with `debug=true` on the command line the traceback, too."""
-    print_anything()
-    status = 2
-    try:
-        with terminate_cleanly():
-            done = work() or 0
-        sys.stdout.flush()
-        sys.exit(done)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
-    except KeyboardInterrupt:
-        message: object = f"interrupted; {KEPT}"
-    except Ended as end:
-        status, message = end.code, f"ended by {end.name}; {KEPT}"
-    except Exception as error:
-        message = error if isinstance(error, OvssError | OmegaConfBaseException) else _of_plugin(error)
-        if message is None:
-            raise
-        if DEBUG[0] in sys.argv:
-            traceback.print_exc()
-    print_error(message)
-    sys.exit(status)
-
-
-def _of_plugin(error: Exception) -> OvssError | None:
-    """Only a tool that has loaded one has a plug-in's error."""
-    if "ovss_bench.config.registry" not in sys.modules:
-        return None
-    from ..config.plugin_errors import blamed
-
-    return blamed(error)

@@ -1,6 +1,5 @@
 """tools/compare.py as a user and as CI run it: real runs, exit statuses, what is printed and written."""
 
-import importlib.util
 import json
 import shlex
 import shutil
@@ -8,8 +7,8 @@ import subprocess
 
 import pytest
 
-from end_to_end.tools import ROOT, command, evaluate_here, run
-from ovss_bench.cli.options import run_tool
+from end_to_end.tools import command, evaluate_here, run
+from ovss_bench.cli.main import main
 from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import areas, class_metrics, metrics
@@ -37,15 +36,12 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def compare(folder, capsys, monkeypatch):
     """What tools/compare.py does after its start, in this process: its exit status, and what it prints."""
-    spec = importlib.util.spec_from_file_location("compare_tool", ROOT / "tools" / "compare.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     monkeypatch.chdir(folder)
 
     def run_here(*arguments):
         monkeypatch.setattr("sys.argv", ["compare.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            run_tool(tool.main)
+            main("compare")
         printed = capsys.readouterr()
         return end.value.code, printed.out + printed.err
 
@@ -163,9 +159,9 @@ def test_a_run_is_held_against_what_is_published(compare, reproduced, tmp_path):
         ([], ["expected A B", "got none"]),
         (["before"], ["expected A B", "got before"]),
         (["before", "clip", "sclip", "gem"], ["expected A B, or FOLDER SEGMENTOR SEGMENTOR"]),
-        (["before", "after", "--published"], ["expected RUN --published"]),
+        (["before", "after", "--published"], ["expected RUN published=true"]),
         (["before", "nowhere"], ["nowhere does not exist"]),
-        (["before", "after", "tolerance=some"], ["tolerance=some", "0 or more"]),
+        (["before", "after", "tolerance=some"], ["tolerance='some'", "0 or more"]),
         (["before", "after", "tolerance=-1"], ["tolerance=-1"]),
         (["before", "after", "tolernace=1"], ["unknown option 'tolernace'", "tolerance"]),
         (["before", "--published"], ["no published figure", "the demo CLIP is this project's own"]),

@@ -1,6 +1,5 @@
 """tools/datasets.py as a user runs it."""
 
-import importlib.util
 import json
 import os
 import re
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from end_to_end.tools import ROOT, command, run
+from end_to_end.tools import command, run
 from miniatures import MINIATURES
+from ovss_bench.cli.main import main
 from ovss_bench.datasets.base import load_dataset
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.expected import counts
@@ -65,13 +65,10 @@ def own(tmp_path):
 
 def run_here(monkeypatch, *words):
     """What the tool does after its start, in this process: its exit status."""
-    spec = importlib.util.spec_from_file_location("datasets_tool", ROOT / "tools" / "datasets.py")
     monkeypatch.delenv("OVSS_DATA", raising=False)
     monkeypatch.setattr("sys.argv", ["datasets.py", *map(str, words)])
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     with pytest.raises(SystemExit) as end:
-        tool.run_tool(tool.main)
+        main("datasets")
     return end.value.code
 
 
@@ -84,7 +81,7 @@ def run_here(monkeypatch, *words):
         (["prepare"], ["name a data set", "list"]),
         (["prepare", "citiscapes", "data_root=."], ["citiscapes", "cityscapes"]),
         (["prepare", "voc21"], ["data_root=DIR", "OVSS_DATA"]),
-        (["prepare", "voc21", "data_root=.", "yes=perhaps"], ["yes=perhaps", "true or false"]),
+        (["prepare", "voc21", "data_root=.", "yes=perhaps"], ["yes='perhaps'", "true or false"]),
         (["prepare", "voc21", "data_root=.", "workers=0"], ["workers=0"]),
         (["prepare", "voc21", "data_root=new"], ["VOCtrainval_11-May-2012.tar", "Licence", "data_root=new yes=true"]),
         (["prepare", "cityscapes", "data_root=new"], ["gtFine_trainvaltest.zip", "fetched by hand", "Licence"]),

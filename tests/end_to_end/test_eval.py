@@ -1,9 +1,5 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ovss_bench as ob
-from end_to_end.tools import ROOT, command, evaluate, evaluate_here, results, run
+from end_to_end.tools import evaluate, evaluate_here, results, run
 from miniatures.voc import write_voc
 from ovss_bench.cache import read_entry
 from ovss_bench.evaluation.confusion import confusion, total
@@ -377,99 +373,3 @@ def test_bad_images_are_named_and_the_others_are_kept(tmp_path, tiny_state_dict)
     assert result["images"]["evaluated"] == 2
     assert sorted(result["images"]["failed"]) == sorted(ids[1:3])
     assert result["partial"]
-
-
-def _undisturbed(folder: Path, limit: int) -> dict:
-    evaluate("segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8", *FAST, cwd=folder)
-    return {path.stem.split("-")[0]: read_counts(path) for path in sorted(folder.rglob("*.npz"))}
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
-    limit, disturbed, quiet = 48, tmp_path / "disturbed", tmp_path / "quiet"
-    disturbed.mkdir()
-    quiet.mkdir()
-    arguments = ["runtime.threads=1", "segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8", *FAST]
-    process = subprocess.Popen(command("eval.py", *arguments), cwd=disturbed, stderr=subprocess.PIPE, text=True)
-    while len(list(disturbed.rglob("0*.npz"))) < 2 and process.poll() is None:  # both segmentors have written
-        time.sleep(0.01)
-    process.send_signal(how)
-    _, errors = process.communicate()
-    assert process.returncode == (143 if how == signal.SIGTERM else -9)
-    assert "Traceback" not in errors
-    assert results(disturbed) == {}
-    again = evaluate(*arguments[1:], cwd=disturbed)
-    assert "going on" in again.stderr
-    expected = _undisturbed(quiet, limit)
-    for path in sorted(disturbed.rglob("*.npz")):
-        counts, hashes, _ = read_counts(path)
-        known, known_hashes, _ = expected[path.stem.split("-")[0]]
-        assert hashes == known_hashes
-        assert all(np.array_equal(counts[image], known[image]) for image in known)
-    assert not list(disturbed.rglob("*.shards"))
-
-
-def test_a_damaged_shard_is_evaluated_again(tmp_path):
-    process = subprocess.Popen(
-        command("eval.py", "segmentor=sclip", "limit=24", *FAST), cwd=tmp_path, stderr=subprocess.DEVNULL
-    )
-    while not list(tmp_path.rglob("0*.npz")) and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    for path in tmp_path.rglob("0*.npz"):
-        path.write_bytes(path.read_bytes()[:-30])
-    evaluate("segmentor=sclip", "limit=24", *FAST, cwd=tmp_path)
-    (result,) = results(tmp_path).values()
-    assert result["images"]["evaluated"] == 24
-
-
-def test_two_runs_never_share_a_folder_at_once(tmp_path):
-    process = subprocess.Popen(command("eval.py", "segmentor=sclip", *FAST), cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.rglob("lock")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGSTOP)
-    done = evaluate("segmentor=sclip", *FAST, cwd=tmp_path, status=2)
-    process.kill()
-    process.wait()
-    assert "another process" in done.stderr
-
-
-def test_a_full_disk_ends_in_one_error_and_keeps_what_is_done(tmp_path, demo_run):
-    """The limit on the size of a file stands in for a full disk: the write fails in the same place."""
-    limited = f"ulimit -f 2; exec {' '.join(command('eval.py', 'segmentor=sclip', 'limit=24', *FAST))}"
-    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 2, done.stderr
-    assert "cannot write" in done.stderr
-    assert "Traceback" not in done.stderr
-    evaluate("segmentor=sclip", "limit=24", *FAST, cwd=tmp_path)
-
-
-def test_the_project_imports_in_one_direction():
-    """registry, image, vocabulary <- encoders, evaluation <- datasets <- segmentors <- inference <- results; but what inference
-    has of geometry and of maps alone is below the segmentors."""
-    import ast
-
-    maps = {"ops.scores", "ops.pamr", "ops.vote", "ops.windows", "ops.compose"}
-    maps |= {"ops.patchwise"}
-
-    order = ["encoders", "datasets", "evaluation", "segmentors", "inference", "results"]
-    allowed = {
-        "encoders": {"encoders"},
-        "datasets": {"datasets", "encoders", "evaluation"},
-        "evaluation": {"evaluation"},
-        "segmentors": {"segmentors", "encoders"},
-    }
-    allowed["inference"] = {"inference", "segmentors", "encoders", "evaluation"}
-    allowed["results"] = set(order)
-    for part in order:
-        for path in (ROOT / "ovss_bench" / part).glob("*.py"):
-            tree = ast.parse(path.read_text())
-            typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
-            unused = {node for part_of in typing for node in ast.walk(part_of)}  # never imported when the program runs
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module and node not in unused:
-                    target = node.module.split(".")[0]
-                    fine = target not in order or target in allowed[part] or (part, node.module in maps) == ("segmentors", True)
-                    assert fine, f"{path.name} imports {node.module}"
-                    assert f"{part}.{path.stem}" not in maps or target not in ("segmentors", "results")

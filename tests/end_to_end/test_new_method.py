@@ -50,7 +50,7 @@ def test_the_files_run_as_the_tool_says(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     write_method("my_method", tmp_path / "there")
-    with pytest.raises(OvssError, match=r"my_method\.py is there already"):
+    with pytest.raises(OvssError, match=r"my_method\.py exists already"):
         write_method("my_method", tmp_path / "there")
 
 

@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import shutil
 import signal
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
-from end_to_end.tools import ROOT, command, run
+from end_to_end.tools import command, run
 from ovss_bench.auxiliary.regions import load_regions
+from ovss_bench.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_run_that_was_stopped_goes_on(stopped):
         (["out=out", "regions=dmeo"], ["dmeo", "demo"]),
         (["out=out", "dataset=dmo"], ["dmo", "demo"]),
         (["out=out", "limit=0"], ["limit=0"]),
-        (["out=out", "workers=many"], ["workers=many"]),
+        (["out=out", "workers=many"], ["workers='many'"]),
         (["out=out", "settings=3"], ["settings.NAME=VALUE"]),
         (["out=out", "settings.scael=3"], ["scael", "scale"]),
         (["out"], ["'out'", "NAME=VALUE"]),
@@ -66,13 +66,10 @@ def test_a_run_that_was_stopped_goes_on(stopped):
     ids=" ".join,
 )
 def test_bad_input_gets_one_clear_line_and_status_2(arguments, words, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("regions_tool", ROOT / "tools" / "regions.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["regions.py", *arguments])
     with pytest.raises(SystemExit) as end:
-        tool.main()
+        main("regions")
     assert end.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")

@@ -1,15 +1,14 @@
 """tools/report.py as a user runs it, on results of data sets of one's own."""
 
-import importlib.util
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 import ovss_bench as ob
-from end_to_end.tools import ROOT, run
+from end_to_end.tools import run
+from ovss_bench.cli.commands import command_of
+from ovss_bench.cli.options import with_flags
 from ovss_bench.runs.evaluate import make_job, run_jobs
 from ovss_bench.runs.load import load_results, result_paths
 
@@ -51,15 +50,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def report(monkeypatch, capsys):
+def report(capsys):
     """`report(words)`: what the tool prints, run in this process."""
-    spec = importlib.util.spec_from_file_location("report_tool", ROOT / "tools" / "report.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    command = command_of("report")
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
-        tool.main()
+        command.run(with_flags(list(map(str, words)), command.options()))
         return capsys.readouterr()
 
     return call

@@ -45,7 +45,7 @@ def test_what_is_missing_is_said_and_never_averaged_over(eight, tmp_path):
     root = linked(eight, tmp_path / "data", "cityscapes")
     options = ["segmentor=clip", f"data_root={root}", "dataset=suite/sclip8", *FAST]
     done = evaluate(*options, cwd=tmp_path)
-    assert "not here: cityscapes" in done.stdout
+    assert "missing: cityscapes" in done.stdout
     table = pd.read_csv(tmp_path / "results/runs/sclip8.csv").iloc[0]
     assert table["missing"] == "cityscapes"
     assert table["with background"] > 0
@@ -84,7 +84,7 @@ def test_a_papers_table_is_run_and_printed_beside_the_published_figures(eight, t
     assert sorted(found) == ["naclip/voc20", "naclip/voc21", "sclip/voc20", "sclip/voc21"]
     assert found["naclip/voc21"]["overridden"] == {"pamr_steps": 0, "short_side": 64}
     printed = capsys.readouterr().out
-    assert "not here: cityscapes" in printed
+    assert "missing: cityscapes" in printed
     lines = pd.read_csv(tmp_path / "results/runs/table_ours.csv").set_index(["row", "column"])
     assert lines.loc[("as printed", "voc20"), "published"] > 80
     assert "as printed" in (tmp_path / "results/runs/table_ours.md").read_text()

@@ -1,6 +1,5 @@
 """Running the tools as a user does: in a process of their own, in a folder of their own; or, to save the start, in this one."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import hydra
 
 from ovss_bench.cli.evaluation import main
+from ovss_bench.cli.overrides import checked
 from ovss_bench.files import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,10 +37,7 @@ def evaluate(*arguments: object, cwd: Path, status: int = 0, **options) -> subpr
 
 def evaluate_here(*arguments: object) -> int:
     """What tools/eval.py does after its start, with the same check and composition of its arguments, in this process."""
-    spec = importlib.util.spec_from_file_location("eval_tool", ROOT / "tools" / "eval.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    overrides = tool.checked(["runtime.threads=1", *map(str, arguments)])
+    overrides = checked(["runtime.threads=1", *map(str, arguments)])
     with hydra.initialize_config_dir(str(CONFIGS / "tools"), version_base="1.3"):
         return main(hydra.compose("eval", overrides=overrides))
 
@@ -52,7 +49,7 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 def first_version(result: dict) -> dict:
-    """A result as the first version of their form had it."""
+    """A result as the first version of their schema had it."""
     old = {key: value for key, value in result.items() if key not in ("published", "sources")}
     timing = {key: value for key, value in result["timing"].items() if key != "stages"}
     provenance = {key: value for key, value in result["provenance"].items() if key not in ("code", "recipe")}

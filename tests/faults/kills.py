@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from end_to_end.tools import evaluate_here
-from ovss_bench.cli.options import parse_options
+from ovss_bench.cli.options import Option, parse_options
+from ovss_bench.config.validation import Count, Whole
 from ovss_bench.runs import store
 from ovss_bench.runs.code import known_code
 from ovss_bench.runs.load import result_paths
@@ -105,7 +106,7 @@ def kill_and_resume(times: int, seed: int, folder: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    options = parse_options(sys.argv[1:], {"times": 100, "seed": 0})
+    options = parse_options(sys.argv[1:], [Option("times", Count, 100), Option("seed", Whole, 0)])
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         met, runs = kill_and_resume(int(options["times"]), int(options["seed"]), Path(folder))

@@ -18,9 +18,10 @@ from end_to_end.tools import evaluate_here
 from fuzz.common import SCALARS, VALUES, damaged, inputs, outcome
 from fuzz.test_pictures import encoded, picture
 from miniatures.drawing import write_files
-from ovss_bench.cli.options import parse_options
+from ovss_bench.cli.options import Option, Text, Texts, parse_options
 from ovss_bench.config.recipe import DEPTHS, RECIPE_VALUES, compose_recipe
 from ovss_bench.config.registry import RECIPES
+from ovss_bench.config.validation import Count, Whole
 from ovss_bench.datasets.config import KEYS
 from ovss_bench.files import CONFIGS, config_names, load_config
 from ovss_bench.reports.papers import KEYS as TABLE_KEYS
@@ -158,15 +159,24 @@ def monkeypatch_once(monkeypatch):
     return monkeypatch
 
 
-DEFAULTS = {"folder": ".", "package": False, "limit": None, "workers": 2, "recipe": {}, "names": [], "seed": 0}
+DECLARED = [
+    *(Option("folder", Text, "."), Option("package", bool, False), Option("limit", Count | None, None)),
+    *(Option("workers", Count, 2), Option("recipe", dict, {}), Option("names", Texts, []), Option("seed", Whole, 0)),
+]
+NAMES = [option.name for option in DECLARED]
 
 
 @inputs(0.03)
-@given(words=st.lists(st.builds("{}={}".format, st.sampled_from([*DEFAULTS, "x", "a.b"]), SCALARS) | LINES, max_size=3))
+@given(
+    words=st.lists(
+        st.builds("{}={}".format, st.sampled_from([*NAMES, "x", "a.b"]), SCALARS) | LINES,
+        max_size=3,
+    )
+)
 def test_options_of_the_small_tools(words):
-    options = outcome(parse_options, words, DEFAULTS, errors=(ob.OvssError, OmegaConfBaseException))
+    options = outcome(parse_options, words, DECLARED, errors=(ob.OvssError, OmegaConfBaseException))
     if not isinstance(options, Exception):
-        assert options.keys() == DEFAULTS.keys()
+        assert [*options] == NAMES
         assert isinstance(options["package"], bool)
 
 

@@ -9,7 +9,8 @@ import torch
 
 import ovss_bench as ob
 from end_to_end.tools import run
-from ovss_bench.cli.options import parse_options, run_tool
+from ovss_bench.cli.options import Option, parse_options
+from ovss_bench.cli.run import run_tool
 from ovss_bench.config.plugin_errors import plugin_errors
 from ovss_bench.config.registry import load_plugin
 from ovss_bench.process import Ended
@@ -182,7 +183,7 @@ def test_the_tools_say_one_line_and_with_debug_the_traceback(tmp_path, vocabular
         errors = capsys.readouterr().err
         assert errors.splitlines()[-1].startswith("error: ZeroDivisionError: division by zero (")
         assert ("Traceback" in errors) == (debug == "debug=true")
-    assert parse_options(["limit=3", "debug=true"], {"limit": None}) == {"limit": 3}
+    assert parse_options(["limit=3", "debug=true"], [Option("limit", int, None)]) == {"limit": 3}
     with pytest.raises(KeyError):
         run_tool(lambda: {}["ours"])
 

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 import ovss_bench as ob
 from miniatures.drawing import write_files
-from ovss_bench.cli.options import checked_options, is_place, parse_options
+from ovss_bench.cli.eval_options import checked_options
+from ovss_bench.cli.options import Option, Text, Texts, is_place, parse_options
 from ovss_bench.cli.overrides import SEVERAL, TEXTS, literal
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.files import CONFIGS, config_names
@@ -80,6 +81,8 @@ IDS.append("a b")
 
 PARSER = OverridesParser.create()
 RUNTIME = ("feature_cache", "trunk_cache", "device")
+LISTS = ("segmentor", "dataset", "plugins", "ids")
+OPTIONS = [Option("names", Texts, []), Option("out", Text | None, None)]
 
 
 def composed(*words, grid=False):
@@ -92,11 +95,11 @@ def test_ids_of_every_kind_are_texts():
     assert composed(f"ids=[{','.join(IDS)}]")["ids"] == IDS
     assert composed(f"++ids=[ {' , '.join(IDS)} ]", grid=True)["ids"] == IDS
     names = [name for name in IDS if name != "~"]
-    assert parse_options([f"names=[{','.join(names)}]"], {"names": []})["names"] == names
+    assert parse_options([f"names=[{','.join(names)}]"], OPTIONS)["names"] == names
     assert composed("ids=['a,b',\"c,d\"]")["ids"] == ["a,b", "c,d"]
     for name in {*IDS} - {"null", "~", "[1]"}:  # nothing, the home folder, a list
         assert PARSER.parse_override(literal(f"ids={name}", False)).value() == name
-        assert parse_options([f"names={name}", f"out={name}"], {"names": [], "out": None}) == {"names": [name], "out": name}
+        assert parse_options([f"names={name}", f"out={name}"], OPTIONS) == {"names": [name], "out": name}
 
 
 @pytest.mark.parametrize("dataset", config_names("dataset"))
@@ -118,9 +121,11 @@ def test_paths_of_every_option_are_texts(path, monkeypatch):
     found = {**options, **options["runtime"], **options["recipe"]}
     for key in keys:
         own = path if key in ("ids", "names", "templates") else expected  # which are no paths here
-        assert found[key] == ([own] if key in ("ids", "plugins") else own)
+        assert found[key] == ([own] if key in LISTS else own)
         if key != "plugins":
-            assert parse_options([f"{key}={path}"], {key: None}) == {key: expected}
+            assert parse_options([f"{key}={path}"], [Option(key, Text | None, None)])[key] == (
+                path if key == "ids" else expected
+            )
 
 
 def test_what_is_no_text_stays_hydras():

@@ -17,7 +17,7 @@ import pytest
 
 import ovss_bench as ob
 from miniatures.drawing import encoded, scene, write_zip
-from ovss_bench.cli.options import run_tool
+from ovss_bench.cli.run import run_tool
 from ovss_bench.datasets.prepare import archives
 from ovss_bench.datasets.prepare.conversion import files, read_array, write_label
 from ovss_bench.datasets.prepare.run import CONVERTERS, Task, prepare, run_task

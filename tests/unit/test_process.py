@@ -14,7 +14,7 @@ import pytest
 
 import ovss_bench as ob
 from ovss_bench import process
-from ovss_bench.cli.options import run_tool
+from ovss_bench.cli.run import run_tool
 from ovss_bench.process import in_processes, locked, terminate_cleanly
 
 FORK = multiprocessing.get_context("fork")

@@ -1,0 +1,86 @@
+"""Shows which data sets there are and which are present, prepares them from the official archives, and checks every image and
+label. NAME is an entry of configs/dataset or a YAML file of your own data."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..config.validation import Count
+from ..errors import OvssError, unknown
+from ..files import environment
+from ..progress import console
+from .eval_options import EVAL
+from .options import Command, Option, Text, is_place, parse_options
+
+WORKERS = Option("workers", Count, os.cpu_count() or 1, "processes")
+COMMON = (EVAL["data_root"], EVAL["plugins"])
+PREPARE = (
+    Option("source", Text | None, None, "folder of the archives; default: the data root"),
+    Option("yes", bool, False, "accept the licence and download"),
+    Option("rerun", bool, False, "convert again from the archives"),
+    Option("images", Text | None, None, "original: the photos as published, where the archives have smaller copies"),
+    WORKERS,
+)
+CHECK = (
+    Option("out", Text | None, None, "file for the manifest (JSON): counts, sizes and digests of all files"),
+    Option("against", Text | None, None, "manifest of another copy to compare with"),
+    WORKERS,
+)
+
+
+def run(words: list[str]) -> int:
+    action, *words = words or [""]
+    if action not in ACTIONS:
+        raise unknown("command", action, ACTIONS)
+    names = [word for word in words if is_place(word)]
+    if not names and action != "list":
+        raise OvssError("name a data set; python tools/datasets.py list shows them.")
+    work, options = ACTIONS[action]
+    given = parse_options([word for word in words if word not in names], COMMON + options)
+    return work(names, given["data_root"] or environment("OVSS_DATA"), {option.name: given[option.name] for option in options})
+
+
+def _list(names: list[str], root: str | None, options: dict[str, Any]) -> int:
+    from ..reports.datasets import card, overview
+
+    for part in [card(name, root) for name in names] or [overview(root)]:
+        console().print(part)
+    return 0
+
+
+def _prepare(names: list[str], root: str | None, options: dict[str, Any]) -> int:
+    from ..datasets.prepare.run import prepare
+
+    for name in names:
+        prepare(name, root, **options)
+    return 0
+
+
+def _check(names: list[str], root: str | None, options: dict[str, Any]) -> int:
+    from ..datasets.check.manifest import view
+    from ..datasets.check.run import check
+
+    if len(names) > 1 and (options["out"] or options["against"]):
+        raise OvssError("out=FILE and against=FILE are for one data set at a time.")
+    wrong = False
+    for name in names:
+        report = check(name, root, **options)
+        console().print(view(report))
+        wrong |= bool(report.findings)
+    return int(wrong)
+
+
+ACTIONS = {"list": (_list, ()), "prepare": (_prepare, PREPARE), "check": (_check, CHECK)}
+COMMAND = Command(
+    __doc__,
+    ("list [NAME ...] [NAME=VALUE ...]", "prepare NAME ... [NAME=VALUE ...]", "check NAME ... [NAME=VALUE ...]"),
+    {"All": COMMON, "prepare": PREPARE, "check": CHECK},
+    (
+        "list data_root=/data",
+        "prepare voc21 data_root=/data yes=true",
+        "check voc21 data_root=/data out=voc21.json",
+    ),
+    run,
+    ("Exit status of check: 0 if nothing is wrong, 1 with findings, 2 for an error.",),
+)

@@ -1,0 +1,56 @@
+"""The options of `ovss eval`: names, defaults and comments from configs/tools/eval.yaml, annotations from here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from ..config.validation import Count, Expected, Number
+from ..errors import OvssError
+from ..files import CONFIGS, load_config
+from .options import Option, Text, Texts, checked_value
+
+HINTS: dict[str, Any] = {
+    **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),
+    **dict.fromkeys(("clip", "protocol", "output"), Text),
+    "ids": Annotated[list[Text] | None, Expected("one text, or a list, or null")],
+    **dict.fromkeys(
+        ("weights", "data_root", "table", "shard", "expect", "device", "feature_cache", "trunk_cache"), Text | None
+    ),
+    **dict.fromkeys(("vfm", "regions", "foreground", "diffusion", "bank"), Text | None),
+    **dict.fromkeys(("limit", "threads", "batch"), Count | None),
+    "workers": Count,
+    **dict.fromkeys(("tolerance", "trunk_cache_gb"), Number),
+    **dict.fromkeys(("rerun", "dry_run", "debug", "compile", "profile", "boundary", "maps", "skip_bad_images"), bool),
+    "recipe": Annotated[dict, Expected("recipe.NAME=VALUE")],
+}
+
+
+def _groups() -> dict[str, list[Option]]:
+    """The options by the titles of the file; those of `runtime` as runtime.NAME."""
+    defaults, result, prefix = load_config("tools", "eval"), {}, ""
+    group: list[Option] = []
+    for line in (CONFIGS / "tools" / "eval.yaml").read_text("utf-8").partition("\ndefaults:")[0].splitlines():
+        if line.startswith("## "):
+            result[line[3:]] = group = []
+        elif line == "runtime:":
+            prefix, defaults = "runtime.", defaults["runtime"]
+        elif match := re.match(r" *(\w+): .*?# (.*)", line):
+            name, comment = match.groups()
+            group.append(Option(prefix + name, HINTS[name], defaults[name], comment))
+    return result
+
+
+GROUPS = _groups()
+EVAL = {option.name: option for group in GROUPS.values() for option in group}  # other commands share some of them
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The composed options, checked. Raises OvssError for one that does not fit."""
+    if not isinstance(options.get("runtime", {}), dict):
+        raise OvssError(f"runtime={options['runtime']}: expected runtime.NAME=VALUE.")
+    return {
+        name: checked_options(value) if name == "runtime" else checked_value(name, value, HINTS[name])
+        for name, value in options.items()
+    }

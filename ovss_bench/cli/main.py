@@ -1,0 +1,54 @@
+"""`ovss COMMAND NAME=VALUE ...`, or `python tools/COMMAND.py NAME=VALUE ...` in a checkout."""
+
+from . import startup  # noqa: F401
+
+# isort: split
+
+import os
+import sys
+
+from .commands import COMMANDS, command_of
+from .help import columns, help_of
+from .options import with_flags
+from .run import run_tool
+
+OVERVIEW = """usage: ovss COMMAND [NAME=VALUE ...]
+
+Training-free open-vocabulary semantic segmentation: evaluation of methods.
+
+Commands:
+{}
+
+ovss COMMAND --help shows the options of a command."""
+
+
+def main(name: str | None = None) -> None:
+    """Runs the command line; a script in tools/ gives the name of its command."""
+    if "_ARGCOMPLETE" in os.environ:
+        from .completion import complete
+
+        complete()
+    words = sys.argv[1:]
+    program = "ovss" if name is None else f"python tools/{name.replace('-', '_')}.py"
+    if name is None:
+        if os.path.basename(sys.argv[0]) == "__main__.py":
+            sys.argv[:1] = ["-m", "ovss_bench"]  # as results and tables record the command
+        if not words or words[0] in ("-h", "--help"):
+            print(OVERVIEW.format(columns(COMMANDS.items())))
+            sys.exit(0 if words else 2)
+        name, *words = words
+        program = f"ovss {name}"
+    if name == "eval" and not {"-h", "--help"} & {*words}:
+        from .eval import run
+
+        run(words)
+        return
+    run_tool(lambda: _run(program, name, words))
+
+
+def _run(program: str, name: str, words: list[str]) -> int | None:
+    command = command_of(name)
+    if {"-h", "--help"} & {*words}:
+        print(help_of(program, command))
+        return 0
+    return command.run(with_flags(words, command.options()))

@@ -1,0 +1,46 @@
+"""Merges the parts that the eval command with shard=I/N has written; needs neither data nor GPU. FOLDER (default: results/runs)
+is the output folder of those runs, or one to which the output folders of several machines were copied."""
+
+from __future__ import annotations
+
+from .. import progress
+from ..errors import OvssError, print_error
+from ..files import user_path
+from ..reports.tables import frame, terminal, without_labels
+from ..runs.merge import merge, part_folders
+from .options import Command
+
+
+def run(words: list[str]) -> int:
+    """Merges all complete runs and reports the others; 0 if all are complete."""
+    places, _ = COMMAND.parse(words)
+    if len(places) > 1:
+        raise OvssError(f"expected one folder; got {' '.join(places)}.")
+    folder = user_path(places[0] if places else "results/runs")
+    console = progress.console()
+    results, errors = [], []
+    for parts in part_folders(folder):
+        try:
+            result, notes = merge(parts)
+        except OvssError as error:
+            errors.append(error)
+            continue
+        results.append(result)
+        for note in notes:
+            console.print(f"note: {result['segmentor']} on {result['dataset']}: {note}")
+    if results:
+        console.print(terminal(frame(results)))
+        console.print(f"Results: {folder}/")
+    wrong = [*without_labels(results), *errors]
+    for error in wrong:
+        print_error(error)
+    return 2 if wrong else 0
+
+
+COMMAND = Command(
+    __doc__,
+    ("[FOLDER]",),
+    {"Options": ()},
+    ("", "results/parts", "results/parts debug=true"),
+    run,
+)

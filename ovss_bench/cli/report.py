@@ -1,0 +1,115 @@
+"""Tables of the results below folders (default: results/runs), in the layout of the papers, and an HTML page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config.validation import Count
+from ..datasets.suites import load_suite
+from ..errors import OvssError, visible
+from ..files import environment, user_path, write_text
+from ..reports.latex import latex
+from ..reports.markdown import csv, markdown
+from ..reports.table import interval_of, make_report, select
+from ..runs.load import LARGE, frame_of, read_results
+from .eval_options import EVAL
+from .options import Command, Option, Text, Texts
+
+FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
+FILTERS = (
+    Option("segmentor", Texts, [], "these methods only: one or a list"),
+    Option("clip", Texts, [], "these CLIP models only"),
+    Option("dataset", Texts, [], "these data sets only, in this order"),
+    Option("protocol", Texts, [], "these protocols only"),
+)
+GROUPS = {
+    "Which results": (
+        *FILTERS,
+        Option("suite", Text | None, None, "the data sets of a suite (configs/dataset/suite), and their average"),
+        Option("partial", bool, False, "include results that lack images, marked"),
+        Option("published", bool, False, "add the published figures"),
+    ),
+    "What is shown": (
+        Option("metric", Text | None, None, "metric of the table [mIoU]"),
+        Option("digits", Count, 2, "decimals; most papers round to 1"),
+        Option("intervals", bool, False, "add 95 % confidence intervals"),
+        Option("csv", bool, False, "a line per result with everything that is known about it, instead of a table"),
+    ),
+    "Output": (
+        Option(
+            "format", Literal["markdown", "latex", "csv"] | None, None, "format of the table; default: markdown, with out= all"
+        ),
+        Option("out", Text | None, None, "folder to write to, instead of printing"),
+        Option("html", bool, False, "also write report.html, an interactive page; needs out="),
+        Option("images", Count, 12, "images shown on the page"),
+        Option("own", Texts, [], "YAML files of your own data sets, whose images the page shows"),
+        EVAL["data_root"],
+        EVAL["plugins"],
+    ),
+}
+
+
+def run(words: list[str]) -> None:
+    places, options = COMMAND.parse(words)
+    if options["suite"] and options["dataset"]:
+        raise OvssError("suite= and dataset= both choose the columns. Give one of them.")
+    if options["html"] and not options["out"]:
+        raise OvssError("html=true needs a folder for the page: out=DIR.")
+    found, damaged = read_results(*(map(user_path, places) if places else ["results/runs"]), leave_out=LARGE)
+    for error in damaged:
+        _say(f"left out: {error}")
+    results = select(found, {option.name: options[option.name] for option in FILTERS}, options["partial"])
+    lacking = sum(result["partial"] for result in found.values()) - sum(result["partial"] for result in results.values())
+    if lacking and not options["partial"]:
+        _say(f"left out: {lacking} partial results (partial=true shows them)")
+    if options["csv"]:
+        texts = {"results.csv": frame_of(results).to_csv(index=False, lineterminator="\n")}
+    else:
+        texts = _tables(results, options)
+    if options["out"] is None:
+        text = "\n".join(texts.values())
+        print(visible(text) if sys.stdout.isatty() else text, end="")
+        return
+    folder = Path(options["out"])
+    for name, text in texts.items():
+        write_text(folder / name, text)
+        print(folder / name)
+    if options["html"]:
+        from ..reports.html import write_html
+
+        intervals = {path: interval_of(path, "mIoU") for path in results} if options["intervals"] else None
+        given = {name: options[name] for name in ("images", "partial")}
+        given |= {"data_root": options["data_root"] or environment("OVSS_DATA"), "datasets": options["own"]}
+        print(write_html(results, folder / "report.html", intervals=intervals, **given))
+
+
+def _tables(results: Mapping[Path, Any], options: dict[str, Any]) -> dict[str, str]:
+    """The table by file name: in the chosen format; without one in all formats if files are written, else in markdown."""
+    suite = load_suite(options["suite"]) if options["suite"] else None
+    report = make_report(
+        results,
+        suite,
+        datasets=options["dataset"],
+        interval=interval_of if options["intervals"] else None,
+        **{name: options[name] for name in ("metric", "digits", "published")},
+    )
+    name = suite.name if suite else "table"
+    write = {"markdown": markdown, "latex": lambda report: latex(report, name), "csv": csv}
+    chosen = [options["format"]] if options["format"] else FORMATS if options["out"] else ["markdown"]
+    return {name + FORMATS[each]: write[each](report) for each in chosen}
+
+
+def _say(message: str) -> None:
+    print(visible(message), file=sys.stderr)
+
+
+COMMAND = Command(
+    __doc__,
+    ("[FOLDER ...] [NAME=VALUE ...]",),
+    GROUPS,
+    ("suite=sclip8 published=true", "results/runs format=latex digits=1", "results/runs html=true out=page data_root=/data"),
+    run,
+)

@@ -1,0 +1,78 @@
+"""Segments a photo: writes a label map and a picture, and prints each class's share of the pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import OvssError, visible
+from ..files import user_path, write_atomic
+from .eval_options import EVAL
+from .options import Command, Option, Text
+
+SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
+GROUPS = {
+    "Classes and pictures": (
+        Option("classes", Text | None, None, 'classes separated by ";", synonyms by ","'),
+        Option("background", bool, False, "the first class is the background: pixels that no other class fits"),
+        Option("out", Text, "segmented", "folder of the two pictures"),
+    ),
+    "Method": (
+        Option("segmentor", Text, "sclip", "a method"),
+        *(EVAL[name] for name in ("clip", "weights", "recipe", "plugins")),
+    ),
+    "Auxiliary models, instead of those in the recipe": [EVAL[name] for name in SOURCES],
+}
+
+
+def run(words: list[str]) -> None:
+    places, options = COMMAND.parse(words)
+    if len(places) != 1:
+        raise OvssError(f"expected one photo; got {' '.join(places) or 'none'}.")
+    names = [[name.strip() for name in entry.split(",")] for entry in (options["classes"] or "").split(";") if entry.strip()]
+    if len(names) < 2:
+        raise OvssError('give at least two classes, e.g. classes="cat; grass, lawn; sky": every pixel gets the best of them.')
+    import numpy as np
+
+    import ovss_bench as ob
+
+    from ..encoders.clip import clip_label
+    from ..figures import legend_picture, palette, palette_image
+    from ..image import read_image
+    from ..progress import Progress
+
+    photo, method = user_path(places[0]), options["segmentor"]
+    image = read_image(photo)
+    clip_name, _, tag = options["clip"].partition(":")
+    pretrained = options["weights"] or tag or None
+    overrides: dict[str, Any] = options["recipe"] | {name: options[name] for name in SOURCES if options[name] is not None}
+    recipe = ob.compose_recipe(method, clip=clip_label(clip_name, pretrained), overrides=overrides)
+    clip = ob.load_clip(clip_name, pretrained=pretrained, precision=recipe.precision)
+    if recipe.resize == "center_crop":  # the protocol of a benchmark; of a photo all is wanted
+        overrides = {"resize": "keep_ratio"} | overrides
+    vocabulary = ob.Vocabulary.from_names(names, background=options["background"], templates=recipe.templates)
+    segmentor = ob.build_segmentor(method, clip=clip, vocabulary=vocabulary, **overrides)
+    segmentor.encode_text(Progress())
+    label_map = ob.segment(segmentor, image, output_size=image.shape[:2]).label_map.cpu().numpy()
+    if label_map.max() == len(names):  # where a method with its own thresholds finds no class
+        names.append(["no class"])
+    colours = palette(len(names))
+    labels, picture = (user_path(options["out"]) / f"{photo.stem}.{method}.{kind}.png" for kind in ("labels", "picture"))
+    write_atomic(labels, palette_image(label_map, colours).save)
+    write_atomic(picture, legend_picture(image, label_map, [entry[0] for entry in names], colours).save)
+    share = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
+    for c in np.argsort(-share, kind="stable"):
+        print(f"{100 * share[c]:5.1f} %  {visible(', '.join(names[c]))}")
+    print(f"label map: {labels}\npicture:   {picture}")
+
+
+COMMAND = Command(
+    __doc__,
+    ('PHOTO classes="CLASS; CLASS" [NAME=VALUE ...]',),
+    GROUPS,
+    (
+        'photo.jpg classes="cat; dog; grass, lawn"',
+        'photo.jpg classes="wall, floor; cat" background=true',
+        'photo.jpg classes="sky; sea" segmentor=gem',
+    ),
+    run,
+)
