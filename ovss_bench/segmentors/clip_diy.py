@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..errors import OvssError
-from ..ops.scores import label_by_parts
+from ..ops.scores import Decision
 from ..types import ImageContext
 from .base import Segmentor
 
@@ -61,7 +61,7 @@ class CLIPDIY(Segmentor):
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         """Every query is a class of its own up to here: the class of the best."""
-        return label_by_parts([scores[self.vocabulary.by_class[1]]], self.vocabulary, logit_scale=1, threshold=0)
+        return Decision(self.vocabulary).from_cosines([scores[self.vocabulary.by_class[1]].movedim(0, -1)])
 
     def patch_cosines(self, context: ImageContext) -> list[Tensor]:
         """For each size the cosines (Q, rows, columns) of its patches with the queries."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..types import ImageContext, WindowBatch
 from .corrclip import CorrCLIP, region_means
-from .features import image_features
+from .features import cut, image_features
 
 
 @SEGMENTORS.register_module(name="corrclip_v2")
@@ -33,7 +33,7 @@ class CorrCLIPv2(CorrCLIP):
     def features(self, batch: WindowBatch) -> Tensor:
         """Cut out of the image's features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
         grid = [2 * side for side in self.trunk(batch).grid]
-        windows = batch.once(self.vfm) if batch.contexts is None else self.cut(batch, self.image_features)
+        windows = batch.once(self.vfm) if batch.contexts is None else cut(self, batch, self.image_features)
         return torch.cat([F.interpolate(window[None], grid, mode="bilinear") for window in windows])
 
     def image_features(self, context: ImageContext) -> Tensor:

@@ -57,7 +57,7 @@ class ProxyCLIP(Segmentor):
         """Counts the windows, `empty` (B,) or not, and keeps with the images where they are."""
         real = len(empty) - batch.padding
         self.observed.update(windows=real, empty_windows=empty[:real].sum())
-        for own, (context, place) in zip(empty, self.places(batch), strict=False):
+        for own, (context, place) in zip(empty, batch.places(), strict=False):
             context.by_products.setdefault("windows", []).append((place, own))
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
