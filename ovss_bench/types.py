@@ -38,8 +38,7 @@ class ImageContext:
         return self.shared[source]
 
     def __repr__(self) -> str:
-        height, width = self.original.shape[:2]
-        shape = tuple(self.pixels.shape)
+        (height, width), shape = self.original.shape[:2], tuple(self.pixels.shape)
         return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
     def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:

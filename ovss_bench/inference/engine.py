@@ -74,16 +74,15 @@ def predict(
             if any(isinstance(image, PendingImage) and image.missing for image in images):
                 break
             for image in images:
+                waiting.popleft()
                 if isinstance(image, PendingImage):
                     forward.keep(image)
             _set_groups(segmentors, images)
             for image in images:
-                waiting.popleft()
-                if isinstance(image, PendingImage):
-                    deliver = finish(segmentors, image, keep_scores=keep_scores, stages=stages)
-                    ready.append((forward.passes, image.key, deliver))
-                else:
+                if isinstance(image, tuple):
                     ready.append((forward.passes, image[0], lambda error=image[1]: error))
+                else:
+                    ready.append((forward.passes, image.key, finish(segmentors, image, keep_scores=keep_scores, stages=stages)))
         # If no method goes by windows there are no batches to wait for: then one image later.
         while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes or (len(ready) > 1 and not forward.chosen)):
             _, key, deliver = ready.popleft()

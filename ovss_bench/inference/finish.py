@@ -81,9 +81,9 @@ def _predict(
     if segmentor.correct:
         with stages("correct"):
             labels = segmentor.correct(labels, context)
-    if keep_scores and segmentor.scores_sum_to_one:
-        scores = scores / scores.sum(0, keepdim=True)
-    shown = _to_host(scores) if keep_scores else None
+    shown = None
+    if keep_scores:
+        shown = _to_host(scores / scores.sum(0, keepdim=True) if segmentor.scores_sum_to_one else scores)
     prediction = Prediction(_to_host(labels), context.original.shape[:2], shown, segmentor.vocabulary.classes)
     return prediction, _to_host(finite)
 

@@ -1,4 +1,4 @@
-"""Nearest-neighbour resizing. OpenCV and PyTorch choose other neighbours where a position falls between two, by rounding."""
+"""Nearest-neighbour resizing by the rules of OpenCV and PyTorch, which differ in rounding."""
 
 from __future__ import annotations
 

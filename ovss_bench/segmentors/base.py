@@ -6,7 +6,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..vocabulary import Vocabulary
 IMAGES_PER_PASS = 32  # bounds the memory of the encoder
 
 
-# What a recipe value is where it does nothing, so that it may stand in the recipe of any method.
+# Recipe values that do nothing, so the recipe of any method may have them.
 NEUTRAL = {"threshold": 0, "area_threshold": 0, "pamr_steps": 0, "logit_scale": 1, "window": "whole", "pad": "none"}
 NEUTRAL |= {"pad_multiple": None}
 # What each hook replaces: recipe values that the engine applies for methods without it. A method that has the hook and reads
@@ -40,7 +40,7 @@ REPLACED = {
     "scores": ("logit_scale",),
     "decide": ("threshold", "area_threshold"),
 }
-NOT_DEFINED = cast("Callable[..., Any] | None", None)
+NOT_DEFINED = cast("Any", None)
 SHARED_FILES = ("configs/recipe.yaml", "configs/protocol/")  # written for all methods
 WITHOUT_EFFECT = ", without effect on this method"
 
@@ -49,17 +49,13 @@ class Segmentor(Method):
     """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
-    segmentor they hold the loaded object itself, which comes in `sources`.
+    segmentor they hold the loaded object itself, which comes in `sources`. Declared by class attributes or properties:
 
-    A method declares what it is by class attributes (or properties):
-
-    - `requires`: sources that must be given;
-    - `in_fp32`: sources that are loaded in fp32, as in the official code, whatever CLIP's precision;
+    - `requires`: sources that must be given; `in_fp32`: sources to load in fp32, as in the official code, like CLIP or not;
     - `positive`: hyperparameters that must be above 0;
-    - `uses`: recipe values that its hooks read although the default that they replace is gone (see REPLACED); the others are
-      refused where somebody sets them;
-    - `attention_maps`: how many maps (K, T, T) it holds at a time, at least; images too large for the memory are refused;
-    - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as NACLIP's code does;
+    - `uses`: recipe values that the method's hooks read although they replace the default that applies them (see REPLACED);
+    - `attention_maps`: the least number of maps (K, T, T) held at a time; images too large for the memory are refused;
+    - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as in NACLIP's code;
     - `group`: how many consecutive images of the data set `group_features` gets together.
 
     Hooks are None unless a method defines them. They run in this order for every image; docs/extending.md has examples.
@@ -73,25 +69,22 @@ class Segmentor(Method):
     scores_sum_to_one = False
     group = 1
 
-    # (WindowBatch) -> cosine similarities (B, Q, h, w) on a grid over each window, of any resolution. The windows may be of
-    # several images.
+    # (WindowBatch) -> cosine similarities (B, Q, h, w) on a grid of any resolution over each window; of one or several images.
     patch_logits = NOT_DEFINED
-    # Instead, (WindowBatch) -> the same for all windows of one image, row by row, for methods in which windows see each other.
-    # Their tokens are held until the last of them is there.
+    # Instead, (WindowBatch) -> the same for all windows of one image, row by row: for methods in which windows see each other.
     image_logits = NOT_DEFINED
-    # (list of ImageContext) -> anything, which becomes `context.group` of each: called once for every `group` consecutive
-    # images of the data set (the last ones may be fewer), after the windows of all of them. Images that fail are left out.
+    # ([ImageContext, ...]) -> anything, kept as `context.group` of each: called once for every `group` consecutive images of
+    # the data set (the last group may be smaller), after the windows of all of them. Images that fail are left out.
     group_features = NOT_DEFINED
-    # Instead of the hooks from `patch_logits` to `scores`, for methods that do not go by windows:
-    # (ImageContext) -> the planes (P, h, w) that are decided on.
+    # (ImageContext) -> planes (P, h, w) to decide on: instead of all up to `scores`, for methods that do not go by windows.
     image_scores = NOT_DEFINED
     # (ImageContext) -> log-weights (Q,) of the queries in this image, added to the logits in the softmax, or None. A query with
     # -inf is absent: it wins no pixel and has no part in the softmax, and its cosines may be anything, even infinite.
     prior = NOT_DEFINED
     # (cosines (Q, H, W) at the size of the result, ImageContext) -> the same, refined.
     refine = NOT_DEFINED
-    # (cosines (Q, ...) of the pixels `context.part` of the result, ImageContext) -> the planes (P, ...) that are decided on;
-    # default: `decision.class_scores`. A full-size map is cut by `map[context.part]`. The cosines include the prior.
+    # (cosines (Q, ...) of the pixels `context.part` of the result, ImageContext) -> planes (P, ...) to decide on; default:
+    # `decision.class_scores`. A full-size map is cut by `map[context.part]`. The cosines include the prior.
     scores = NOT_DEFINED
     # (planes (P, h, w), ImageContext) -> label map (h, w) int64, in which C means "no class"; default: `decision.from_scores`.
     decide = NOT_DEFINED
@@ -169,8 +162,8 @@ class Segmentor(Method):
 
     @classmethod
     def checked_recipe(cls, recipe: Recipe) -> Recipe:
-        """The recipe, in which the origin of a value without effect says so, as far as the value was meant for all methods.
-        Raises OvssError if it was set for this one."""
+        """The recipe, with a note in the origin of each value without effect if the value was meant for all methods. Raises
+        OvssError if it was set for this one."""
         origins = dict(recipe.origins)
         for name in sorted(cls.unused()):
             value, origin = getattr(recipe, name), origins.get(name, "the caller")
@@ -188,11 +181,11 @@ class Segmentor(Method):
 
     def __repr__(self) -> str:
         recipe, vocabulary = self.recipe, self.vocabulary
-        own = "".join(f", {name}={value}" for name, value in recipe.hyperparameters.items())
+        values = "".join(f", {name}={value}" for name, value in recipe.hyperparameters.items())
         window = f"window={recipe.window}" + ("" if recipe.window == "whole" else f", stride={recipe.stride}")
         return (
             f"{type(self).__name__}({recipe.segmentor} with clip {self.clip.name}, {len(vocabulary.classes)} classes, "
-            f"{len(vocabulary.queries)} queries,\n  {window}, threshold={recipe.threshold}{own})"
+            f"{len(vocabulary.queries)} queries,\n  {window}, threshold={recipe.threshold}{values})"
         )
 
     def _repr_html_(self) -> str:
@@ -211,8 +204,7 @@ class Segmentor(Method):
         return self._text
 
     def encode_text(self, progress: Progress | None = None) -> None:
-        """Makes `text`, and what else is made of the texts, which `progress` shows: before the first image, as it takes its
-        time."""
+        """Computes `text`, and other features of the texts, before the first image; `progress` shows how far it is."""
         self._text = self.vocabulary.features(self.clip, progress)
         if self.sources.get("bank") is not None:
             self.sources["bank"].encode_text(self.vocabulary, progress)
@@ -228,16 +220,16 @@ class Segmentor(Method):
         return batch.trunk
 
     def window_embeddings(self, batch: WindowBatch) -> Tensor:
-        """What CLIP as it is says of each window, unit rows (B, E): computed for the first segmentor that asks, then shared by
-        all that share the trunk."""
+        """The embeddings that unmodified CLIP gives each window, unit rows (B, E): computed for the first segmentor that asks,
+        then shared by all that share the trunk."""
         trunk = self.trunk(batch)
         if trunk.embeddings is None:
             trunk.embeddings = self.clip.embeddings(trunk)
         return trunk.embeddings
 
     def image_embedding(self, context: ImageContext) -> Tensor:
-        """What CLIP as it is says of the whole image, stretched to CLIP's own size: a unit vector (E,), computed for the first
-        segmentor that asks, then shared by all with this CLIP, normalisation and position rule."""
+        """The embedding that unmodified CLIP gives the whole image, stretched to its input size, a unit vector (E,): computed
+        for the first segmentor that asks, then shared by all with this CLIP, normalisation and position rule."""
         recipe, clip = self.recipe, self.clip
         maker = ("embedding", clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision)
         maker += (recipe.normalize, recipe.position)
@@ -247,8 +239,8 @@ class Segmentor(Method):
 
     @torch.inference_mode()
     def embed(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Images (uint8 RGB) -> unit rows (B, E), by CLIP as it is: what the class token says at CLIP's own size, to which they
-        are stretched."""
+        """Images (uint8 RGB) -> unit rows (B, E): the class token of unmodified CLIP for the images, stretched to its input
+        size."""
         side, embeddings = self.clip.stored_grid[0] * self.clip.patch_size, []
         for start in range(0, len(images), IMAGES_PER_PASS):
             some = [resize(image, "square", side, side, 1) for image in images[start : start + IMAGES_PER_PASS]]
@@ -266,7 +258,7 @@ class Segmentor(Method):
         return (unit @ self.text.T).transpose(1, 2).unflatten(2, grid)
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """What a source made of an image, where CLIP is."""
+        """A source's array as a tensor on CLIP's device."""
         return torch.as_tensor(array).to(self.clip.device)
 
 

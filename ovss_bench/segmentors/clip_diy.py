@@ -22,9 +22,9 @@ class CLIPDIY(Segmentor):
     """Cosines of overlapping square patches, averaged over their sizes (section 3.2), joined with a map of where objects are
     (section 3.3).
 
-    `patch_sizes`: sides in pixels of the resized image; its own short side if that is less. The step from patch to patch is the
-    size over `stride_divisor`; `weights`: one for each size. `foreground`: how likely each pixel is part of an object. Without
-    it, or without a background class (a case that the paper leaves open; this is the harness's own choice), cosines decide.
+    `patch_sizes`: sides in pixels of the resized image, at most its short side. The step from patch to patch is the
+    size divided by `stride_divisor`; `weights`: one for each size. `foreground`: how likely each pixel is part of an object.
+    Without it, or without a background class (a case that the paper leaves open), the cosines alone decide.
     """
 
     patch_sizes: tuple[int, ...] = (256, 128, 64)

@@ -25,8 +25,8 @@ PADDING = 10000  # the region of what lies outside an image; merged regions are 
 class CorrCLIP(Segmentor):
     """Scope and value reconstruction, a spatial and a semantic branch beside the last block, and map correction.
 
-    `vfm` and `feature` as in ProxyCLIP; `regions`: a name, a folder of region files, or any callable image -> (H, W) ids, of
-    which the smallest in a window stands for what was left unsegmented. `tau`: factor of the similarities. `alpha` and `beta`:
+    `vfm` and `feature` as in ProxyCLIP; `regions`: a name, a folder of region files, or any callable image -> (H, W) ids; the
+    smallest id in a window means unsegmented. `tau`: factor of the similarities. `alpha` and `beta`:
     weights of the spatial and of the semantic branch. `spatial_blocks`: how many blocks the spatial branch averages; None: by
     the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets
     all patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
@@ -54,7 +54,7 @@ class CorrCLIP(Segmentor):
 
     @property
     def spatial_states(self) -> range:
-        """Inputs of the blocks after those that the spatial branch averages: the last one ends two blocks before the last."""
+        """The blocks whose inputs the spatial branch averages; they are the outputs of those before."""
         last = self.clip.depth - 2
         count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
         return range(max(last - count, 0) + 1, last + 1)
@@ -66,8 +66,8 @@ class CorrCLIP(Segmentor):
         main = block.value_map(trunk.tokens, grid)
         spatial = block.value_map(torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0), grid)
         regions, mixed = [], []
-        for window, own, *values in zip(features, self.window_regions(batch), main, spatial, strict=True):
-            merged, attention = self.correlation(window.flatten(1).T, torch_nearest(own, grid))
+        for window, segments, *values in zip(features, self.window_regions(batch), main, spatial, strict=True):
+            merged, attention = self.correlation(window.flatten(1).T, torch_nearest(segments, grid))
             regions.append(merged)
             mixed.append(attention.to(main.dtype) @ torch.stack(values))
         main, spatial = (self.clip.project(block.project(part[:, None])) for part in torch.stack(mixed, 1))
@@ -77,7 +77,7 @@ class CorrCLIP(Segmentor):
         return self.compare(embeddings, grid)
 
     def features(self, batch: WindowBatch) -> Tensor:
-        """(B, C, H, W): on their grid all that follows takes place."""
+        """(B, C, H, W); all that follows is computed on their grid."""
         return batch.once(self.vfm)
 
     # Section 3.2: which patches may attend to each other, and how much.

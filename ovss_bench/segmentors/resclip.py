@@ -1,4 +1,4 @@
-"""ResCLIP (CVPR 2025, arXiv 2411.15851): the last block attends as the middle blocks do, and by its own first answer."""
+"""ResCLIP (CVPR 2025, arXiv 2411.15851): the attention of middle blocks, and feedback from a first prediction, in the last."""
 
 from typing import Literal
 

@@ -58,7 +58,7 @@ def test_groups_do_not_depend_on_batches_readers_or_other_segmentors(options, me
         ob.build_segmentor(name, clip=tiny_clip, vocabulary=tiny_vocabulary, **FAST) for name in (*methods, "sclip")
     )
     expected = [label_maps([each], batch=4) for each in (grouped, paired, plain)]
-    assert SEEN == groups(list(IMAGES), 3) + groups(list(IMAGES), 2)
+    assert [*SEEN] == groups(list(IMAGES), 3) + groups(list(IMAGES), 2)
     assert not all(torch.equal(expected[0][key][0], expected[2][key][0]) for key in IMAGES)
     SEEN.clear()
     together = label_maps([grouped, plain, paired], **options)
@@ -75,7 +75,7 @@ def test_images_that_cannot_be_read_are_left_out_of_their_group(methods, tiny_cl
 
     segmentor = ob.build_segmentor(methods[0], clip=tiny_clip, vocabulary=tiny_vocabulary, **FAST)
     found = dict(predict([segmentor], (IMAGES | {"image1": fail}).items()))
-    assert SEEN == [("image0", "image2"), ("image3", "image4", "image5"), ("image6",)]
+    assert [*SEEN] == [("image0", "image2"), ("image3", "image4", "image5"), ("image6",)]
     assert str(found["image1"]) == "damaged"
 
 
@@ -92,7 +92,7 @@ def counts(result):
 def test_an_interrupted_run_evaluates_unfinished_groups_whole(voc, tmp_path, monkeypatch):
     (expected,) = evaluated(voc, tmp_path / "whole")
     ids = [sample.id for sample in ob.load_dataset("voc21", voc).samples]
-    assert SEEN == groups(ids, 3)
+    assert [*SEEN] == groups(ids, 3)
     damaged, image = ids[4], ob.SegDataset.image
 
     def unreadable(self, sample):
@@ -106,7 +106,7 @@ def test_an_interrupted_run_evaluates_unfinished_groups_whole(voc, tmp_path, mon
     monkeypatch.undo()
     SEEN.clear()
     (resumed,) = evaluated(voc, tmp_path / "again")
-    assert SEEN == [tuple(ids[3:6])]
+    assert [*SEEN] == [tuple(ids[3:6])]
     assert counts(resumed) == counts(expected)
 
 

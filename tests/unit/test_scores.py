@@ -1,4 +1,4 @@
-"""From cosines to labels, against the dense product of the official codes (CLIP's softmax over queries, SCLIP's area threshold)."""
+"""From cosines to labels, against the dense product of the official codes (CLIP's softmax, SCLIP's area threshold)."""
 
 import pytest
 import torch
