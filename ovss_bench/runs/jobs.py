@@ -23,6 +23,7 @@ from ..ops.windows import SlidingWindow
 from ..config.recipe import RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
+from ..segmentors.hooks import HOOKS
 from ..vocabulary import Vocabulary
 from .code import row_code, source_digest
 
@@ -127,7 +128,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
             f"Use dataset.vocabulary(names, templates), or list its classes in order."
         )
     method = segmentor_config(name)[1]
-    replaced = [each for each in vars(segmentor) if callable(getattr(method, each, None))]
+    replaced = [each for each in vars(segmentor) if each in HOOKS or callable(getattr(method, each, None))]
     if type(segmentor) is not method or replaced:
         what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
         raise OvssError(

@@ -40,7 +40,7 @@ REPLACED = {
     "scores": ("logit_scale",),
     "decide": ("threshold", "area_threshold"),
 }
-NOT_DEFINED = cast("Any", None)
+NOT_DEFINED = cast("Any", None)  # a hook that type checkers let one call
 SHARED_FILES = ("configs/recipe.yaml", "configs/protocol/")  # written for all methods
 WITHOUT_EFFECT = ", without effect on this method"
 
@@ -51,7 +51,7 @@ class Segmentor(Method):
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
     segmentor they hold the loaded object itself, which comes in `sources`. Declared by class attributes or properties:
 
-    - `requires`: sources that must be given; `in_fp32`: sources to load in fp32, as in the official code, like CLIP or not;
+    - `requires`: sources that must be given; `in_fp32`: sources to load in fp32, as in the official code, even if CLIP is not;
     - `positive`: hyperparameters that must be above 0;
     - `uses`: recipe values that the method's hooks read although they replace the default that applies them (see REPLACED);
     - `attention_maps`: the least number of maps (K, T, T) held at a time; images too large for the memory are refused;

@@ -240,3 +240,12 @@ def test_rows_with_and_without_all_windows_share_a_pass(tiny_clip, vocabulary):
     segmentors[0].calls = []
     for one, other in predictions(*segmentors).values():
         assert (one.label_map == other.label_map).float().mean() > 0.9995
+
+
+@pytest.mark.parametrize("hook", ["scores", "refine", "prior"])
+def test_a_hook_that_was_set_on_the_object_is_not_dropped_silently(hook, tiny_clip):
+    data = ob.load_dataset("demo")
+    segmentor = ob.build_segmentor("sclip", clip=tiny_clip, vocabulary=data.vocabulary(None, "none"))
+    setattr(segmentor, hook, lambda *arguments: arguments[0])
+    with pytest.raises(ob.OvssError, match=f"has a {hook} of its own, but 'sclip'"):
+        ob.evaluate(segmentor, data, limit=1)
