@@ -1,11 +1,11 @@
-"""The plain types that travel through the loop: an image with its by-products, a batch of windows, the trunk's output.
+"""The plain types that travel through the loop: the context of an image, a batch of windows, the trunk's output.
 
 Shapes: B windows, T tokens (class token first), D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import Tensor
 
 @dataclass
 class ImageContext:
-    """One image on its way: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input,
-    `size` (H, W) of the result, `id` of the image in its data set, and `by_products`, in which a segmentor keeps its own
-    by-products of this image. While `scores` runs, `part` (rows, columns) is the part of the result that it gets."""
+    """One image and what is known of it: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised
+    network input, `size` (H, W) of the result, `id` of the image in its data set. `by_products` is one segmentor's own, `group`
+    what its `group_features` returned; `shared` is for all segmentors. While the hook `scores` runs, `part` (rows, columns) is
+    the part of the result that it gets."""
 
     original: np.ndarray
     resized: np.ndarray
@@ -25,23 +26,23 @@ class ImageContext:
     size: tuple[int, int]
     id: str = ""
     part: tuple[slice, slice] = (slice(None), slice(None))
-    by_products: dict[str, Any] = field(default_factory=dict)
+    by_products: dict[Any, Any] = field(default_factory=dict)
+    group: Any = None
     shared: dict[Any, Any] = field(default_factory=dict)
     cache: Callable[[str, np.ndarray, Callable[[], np.ndarray]], np.ndarray] | None = None
 
     def once(self, source: Callable[[np.ndarray], Any]) -> Any:
-        """`source(original)`: region maps and the like, computed for the first segmentor that asks, then shared by all."""
+        """`source(original)`, such as region maps: computed for the first segmentor that asks, then shared by all."""
         if source not in self.shared:
             self.shared[source] = self.cached(getattr(source, "digest", None), lambda: source(self.original))
         return self.shared[source]
 
     def __repr__(self) -> str:
-        height, width = self.original.shape[:2]
-        shape = tuple(self.pixels.shape)
+        (height, width), shape = self.original.shape[:2], tuple(self.pixels.shape)
         return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
     def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array that depends on the original image and on what the digest `maker` stands for, from the run's cache if it
+        """An array that depends on the original image and on `maker`, a digest of what computes it: from the run's cache if it
         has one."""
         return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
 
@@ -49,15 +50,14 @@ class ImageContext:
 @dataclass
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `sizes` (B, 2) of the resized images; `images` (B,) index into `contexts`; `padding`: how many
-    windows at the end are zeros that fill the batch. All but pixels optional.
+    image, possibly negative; `images` (B,) index into `contexts`; `padding`: how many windows at the end are zeros that fill
+    the batch. All but pixels optional.
 
     `trunk` is filled by the first segmentor that asks, and shared by those with the same needs.
     """
 
     pixels: Tensor
     origins: Tensor | None = None
-    sizes: Tensor | None = None
     images: Tensor | None = None
     contexts: list[ImageContext] | None = None
     trunk: Trunk | None = None
@@ -72,6 +72,15 @@ class WindowBatch:
         if source not in self.shared:
             self.shared[source] = source(self)
         return self.shared[source]
+
+    def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
+        """For every window but the padding its context, and the rows and columns of the resized image that it shows; nothing
+        if the windows have no contexts."""
+        height, width = self.pixels.shape[2:]
+        for number in range(len(self.pixels) - self.padding if self.contexts else 0):
+            top, left = self.origins[number].tolist()
+            place = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
+            yield self.contexts[self.images[number]], place
 
 
 @dataclass

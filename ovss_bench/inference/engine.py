@@ -1,21 +1,25 @@
 """The only loop: images -> windows -> batches of one shape -> patch logits of all segmentors -> label maps.
 
-Windows of the full size are queued across images and run in batches of a fixed size, the tail padded with zeros, so a window's
-result does not depend on its neighbours in the batch. Windows of other shapes (images smaller than a window, whole images) run
-in batches of their own image, for the same reason.
+Windows of the full size are queued across images and run in batches of a fixed size, the last one padded with zeros, so that a
+window's result does not depend on its neighbours in the batch. Windows of other shapes (images smaller than a window, whole
+images) run in batches of their own image, for the same reason. Images are finished in groups if a segmentor has
+`group_features`, otherwise one by one.
 
-On a GPU nothing waits for it but the delivery of a label map, which comes one batch later.
+On a GPU only the delivery of a label map waits for the device, one batch later.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -51,26 +55,35 @@ def predict(
     """Yields (key, one prediction per segmentor) for each (key, image) in the order given.
 
     An image is what `as_image` takes or a function that returns that, called in one of `workers` reader threads; if it
-    raises OvssError, that error stands in the place of the predictions. All segmentors must share `recipe.trunk_key` and the
+    raises OvssError, that error is yielded instead of the predictions. All segmentors must share `recipe.trunk_key` and the
     CLIP; the trunk then runs once for all, and not for images whose tokens are in the `trunk_cache`. `batch`: windows per
-    forward pass, halved where memory does not suffice; `pad_last` fills the last one with zeros, so that it gives what another
-    position in the queue would give. `cache` keeps what depends on an image alone. Raises OvssError for non-finite scores.
+    forward pass, halved when out of memory; `pad_last` fills the last one with zeros, so that results do not depend on the
+    position in the queue. `cache` keeps what depends on an image alone. Groups (`Segmentor.group`) are counted from the first
+    of `images`. Raises OvssError for non-finite scores.
     """
     stages = stages or Stages()
     segmentors = [guarded(segmentor) for segmentor in segmentors]
     forward = Forward(segmentors, batch, trunk_cache, stages)
+    unit = math.lcm(*(segmentor.group for segmentor in segmentors))  # images that are finished together
     waiting: deque[PendingImage | tuple[Any, OvssError]] = deque()
     ready: deque[tuple[int, Any, Callable[[], list[Prediction] | OvssError]]] = deque()
 
     def finished(end: bool = False) -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
-        while waiting and (isinstance(waiting[0], tuple) or not waiting[0].missing):
-            image = waiting.popleft()
-            if isinstance(image, tuple):
-                ready.append((forward.passes, image[0], lambda error=image[1]: error))
-            else:
-                forward.keep(image)
-                ready.append((forward.passes, image.key, finish(segmentors, image, keep_scores=keep_scores, stages=stages)))
-        # Where no method goes by windows there are no batches to come: then one image later.
+        while len(waiting) >= (1 if end else unit):
+            images = list(islice(waiting, unit))
+            if any(isinstance(image, PendingImage) and image.missing for image in images):
+                break
+            for image in images:
+                waiting.popleft()
+                if isinstance(image, PendingImage):
+                    forward.keep(image)
+            _set_groups(segmentors, images)
+            for image in images:
+                if isinstance(image, tuple):
+                    ready.append((forward.passes, image[0], lambda error=image[1]: error))
+                else:
+                    ready.append((forward.passes, image.key, finish(segmentors, image, keep_scores=keep_scores, stages=stages)))
+        # If no method goes by windows there are no batches to wait for: then one image later.
         while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes or (len(ready) > 1 and not forward.chosen)):
             _, key, deliver = ready.popleft()
             yield key, deliver()
@@ -87,14 +100,23 @@ def predict(
             except OvssError as error:
                 waiting.append((key, error))
                 continue
-            with stages("prepare"):
-                for segmentor, own in zip(segmentors, contexts, strict=True):
-                    segmentor.prepare(own)
             waiting.append(image)
             forward.add(image)
         yield from finished()
     forward.end(pad_last)
     yield from finished(end=True)
+
+
+@torch.inference_mode()
+def _set_groups(segmentors: Sequence[Segmentor], images: Sequence[PendingImage | tuple[Any, OvssError]]) -> None:
+    """Computes `group_features` for the images, which start with a group; those that cannot be read are left out."""
+    for number, segmentor in enumerate(segmentors):
+        for start in range(0, len(images) if segmentor.group_features else 0, segmentor.group):
+            group = [image for image in images[start : start + segmentor.group] if isinstance(image, PendingImage)]
+            contexts = [image.contexts[number] for image in group]
+            features = segmentor.group_features(contexts) if contexts else None
+            for context in contexts:
+                context.group = features
 
 
 @ordinary_torch()
@@ -112,10 +134,10 @@ def segment(
 ) -> Prediction:
     """The label map and class scores of one image: an array (H, W, 3) uint8 RGB, a path, or a picture of Pillow.
 
-    What is not given comes from the segmentor's recipe; a given `short_side` implies `resize="keep_ratio"`. `window="whole"`
-    runs the resized image in one pass. `output_size` (height, width) defaults to the image's own, or to that at which the
-    method decides if its protocol is not to score at the original size (CLIPtrase, CLIP-DIY). Raises OvssError for what is no
-    image, and for values that no recipe may have.
+    Values that are not given come from the segmentor's recipe; a given `short_side` implies `resize="keep_ratio"`.
+    `window="whole"` runs the resized image in one pass. `output_size` (height, width) defaults to the image's own, or to the
+    size at which the method decides if its protocol does not score at the original size (CLIPtrase, CLIP-DIY). Raises OvssError
+    for what is no image, and for invalid values.
     """
     if not isinstance(segmentor, Segmentor):
         raise OvssError(f"expected a segmentor, as ob.build_segmentor makes it, not {type(segmentor).__name__}.")
@@ -126,10 +148,10 @@ def segment(
     changed = segmentor.recipe.override(
         resize=resize, short_side=short_side, window=window, stride=stride, logit_scale=logit_scale, threshold=threshold
     )
-    own = segmentor.with_recipe(changed)
+    segmentor = segmentor.with_recipe(changed)
     if output_size is None and changed.scored_at != "original":
-        output_size = make_context(image, own).resized.shape[:2]
-    ((_, outcome),) = predict([own], [(key, image)], pad_last=False, keep_scores=True, output_size=output_size)
+        output_size = make_context(image, segmentor).resized.shape[:2]
+    ((_, outcome),) = predict([segmentor], [(key, image)], pad_last=False, keep_scores=True, output_size=output_size)
     if isinstance(outcome, OvssError):
         raise outcome
     return outcome[0]
@@ -143,7 +165,8 @@ def make_context(
     stages: Stages | None = None,
     id: str = "",
 ) -> ImageContext:
-    """What the recipe makes of an image; `size` (height, width) of the result, by default as the recipe says."""
+    """The context of an image, resized and normalised by the recipe; `size` (height, width) of the result, by default the
+    recipe's."""
     recipe, image = segmentor.recipe, as_image(image)
     with (stages or Stages())("resize"):
         resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
@@ -159,8 +182,8 @@ def _read_ahead(
     known: Callable[[np.ndarray], dict[int, Tensor] | None],
     stages: Stages,
 ) -> Iterator[tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]]:
-    """Scenes, and what is `known` of their images, in the order given, read by threads a little ahead of the encoder (cv2 and
-    torch let go of Python's lock)."""
+    """Contexts, and the tokens that are `known` of their images, in the order given. Threads read a little ahead of the encoder
+    (cv2 and torch release Python's lock)."""
     device = segmentor.clip.device
 
     def read(item: tuple[Any, Any]) -> tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]:

@@ -1,4 +1,4 @@
-"""From the patch logits of all windows of an image to what the segmentors make of it."""
+"""From the patch logits of all windows of an image to its predictions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..errors import OvssError
 from ..ops.compose import compose
+from ..ops.nearest import opencv_nearest
 from ..ops.pamr import PAMR
-from ..ops.scores import drop_small_classes, label, label_by_parts
 from ..ops.windows import SlidingWindow
-from ..segmentors.base import Segmentor, overrides
+from ..segmentors.base import Segmentor
 from ..stages import Stages
 from ..types import ImageContext
-from .forward import PendingImage, has_hooks, out_of_memory
+from .forward import PendingImage, out_of_memory
 from .prediction import Prediction
 
 ROWS = 16  # of refined cosines at a time
@@ -28,7 +28,7 @@ PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of cosines at full size that PAMR 
 def finish(
     segmentors: Sequence[Segmentor], image: PendingImage, *, keep_scores: bool, stages: Stages
 ) -> Callable[[], list[Prediction]]:
-    """What the segmentors make of an image of which all windows are there, as a function that waits for it."""
+    """The predictions for an image whose windows are all done, as a function that waits for the GPU."""
     try:
         results = [_predict(segmentor, image, n, keep_scores, stages) for n, segmentor in enumerate(segmentors)]
     except RuntimeError as error:
@@ -36,8 +36,8 @@ def finish(
             raise
         height, width = image.contexts[0].original.shape[:2]
         raise OvssError(
-            f"memory does not suffice for image {image.key} of {height} x {width} pixels (height x width). Use fewer "
-            "segmentors at a time, a smaller recipe.short_side, or runtime.device=cpu."
+            f"out of memory: image {image.key} of {height} x {width} pixels (height x width). Use fewer segmentors at a time, "
+            "a smaller recipe.short_side, or runtime.device=cpu."
         ) from error
     device, event = segmentors[0].clip.device, None
     if device.type == "cuda":
@@ -58,92 +58,87 @@ def finish(
 def _predict(
     segmentor: Segmentor, image: PendingImage, number: int, keep_scores: bool, stages: Stages
 ) -> tuple[Prediction, Tensor]:
-    """What a segmentor, the `number`-th, makes of an image, and whether its scores are finite; on the way to this side of a
-    GPU."""
+    """The prediction of the `number`-th segmentor, and whether its scores are finite; both on their way to the CPU."""
     context = image.contexts[number]
-    if overrides(segmentor, "image_scores"):
+    if segmentor.granularity == "image":
         with stages("image scores"):
             scores = segmentor.image_scores(context)
         finite = torch.isfinite(scores).all()
         if not finite:
             raise _not_finite(segmentor, image, number)
         with stages("decide"):
-            scores = _without_small_classes(segmentor, scores)
-            labels = nearest(segmentor.decide(scores, context), context.size)
+            labels, scores = _decided(segmentor, scores, context)
+            labels = opencv_nearest(labels, context.size)
     else:
         with stages("compose"):
-            grids, absent = torch.stack(image.grids[number]), _absent(segmentor, context, image.key)
-            if absent is not None:  # their maps stay finite, so that neither composition nor refinement makes NaN of infinity
-                grids = grids.masked_fill(absent[:, None, None], 0)
+            grids, bias = torch.stack(image.grids[number]), _prior(segmentor, context, image.key)
+            if bias is not None:  # the maps of absent queries stay finite: in composition and refinement infinity becomes NaN
+                grids = grids.masked_fill((bias == -torch.inf)[:, None, None], 0)
             finite = torch.isfinite(grids).all()
-            if has_hooks(segmentor) and not finite:
+            if not segmentor.only_logits and not finite:
                 raise _not_finite(segmentor, image, number)
-            labels, scores = _labels(segmentor, grids, image.windows, context, keep_scores, absent)
-    if overrides(segmentor, "correct"):
+            labels, scores = _labels(segmentor, grids, image.windows, context, keep_scores, bias)
+    if segmentor.correct:
         with stages("correct"):
             labels = segmentor.correct(labels, context)
-    shown = _to_host(segmentor.final_scores(scores)) if keep_scores else None
+    shown = None
+    if keep_scores:
+        shown = _to_host(scores / scores.sum(0, keepdim=True) if segmentor.scores_sum_to_one else scores)
     prediction = Prediction(_to_host(labels), context.original.shape[:2], shown, segmentor.vocabulary.classes)
     return prediction, _to_host(finite)
 
 
 def _labels(
-    segmentor: Segmentor,
-    grids: Tensor,
-    windows: SlidingWindow,
-    context: ImageContext,
-    keep_scores: bool,
-    absent: Tensor | None,
+    segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext, keep_scores: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The label map, and the scores if they are to be kept or the decision needs them."""
-    recipe, vocabulary = segmentor.recipe, segmentor.vocabulary
-    own_rule = overrides(segmentor, "scores") or overrides(segmentor, "decide")
-    if own_rule or recipe.area_threshold or keep_scores:
+    decision = segmentor.decision
+    if segmentor.scores or segmentor.decide or decision.area_threshold or keep_scores:
         scores = None
         for rows, columns, cosines in _tiles(segmentor, grids, windows, context):
-            if absent is not None:
-                cosines = cosines.masked_fill(absent[:, None, None], -torch.inf)
-            planes = segmentor.scores(cosines, replace(context, part=(rows, columns)))
+            if bias is not None:
+                cosines = cosines + bias[:, None, None]
+            part = replace(context, part=(rows, columns))
+            planes = segmentor.scores(cosines, part) if segmentor.scores else decision.class_scores(cosines)
             if scores is None:
                 scores = planes.new_empty(len(planes), *context.size)
             scores[:, rows, columns] = planes
-        scores = _without_small_classes(segmentor, scores)
-        return segmentor.decide(scores, context), scores
-    order = vocabulary.by_class[1].to(grids.device)
-    if absent is not None:  # for the softmax it is the same to leave them out
-        present = (~absent).nonzero()[:, 0].tolist()
-        queries, group = zip(*((vocabulary.queries[q], vocabulary.group[q]) for q in present), strict=True)
-        vocabulary = replace(vocabulary, queries=queries, group=group, given_features=None)
-        order = absent.new_tensor(present, dtype=torch.int64)[vocabulary.by_class[1].to(grids.device)]
-    rule = (vocabulary, recipe.logit_scale, recipe.threshold)
+        return _decided(segmentor, scores, context)
+    order = segmentor.vocabulary.by_class[1].to(grids.device)
+    bias = None if bias is None else bias[order]
     if _is_refined(segmentor):
-        return label_by_parts(_refined(segmentor, grids, windows, context, order), *rule), None
+        parts = _refined(segmentor, grids, windows, context, order)
+        return decision.from_cosines((cosines.movedim(0, -1) for cosines in parts), bias), None
     labels = torch.empty(context.size, dtype=torch.int64, device=grids.device)
     for rows, columns, cosines in compose(grids[:, order], windows, context.size):
-        labels[rows, columns] = label(cosines, *rule)
+        labels[rows, columns] = decision.from_cosines([cosines], bias)
     return labels, None
 
 
-def _absent(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor | None:
-    """Which queries (Q,) the method says cannot be in this image, if any."""
-    absent = segmentor.absent(context) if overrides(segmentor, "absent") else None
-    if absent is None:
+def _prior(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor | None:
+    """What the method's prior adds to the cosines of the queries (Q,), if anything: log-weights over the logit scale."""
+    weights = segmentor.prior(context) if segmentor.prior else None
+    if weights is None:
         return None
-    name, group = segmentor.recipe.segmentor, segmentor.vocabulary.group
-    absent = torch.as_tensor(absent).to(segmentor.clip.device)
-    if all(out or c < 0 for out, c in zip(absent.tolist(), group, strict=True)):
-        raise OvssError(f"{name}.absent leaves no query of a class for image {key}. At least one class must be possible.")
-    if segmentor.recipe.logit_scale == 0:
-        raise OvssError(f"logit_scale=0: all queries would be equal, and {name} has absent ones. Use a logit_scale above 0.")
-    return absent if absent.any() else None
+    name, scale = segmentor.recipe.segmentor, segmentor.recipe.logit_scale
+    listed = weights.tolist()
+    if not all(weight < torch.inf for weight in listed):
+        raise OvssError(f"{name}.prior gives NaN or +infinity for image {key}. Log-weights are finite, or -infinity.")
+    if all(weight == -torch.inf or c < 0 for weight, c in zip(listed, segmentor.vocabulary.group, strict=True)):
+        raise OvssError(f"{name}.prior leaves no query of a class for image {key}. At least one class must be possible.")
+    if scale == 0:
+        raise OvssError(f"logit_scale=0 makes all queries equal, but {name} has a prior. Use a logit_scale above 0.")
+    return weights.to(segmentor.clip.device).float() / scale
 
 
-def _without_small_classes(segmentor: Segmentor, scores: Tensor) -> Tensor:
-    """The recipe's area threshold, where the planes are classes: with a decision of its own a method may have others."""
-    share = segmentor.recipe.area_threshold
-    if not share or overrides(segmentor, "decide"):
-        return scores
-    return drop_small_classes(scores, segmentor.vocabulary.background, share)
+def _decided(segmentor: Segmentor, scores: Tensor, context: ImageContext) -> tuple[Tensor, Tensor]:
+    """The label map and the scores. The area threshold is part of the default decision, as other planes need not be classes."""
+    if segmentor.decide:
+        return segmentor.decide(scores, context), scores
+    decision = segmentor.decision
+    if decision.area_threshold:
+        scores = decision.without_small_classes(scores)
+    return decision.from_scores(scores), scores
 
 
 def _tiles(
@@ -168,7 +163,7 @@ def _is_refined(segmentor: Segmentor) -> bool:
 def _refined(
     segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext, order: Tensor
 ) -> Iterator[Tensor]:
-    """Refined cosines (n, H, W) of the queries in `order`: PAMR takes some after the others, a method's own rule all."""
+    """Refined cosines (n, H, W) of the queries in `order`: some at a time for PAMR, all at once for a method's own `refine`."""
     recipe, smooth = segmentor.recipe, None
     if recipe.pamr_steps:
         guide = F.interpolate(context.pixels[None].to(grids.device), context.size, mode="bilinear")[0]
@@ -188,14 +183,14 @@ def _refined(
 
 
 def _to_host(result: Tensor) -> Tensor:
-    """On the way to the CPU, if it is on a GPU."""
+    """A copy on its way to the CPU, if it is on a GPU."""
     if result.device.type == "cpu":
         return result
     return torch.empty_like(result, device="cpu", pin_memory=True).copy_(result, non_blocking=True)
 
 
 def _not_finite(segmentor: Segmentor, image: PendingImage, number: int) -> OvssError:
-    """The error that names the image and the first window without finite scores, if the method goes by windows."""
+    """The error that names the image, and the first window with non-finite scores if the method goes by windows."""
     bad = [
         origin
         for origin, grid in zip(image.windows.origins, image.grids[number], strict=False)
@@ -206,11 +201,3 @@ def _not_finite(segmentor: Segmentor, image: PendingImage, number: int) -> OvssE
         f"{segmentor.recipe.segmentor} gives non-finite scores (NaN or infinity) in image {image.key}{where}. "
         f"Check the weights and the precision ({segmentor.clip.precision})."
     )
-
-
-def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) -> (H, W), the nearest in OpenCV's sense: row floor(i h / H), column floor(j w / W)."""
-    if labels.shape == size:
-        return labels
-    rows, columns = (torch.arange(new, device=labels.device) * old // new for new, old in zip(size, labels.shape, strict=True))
-    return labels[rows[:, None], columns]

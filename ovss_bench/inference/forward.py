@@ -1,4 +1,4 @@
-"""The queue of windows of all images, and the forward passes that it is emptied by."""
+"""The queue of the windows of all images, and the forward passes over it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from torch import Tensor
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
 from ..ops.windows import SlidingWindow
-from ..segmentors.base import Segmentor, overrides
+from ..segmentors.base import Segmentor
 from ..stages import Stages
 from ..types import ImageContext, Trunk, WindowBatch
 from .trunk_cache import TrunkCache, maker_digest
 
-# About as many tokens as keep two cores, or a GPU, busy; more only costs memory.
+# About as many tokens as keep two cores, or a GPU, busy; more only cost memory.
 TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}
-# Of a GPU's free memory, and the numbers of a block's width that a token needs while it passes through.
+# The share of a GPU's free memory that a batch may take, and how many vectors of a block's width a token needs on its way.
 MEMORY_SHARE, NUMBERS_PER_WIDTH = 0.5, 32
-HOOKS = ("prepare", "image_logits", "absent", "scores", "decide", "correct")
 
 
 @dataclass(eq=False)
 class PendingImage:
-    """An image on its way, with a context for each segmentor: `grids[segmentor][window]` (Q, h, w) fill up until no window is
-    `missing`. `known` are the trunk's tokens by block, from the cache; `states` those that are to be kept, there or for methods
-    that take all windows of an image at once."""
+    """An image in the queue, with a context for each segmentor: `grids[segmentor][window]` (Q, h, w) fill up until no window is
+    `missing`. `known`: the trunk's tokens by block, from the trunk cache; `states`: those to be kept, for that cache or for
+    methods that get all windows of an image together."""
 
     key: Any
     contexts: list[ImageContext]
@@ -59,15 +58,15 @@ class Forward:
         self.segmentors, self.stages = segmentors, stages
         self.clip, self.recipe = segmentors[0].clip, segmentors[0].recipe
         self.on_gpu = self.clip.device.type == "cuda"
-        self.chosen = [number for number, segmentor in enumerate(segmentors) if not overrides(segmentor, "image_scores")]
-        self.at_once = [number for number in self.chosen if overrides(segmentors[number], "image_logits")]
+        self.chosen = [number for number, segmentor in enumerate(segmentors) if segmentor.granularity != "image"]
+        self.at_once = [number for number in self.chosen if segmentors[number].granularity == "image windows"]
         # Segmentors that differ in their decision only share their logits.
         self.as_number = {
             number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
             for number in self.chosen
         }
         self.needs = frozenset().union(*(segmentors[number].needs for number in self.chosen))
-        self.kept = self.needs | {self.clip.depth - 1}  # the blocks of which the trunk cache has the inputs
+        self.kept = self.needs | {self.clip.depth - 1}  # blocks whose inputs are in the trunk cache
         self.trunk_cache = trunk_cache if self.chosen else None
         self.maker = maker_digest(self.clip, self.recipe.trunk_key)
         window = self.recipe.window
@@ -87,7 +86,7 @@ class Forward:
             return self.trunk_cache.get(self.maker, image, self.kept)
 
     def keep(self, image: PendingImage) -> None:
-        """Once no window is missing: gives the trunk's tokens to the cache, and to the methods that take them all at once."""
+        """Once no window is missing: passes the trunk's tokens to the cache, and to methods that get all windows together."""
         states = image.known or {block: torch.stack(windows) for block, windows in image.states.items()}
         image.states = {}
         if self.trunk_cache and image.known is None:
@@ -125,7 +124,7 @@ class Forward:
             self.queue = []
 
     def run(self, items: Sequence[_Item], batch: int) -> None:
-        """Forward passes of `items`, padded to `batch` windows; of half as many from where memory does not suffice."""
+        """Forward passes over `items`, padded to `batch` windows; when out of memory, the batch is halved."""
         while items:
             try:
                 results = self._pass(items[:batch], batch)
@@ -137,10 +136,10 @@ class Forward:
                 self._take(items[:batch], *results)
                 items = items[batch:]
                 continue
-            # Outside of the handler, whose error keeps what has filled the memory.
+            # Outside of the handler: its exception keeps the tensors that have filled the memory.
             if batch == 1:
                 raise OvssError(
-                    "memory does not suffice for one window. Use a smaller window, fewer segmentors at a time, or "
+                    "out of memory: one window does not fit. Use a smaller window, fewer segmentors at a time, or "
                     "recipe.precision=fp16 on a GPU."
                 )
             if self.on_gpu:
@@ -150,12 +149,12 @@ class Forward:
             batch = (batch + 1) // 2
 
     def _take(self, items: Sequence[_Item], trunk: Trunk, logits: dict[int, Tensor]) -> None:
-        """Gives the images what a pass has found out about their windows."""
+        """Stores the results of a pass with the images of its windows."""
         self.passes += 1
         last = self.clip.depth - 1
         for row, item in enumerate(items):
-            for number, own in logits.items():
-                item.image.grids[number][item.cell] = own[row]
+            for number, of_windows in logits.items():
+                item.image.grids[number][item.cell] = of_windows[row]
             for block, windows in item.image.states.items():
                 windows[item.cell] = (trunk.tokens if block == last else trunk.states[block])[row]
             item.image.missing -= 1
@@ -171,7 +170,6 @@ class Forward:
         windows = WindowBatch(
             pixels,
             origins=torch.tensor([item.image.windows.origins[item.cell] for item in items] + [(0, 0)] * padding),
-            sizes=torch.tensor([i.image.contexts[0].resized.shape[:2] for i in items] + [pixels.shape[2:]] * padding),
             images=torch.tensor([images.index(item.image) for item in items] + [0] * padding),
             trunk=trunk,
             padding=padding,
@@ -181,20 +179,19 @@ class Forward:
             for number, same in self.as_number.items():
                 if number in self.at_once:
                     continue
-                own = replace(windows, contexts=[image.contexts[number] for image in images])
-                logits[number] = logits[same] if same in logits else self.segmentors[number].patch_logits(own)
+                with_contexts = replace(windows, contexts=[image.contexts[number] for image in images])
+                logits[number] = logits[same] if same in logits else self.segmentors[number].patch_logits(with_contexts)
         return trunk, logits
 
     @torch.inference_mode()
     def _all_at_once(self, image: PendingImage, states: dict[int, Tensor]) -> None:
-        """The logits of methods that take all windows of an image at once."""
+        """The logits of methods that get all windows of an image together."""
         states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
         pixels = torch.stack(image.windows.cut(image.contexts[0].pixels))
         grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
         batch = WindowBatch(
             pixels,
             origins=torch.tensor(image.windows.origins),
-            sizes=torch.tensor([image.contexts[0].resized.shape[:2]] * len(pixels)),
             images=torch.zeros(len(pixels), dtype=torch.int64),
             trunk=Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs}),
         )
@@ -205,13 +202,13 @@ class Forward:
                 if not out_of_memory(error):
                     raise
                 raise OvssError(
-                    f"memory does not suffice for all {len(pixels)} windows of image {image.key}, which "
-                    f"{self.segmentors[number].recipe.segmentor} takes at once. Use a larger stride or a smaller short_side."
+                    f"out of memory: {self.segmentors[number].recipe.segmentor} takes all {len(pixels)} windows of image "
+                    f"{image.key} together. Use a larger stride or a smaller short_side."
                 ) from error
             image.grids[number] = list(logits)
 
     def _known_trunk(self, items: Sequence[_Item], pixels: Tensor, padding: int) -> Trunk | None:
-        """The trunk of a batch of which all tokens are in the cache."""
+        """The trunk's output for a batch whose tokens are all in the cache."""
         if any(item.image.known is None for item in items):
             return None
         states = {
@@ -224,7 +221,7 @@ class Forward:
 
 
 def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:
-    """Windows per forward pass: by their tokens, and on a GPU by the memory that is free."""
+    """Windows per forward pass: by their tokens, and on a GPU by its free memory."""
     tokens = windows.rows.cells * windows.columns.cells + 1
     most = TOKENS_PER_BATCH[clip.device.type] // tokens
     if clip.device.type == "cuda":
@@ -239,7 +236,7 @@ def _same_logits(one: Segmentor, other: Segmentor) -> bool:
     values = [{name: v for name, v in s.recipe.values().items() if name not in plain} for s in (one, other)]
     return (
         type(one) is type(other)
-        and not has_hooks(one)
+        and one.only_logits
         and values[0] == values[1]
         and one.vocabulary.digest == other.vocabulary.digest
         and all(one.sources[kind] is source for kind, source in other.sources.items())
@@ -248,8 +245,3 @@ def _same_logits(one: Segmentor, other: Segmentor) -> bool:
 
 def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def has_hooks(segmentor: Segmentor) -> bool:
-    """Whether a method does more than to give patch logits."""
-    return segmentor.refines or any(overrides(segmentor, hook) for hook in HOOKS)

@@ -1,5 +1,5 @@
-"""Whether an image fits into memory, asked before it is tried: a refusal at once is better than hours of swapping, or a process
-that the kernel kills."""
+"""Whether an image fits into memory, checked before it is processed: an immediate error is better than hours of swapping, or a
+process that the kernel kills."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from ..errors import OvssError
-from ..segmentors.base import Segmentor, overrides
-from .forward import PendingImage, has_hooks
+from ..segmentors.base import Segmentor
+from .forward import PendingImage
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
-    """Raises OvssError if what one of the methods must hold of this image at a time, at least, is more than what is free."""
+    """Raises OvssError if the least that one of the methods must hold of this image at a time exceeds the free memory."""
     free = free_memory(segmentors[0].clip.device)
     needs = [least_memory(segmentor, image, number) for number, segmentor in enumerate(segmentors)]
     needed = max(needs)
@@ -32,10 +32,10 @@ def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
 
 
 def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
-    """Bytes: one window's tokens and attention maps, the logits of all windows, and whole maps where the method's rules need
-    them."""
+    """Bytes: one window's tokens and attention maps, the logits of all windows, and maps of the whole image if method or
+    recipe need them."""
     clip, windows, context = segmentor.clip, image.windows, image.contexts[number]
-    by_windows = not overrides(segmentor, "image_scores")
+    by_windows = segmentor.granularity != "image"
     cells = windows.rows.cells * windows.columns.cells if by_windows else context.pixels[0].numel() // clip.patch_size**2
     tokens = cells + 1
     heads = clip.model.visual.transformer.resblocks[0].attn.num_heads
@@ -43,13 +43,13 @@ def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
     if by_windows:
         queries, (height, width) = len(segmentor.vocabulary.queries), context.size
         needed += 4 * queries * cells * len(windows.origins)
-        whole = has_hooks(segmentor) or segmentor.recipe.area_threshold
+        whole = not segmentor.only_logits or segmentor.recipe.area_threshold
         needed += 4 * len(segmentor.vocabulary.classes) * height * width if whole else 0
     return needed
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still take, by the kernel, its control group and its own limit; None where nothing says."""
+    """Bytes that this process may still take, by the kernel, its control group and its own limit; None if none of them says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     limits = []

@@ -1,4 +1,4 @@
-"""What is found out about one image."""
+"""The result for one image."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SHOWN = 8  # classes in a line
 
 @dataclass(repr=False)
 class Prediction:
-    """`label_map` (H, W) int64: numbers of `classes`, one beyond for "no class"; `scores` (P, h, w) float32 that the decision
-    was taken on, in the planes that the method has (mostly the classes), if asked for; `image_size` of the image."""
+    """`label_map` (H, W) int64: indices of `classes`, or their number for "no class"; `scores` (P, h, w) float32, if asked for:
+    the planes that were decided on, for most methods one for each class; `image_size` (height, width) of the image."""
 
     label_map: Tensor
     image_size: tuple[int, int]
@@ -30,13 +30,13 @@ class Prediction:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of each class in the label map its share of the pixels, the largest first."""
+        """The share of the pixels of each class in the label map, the largest first."""
         counts = np.bincount(self._labels.ravel())
         return {self._names[c]: float(counts[c] / counts.sum()) for c in np.argsort(-counts, kind="stable") if counts[c]}
 
     def overlay(self, image: Any, *, legend: bool = False) -> np.ndarray:
-        """(H, W, 3) uint8 RGB at the size of the label map: its colours over the image, which may be anything that
-        `ob.segment` takes; with a `legend` the image, the overlay and the names of the classes side by side."""
+        """The label map's colours over the image, (H, W, 3) uint8 RGB at the size of the label map. The image may be anything
+        that `ob.segment` takes. With `legend`: the image, the overlay and the names of the classes side by side."""
         labels, colours = self._labels, palette(len(self._names))
         image = as_image(image)
         if image.shape[:2] != labels.shape:
@@ -71,6 +71,6 @@ class Prediction:
 
     @property
     def _names(self) -> list[str]:
-        """Of all labels that can be, the last of which is no class."""
+        """The names of all possible labels; the last is "no class"."""
         named = max(len(self.classes), int(self.label_map.max()))
         return [*self.classes, *(f"class {c}" for c in range(len(self.classes), named)), "no class"]

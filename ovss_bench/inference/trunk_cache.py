@@ -1,4 +1,4 @@
-"""The trunk's tokens on disk: runs that change only what comes after the trunk do not run it again."""
+"""The trunk's tokens on disk, so that runs that differ only in what follows the trunk do not run it again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import OvssError
 from ..files import code, digest, user_path
 from ..image import image_key
 
-HEADER = 1024  # bytes, at most, of a file beside the tokens
+HEADER = 1024  # most bytes of a file beside the tokens
 BEGAN = time.time()
 CODE = ("encoders/clip.py", "ops/position.py", "image.py", "ops/windows.py")
 
@@ -28,25 +28,24 @@ CODE = ("encoders/clip.py", "ops/position.py", "image.py", "ops/windows.py")
 class TrunkCache:
     """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped when they are read.
 
-    A file's name is a digest of all that its content depends on: weights and precision, what of the recipe comes before, the
-    image's bytes, and the code; `cache.py` checks the content. Together they hold at most `limit` bytes: where a new file
-    does not fit, those that this process has not used go first, the longest unused at the head; its own stay, and if they
-    fill the folder, nothing more is kept. (Were they removed for each other, the next run over the same images would find
-    none of them.)
+    A file's name is a digest of all that its content depends on: weights, precision, the trunk's recipe values, the image's
+    bytes, and the code; `cache.py` checks the content. The folder holds at most `limit` bytes. To make room, the least
+    recently used files of other runs are evicted first; this run's own are never evicted, and once they fill the folder nothing
+    more is kept. (If they evicted each other, the next run over the same images would not have a single cache hit.)
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:
         self.folder, self.limit = user_path(folder), limit
         files = []
         for path in self.folder.glob("*/[!.]*.safetensors"):
-            with suppress(FileNotFoundError):  # another process may make room
+            with suppress(FileNotFoundError):  # another process may evict it
                 files.append((path.stat(), path))
         self.size = sum(stat.st_size for stat, _ in files)
         self._unused = sorted(((stat.st_mtime, stat.st_size, path) for stat, path in files), reverse=True)
         self._full = False
 
     def get(self, maker: str, image: np.ndarray, blocks: Collection[int]) -> dict[int, Tensor] | None:
-        """What `maker` (see `maker_digest`) made of an image (H, W, 3): block -> its inputs; None if one is not here."""
+        """Block -> its inputs for an image (H, W, 3) by `maker` (see `maker_digest`); None unless all blocks are cached."""
         key = image_key(image)
         found = {}
         for block in blocks:
@@ -55,12 +54,12 @@ class TrunkCache:
             if entry is None:
                 return None
             found[block] = entry["tokens"]
-            with suppress(OSError):  # a folder that may only be read is of use as well
+            with suppress(OSError):  # a read-only cache is useful, too
                 os.utime(path)
         return found
 
     def put(self, maker: str, image: np.ndarray, states: Mapping[int, Tensor]) -> None:
-        """Keeps the inputs of blocks, as far as there is room."""
+        """Keeps the inputs of blocks as long as there is room."""
         key = image_key(image)
         for block, tokens in states.items():
             if self._full or not self._make_room(tokens.nbytes + HEADER):
@@ -88,6 +87,6 @@ class TrunkCache:
 
 
 def maker_digest(clip: DenseCLIP, trunk_key: tuple) -> str:
-    """What stands for all that tokens depend on beside the image."""
+    """A digest of all that tokens depend on beside the image."""
     encoder = (clip.weights_digest, clip.precision, clip.activation, clip.layer_norm_eps, clip.device.type)
     return digest(repr(encoder), repr(trunk_key), torch.__version__, code(*CODE))

@@ -42,11 +42,11 @@ def empty_rows(similarity: Tensor, beta: float = 1.2) -> Tensor:
 
 
 def to_sum_one(maps: Tensor, dim: int) -> Tensor:
-    """Divides by the sums over one side; what is all zero stays so."""
+    """Divides by the sums over one dimension; all-zero rows stay zero."""
     return maps / maps.sum(dim, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def symmetric(attention: Tensor) -> Tensor:
-    """Balanced maps (..., L, L) -> symmetric, what is below the mean of its column cut, rows of sum 1."""
+    """Balanced maps (..., L, L) -> symmetric, values below the mean of their column cut, rows of sum 1."""
     attention = (attention + attention.transpose(-2, -1)) / 2
     return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)

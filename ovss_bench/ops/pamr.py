@@ -1,4 +1,4 @@
-"""PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020, arXiv 2005.08104; pamr.md)."""
+"""PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020, arXiv 2005.08104)."""
 
 from __future__ import annotations
 

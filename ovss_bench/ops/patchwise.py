@@ -1,4 +1,4 @@
-"""Windows of one image joined patch by patch, for methods that need what lies between any two patches of it (CLIPer)."""
+"""Windows of one image joined patch by patch, for methods that need a value for every pair of its patches (CLIPer)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ WINDOWS_PER_PASS = 8  # bounds the memory, as attention maps of all heads may be
 def join_windows(
     pixels: Tensor, window: int, stride: int, patch: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """`run`: windows (B, 3, h, w) -> maps (..., B, T, h/patch, w/patch), and what goes from one patch to another
-    (B, cells, cells).
+    """`run`: windows (B, 3, h, w) -> maps (..., B, T, h/patch, w/patch), and attention between patches (B, cells, cells).
 
     For pixels (3, H, W) of G = (H/patch)(W/patch) patches returns the maps (..., T, H/patch, W/patch), averaged over windows,
     and (G, G), averaged over the windows that show both patches, with rows of sum 1.

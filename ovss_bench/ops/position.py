@@ -18,8 +18,8 @@ def resample_position(
 
     `offset` (SCLIP, ClearCLIP, NACLIP: DINO's code): by scale factors ((h+0.1)/g), so the sampling step is g/(h+0.1).
     `size` (MaskCLIP): to the size. `antialias` (GEM): to the size, antialiased. `bilinear` (CLIPer): to the size.
-    `offset` and `size` leave the embedding alone when the number of tokens agrees, the others when the grid does; a caller
-    whose code has another condition says in `same` whether it holds (DINO: the number agrees and the input is square).
+    `offset` and `size` leave the embedding unchanged if the number of tokens is the same, the others if the grid is; `same`
+    overrides this for codes with another condition (DINO: the same number and a square input).
     """
     if same is None:
         same = grid == stored if rule in ("antialias", "bilinear") else grid[0] * grid[1] == stored[0] * stored[1]

@@ -1,4 +1,4 @@
-"""From cosines to decisions: logit scale, softmax over queries, maximum over synonyms, thresholds (clip.md section 5)."""
+"""From cosines to labels: logit scale, softmax over the queries, maximum over the synonyms of a class, thresholds."""
 
 from __future__ import annotations
 
@@ -10,79 +10,78 @@ from torch import Tensor
 from ..vocabulary import Vocabulary
 
 
-def class_scores(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float) -> Tensor:
-    """(Q, ...) cosines -> (C, ...) scores: softmax over all queries, then for each class the maximum over its queries,
-    0 without one."""
-    probabilities = (logit_scale * cosines).softmax(0)
-    scores = probabilities.new_zeros(len(vocabulary.classes), *cosines.shape[1:])
-    for q, c in enumerate(vocabulary.group):
-        if c >= 0:
-            torch.maximum(scores[c], probabilities[q], out=scores[c])
-    return scores
+class Decision:
+    """The decision rule of a recipe. A pixel gets the class of its most probable query (softmax over all queries; of equal ones
+    the lowest class), or the background if that probability is below `threshold`.
 
-
-def label(cosines: Tensor, vocabulary: Vocabulary, logit_scale: float, threshold: float) -> Tensor:
-    """(..., Q) cosines, the queries in the order of `vocabulary.by_class`, -> (...) int64 classes, without class scores: the
-    best class is that of the best query. Overwrites the cosines.
-
-    Where the softmax probability of that query, exp(max - logsumexp), is below `threshold`, the label is the background.
+    `area_threshold` (SCLIP's code): foreground classes that win at most this share of the pixels won by any foreground class
+    get score 0.
     """
-    classes, _ = vocabulary.by_class
-    query = _argmax(cosines[..., : len(classes)])
-    labels = classes.to(cosines.device)[query]
-    if threshold > 0:
-        best = cosines.gather(-1, query[..., None])
-        normaliser = cosines.sub_(best).mul_(logit_scale).exp_().sum(-1)
-        labels[1 / normaliser < threshold] = vocabulary.background
-    return labels
+
+    def __init__(self, vocabulary: Vocabulary, logit_scale: float = 1, threshold: float = 0, area_threshold: float = 0) -> None:
+        self.vocabulary, self.logit_scale = vocabulary, logit_scale
+        self.threshold, self.area_threshold = threshold, area_threshold
+
+    def class_scores(self, cosines: Tensor) -> Tensor:
+        """Cosines (Q, ...) -> class probabilities (C, ...): for each class the maximum over its queries, 0 without one."""
+        probabilities = (self.logit_scale * cosines).softmax(0)
+        scores = probabilities.new_zeros(len(self.vocabulary.classes), *cosines.shape[1:])
+        for q, c in enumerate(self.vocabulary.group):
+            if c >= 0:
+                torch.maximum(scores[c], probabilities[q], out=scores[c])
+        return scores
+
+    def without_small_classes(self, scores: Tensor) -> Tensor:
+        """Class scores (C, H, W) after the area threshold."""
+        won = torch.bincount(scores.argmax(0).flatten(), minlength=len(scores))
+        won[self.vocabulary.background] = 0
+        small = won <= self.area_threshold * won.sum()
+        small[self.vocabulary.background] = False
+        return scores * ~small[:, None, None]
+
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """Class scores (C, ...) -> labels (...) int64."""
+        best, labels = scores.max(0)
+        return self._or_background(labels, best)
+
+    def from_cosines(self, parts: Iterable[Tensor], bias: Tensor | None = None) -> Tensor:
+        """Labels (...) int64 without class scores, from cosines (..., n) of the queries in the order of `vocabulary.by_class`,
+        in one part or several. `bias` (Q,), in that order, is added to them. Overwrites the cosines.
+
+        Only the best query so far is kept, and the sum of exp(logit_scale * (cosine - best)), which is rescaled when the best
+        changes; the probability of the best query is one over that sum.
+        """
+        classes, _ = self.vocabulary.by_class
+        start, query = 0, None
+        for cosines in parts:
+            count = cosines.shape[-1]
+            if bias is not None:
+                cosines += bias[start : start + count]
+            competing = cosines[..., : max(0, len(classes) - start)]  # distractors win no pixel
+            if query is None:
+                (best, query), total = _max(competing, bias), 0
+            elif competing.shape[-1]:
+                value, index = _max(competing, bias)
+                before, better = best, value > best
+                best, query = torch.maximum(best, value), torch.where(better, index + start, query)
+                total *= (before - best).mul_(self.logit_scale).exp_()
+            if self.threshold > 0:
+                total += cosines.sub_(best[..., None]).mul_(self.logit_scale).exp_().sum(-1)
+            start += count
+        return self._or_background(classes.to(query.device)[query], 1 / total if self.threshold > 0 else best)
+
+    def _or_background(self, labels: Tensor, probability: Tensor) -> Tensor:
+        if self.threshold > 0:
+            labels[probability < self.threshold] = self.vocabulary.background
+        return labels
 
 
-def label_by_parts(parts: Iterable[Tensor], vocabulary: Vocabulary, logit_scale: float, threshold: float) -> Tensor:
-    """What `label` gives, (H, W), from cosines (n, H, W) of some queries after the others, in its order. Overwrites them.
-
-    Kept are the best query so far, and the sum of exp(logit_scale * (cosine - best)), which is rescaled where the best changes.
-    """
-    classes, _ = vocabulary.by_class
-    start, query = 0, None
-    for cosines in parts:
-        own = cosines[: max(0, len(classes) - start)]  # distractors win no pixel
-        if query is None:
-            best, query = own.max(0)
-            normaliser = torch.zeros_like(best)
-        elif len(own):
-            value, index = own.max(0)
-            before, better = best, value > best
-            best, query = torch.maximum(best, value), torch.where(better, index + start, query)
-            normaliser.mul_((before - best).mul_(logit_scale).exp_())
-        if threshold > 0:
-            normaliser += cosines.sub_(best).mul_(logit_scale).exp_().sum(0)
-        start += len(cosines)
-    labels = classes.to(query.device)[query]
-    if threshold > 0:
-        labels[1 / normaliser < threshold] = vocabulary.background
-    return labels
-
-
-def _argmax(values: Tensor) -> Tensor:
-    """Over the last dimension, the first of equal values. On the CPU NumPy's, which takes a quarter of the time."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(values.numpy().argmax(-1))
-    return values.max(-1).indices
-
-
-def decide(scores: Tensor, background: int | None, threshold: float) -> Tensor:
-    """(C, ...) scores -> (...) int64: the best class, the background where its score is below `threshold`."""
-    best, labels = scores.max(0)
-    if threshold > 0:
-        labels[best < threshold] = background
-    return labels
-
-
-def drop_small_classes(scores: Tensor, background: int, area_threshold: float) -> Tensor:
-    """SCLIP's area threshold (sclip.md section 5): foreground classes that win at most this share of the pixels won by any
-    foreground class get score 0. `scores` (C, H, W)."""
-    won = torch.bincount(scores.argmax(0).flatten(), minlength=len(scores))
-    won[background] = 0
-    small = won <= area_threshold * won.sum()
-    small[background] = False
-    return scores * ~small[:, None, None]
+def _max(values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The maximum over the last dimension and the first index that has it. On the CPU NumPy takes a quarter of the time if
+    the values are contiguous. The maximum is kept finite if a bias may have excluded all queries of a part."""
+    if values.device.type == "cpu" and values.stride(-1) == 1:
+        index = torch.from_numpy(values.numpy().argmax(-1))
+        best = values.gather(-1, index[..., None])[..., 0]
+    else:
+        best, index = values.max(-1)
+    return best if bias is None else best.clamp(min=torch.finfo(best.dtype).min), index

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def majority_vote(label_map: Tensor, regions: Tensor, skip: int | None = None) -> Tensor:
-    """Gives every region the most frequent of its labels, of equally frequent ones the smallest.
+    """Gives every region its most frequent label; ties go to the smallest.
 
     `label_map` (H, W) int64, not negative; `regions` (H, W) integer ids, any. The region `skip` is left as it is.
     """

@@ -1,4 +1,4 @@
-"""Sliding windows: pure geometry, after mmseg's rule (clip.md section 2)."""
+"""Sliding windows: pure geometry, by mmseg's rule (`slide_inference`)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SlidingWindow:
         cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str, multiple: int | None = None
     ) -> SlidingWindow:
         """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`. Raises OvssError
-        for values that leave pixels out, or are none."""
+        for invalid values and for a stride that leaves pixels out."""
         sides = {"height": height, "width": width, "window": window, "stride": stride, "patch": patch, "multiple": multiple}
         free = {"window": "whole", "multiple": None}
         for name, value in sides.items():
@@ -76,7 +76,7 @@ class SlidingWindow:
 
     @classmethod
     def by(cls, recipe: Recipe, height: int, width: int, patch: int) -> SlidingWindow:
-        """As a recipe has them."""
+        """The windows of a recipe."""
         return cls.of(height, width, recipe.window, recipe.stride, patch, recipe.pad, recipe.pad_multiple)
 
     @property
@@ -86,7 +86,7 @@ class SlidingWindow:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of what the network sees."""
+        """(height, width) of the network's input."""
         return self.rows.padded, self.columns.padded
 
     def cut(self, pixels: Tensor) -> list[Tensor]:

@@ -28,7 +28,7 @@ from ..stages import Stages
 from .counting import counted
 from .result import EvalResult
 from .schema import VERSION
-from .jobs import Job, Runtime, fingerprint, job_of, make_job, split_evenly
+from .jobs import Job, Runtime, fingerprint, in_groups, job_of, make_job, split_evenly
 from .merge import added_up, complete, part_of
 from .provenance import provenance
 from .store import RunStore
@@ -144,7 +144,7 @@ def _run_pass(
     datasets = {job.dataset.name: job.dataset for job in jobs}
     samples = {name: dataset.select(limit, ids) for name, dataset in datasets.items()}
     images = list(zip(*samples.values(), strict=True))  # of each image its sample in every data set
-    own = split_evenly(images, shard.count, jobs[0])[shard.number - 1] if shard else images
+    own = split_evenly(images, shard.count, jobs)[shard.number - 1] if shard else images
     title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(datasets)}"
     began, started = time.monotonic(), datetime.now(UTC)
     failed: dict[str, str] = {}
@@ -158,10 +158,11 @@ def _run_pass(
                 if rerun:
                     store.discard()
         done, *_ = world.gather({image.id for image, *_ in own if all(store.has(image.id, runtime.maps) for store in stores)})
-        left = [image for image in own if image[0].id not in done]
+        groups = [group for group in in_groups(own, jobs) if any(image.id not in done for image, *_ in group)]
+        left = [image for group in groups for image in group]  # of a group with an unfinished image also those that are done
         if done:
             progress.say(f"{title}: going on, {len(done)} of {len(own)} images are done")
-        mine = split_evenly(left, world.size, jobs[0])[world.rank]
+        mine = split_evenly(left, world.size, jobs)[world.rank]
         stages = Stages(jobs[0].segmentor.clip.device, runtime.profile and world.rank == 0)
         for first in (True, False):  # rank 0 encodes the texts, the others then find them in the cache
             with world.together(), stages("text"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,6 +23,7 @@ from ..ops.windows import SlidingWindow
 from ..config.recipe import RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
+from ..segmentors.hooks import HOOKS
 from ..vocabulary import Vocabulary
 from .code import row_code, source_digest
 
@@ -126,7 +128,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
             f"Use dataset.vocabulary(names, templates), or list its classes in order."
         )
     method = segmentor_config(name)[1]
-    replaced = [each for each in vars(segmentor) if callable(getattr(method, each, None))]
+    replaced = [each for each in vars(segmentor) if each in HOOKS or callable(getattr(method, each, None))]
     if type(segmentor) is not method or replaced:
         what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
         raise OvssError(
@@ -214,9 +216,16 @@ def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> 
     return digest(*parts, segmentor.vocabulary.digest, dataset.fingerprint, source_digest(*job.code), chosen)
 
 
-def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> list[list[tuple[Sample, ...]]]:
-    """The images in `parts` lists with about equally many windows, or patches where windows have several sizes."""
-    recipe, patch = job.segmentor.recipe, job.segmentor.clip.patch_size
+def in_groups(images: Sequence[tuple[Sample, ...]], jobs: Sequence[Job]) -> list[list[tuple[Sample, ...]]]:
+    """The images in groups that a pass has to evaluate together (see `Segmentor.group`): a list that starts with a group."""
+    unit = math.lcm(*(job.segmentor.group for job in jobs))
+    return [list(images[start : start + unit]) for start in range(0, len(images), unit)]
+
+
+def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, jobs: Sequence[Job]) -> list[list[tuple[Sample, ...]]]:
+    """The images in `parts` lists with about equally many windows, or patches where windows have several sizes. Groups stay
+    together."""
+    recipe, patch = jobs[0].segmentor.recipe, jobs[0].segmentor.clip.patch_size
 
     @cache
     def cost(size: tuple[int, int]) -> int:
@@ -233,4 +242,6 @@ def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, job: Job) -> 
 
     if parts == 1:
         return [list(images)]
-    return [[images[i] for i in part] for part in balance([cost(size(sample.image_path)) for sample, *_ in images], parts)]
+    groups = in_groups(images, jobs)
+    costs = [sum(cost(size(sample.image_path)) for sample, *_ in group) for group in groups]
+    return [[image for number in part for image in groups[number]] for part in balance(costs, parts)]

@@ -11,8 +11,7 @@ from .base import LastBlockSegmentor
 class CLIP(LastBlockSegmentor):
     """The unmodified image encoder: query-key attention, residual and feed-forward network in the last block."""
 
+    scores_sum_to_one = True
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         return attend(q, k, v)
-
-    def final_scores(self, scores: Tensor) -> Tensor:
-        return scores / scores.sum(0, keepdim=True)  # as NACLIP's code stores them

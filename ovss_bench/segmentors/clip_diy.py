@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..errors import OvssError
-from ..ops.scores import label_by_parts
+from ..ops.scores import Decision
 from ..types import ImageContext
 from .base import Segmentor
 
@@ -22,9 +22,9 @@ class CLIPDIY(Segmentor):
     """Cosines of overlapping square patches, averaged over their sizes (section 3.2), joined with a map of where objects are
     (section 3.3).
 
-    `patch_sizes`: sides in pixels of the resized image; its own short side if that is less. The step from patch to patch is the
-    size over `stride_divisor`; `weights`: one for each size. `foreground`: how likely each pixel is part of an object. Without
-    it, or without a background class (a case that the paper leaves open; this is the harness's own choice), cosines decide.
+    `patch_sizes`: sides in pixels of the resized image, at most its short side. The step from patch to patch is the
+    size divided by `stride_divisor`; `weights`: one for each size. `foreground`: how likely each pixel is part of an object.
+    Without it, or without a background class (a case that the paper leaves open), the cosines alone decide.
     """
 
     patch_sizes: tuple[int, ...] = (256, 128, 64)
@@ -61,7 +61,7 @@ class CLIPDIY(Segmentor):
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         """Every query is a class of its own up to here: the class of the best."""
-        return label_by_parts([scores[self.vocabulary.by_class[1]]], self.vocabulary, logit_scale=1, threshold=0)
+        return Decision(self.vocabulary).from_cosines([scores[self.vocabulary.by_class[1]].movedim(0, -1)])
 
     def patch_cosines(self, context: ImageContext) -> list[Tensor]:
         """For each size the cosines (Q, rows, columns) of its patches with the queries."""

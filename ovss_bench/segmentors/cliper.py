@@ -1,4 +1,4 @@
-"""CLIPer (Sun et al., ICCV 2025, arXiv 2411.13836): what CLIP's early layers and Stable Diffusion know about space."""
+"""CLIPer (Sun et al., ICCV 2025, arXiv 2411.13836): spatial structure from CLIP's early layers and from Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ class CLIPer(Segmentor):
     """Early-layer fusion: the last block attends by the attention maps of all blocks before it, and reads the embeddings of
     every layer. Fine-grained compensation: the class maps are propagated along the self-attention of a diffusion model.
 
-    Every foreground query is a class of its own until the decision. `select_layer`: the layer of which the maps are propagated
-    along CLIP's attention; `attention_thr` cuts these maps and those of the diffusion model. `is_normalize` stretches each map
-    to 0..1; `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image. With
-    `bkg_thre=0` the background has a score of its own instead, (1 - the best score of the pixel)^2.
-    `halves`: the two halves of the image count as images of their own (Cityscapes).
-    A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is no compensation.
-    Ablations: `fuse_feature=False` leaves out the mean over the layers, so that `select_layer` decides alone; `refinement`
-    joins the diffusion maps of all heads as a product (SFSA) or mean, or takes the one numbered `selection` (official: 1).
-    `vfm`: a vision encoder in place of `diffusion`, in fp32, on the image at its original size, rounded down to whole patches.
-    Where the official affinity is NaN, patches attend to themselves.
+    Every foreground query is a class until the decision. `select_layer`: the layer whose maps are propagated along CLIP's
+    attention; `attention_thr` cuts these maps and those of the diffusion model. `is_normalize` stretches each map to 0..1;
+    `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image. With `bkg_thre=0` the
+    background has a score instead, (1 - the best score of the pixel)^2. `halves`: each half of the image is processed as an
+    image (Cityscapes). A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is
+    no compensation. Ablations: `fuse_feature=False` leaves out the mean over the layers, so that `select_layer` decides alone;
+    `refinement` joins the diffusion maps of all heads as a product (SFSA) or mean, or takes the one numbered `selection`
+    (official: 1). `vfm`: a vision encoder instead of `diffusion`, in fp32, on the image at its original size, rounded down to
+    whole patches. Where the official affinity is NaN, patches attend to themselves.
     """
 
     in_fp32 = ("vfm",)
@@ -85,7 +84,7 @@ class CLIPer(Segmentor):
         embeddings = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])]
         last, cosines = blocks[-1], []
         for embedding in [*embeddings, trunk.tokens]:
-            # The official code balances in place, so that every layer goes on from where the one before it stopped.
+            # The official code balances in place: every layer continues from the maps that the one before it left.
             attention = to_sum_one(to_sum_one(attention, -2), -1)
             fused = symmetric(attention)
             values = last.qkv(last.ln_1(embedding))[2]

@@ -18,14 +18,14 @@ class CLIPtrase(LastBlockSegmentor):
     """Three self-self attentions added up in the last block, with residual and feed-forward network; then the clusters of the
     patches vote.
 
-    DBSCAN (`eps`, `min_samples`) clusters the rows of the correlation of the block before the last. The mean row of each
-    cluster is a map, enlarged `ratio` times and smoothed by a median filter of `median` cells; the maps compete for the pixels,
-    and in every region that one wins the most frequent label replaces all others. Ablations: `denoise=False` leaves in the
-    correlation what all patches have in common with the class token; `vote=False` keeps the labels of the pixels.
+    DBSCAN (`eps`, `min_samples`) clusters the rows of the correlation in the second-last block. The mean row of each cluster is
+    a map, enlarged `ratio` times and smoothed by a median filter of `median` cells; every pixel belongs to the region of its
+    highest map, and the most frequent label of a region replaces all others. Ablations: `denoise=False` does not subtract the
+    class token's similarity from the correlation; `vote=False` keeps the labels of the pixels.
     `cls_weighting` multiplies the cosines of each query by that of the class token (VOC20 only).
 
-    Every query competes on its own and without a probability: the recipe's thresholds are refused. The official code
-    has no sliding windows; with windows, regions still are those of one pass over the whole image.
+    Every query competes by itself, by its logit and not a probability: the recipe's thresholds are refused. The official code
+    has no sliding windows; with windows, the regions are still those of one pass over the whole image.
     """
 
     positive = ("eps", "min_samples", "ratio", "median")
@@ -54,7 +54,7 @@ class CLIPtrase(LastBlockSegmentor):
             for image, state in zip(batch.images.tolist(), trunk.states[self.clip.depth - 2], strict=True):
                 context = batch.contexts[image]
                 if batch.pixels.shape[1:] == context.pixels.shape == self.whole(context).shape:
-                    context.by_products["state"] = state  # the regions need no pass of their own
+                    context.by_products["state"] = state  # so the regions need no second pass
         x = self.last_block(self.clip.block(-1, trunk.grid), trunk.tokens)
         cosines = self.cosines(x, trunk.grid)
         if self.cls_weighting:
@@ -90,7 +90,7 @@ class CLIPtrase(LastBlockSegmentor):
         return voted.masked_fill(voted == last, background)
 
     def whole(self, context: ImageContext) -> Tensor:
-        """The image (3, H, W) as the regions are made of it: zeros at the right and the bottom to a multiple of the patch."""
+        """The image (3, H, W) for the regions: padded by zeros at the right and the bottom to a multiple of the patch."""
         down, right = (-side % self.clip.patch_size for side in context.pixels.shape[1:])
         return F.pad(context.pixels, (0, right, 0, down))
 
@@ -119,7 +119,7 @@ class CLIPtrase(LastBlockSegmentor):
         return correlation.new_tensor(search.fit_predict(correlation.numpy(force=True)), dtype=torch.int64)
 
     def regions(self, correlation: Tensor, clusters: Tensor, context: ImageContext) -> Tensor:
-        """The cluster of which the map is highest, for every pixel of the result (H, W); so noise belongs to one as well."""
+        """The cluster with the highest map, for every pixel of the result (H, W); noise patches thus belong to one as well."""
         from scipy.ndimage import median_filter
 
         whole = self.whole(context).shape[1:]

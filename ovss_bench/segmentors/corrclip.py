@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
+from ..image import STATISTICS
 from ..ops.attention import cosine_matrix
+from ..ops.nearest import torch_nearest
 from ..ops.vote import majority_vote
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
+from .features import cut
 
 PADDING = 10000  # the region of what lies outside an image; merged regions are counted from here on, too
 
@@ -22,8 +25,8 @@ PADDING = 10000  # the region of what lies outside an image; merged regions are 
 class CorrCLIP(Segmentor):
     """Scope and value reconstruction, a spatial and a semantic branch beside the last block, and map correction.
 
-    `vfm` and `feature` as in ProxyCLIP; `regions`: a name, a folder of region files, or any callable image -> (H, W) ids, of
-    which the smallest in a window stands for what was left unsegmented. `tau`: factor of the similarities. `alpha` and `beta`:
+    `vfm` and `feature` as in ProxyCLIP; `regions`: a name, a folder of region files, or any callable image -> (H, W) ids; the
+    smallest id in a window means unsegmented. `tau`: factor of the similarities. `alpha` and `beta`:
     weights of the spatial and of the semantic branch. `spatial_blocks`: how many blocks the spatial branch averages; None: by
     the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets
     all patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
@@ -51,7 +54,7 @@ class CorrCLIP(Segmentor):
 
     @property
     def spatial_states(self) -> range:
-        """Inputs of the blocks after those that the spatial branch averages: the last one ends two blocks before the last."""
+        """The blocks whose inputs the spatial branch averages; they are the outputs of those before."""
         last = self.clip.depth - 2
         count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
         return range(max(last - count, 0) + 1, last + 1)
@@ -63,8 +66,8 @@ class CorrCLIP(Segmentor):
         main = block.value_map(trunk.tokens, grid)
         spatial = block.value_map(torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0), grid)
         regions, mixed = [], []
-        for window, own, *values in zip(features, self.window_regions(batch), main, spatial, strict=True):
-            merged, attention = self.correlation(window.flatten(1).T, nearest(own, grid))
+        for window, segments, *values in zip(features, self.window_regions(batch), main, spatial, strict=True):
+            merged, attention = self.correlation(window.flatten(1).T, torch_nearest(segments, grid))
             regions.append(merged)
             mixed.append(attention.to(main.dtype) @ torch.stack(values))
         main, spatial = (self.clip.project(block.project(part[:, None])) for part in torch.stack(mixed, 1))
@@ -74,7 +77,7 @@ class CorrCLIP(Segmentor):
         return self.compare(embeddings, grid)
 
     def features(self, batch: WindowBatch) -> Tensor:
-        """(B, C, H, W): on their grid all that follows takes place."""
+        """(B, C, H, W); all that follows is computed on their grid."""
         return batch.once(self.vfm)
 
     # Section 3.2: which patches may attend to each other, and how much.
@@ -108,12 +111,14 @@ class CorrCLIP(Segmentor):
     def window_regions(self, batch: WindowBatch) -> list[Tensor]:
         """The regions (H, W) of every window in pixels, PADDING where it is padded."""
         if batch.contexts is None:
-            return [self.tensor(self.regions(image)).long() for image in self.as_images(batch.pixels)]
-        return list(self.cut(batch, lambda context: self.region_map(context, context.resized.shape[:2]), PADDING))
+            mean, std = (torch.tensor(each).view(3, 1, 1).to(batch.pixels) for each in STATISTICS[self.recipe.normalize])
+            images = (batch.pixels * std + mean).round().clamp(0, 255).byte().movedim(1, -1).numpy(force=True)
+            return [self.tensor(self.regions(image)).long() for image in images]
+        return list(cut(self, batch, lambda context: self.region_map(context, context.resized.shape[:2]), PADDING))
 
     def region_map(self, context: ImageContext, size: tuple[int, int]) -> Tensor:
         if size not in context.by_products:
-            context.by_products[size] = nearest(self.tensor(context.once(self.regions)).long(), size)
+            context.by_products[size] = torch_nearest(self.tensor(context.once(self.regions)).long(), size)
         return context.by_products[size]
 
     # Section 3.3: the branch of region tokens.
@@ -123,7 +128,7 @@ class CorrCLIP(Segmentor):
 
         Nothing attends to these tokens, so the other tokens are those of the trunk; they need not be computed again.
         """
-        windows = nearest(regions, trunk.grid).flatten(1)
+        windows = torch_nearest(regions, trunk.grid).flatten(1)
         ids, index = zip(*(window.unique(return_inverse=True) for window in windows), strict=True)
         count = max(map(len, ids))
         members = F.one_hot(torch.stack(index), count).transpose(1, 2).bool()
@@ -136,7 +141,7 @@ class CorrCLIP(Segmentor):
             tokens = tokens + block.project(F.scaled_dot_product_attention(q, k, v, attn_mask=members))
             tokens = tokens + block.mlp(block.ln_2(tokens))
         embeddings = self.clip.project(tokens)
-        places = nearest(torch.stack(index).unflatten(1, trunk.grid), regions.shape[1:]).flatten(1)
+        places = torch_nearest(torch.stack(index).unflatten(1, trunk.grid), regions.shape[1:]).flatten(1)
         return embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
 
     # Section 3.4
@@ -153,9 +158,3 @@ def region_means(features: Tensor, index: Tensor, count: int) -> Tensor:
     """Features (N, C), regions (N,) numbered from 0 -> mean features (count, C)."""
     sums = features.new_zeros(count, features.shape[1]).index_add_(0, index, features)
     return sums / index.bincount(minlength=count)[:, None]
-
-
-def nearest(regions: Tensor, size: tuple[int, int]) -> Tensor:
-    """Integer maps (..., H, W) at another size, by PyTorch's rule `nearest`, as the official code has it."""
-    maps = regions.double().reshape(1, -1, *regions.shape[-2:])
-    return F.interpolate(maps, tuple(size), mode="nearest").long().reshape(*regions.shape[:-2], *size)

@@ -12,14 +12,14 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..types import ImageContext, WindowBatch
 from .corrclip import CorrCLIP, region_means
-from .features import image_features
+from .features import cut, image_features
 
 
 @SEGMENTORS.register_module(name="corrclip_v2")
 class CorrCLIPv2(CorrCLIP):
-    """Beyond CorrCLIP: the vision encoder sees the image as a whole, regions are not merged, and `bank`, a RegionBank, is asked
-    for the `num_support` regions most like each region of the image; what CLIP says of them is mixed in with the weight
-    `support` (alpha in the code). Without a bank the image speaks for itself. `vfm` may also be a folder of features.
+    """Beyond CorrCLIP: the vision encoder sees the image as a whole, regions are not merged, and for each region the
+    `num_support` most similar regions are retrieved from `bank`, a RegionBank; their cosines are mixed in with the weight
+    `support` (alpha in the code). Without a bank nothing is mixed in. `vfm` may also be a folder of features.
     """
 
     positive = ("num_support",)
@@ -31,9 +31,9 @@ class CorrCLIPv2(CorrCLIP):
     support: float = 0.5
 
     def features(self, batch: WindowBatch) -> Tensor:
-        """Cut out of the image's features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
+        """Cut from the image's features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
         grid = [2 * side for side in self.trunk(batch).grid]
-        windows = batch.once(self.vfm) if batch.contexts is None else self.cut(batch, self.image_features)
+        windows = batch.once(self.vfm) if batch.contexts is None else cut(self, batch, self.image_features)
         return torch.cat([F.interpolate(window[None], grid, mode="bilinear") for window in windows])
 
     def image_features(self, context: ImageContext) -> Tensor:
@@ -49,7 +49,7 @@ class CorrCLIPv2(CorrCLIP):
 
     @torch.inference_mode()
     def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
-        """Mixes the cosines with those of what the bank knows of each region (retrieval and ensemble)."""
+        """Mixes the cosines with those of the regions retrieved from the bank (retrieval and ensemble)."""
         regions, retrieved = self.retrieve(context)
         support = self.bank.cosines(retrieved, self.text, self.vocabulary)[:, regions]
         support = F.interpolate(support[None], context.size, mode="bilinear")[0]

@@ -1,7 +1,8 @@
-"""What a vision encoder says of an image that it sees as a whole."""
+"""Features and maps of whole images, for methods that go by windows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,13 +13,34 @@ from .base import Segmentor
 
 def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[[float], int]) -> Tensor:
     """Features (1, C, h, w) of the segmentor's `vfm` for the image at its original size, each side resized (bilinear) to a
-    whole number of the encoder's patches: `whole` rounds it, and there is one at least. Kept in the run's cache if it has one.
+    number of the encoder's patches that `whole` rounds, at least one. Kept in the run's cache if it has one.
     """
     pixels = segmentor.tensor(normalize(context.original, "clip_exact"))[None]
     patch = getattr(segmentor.vfm, "patch_size", 1)
     size = [max(whole(side / patch), 1) * patch for side in pixels.shape[2:]]
     pixels = F.interpolate(pixels, size, mode="bilinear")
-    own = getattr(segmentor.vfm, "digest", None)
-    maker = own and f"{own} whole image {size}"
+    digest = getattr(segmentor.vfm, "digest", None)
+    maker = digest and f"{digest} whole image {size}"
     maps = context.cached(maker, lambda: segmentor.vfm(WindowBatch(pixels, contexts=[context])).numpy(force=True))
     return segmentor.tensor(maps)
+
+
+def cut(
+    segmentor: Segmentor, batch: WindowBatch, map_of: Callable[[ImageContext], Tensor], padding: int | None = None
+) -> Iterator[Tensor]:
+    """The windows (..., h, w) of maps (..., H, W) at the size of the resized images, one by one, as maps of features are large.
+    Padded places hold `padding`, or by default the nearest value inside the window."""
+    recipe, latest, whole = segmentor.recipe, None, None
+    for image, origin in zip(batch.images.tolist(), batch.origins.tolist(), strict=True):
+        if image != latest:
+            latest, whole = image, map_of(batch.contexts[image])
+        window, outside = whole, []
+        for axis, first, side in zip((-2, -1), origin, batch.pixels.shape[2:], strict=True):
+            length = window.shape[axis]
+            shown = length if recipe.window == "whole" else min(recipe.window, length)
+            start = first + ((side - shown) // 2 if recipe.pad == "center" else 0)
+            index = torch.arange(first, first + side)
+            inside = index.clamp(start, min(start + shown, length) - 1)
+            outside.append((index != inside).to(window.device))
+            window = window.index_select(axis, inside.to(window.device))
+        yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)

@@ -20,6 +20,7 @@ class NACLIP(LastBlockSegmentor):
     """
 
     attention_maps = 1
+    scores_sum_to_one = True
     residual: bool = False
     sigma: float = 5.0
     strategy: Literal["naclip", "kk", "nonly"] = "naclip"
@@ -33,9 +34,6 @@ class NACLIP(LastBlockSegmentor):
         # The mean over heads and pairs of |q_p| |k_p'| is a product of means per head.
         scale = (q.norm(dim=-1).mean(-1) * k.norm(dim=-1).mean(-1)).mean(-1) * q.shape[-1] ** -0.5
         return (scale.view(-1, 1, 1, 1) * bonus).softmax(-1) @ v
-
-    def final_scores(self, scores: Tensor) -> Tensor:
-        return scores / scores.sum(0, keepdim=True)
 
 
 @lru_cache(maxsize=64)

@@ -1,5 +1,4 @@
-"""ProxyCLIP (Lan et al., ECCV 2024, arXiv 2408.04883): a vision encoder says which patches attend to which, CLIP what they
-say."""
+"""ProxyCLIP (Lan et al., ECCV 2024, arXiv 2408.04883): attention from the features of a vision encoder, values from CLIP."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ class ProxyCLIP(Segmentor):
     (eq. 7); `normalisation=False` takes the cosines as they are.
 
     `empty_rows`: where the mean cosine of a window exceeds 1 / beta, the masking leaves nothing, and the official softmax is
-    NaN. `official`: as there, every pixel that such a window has a part in becomes class 0. `diagonal`: its patches attend to
-    themselves. How many windows there were, and how many of this kind, is counted in either case.
+    NaN. `official`: as there, every pixel that such a window covers becomes class 0. `diagonal`: its patches attend to
+    themselves. All windows, and those of this kind, are counted in either case.
     """
 
     requires = ("vfm",)
@@ -44,7 +43,7 @@ class ProxyCLIP(Segmentor):
         features, trunk = batch.once(self.vfm), self.trunk(batch)
         block, grid = self.clip.block(-1, trunk.grid), features.shape[2:]
         values = block.value_map(trunk.tokens, grid)
-        # Window by window: the mean is the window's own, and attention maps of a fine grid are large.
+        # Window by window: the mean is taken over one window, and attention maps of a fine grid are large.
         mixed, empty = [], []
         for window, v in zip(features, values, strict=True):
             attention, without = self.attention(window.flatten(1).T)
@@ -54,11 +53,11 @@ class ProxyCLIP(Segmentor):
         return self.compare(self.clip.project(block.project(torch.stack(mixed)[:, None])), grid)
 
     def note(self, empty: Tensor, batch: WindowBatch) -> None:
-        """Counts the windows, `empty` (B,) or not, and keeps with the images where they are."""
+        """Counts the windows, `empty` (B,) or not, and notes in the contexts where they are."""
         real = len(empty) - batch.padding
         self.observed.update(windows=real, empty_windows=empty[:real].sum())
-        for own, (context, place) in zip(empty, self.places(batch), strict=False):
-            context.by_products.setdefault("windows", []).append((place, own))
+        for is_empty, (context, place) in zip(empty, batch.places(), strict=False):
+            context.by_products.setdefault("windows", []).append((place, is_empty))
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         if self.empty_rows == "diagonal":

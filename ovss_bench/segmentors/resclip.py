@@ -1,4 +1,4 @@
-"""ResCLIP (CVPR 2025, arXiv 2411.15851): the last block attends as the middle blocks do, and by its own first answer."""
+"""ResCLIP (CVPR 2025, arXiv 2411.15851): the attention of middle blocks, and feedback from a first prediction, in the last."""
 
 from typing import Literal
 
@@ -33,6 +33,9 @@ class ResCLIP(Segmentor):
     """
 
     attention_maps = 6
+    scores_sum_to_one = True
+    uses = ("pamr_dilations",)  # in the feedback, with PAMR or without
+
     strategy: Literal["resclip", "naclip", "clearclip", "sclip", "vanilla"] = "resclip"
     residual: bool | None = None
     gaussian_std: float = 5.0
@@ -58,8 +61,6 @@ class ResCLIP(Segmentor):
                 f"which has 0 to {self.clip.depth - 1}. Choose others."
             )
         return frozenset(range(self.rcs_first, self.rcs_last + 1))
-
-    uses = ("pamr_dilations",)  # of its feedback, with PAMR or without
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
@@ -100,9 +101,6 @@ class ResCLIP(Segmentor):
                 products = products + neighbourhood(grid, self.gaussian_std).to(k)
             total = total + products.softmax(-1)
         return total if middle is None else self.rcs_tau * ((1 - self.rcs_lambda) * total + self.rcs_lambda * middle)
-
-    def final_scores(self, scores: Tensor) -> Tensor:
-        return scores / scores.sum(0, keepdim=True)
 
     # RCS
 

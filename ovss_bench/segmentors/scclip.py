@@ -22,13 +22,13 @@ class SCCLIP(Segmentor):
     `pre_adjust_idx` that are at least `beta`; its attention is the mean of key-key attention and that of these similarities,
     centred and times `temperature` (`calibrate`); the class token of the residual stream is added with the weight `res_cls`.
     A second pass over the sum of the layers `multi_start_idx` to `multi_end_idx` is added (`multi_level`), and the result is
-    aggregated over the similarities of the layer `post_adjust_idx`. `aggregate` stands for both aggregations. Everything is
-    per window.
+    aggregated over the similarities of the layer `post_adjust_idx`. `aggregate=False` leaves out both aggregations.
+    Everything is per window.
 
-    The official code finds the coordinates of anomalous patches with the number of rows in the place of that of columns, so it
-    runs on square windows only; here others are right, too. The outlier factors of equal patches are NaN there,
-    here 1; so is its softmax for a window of one colour, where rounding may lift the mean above all similarities; here patches
-    attend to themselves.
+    The official code computes the coordinates of anomalous patches with the number of rows instead of columns, so it is correct
+    on square windows only; here it is on all. There, the outlier factors of equal patches are NaN; here they are 1. There, the
+    softmax of a window of one colour may be NaN, where rounding lifts the mean above all similarities; here its patches attend
+    to themselves.
     """
 
     attention_maps = 1

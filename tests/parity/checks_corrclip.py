@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ovss_bench as ob
-from ovss_bench.segmentors.corrclip import nearest
+from ovss_bench.ops.nearest import torch_nearest
 
 from . import seeded
 from .checks_proxyclip import dino, pipeline_options, post_label_map, region_map
@@ -57,7 +57,7 @@ def standin_features(reference: Reference) -> Tensor:
 def merged_masks(reference: Reference, array: str) -> Tensor:
     features = standin_features(reference)
     regions = torch.from_numpy(region_map(reference)(reference.pixels("square")[0].permute(1, 2, 0)))
-    return segmentor(reference, array).merge(features[0].flatten(1).T, nearest(regions, features.shape[2:]))
+    return segmentor(reference, array).merge(features[0].flatten(1).T, torch_nearest(regions, features.shape[2:]))
 
 
 def prediction(reference: Reference, array: str) -> ob.Prediction:

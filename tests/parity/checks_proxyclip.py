@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ovss_bench as ob
 from ovss_bench.encoders.vision import load_vision
-from ovss_bench.ops.scores import decide
+from ovss_bench.ops.scores import Decision
 from ovss_bench.segmentors.corrclip import CorrCLIP
 
 from . import seeded
@@ -84,8 +84,8 @@ def post_label_map(reference: Reference, array: str) -> Tensor:
     size = (10, 12) if corrclip else scene.resized.shape[:2]
     logits = 0.05 * seeded.feature_map(reference.seed("post", 61), reference.case["queries"], *size)
     logits = F.interpolate(logits, scene.resized.shape[:2], mode="bilinear")
-    scores = segmentor.scores(F.interpolate(logits, scene.size, mode="bilinear")[0])
-    labels = decide(scores, segmentor.vocabulary.background, reference.case["threshold"])
+    decision = Decision(segmentor.vocabulary, segmentor.recipe.logit_scale, reference.case["threshold"])
+    labels = decision.from_scores(decision.class_scores(F.interpolate(logits, scene.size, mode="bilinear")[0]))
     return segmentor.correct(labels, scene) if isinstance(segmentor, CorrCLIP) else labels
 
 

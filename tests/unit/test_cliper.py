@@ -308,7 +308,7 @@ def test_half_precision_keeps_the_maps_in_float(tiny_state_dict, tiny_vocabulary
     assert (half.label_map == exact.label_map).float().mean() > 0.9
 
 
-# cliper.md section 6: templates, size, select_layer, logit_scale, attention_thr, score_thr, bkg_thre, is_normalize
+# docs/methods/cliper.md: templates, size, select_layer, logit_scale, attention_thr, score_thr, bkg_thre, is_normalize
 TABLE = {
     ("vit_b16", "voc21"): ("car15", 336, -1, 100, 0.1, 0.7, 0.6, True),
     ("vit_b16", "voc20"): ("car15", 336, -1, 100, 0.1, 0, 0.001, False),

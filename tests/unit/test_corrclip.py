@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 import ovss_bench as ob
 from ovss_bench.auxiliary.bank import load_bank
 from ovss_bench.inference.engine import predict
+from ovss_bench.ops.nearest import torch_nearest
 from ovss_bench.ops.vote import majority_vote
-from ovss_bench.segmentors.corrclip import PADDING, nearest
+from ovss_bench.segmentors.corrclip import PADDING
 from parity.seeded import query_features, rgb_image
 from stand_ins import regions, sources_of, vfm
 
@@ -25,7 +26,6 @@ def window_batch(segmentor, image, origins, side):
     return ob.WindowBatch(
         torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)),
         origins=torch.tensor(origins),
-        sizes=torch.tensor([scene.resized.shape[:2]] * count),
         images=torch.zeros(count, dtype=torch.int64),
         contexts=[scene],
     )
@@ -124,7 +124,7 @@ def test_vote_takes_the_most_frequent_label_and_of_equals_the_smallest():
 def test_nearest_is_torchs():
     maps = torch.randint(0, 20000, (2, 13, 17), generator=torch.Generator().manual_seed(2))
     expected = F.interpolate(maps[:, None].double(), (29, 8), mode="nearest")[:, 0].long()
-    assert torch.equal(nearest(maps, (29, 8)), expected)
+    assert torch.equal(torch_nearest(maps, (29, 8)), expected)
 
 
 def test_the_bank_moves_the_scores_towards_what_it_knows(tiny_clip, tiny_vocabulary):

@@ -19,7 +19,7 @@ from ovss_bench.datasets.prepare.conversion import files
 from ovss_bench.evaluation.confusion import confusion, total
 from ovss_bench.evaluation.metrics import metrics
 from ovss_bench.files import data_files, digest
-from ovss_bench.ops.scores import decide
+from ovss_bench.ops.scores import Decision
 
 EXPECTED = {"demo": 100, "demo_tune": 30, "voc21": 1449, "voc20": 1449}
 VOC = "VOCdevkit/VOC2012"
@@ -49,7 +49,7 @@ def test_an_oracle_gets_exactly_100(dataset):
     def oracle(label):
         known = torch.from_numpy(np.where(label == dataset.ignore_index, 0, label).astype(np.int64))
         scores = F.one_hot(known, len(dataset.classes)).permute(2, 0, 1).float()
-        return decide(scores, None, 0).numpy().astype(np.uint16)
+        return Decision(dataset.vocabulary(None, "none")).from_scores(scores).numpy().astype(np.uint16)
 
     values = evaluated(dataset, oracle)
     plain = {name: value for name, value in values.items() if not name.endswith(("_cliper", "_cliptrase"))}

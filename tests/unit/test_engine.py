@@ -113,7 +113,7 @@ def test_thresholds_share_the_logits(tiny_clip, tiny_vocabulary, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [None, 16])
-def test_where_memory_does_not_suffice_batches_are_halved(batch, tiny_clip, tiny_vocabulary, monkeypatch):
+def test_batches_are_halved_when_out_of_memory(batch, tiny_clip, tiny_vocabulary, monkeypatch):
     segmentor = build("sclip", tiny_clip, tiny_vocabulary)
     expected = label_maps([segmentor], batch=batch)
     sizes, trunk = [], ob.DenseCLIP.trunk
@@ -133,16 +133,16 @@ def test_where_memory_does_not_suffice_batches_are_halved(batch, tiny_clip, tiny
     assert max(sizes[first:]) <= 3  # what did not fit is not tried again
 
 
-def test_where_memory_does_not_suffice_for_a_window_that_is_an_error(tiny_clip, tiny_vocabulary, monkeypatch):
+def test_a_window_that_does_not_fit_into_memory_is_an_error(tiny_clip, tiny_vocabulary, monkeypatch):
     def none(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(ob.DenseCLIP, "trunk", none)
-    with pytest.raises(ob.OvssError, match="memory does not suffice for one window"):
+    with pytest.raises(ob.OvssError, match="out of memory: one window"):
         label_maps([build("sclip", tiny_clip, tiny_vocabulary)])
 
 
-def test_other_errors_of_a_pass_are_not_taken_for_want_of_memory(tiny_clip, tiny_vocabulary, monkeypatch):
+def test_other_errors_of_a_pass_are_not_taken_for_out_of_memory(tiny_clip, tiny_vocabulary, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes cannot be multiplied")
 
@@ -249,12 +249,12 @@ def test_without_windows_label_maps_come_an_image_later_not_at_the_end(tiny_clip
     assert all(torch.equal(maps[0].label_map, expected[key][0]) for key, _, maps in before)
 
 
-def test_memory_that_does_not_suffice_for_an_image_is_an_error(tiny_clip, tiny_vocabulary, monkeypatch):
+def test_an_image_that_does_not_fit_into_memory_is_an_error(tiny_clip, tiny_vocabulary, monkeypatch):
     def none(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(finish, "compose", none)
-    with pytest.raises(ob.OvssError, match=r"memory does not suffice for image image0 of 120 x 150 pixels"):
+    with pytest.raises(ob.OvssError, match=r"out of memory: image image0 of 120 x 150 pixels"):
         label_maps([build("sclip", tiny_clip, tiny_vocabulary)])
 
 

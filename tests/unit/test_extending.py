@@ -55,35 +55,35 @@ class Seen(SCLIP):
 
     uses = ("logit_scale",)
 
-    def scores(self, cosines, scene=None):
-        part = scene.by_products.setdefault("seen", torch.zeros(scene.size, dtype=torch.int64))[scene.part]
+    def scores(self, cosines, context=None):
+        part = context.by_products.setdefault("seen", torch.zeros(context.size, dtype=torch.int64))[context.part]
         assert part.shape == cosines.shape[1:]
         part += 1
-        self.scenes[scene.id] = scene
-        return super().scores(cosines, scene)
+        self.contexts[context.id] = context
+        return self.decision.class_scores(cosines)
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_scores_see_the_scene_and_which_part_of_it(steps, tiny_clip, vocabulary):
+def test_scores_see_the_context_and_which_part_of_it(steps, tiny_clip, vocabulary):
     segmentor = build(Seen, tiny_clip, vocabulary, threshold=0.3, pamr_steps=steps)
-    segmentor.scenes = {}
+    segmentor.contexts = {}
     assert agree(predictions(segmentor), predictions(build(SCLIP, tiny_clip, vocabulary, threshold=0.3, pamr_steps=steps)))
-    assert segmentor.scenes.keys() == IMAGES.keys()
-    for key, scene in segmentor.scenes.items():
-        assert (scene.by_products["seen"] == 1).all()
-        assert (scene.original == IMAGES[key]).all()
+    assert segmentor.contexts.keys() == IMAGES.keys()
+    for key, context in segmentor.contexts.items():
+        assert (context.by_products["seen"] == 1).all()
+        assert (context.original == IMAGES[key]).all()
 
 
 ABSENT = torch.tensor([False, True, True, False, True, False, False, False])
 
 
 class Without(SCLIP):
-    """Without the queries of class 2 and a distractor; what it says of them is anything."""
+    """Without the queries of class 2 and a distractor; its cosines of them are anything."""
 
     value = -torch.inf
 
-    def absent(self, scene):
-        return ABSENT
+    def prior(self, context):
+        return torch.zeros(len(ABSENT)).masked_fill(ABSENT, -torch.inf)
 
     def patch_logits(self, batch):
         return super().patch_logits(batch).masked_fill(ABSENT[:, None, None], self.value)
@@ -92,8 +92,8 @@ class Without(SCLIP):
 class WithoutOwnScores(Without):
     uses = ("logit_scale",)
 
-    def scores(self, cosines, scene=None):
-        return super().scores(cosines, scene)
+    def scores(self, cosines, context):
+        return self.decision.class_scores(cosines)
 
 
 @pytest.mark.parametrize("keep_scores", [False, True])
@@ -116,23 +116,62 @@ def test_absent_queries_have_no_part(value, method, steps, keep_scores, tiny_cli
             assert (prediction.scores[2] == 0).all()
 
 
+class Weighted(SCLIP):
+    """Every query counts so much more than the others."""
+
+    weights = torch.tensor([3.0, 0.5, 1.0, 7.0, 0.1, 1.0, 2.0, 0.3])
+
+    def prior(self, context):
+        return self.weights.log()
+
+
+class WeightedByHand(SCLIP):
+    """The same, written into the scores."""
+
+    uses = ("logit_scale",)
+
+    def scores(self, cosines, context):
+        weighted = (self.recipe.logit_scale * cosines).exp() * Weighted.weights[:, None, None]
+        probabilities = weighted / weighted.sum(0)
+        group = torch.tensor(self.vocabulary.group)
+        return torch.stack([probabilities[group == c].amax(0) for c in range(4)])
+
+
+@pytest.mark.parametrize("keep_scores", [False, True])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_prior_weighs_the_queries_in_the_softmax(steps, keep_scores, tiny_clip, vocabulary):
+    rules = {"threshold": 0.3, "pamr_steps": steps}
+    found = predictions(build(Weighted, tiny_clip, vocabulary, **rules), keep_scores=keep_scores)
+    expected = predictions(build(WeightedByHand, tiny_clip, vocabulary, **rules), keep_scores=keep_scores)
+    assert agree(found, expected)
+    assert not agree(found, predictions(build(SCLIP, tiny_clip, vocabulary, **rules)))
+    for key in IMAGES if keep_scores else ():
+        torch.testing.assert_close(found[key][0].scores, expected[key][0].scores, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
-    ("mask", "message"),
+    ("weights", "message"),
     [
-        (torch.tensor([True, True, False, True, True, True, True, False]), "leaves no query of a class for image image0"),
-        (torch.zeros(7, dtype=torch.bool), r"a tensor \(7,\) of torch\.bool, expected a tensor \(8,\) of bool"),
-        (torch.zeros(8), r"a tensor \(8,\) of torch\.float32, expected"),
+        (torch.tensor([1.0, 1, 0, 1, 1, 1, 1, 0]).log(), None),
+        (torch.tensor([0.0, 0, 1, 0, 0, 0, 0, 1]).log(), "leaves no query of a class for image image0"),
+        (torch.tensor([0.0] * 7 + [torch.nan]), r"prior gives NaN or \+infinity for image image0"),
+        (torch.tensor([0.0] * 7 + [torch.inf]), r"prior gives NaN or \+infinity for image image0"),
+        (torch.zeros(7), r"a tensor \(7,\) of torch\.float32, expected a tensor \(8\) of floats"),
+        (torch.zeros(8, dtype=torch.bool), r"a tensor \(8,\) of torch\.bool, expected"),
     ],
 )
-def test_absent_masks_that_mean_nothing_are_refused(mask, message, tiny_clip, vocabulary, monkeypatch):
-    monkeypatch.setattr(Without, "absent", lambda self, scene: mask)
-    monkeypatch.setattr(Without, "value", 0.0)
-    with pytest.raises(ob.OvssError, match=message):
-        predictions(build(Without, tiny_clip, vocabulary))
+def test_priors_that_mean_nothing_are_refused(weights, message, tiny_clip, vocabulary, monkeypatch):
+    monkeypatch.setattr(Weighted, "prior", lambda self, context: weights)
+    segmentor = build(Weighted, tiny_clip, vocabulary)
+    if message is None:
+        predictions(segmentor)
+    else:
+        with pytest.raises(ob.OvssError, match=message):
+            predictions(segmentor)
 
 
 def test_infinity_that_is_not_declared_is_still_refused(tiny_clip, vocabulary, monkeypatch):
-    monkeypatch.setattr(Without, "absent", lambda self, scene: None)
+    monkeypatch.setattr(Without, "prior", lambda self, context: None)
     with pytest.raises(ob.OvssError, match=r"non-finite scores .* image image0, window at"):
         predictions(build(Without, tiny_clip, vocabulary))
 
@@ -140,9 +179,8 @@ def test_infinity_that_is_not_declared_is_still_refused(tiny_clip, vocabulary, m
 class Asking(SCLIP):
     """Asks for both embeddings, and keeps them."""
 
-    def prepare(self, scene):
-        scene.by_products["image"] = self.image_embedding(scene)
-        self.found["image", scene.id] = scene.by_products["image"]
+    def prior(self, context):
+        self.found["image", context.id] = self.image_embedding(context)
 
     def patch_logits(self, batch):
         self.found["windows", len(self.found)] = self.window_embeddings(batch)
@@ -191,8 +229,8 @@ def test_all_windows_of_an_image_come_at_once_and_compose_as_windows_do(tiny_cli
         assert sizes in (passes, [])  # the trunk runs in the same batches, or not at all
         assert [name for name, *_ in segmentor.calls] == list(IMAGES)
         for name, count, origins in segmentor.calls:
-            scene = ob.make_context(IMAGES[name], segmentor)
-            assert origins == ob.SlidingWindow.by(segmentor.recipe, *scene.resized.shape[:2], 16).origins
+            context = ob.make_context(IMAGES[name], segmentor)
+            assert origins == ob.SlidingWindow.by(segmentor.recipe, *context.resized.shape[:2], 16).origins
             assert count == len(origins) > 1
     assert sizes == []
 
@@ -202,3 +240,12 @@ def test_rows_with_and_without_all_windows_share_a_pass(tiny_clip, vocabulary):
     segmentors[0].calls = []
     for one, other in predictions(*segmentors).values():
         assert (one.label_map == other.label_map).float().mean() > 0.9995
+
+
+@pytest.mark.parametrize("hook", ["scores", "refine", "prior"])
+def test_a_hook_that_was_set_on_the_object_is_not_dropped_silently(hook, tiny_clip):
+    data = ob.load_dataset("demo")
+    segmentor = ob.build_segmentor("sclip", clip=tiny_clip, vocabulary=data.vocabulary(None, "none"))
+    setattr(segmentor, hook, lambda *arguments: arguments[0])
+    with pytest.raises(ob.OvssError, match=f"has a {hook} of its own, but 'sclip'"):
+        ob.evaluate(segmentor, data, limit=1)

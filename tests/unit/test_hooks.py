@@ -17,21 +17,8 @@ from ovss_bench.process import Ended
 from ovss_bench.segmentors.hooks import HOOKS
 
 # What a method calls or has, and does not override.
-NO_HOOKS = {
-    "checked_recipe",
-    "_repr_html_",
-    "hyperparameters",
-    "with_recipe",
-    "trunk",
-    "cosines",
-    "compare",
-    "tensor",
-    "as_images",
-    "cut",
-    "unused",
-    "embed",
-}
-NO_HOOKS |= {"window_embeddings", "image_embedding", "encode_text", "places", "checked_recipe", "_repr_html_"}
+NO_HOOKS = {"checked_recipe", "_check_thresholds", "_repr_html_", "hyperparameters", "with_recipe", "trunk", "compare"}
+NO_HOOKS |= {"cosines", "tensor", "unused", "embed", "window_embeddings", "image_embedding", "encode_text"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
 
 RAISES = """
@@ -44,10 +31,10 @@ class Bad(ob.{base}):
     {more}
 """
 NONSENSE = {  # what each hook may return instead of the right thing
-    "prepare": [],
+    "group_features": [],
     "patch_logits": ["None", "arguments[0].pixels[:, :1]", "arguments[0].pixels.mean((2, 3))", "3"],
     "image_logits": ["None", "arguments[0].pixels[:, :1]", "arguments[0].pixels.mean((2, 3))"],
-    "absent": ["3", "arguments[0].pixels > 0"],
+    "prior": ["3", "arguments[0].pixels > 0", "arguments[0].pixels.mean((1, 2))", "[0.0] * 5"],
     "mix": ["None", "arguments[2][:, :, 1:]", "arguments[2].long()"],
     "last_block": ["None", "arguments[1][:, :-1]", "arguments[1].numpy()"],
     "image_scores": ["None", "arguments[0].pixels[0]", "arguments[0].original"],
@@ -61,7 +48,6 @@ NONSENSE = {  # what each hook may return instead of the right thing
         "arguments[0].argmax(0)[1:]",
     ],
     "correct": ["None", "arguments[0].float()", "arguments[0][1:]", "arguments[0] - 100"],
-    "final_scores": ["None", "arguments[0][0]"],
 }
 MIX = "mix = lambda self, q, k, v, grid: v"
 
@@ -84,11 +70,14 @@ def used(vocabulary):
 
 
 def test_every_hook_is_watched():
-    own = {name for kind in (ob.Segmentor, ob.LastBlockSegmentor) for name, value in vars(kind).items() if callable(value)}
+    kinds = (ob.Segmentor, ob.LastBlockSegmentor)
+    own = {name for kind in kinds for name, value in vars(kind).items() if callable(value) or value is None}
     own |= {name for name, value in vars(ob.Segmentor).items() if isinstance(value, classmethod)}
     assert {name for name in own if not name.startswith("__")} - NO_HOOKS == set(HOOKS) == set(NONSENSE)
     for name in HOOKS:
-        assert inspect.isfunction(getattr(ob.LastBlockSegmentor, name))
+        defined = name in ("patch_logits", "last_block")
+        assert inspect.isfunction(getattr(ob.LastBlockSegmentor, name)) == defined
+        assert defined or getattr(ob.LastBlockSegmentor, name) is None
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -117,6 +106,8 @@ BEFORE = {  # the class's body -> what is said before the first image
     "__init__ = lambda self, *arguments: 1 / 0": r"segmentor 'bad': ZeroDivisionError.*bad\.py, line 6",
     "patch_logits = ob.Segmentor.patch_logits": "'bad' has neither patch_logits nor image_logits nor image_scores",
     "mix = ob.LastBlockSegmentor.mix": "'bad' has neither mix nor last_block",
+    "group = 0": r"group of 'bad' gives 0, expected a number of images, 1 or more",
+    "group = property(lambda self: 1 / 0)": r"group of 'bad': ZeroDivisionError.*bad\.py, line 6",
     "sharpness: int = 2.5": r"sharpness=2\.5: expected int",
     "sharpness: Sharp = 2.5": r"annotations of Bad of .*bad\.py cannot be read: NameError.*Sharp",
     "threshold: float = 0.5": r"declares the hyperparameter 'threshold', which is the name of a recipe value",

@@ -14,7 +14,7 @@ from torchvision import transforms
 
 import ovss_bench as ob
 from ovss_bench.image import read_image, resize, resize_target, result_size
-from ovss_bench.inference.finish import nearest
+from ovss_bench.ops.nearest import opencv_nearest
 from parity.seeded import rgb_image
 
 COLOUR = rgb_image(5, 37, 52)
@@ -246,7 +246,7 @@ def test_labels_are_enlarged_as_cv2_does():
     labels = torch.from_numpy(np.random.RandomState(0).randint(0, 30, (256, 256)))
     for size in ((448, 597), (123, 91), (256, 256)):
         expected = cv2.resize(labels.numpy().astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
-        assert np.array_equal(nearest(labels, size), expected)
+        assert np.array_equal(opencv_nearest(labels, size), expected)
 
 
 def test_keep_ratio_obeys_the_long_side():

@@ -21,7 +21,7 @@ MAPS = ["naclip", "cliptrase", "scclip", "resclip", "proxyclip", "corrclip", "co
 
 
 def in_half_a_gigabyte(work):
-    """What `work` puts out in a process that may take so much more memory."""
+    """The result of `work` in a process that may take half a gigabyte more."""
 
     def limited():
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -16,7 +16,7 @@ from stand_ins import sources_of
 METHODS = sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.__module__.startswith("ovss_bench."))
 FILES = sorted({Path(inspect.getsourcefile(ob.SEGMENTORS.get(name))) for name in METHODS})
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
-IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores is ob.Segmentor.image_scores]
+IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores is None]
 # Their planes are not class probabilities, or what comes after the scores changes the labels.
 OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2"}
 # Clustering, votes, first-pass labels or thresholds may carry a difference of rounding to many pixels.
@@ -195,6 +195,35 @@ def test_a_shared_trunk_gives_what_each_gives_alone(tiny_clip, tiny_vocabulary):
             assert torch.equal(labels[number], expected)
 
 
+FEW = {key: IMAGES[key] for key in ("image0", "image1")}
+
+
+def test_all_windows_of_an_image_together_give_the_same_labels(in_windows, monkeypatch):
+    expected = label_maps(in_windows, FEW, batch=7)
+    sizes, patch_logits = [], type(in_windows).patch_logits
+    monkeypatch.setattr(
+        type(in_windows), "image_logits", lambda self, batch: sizes.append(len(batch.pixels)) or patch_logits(self, batch)
+    )
+    assert in_windows.granularity == "image windows"
+    found = label_maps(in_windows, FEW, batch=7)
+    assert sizes[0] > 1
+    assert len(sizes) == len(FEW)
+    assert agreement(found, expected) >= (0.99 if in_windows.recipe.segmentor in DISCRETE else 0.9999)
+
+
+def test_a_prior_that_is_the_same_for_all_queries_changes_nothing_and_one_may_exclude_a_class(in_windows, monkeypatch):
+    expected = label_maps(in_windows, FEW, batch=7)
+    monkeypatch.setattr(type(in_windows), "prior", lambda self, context: torch.full((7,), 2.0))
+    assert agreement(label_maps(in_windows, FEW, batch=7), expected) >= 0.999
+    won = torch.cat([labels.flatten() for labels in expected.values()]).bincount(minlength=4)
+    excluded = int(won[1:].argmax()) + 1
+    absent = torch.tensor([c == excluded for c in in_windows.vocabulary.group])
+    monkeypatch.setattr(type(in_windows), "prior", lambda self, context: torch.zeros(7).masked_fill(absent, -torch.inf))
+    found = label_maps(in_windows, FEW, batch=7)
+    assert won[excluded] > 0
+    assert all(excluded not in labels for labels in found.values())
+
+
 def test_results_come_in_the_order_of_the_images(segmentor):
     assert list(label_maps(segmentor, batch=5)) == list(IMAGES)
 
@@ -250,7 +279,7 @@ def test_counts_do_not_depend_on_readers_or_images_before(tiny_clip, voc):
         assert [a[count] + b[count] for a, b in zip(*halves, strict=True)] == [row[count] for row in expected]
 
 
-def test_bad_images_stand_in_the_place_of_their_predictions(tiny_clip, tiny_vocabulary):
+def test_errors_of_bad_images_come_instead_of_their_predictions(tiny_clip, tiny_vocabulary):
     def fail():
         raise ob.OvssError("this one cannot be read")
 

@@ -104,7 +104,7 @@ class OwnScores(ob.SEGMENTORS.get("sclip")):
     uses = ("logit_scale",)
 
     def scores(self, cosines, scene=None):
-        return super().scores(cosines, scene)
+        return self.decision.class_scores(cosines)
 
 
 class OwnDecision(ob.SEGMENTORS.get("sclip")):

@@ -174,7 +174,7 @@ def test_blocks_that_do_not_exist_are_refused(blocks, tiny_clip, tiny_vocabulary
     ],
 )
 def test_published_settings_are_reached(dataset, window, threshold, temp_thd, rcs, sfr):
-    """The table of resclip.md section 6."""
+    """The settings of docs/methods/resclip.md."""
     recipe = ob.compose_recipe("resclip", clip="vit_b16", dataset=dataset)
     own = recipe.hyperparameters
     assert (recipe.window, recipe.stride, recipe.threshold, own["temp_thd"]) == (window, 112, threshold, temp_thd)

@@ -113,7 +113,7 @@ def test_indices_beyond_the_blocks_are_refused(index, tiny_clip, tiny_vocabulary
 
 
 def test_published_settings_are_reached():
-    """The table of scclip.md section 6."""
+    """The settings of docs/methods/scclip.md."""
     recipe = ob.compose_recipe("scclip", clip="vit_b16", dataset="voc21")
     assert (recipe.short_side, recipe.window, recipe.stride, recipe.names) == (336, 224, 112, "sclip")
     assert (recipe.logit_scale, recipe.threshold, recipe.area_threshold) == (50, 0.15, 0.1)

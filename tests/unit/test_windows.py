@@ -1,4 +1,4 @@
-"""Windows after mmseg's rule, and the separable composition against the plain loop of the official codes (clip.md)."""
+"""Windows by mmseg's rule, and the separable composition against the plain loop of the official codes."""
 
 import pytest
 import torch
