@@ -15,7 +15,7 @@ import numpy as np
 import ovss_bench as ob
 from ovss_bench.auxiliary.sources import SOURCES
 from ovss_bench.cli.options import parse_options, run_tool
-from ovss_bench.encoders.clip import clip_label
+from ovss_bench.encoders.clip import ClipSpec
 from ovss_bench.errors import OvssError, visible
 from ovss_bench.figures import legend_picture, palette, palette_image
 from ovss_bench.files import user_path, write_atomic
@@ -43,11 +43,10 @@ def segment(arguments: argparse.Namespace) -> None:
         raise OvssError('give at least two classes, e.g. --classes "cat; grass, lawn; sky": every pixel gets the best of them.')
     photo, out = user_path(arguments.photo), user_path(arguments.out)
     image = read_image(photo)
-    clip_name, _, tag = str(options["clip"]).partition(":")
-    pretrained = options["weights"] or tag or None
+    spec = ClipSpec.of(str(options["clip"]), options["weights"])
     overrides = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
-    recipe = ob.compose_recipe(options["segmentor"], clip=clip_label(clip_name, pretrained), overrides=overrides)
-    clip = ob.load_clip(clip_name, pretrained=pretrained, precision=recipe.precision)
+    recipe = ob.compose_recipe(options["segmentor"], clip=spec.label, overrides=overrides)
+    clip = spec.load(recipe.precision)
     if recipe.resize == "center_crop":  # a benchmark's protocol; a photo is wanted whole
         overrides = {"resize": "keep_ratio"} | overrides
     vocabulary = ob.Vocabulary.from_names(names, background=arguments.background, templates=recipe.templates)

@@ -31,38 +31,55 @@ _IMPORTED: dict[EntryPoint, OvssError | None] = {}  # and what is wrong with it
 
 
 class Registry(mmengine.Registry):
-    """mmengine's registry, with an error that lists the closest names, and with what installed packages bring. Its `locations`
-    are imported when something is looked up: methods need torch, and most tools need no method."""
+    """mmengine's registry with three additions: the classes of a `package` of this project, which are imported when they are
+    first asked for, as methods need torch, and most tools need no method; installed plug-ins; an error that lists the closest
+    names."""
+
+    def __init__(self, name: str, package: str | None = None) -> None:
+        super().__init__(name, scope="ovss_bench")
+        self.package = package
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """The modules of the `package` by the names that they register: its table MODULES."""
+        return importlib.import_module(self.package).MODULES if self.package else {}
 
     @property
     def module_dict(self) -> dict[str, type]:
-        for location in self._locations:
-            importlib.import_module(location)
+        """All classes; those of this project are imported."""
+        for module in self.modules.values():
+            importlib.import_module(f"{self.package}.{module}")
         return self._module_dict
-
-    def __len__(self) -> int:
-        return len(self.module_dict)
-
-    def __repr__(self) -> str:
-        _ = self.module_dict
-        return super().__repr__()
 
     @property
     def registered(self) -> dict[str, type]:
-        """What is registered so far, without importing anything for it."""
+        """The classes that are imported so far."""
         return self._module_dict
 
+    @property
+    def names(self) -> set[str]:
+        """All names, without an import of the classes."""
+        return {*self.modules, *self._module_dict}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"{self.name} registry: {', '.join(sorted(self.names))}"
+
     def get(self, key: str) -> type:
-        if key not in self.module_dict:
+        if key in self.modules:
+            importlib.import_module(f"{self.package}.{self.modules[key]}")
+        elif key not in self._module_dict:
             load_installed(key)
-        if key not in self.module_dict:
-            raise not_found(self.name, key, self.module_dict)
-        _note(self.module_dict[key])
-        return self.module_dict[key]
+        if key not in self._module_dict:
+            raise not_found(self.name, key, self.names)
+        _note(self._module_dict[key])
+        return self._module_dict[key]
 
 
-SEGMENTORS = Registry("segmentor", locations=["ovss_bench.segmentors"])
-DATASETS = Registry("dataset", locations=[f"ovss_bench.datasets.{module}" for module in ("base", "coco", "demo.loader")])
+SEGMENTORS = Registry("segmentor", "ovss_bench.segmentors")
+DATASETS = Registry("dataset", "ovss_bench.datasets")
 
 
 def load_plugin(path: str | Path) -> None:

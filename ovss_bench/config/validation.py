@@ -1,6 +1,5 @@
-"""Checks values of configurations against annotations, by pydantic. What does not fit is one line that says what was expected.
-
-An annotation says in `Expected` what a reader is told; without it the words come from the type.
+"""Checks configuration values against annotations, by pydantic; an invalid one gives a one-line error that says what was
+expected: in the words of `Expected`, if the annotation has one, else in those of the type.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ Fraction = Annotated[float, Gt(0), Lt(1), Expected("a positive number below 1")]
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "NAME=VALUE"}
 
 
-def validate(name: str, value: Any, hint: Any, origin: str | None = None) -> Any:
-    """The value, lists as tuples where the annotation has those. Raises OvssError that names value, `origin` and expectation,
-    and for a name that is none of a `Literal` the closest ones."""
+def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: str = "") -> Any:
+    """The value, lists as tuples where the annotation has those. Raises OvssError that states the `kind` of value, if given,
+    name, value, `origin` and expectation; for a text that is none of a `Literal` the closest ones."""
     given = tuple(value) if isinstance(value, list) and _is_tuple(hint) else value
     try:
         return _adapter(hint).validate_python(given)
@@ -45,13 +44,14 @@ def validate(name: str, value: Any, hint: Any, origin: str | None = None) -> Any
         choices = _choices(hint)
         if choices and isinstance(value, str | None):
             raise unknown(f"value of {name}{source}", value, map(str, choices)) from None
-        raise OvssError(f"{name}={value!r}{source}: expected {in_words(hint)}.") from None
+        raise OvssError(f"{kind}{name}={value!r}{source}: expected {in_words(hint)}.") from None
 
 
 def validate_all(
     values: Mapping[str, Any], hints: Mapping[str, Any], kind: str, origin: Callable[[str], str | None] = lambda name: None
 ) -> dict[str, Any]:
-    """Every value by the annotation of its name. Raises OvssError for a name that is none, a `kind` of value, too."""
+    """Validates every value by the annotation of its name. Raises OvssError for an unknown name, too; `kind` says what names
+    stand for."""
     for name in values:
         if name not in hints:
             source = f" (from {origin(name)})" if origin(name) else ""

@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from types import CodeType
 
-from ..datasets.config import dataset_config
 from ..auxiliary.sources import MODULES
+from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, package_digest
+from ..datasets.config import dataset_config
 from ..files import PACKAGE, config_names, digest, load_config
-from ..config.registry import PLUGINS, package_digest
 
 # From images to counts, from counts to metrics, and how a segmentor is made: every row depends on these and what they import.
 CORE = ("runs/counting.py", "segmentors/build.py", "evaluation")
@@ -44,7 +44,7 @@ def _of_row(
     row: Collection[type] | Collection[Path], kinds: Iterable[str]
 ) -> tuple[frozenset[Path], frozenset[Path], dict[str, str]]:
     core = _closure(path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part])
-    files, plugins = {PACKAGE / f"{MODULES[kind].replace('.', '/')}.py" for kind in kinds if kind in MODULES}, {}
+    files, plugins = {_file(MODULES[kind]) for kind in kinds if kind in MODULES}, {}
     for entry in row:
         own, others = _of_class(entry) if isinstance(entry, type) else ({entry}, {})
         files |= own
@@ -58,7 +58,8 @@ def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict
         return None
     method = load_config("segmentor", segmentor).get("method", segmentor)
     loader = dataset_config(dataset)[1].get("loader", "mmseg")
-    return row_code([registered("segmentors")[method], registered("datasets")[loader]], kinds)
+    files = [_file(f"segmentors.{SEGMENTORS.modules[method]}"), _file(f"datasets.{DATASETS.modules[loader]}")]
+    return row_code(files, kinds)
 
 
 def source_digest(code: dict[str, str], plugins: dict[str, str]) -> str:
@@ -66,18 +67,9 @@ def source_digest(code: dict[str, str], plugins: dict[str, str]) -> str:
     return digest(*(part for item in sorted(code.items()) for part in item), *sorted(plugins.values()))
 
 
-@cache
-def registered(folder: str) -> dict[str, Path]:
-    """What this project registers in a folder: name -> file."""
-    return {
-        word.value.value: path
-        for path in sorted((PACKAGE / folder).glob("**/*.py"))
-        for node in ast.parse(_content(path)).body
-        if isinstance(node, ast.ClassDef)
-        for decorator in node.decorator_list
-        for word in getattr(decorator, "keywords", ())
-        if word.arg == "name"
-    }
+def _file(module: str) -> Path:
+    """The file of a module of this package."""
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:

@@ -9,20 +9,19 @@ from functools import partial
 
 import numpy as np
 
-from ..datasets.base import Sample, SegDataset
 from ..auxiliary.sources import FeatureCache
-from ..inference.trunk_cache import TrunkCache
+from ..config.plugin_errors import plugin_errors
+from ..datasets.base import Sample, SegDataset
 from ..errors import OvssError
 from ..evaluation.boundary import boundary_counts
 from ..evaluation.confusion import confusion
 from ..image import check_image
 from ..inference.engine import predict
 from ..inference.prediction import Prediction
-from ..config.plugin_errors import plugin_errors
+from ..inference.trunk_cache import TrunkCache
 from ..process import in_threads
 from ..stages import Stages
 from .jobs import Job, Runtime
-
 
 NOTHING = np.empty((0, 0), np.uint16)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,28 +11,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..datasets.base import Sample, SegDataset
-from .world import split
-from ..encoders.clip import DenseCLIP, default_precision
 from ..auxiliary.sources import SOURCES, NamedSource, describe, stated
+from ..config.recipe import BESIDE, RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
+from ..datasets.base import Sample, SegDataset
+from ..encoders.clip import DenseCLIP, default_precision
 from ..errors import OvssError
 from ..files import CONFIGS, digest, path_digest
 from ..image import resize
 from ..ops.windows import SlidingWindow
-from ..config.recipe import RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
 from ..vocabulary import Vocabulary
 from .code import row_code, source_digest
-
-# Recipe values that count only beside some values of another: which, and when.
-BESIDE: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "short_side": ("resize", lambda rule: rule != "none"),
-    "long_side": ("resize", lambda rule: rule == "keep_ratio"),
-    "stride": ("window", lambda window: window != "whole"),
-    "pad_multiple": ("pad", lambda pad: pad != "none"),
-    "pamr_dilations": ("pamr_steps", bool),
-}
+from .world import split
 
 
 @dataclass(frozen=True)
@@ -90,28 +81,28 @@ def make_job(
     overrides: Mapping[str, Any] | None = None,
     origin: str = "command line",
 ) -> Job:
-    """Composes the recipe and builds the segmentor with the data set's vocabulary. Raises OvssError for what cannot go
-    together."""
-
-    def composed(more: Mapping[str, Any]) -> Recipe:
-        every = dict(overrides or {}) | more
-        return compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=every, origin=origin)
-
-    recipe = composed(_of_clip(clip, composed({})))
-    refuse_idle(recipe)
-    vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
-    return Job(name, instantiate(segmentor_config(name)[1], clip, vocabulary, recipe), dataset, protocol)
+    """A job from the names of a segmentor and a protocol."""
+    recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin=origin)
+    return build_job(recipe, clip, dataset, protocol, origin)
 
 
-def refuse_idle(recipe: Recipe) -> None:
-    """Raises OvssError for a value that was chosen for this run, but counts only beside other values of another one."""
+def build_job(recipe: Recipe, clip: DenseCLIP, dataset: SegDataset, protocol: str, origin: str = "command line") -> Job:
+    """The segmentor of a composed recipe, with the data set's vocabulary. Raises OvssError for incompatible values."""
     method = segmentor_config(recipe.segmentor)[1]
-    for name, (other, counts) in BESIDE.items():
-        value = getattr(recipe, other)
-        if name in recipe.overrides and name not in method.uses and not counts(value):
+    recipe = recipe.changed(_of_clip(clip, recipe), origin)
+    refuse_idle(recipe, method)
+    vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
+    return Job(recipe.segmentor, instantiate(method, clip, vocabulary, recipe), dataset, protocol)
+
+
+def refuse_idle(recipe: Recipe, method: type[Segmentor]) -> None:
+    """Raises OvssError for a value that was chosen for this run, but has no effect beside another one."""
+    for name in BESIDE.keys() & recipe.overrides.keys() - set(method.uses):
+        other = BESIDE[name][0]
+        if not recipe.has_effect(name):
             raise OvssError(
-                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with {other}={value} (from "
-                f"{recipe.origins[other]}). Leave {name} out, or change {other}."
+                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with "
+                f"{other}={getattr(recipe, other)} (from {recipe.origins[other]}). Leave {name} out, or change {other}."
             )
 
 
@@ -152,11 +143,9 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
                 "Give it an attribute `digest`, a text that changes with what it does, or leave output out."
             )
 
-    def composed(more: Mapping[str, Any]) -> Recipe:
-        every = overrides | more
-        return compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=every, origin="argument")
-
-    recipe = composed({})
+    recipe = compose_recipe(
+        name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin="argument"
+    )
     spoken = _of_vocabulary(vocabulary, dataset, recipe)
     for each, value in spoken.items():
         if each in overrides:
@@ -164,7 +153,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
                 f"{each}={overrides[each]} was asked for, but the segmentor's vocabulary has {each}={value}. Build it with "
                 "dataset.vocabulary(names, templates) of these, or leave it out."
             )
-    recipe = composed(spoken | _of_clip(clip, recipe))
+    recipe = recipe.changed(spoken | _of_clip(clip, recipe), "argument")
     return Job(name, instantiate(method, clip, vocabulary, recipe, given), dataset, protocol)
 
 

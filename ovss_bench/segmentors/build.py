@@ -9,7 +9,7 @@ from typing import Any
 from ..auxiliary.sources import SOURCES, describe, named_source
 from ..config.plugin_errors import plugin_errors
 from ..config.recipe import Recipe, compose_recipe, segmentor_config
-from ..encoders.clip import DenseCLIP, clip_label, load_clip
+from ..encoders.clip import ClipSpec, DenseCLIP
 from ..errors import OvssError
 from ..torch_defaults import ordinary_torch
 from ..vocabulary import Vocabulary
@@ -36,13 +36,11 @@ def build_segmentor(
     for kind, source in given.items():
         if not callable(source) and kind != "bank":
             raise OvssError(f"{kind}={source!r}: expected a name, or a callable (see build_segmentor).")
-    clip_name, _, tag = (str(clip), "", "") if Path(str(clip)).is_file() else str(clip).partition(":")
     if not isinstance(clip, DenseCLIP | str | Path):
         raise OvssError(f"clip: expected a loaded CLIP, its name or a file, not {type(clip).__name__}.")
-    label = clip.name if isinstance(clip, DenseCLIP) else clip_label(clip_name, tag or None)
-    recipe = compose_recipe(name, clip=label, overrides=overrides, origin="argument")
-    if not isinstance(clip, DenseCLIP):
-        clip = load_clip(clip_name, pretrained=tag or None, precision=recipe.precision)
+    spec = None if isinstance(clip, DenseCLIP) else ClipSpec.of(clip)
+    recipe = compose_recipe(name, clip=spec.label if spec else clip.name, overrides=overrides, origin="argument")
+    clip = spec.load(recipe.precision) if spec else clip
     if isinstance(vocabulary, list | tuple):
         if "names" in overrides:
             raise OvssError(
