@@ -93,7 +93,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in RECIPE_VALUES:  # unchanged: an int stays one where a float is allowed, as fingerprints are made of values
-            validate(name, getattr(self, name), _HINTS[name], self._origin(name), "recipe value ")
+            validate(name, getattr(self, name), RECIPE_HINTS[name], self._origin(name), "recipe value ")
         if self.resize == "center_crop" and self.scored_at != "resized":
             raise self._wrong("scored_at", "resized, since the part that center_crop cuts off has no prediction")
         if self.window != "whole" and self.stride > self.window:
@@ -110,7 +110,7 @@ class Recipe:
         return {name: getattr(self, name) for name in RECIPE_VALUES} | self.hyperparameters
 
     def has_effect(self, name: str) -> bool:
-        """Whether a value counts, given the value that it stands beside."""
+        """Whether a value counts, given those beside it."""
         other, condition = BESIDE.get(name, (name, lambda value: True))
         return condition(getattr(self, other))
 
@@ -132,8 +132,10 @@ class Recipe:
         )
 
 
-_HINTS = {name: hint for name, hint in get_type_hints(Recipe, include_extras=True).items() if get_origin(hint) is Annotated}
-_AT = {name: next(part for part in hint.__metadata__ if isinstance(part, At)) for name, hint in _HINTS.items()}
+RECIPE_HINTS = {
+    name: hint for name, hint in get_type_hints(Recipe, include_extras=True).items() if get_origin(hint) is Annotated
+}
+_AT = {name: next(part for part in hint.__metadata__ if isinstance(part, At)) for name, hint in RECIPE_HINTS.items()}
 RECIPE_VALUES = tuple(_AT)
 BESIDE = {name: at.beside for name, at in _AT.items() if at.beside}
 
@@ -200,8 +202,8 @@ def compose_recipe(
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
-    """The configuration of a segmentor and its class, of this project or of a plug-in. A registered method needs no file; a
-    variant's file names its `method`."""
+    """The configuration of a segmentor and its class. A registered method needs no file; the file of a variant names its
+    `method`."""
     config = _config(name)
     method = SEGMENTORS.get(config.get("method", name))
     of_class(method)
@@ -209,7 +211,7 @@ def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
 
 
 def hyperparameters(name: str) -> tuple[dict[str, Any], Hyperparameters]:
-    """The configuration of a segmentor and what can be set in its method. This project's methods are not imported for it."""
+    """The configuration of a segmentor and the hyperparameters of its method, without importing a method of this project."""
     config = _config(name)
     method = config.get("method", name)
     if method not in SEGMENTORS.registered and method in declared():
@@ -218,31 +220,27 @@ def hyperparameters(name: str) -> tuple[dict[str, Any], Hyperparameters]:
 
 
 def of_class(method: type) -> Hyperparameters:
-    """What can be set in a method, by its class. Raises OvssError for declarations that cannot be."""
+    """The hyperparameters of a class. Raises OvssError for invalid declarations."""
     where = f"{method.__name__} of {getattr(sys.modules.get(method.__module__), '__file__', method.__module__)}"
     if not issubclass(method, Method):
-        raise OvssError(f"{where} is no segmentor: derive it from ob.Segmentor or ob.LastBlockSegmentor.")
+        raise OvssError(f"{where} is not a segmentor: derive it from ob.Segmentor or ob.LastBlockSegmentor.")
     try:
         hints = get_type_hints(method)
     except Exception as error:  # an annotation may be any expression
         reason = f"{type(error).__name__}: {error}"
         raise OvssError(
-            f"the annotations of {where} cannot be read: {reason}. Import what they name when the file runs, too."
+            f"the annotations of {where} cannot be read: {reason}. Import the names in them at run time, too."
         ) from error
     defaults = {name: getattr(method, name) for name in hints if hasattr(method, name)}
     contract = next(base for base in method.__mro__ if Method in base.__bases__)
-    for name in defaults:
-        taken = "a recipe value" if name in RECIPE_VALUES else "what every segmentor has"
-        if name in RECIPE_VALUES or name in ("clip", "vocabulary", "recipe", "sources") or name in dir(contract):
-            raise OvssError(
-                f"{where} declares the hyperparameter '{name}', which is the name of {taken}. Give it another name."
-            )
+    for name in sorted(defaults.keys() & {*RECIPE_VALUES, "clip", "vocabulary", "recipe", "sources", *dir(contract)}):
+        taken = "a recipe value" if name in RECIPE_VALUES else "an attribute of every segmentor"
+        raise OvssError(f"{where} declares the hyperparameter '{name}', which is the name of {taken}. Give it another name.")
     return Hyperparameters(method.__name__, hints, defaults)
 
 
 def own_recipe(name: str) -> str:
-    """Which recipe file a segmentor has, or that it has none, where it would be looked for, and similar files that are not
-    read."""
+    """The recipe file of a segmentor; without one where it is looked for, and similar files that are not read."""
     if name in config_names("segmentor"):
         return f"configs/segmentor/{name}.yaml"
     if name in RECIPES:
@@ -250,20 +248,19 @@ def own_recipe(name: str) -> str:
     method = segmentor_config(name)[1]
     file = getattr(sys.modules.get(method.__module__), "__file__", None)
     if file is None:
-        return "none, as the method is in no file"
+        return "none, since the method is not in a file"
     folder = Path(file).resolve().parent
     wanted = folder / "configs" / "segmentor" / f"{name}.yaml"
     notes = [f"none; it would be {wanted}"]
     if wanted.is_file():
-        notes.append(f"which is there, but was not when the file was loaded, or it was not loaded by plugins=[{file}]")
-    patterns = [f"{part}{name}.{suffix}" for part in ("", "*/", "*/*/") for suffix in ("yaml", "yml")]
-    near = {path for pattern in patterns for path in folder.glob(pattern)}
-    near |= {path for pattern in patterns[:4] for path in folder.parent.glob(pattern)}
-    near |= {path for pattern in patterns[:2] for path in (folder.parent / "configs" / "segmentor").glob(pattern)}
+        notes.append(f"which exists, but did not when the file was loaded, or it was not loaded by plugins=[{file}]")
+    places = [folder.glob(f"{part}{name}.y*ml") for part in ("", "*/", "*/*/")]
+    places += [folder.parent.glob(f"{part}{name}.y*ml") for part in ("", "*/", "configs/segmentor/")]
+    near = {path for place in places for path in place}
     notes += [f"{path} is not read: move it there" for path in sorted(near - {wanted})]
     for other, path in sorted(RECIPES.items()):
-        if path.parent == wanted.parent and other not in SEGMENTORS.registered and "method" not in _read(path):
-            notes.append(f"{path} is of no method: call it {wanted.name}, or write `method: {name}` in it")
+        if path.parent == wanted.parent and other not in SEGMENTORS.names and "method" not in _read(path):
+            notes.append(f"{path} belongs to no method: call it {wanted.name}, or write `method: {name}` in it")
     return "; ".join(notes)
 
 
@@ -280,13 +277,13 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def segmentor_names() -> list[str]:
-    """Everything that `segmentor=` takes: the configurations and the registered methods. Installed plug-ins are among them once
-    one was asked for."""
+    """All values of `segmentor=`: the configurations and the registered methods, with those of installed plug-ins once these
+    have been imported."""
     return sorted({*config_names("segmentor"), *SEGMENTORS.names, *RECIPES})
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A recipe of a plug-in. Raises OvssError for what has not the form of one."""
+    """A recipe of a plug-in. Raises OvssError for an invalid one."""
     config = read_yaml(path, "recipe")
     if not isinstance(config, dict):
         raise OvssError(f"recipe {path}: expected the keys {', '.join(DEPTHS)}.")
@@ -298,9 +295,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_depth(value: Any, depth: int, where: str) -> None:
-    """Whether a section is as many mappings deep as it must be; one that is left empty holds nothing."""
-    fits = isinstance(value, dict | None) if depth else isinstance(value, str)
-    if not fits:
+    """Raises OvssError for a section that is not `depth` mappings deep; it may be empty."""
+    if not isinstance(value, dict | None if depth else str):
         raise OvssError(f"{where}: expected {'NAME: VALUE below it' if depth else 'a text'}.")
     for key, inner in (value or {}).items() if depth > 1 else ():
         _check_depth(inner, depth - 1, f"{where}.{key}")

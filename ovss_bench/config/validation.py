@@ -36,7 +36,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: str = "") -> Any:
     """The value, lists as tuples where the annotation has those. Raises OvssError that states the `kind` of value, if given,
     name, value, `origin` and expectation; for a text that is none of a `Literal` the closest ones."""
-    given = tuple(value) if isinstance(value, list) and _is_tuple(hint) else value
+    given = tuple(value) if isinstance(value, list) and is_list(hint) else value
     try:
         return _adapter(hint).validate_python(given)
     except ValidationError:
@@ -79,8 +79,9 @@ def _adapter(hint: Any) -> TypeAdapter:
     return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
-def _is_tuple(hint: Any) -> bool:
-    return get_origin(hint) is tuple or any(map(_is_tuple, get_args(hint)))
+def is_list(hint: Any) -> bool:
+    """Whether an annotation is of a tuple, which in YAML and on the command line is a list."""
+    return get_origin(hint) is tuple or any(map(is_list, get_args(hint)))
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Evaluating segmentors on a data set: what is done already, what is left, and the result of each."""
+"""Evaluates segmentors on data sets: skips finished jobs, resumes interrupted ones, and writes a result for each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,9 +49,9 @@ def evaluate(
     """`evaluate("sclip", clip, dataset)` does what tools/eval.py does with that name; `evaluate(segmentor, dataset)` takes a
     segmentor of `build_segmentor`, with its vocabulary, under the recipe for this data set and protocol.
 
-    `recipe` overrides values; so did the keywords of `build_segmentor`, a vocabulary that is not the recipe's, and attributes
-    set since; the result states what ran. Nothing is written unless `output` is given; `progress` prints how far it is. Raises
-    OvssError for what cannot be stated.
+    `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
+    after that; the result states them. Nothing is written unless `output` is given; `progress` prints the progress. Raises
+    OvssError for what a result cannot state.
     """
     kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
     if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
@@ -93,14 +93,11 @@ def run_jobs(
     processes, all call this with the same arguments; rank 0 makes and returns the results.
     """
     run = _Run(limit, ids, output, rerun, runtime or Runtime(), Progress(quiet), shard, world or World())
-    done: dict[int, EvalResult] = {}
     passes: dict[tuple, list[int]] = {}
     with run.world.together():
-        for i, job in enumerate(jobs):
+        for job in jobs:
             job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), run.runtime.boundary)
-            result = run.finished(job)
-            if result:
-                done[i] = result
+        done = {i: result for i, job in enumerate(jobs) if (result := run.finished(job))}
     finished, fingerprints = zip(*run.world.gather((set(done), [job.fingerprint for job in jobs])), strict=True)
     if any(other != fingerprints[0] for other in fingerprints):
         raise OvssError("the processes of this run differ in data, weights or code. Start all of them with the same.")
@@ -257,7 +254,7 @@ class _Pass:
 
 
 def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> dict[str, Any]:
-    """A result without what comes from counts (runs/merge.py fills that in)."""
+    """A result without the values that are computed from counts, which runs/merge.py adds."""
     dataset = job.dataset
     segmentor, recipe = job.segmentor, job.segmentor.recipe
     known = {"weights_known": segmentor.clip.weights_known} if segmentor.clip.weights_known else {}
@@ -290,24 +287,15 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
     }
 
 
-class _Memory:
+class _Memory(nullcontext):
     """Has the interface of RunStore where nothing is written."""
 
-    result_path = None
+    result_path, damaged = None, ()
 
     def __init__(self) -> None:
+        super().__init__(self)
         self.counts: dict[str, np.ndarray] = {}
         self.edges: dict[str, np.ndarray] = {}
-        self.damaged: list[str] = []
-
-    def __enter__(self) -> _Memory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def has(self, image: str, with_map: bool) -> bool:
-        return False
 
     def add(self, image: str, counts: np.ndarray, label_hash: str, edges: np.ndarray | None, label_map: object) -> None:
         self.counts[image] = counts
@@ -317,4 +305,4 @@ class _Memory:
     def nothing(self, *_: object) -> None:
         pass
 
-    discard = flush = collect = finish = nothing
+    has = discard = flush = collect = finish = nothing

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..auxiliary.sources import SOURCES
 from ..config.plugin_errors import plugin_errors
-from ..config.recipe import RECIPE_VALUES, Recipe, compose_recipe, segmentor_config
+from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters
+from ..config.validation import is_list
 from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import dataset_config
 from ..datasets.suites import Suite, expand
@@ -82,25 +83,21 @@ def load_datasets(
 def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """For each segmentor the overrides that concern it: recipe values, and the hyperparameters that it has. A list where one
     value is expected means several rows, of all combinations."""
-    own = {name: segmentor_config(name)[1].hyperparameters() for name in names}
-    known = {*RECIPE_VALUES, *(key for keys in own.values() for key in keys)}
+    hints = {name: RECIPE_HINTS | hyperparameters(name)[1].hints for name in names}
+    known = {key for found in hints.values() for key in found}
     for key in recipe:
         if key not in known:
             raise unknown(f"recipe value or hyperparameter of {', '.join(names)}", key, known)
 
     def choices(name: str, key: str, value: Any) -> list[tuple[str, Any]]:
-        is_list = key == "pamr_dilations" or isinstance(own[name].get(key), tuple)
-        several = isinstance(value, list) and value and (not is_list or isinstance(value[0], list))
+        several = isinstance(value, list) and value and (not is_list(hints[name][key]) or isinstance(value[0], list))
         if several and len(set(map(repr, value))) < len(value):
             raise OvssError(f"recipe.{key}={value}: expected one value, or different ones.")
         return [(key, item) for item in value] if several else [(key, value)]
 
     return {
-        name: [
-            dict(chosen)
-            for chosen in product(*(choices(name, *item) for item in recipe.items() if item[0] in {*RECIPE_VALUES, *own[name]}))
-        ]
-        for name in names
+        name: [dict(chosen) for chosen in product(*(choices(name, *item) for item in recipe.items() if item[0] in found))]
+        for name, found in hints.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""`build_segmentor`: a segmentor by name, with its recipe and what it needs beside CLIP."""
+"""`build_segmentor`: a segmentor by name, with its recipe and the models that it needs beside CLIP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_segmentor(
     if isinstance(vocabulary, list | tuple):
         if "names" in overrides:
             raise OvssError(
-                f"names={overrides['names']!r} is without effect: the vocabulary lists the names. Leave it out, or give "
+                f"names={overrides['names']!r} has no effect: the vocabulary lists the names. Leave it out, or give "
                 "dataset.vocabulary(names) as the vocabulary."
             )
         vocabulary = Vocabulary.from_names(vocabulary, templates=recipe.templates)
@@ -52,7 +52,7 @@ def build_segmentor(
         raise OvssError(f"vocabulary: expected a Vocabulary or a list of class names, not {type(vocabulary).__name__}.")
     if overrides.get("templates", vocabulary.templates) != vocabulary.templates:
         raise OvssError(
-            f"templates={overrides['templates']!r} is without effect: the vocabulary was made with {vocabulary.templates!r}. "
+            f"templates={overrides['templates']!r} has no effect: the vocabulary was made with {vocabulary.templates!r}. "
             "Give the templates to the vocabulary, or a list of class names as the vocabulary."
         )
     return instantiate(segmentor_config(name)[1], clip, vocabulary, recipe, given)
@@ -61,13 +61,13 @@ def build_segmentor(
 def instantiate(
     method: type[Segmentor], clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, given: Mapping[str, Any] | None = None
 ) -> Segmentor:
-    """The method with a composed recipe; what is not `given` of its sources is that which the recipe names."""
-    own = recipe.hyperparameters
+    """The method with a composed recipe, and with the sources that are `given` or else named by the recipe."""
+    values = recipe.hyperparameters
     sources = dict(given or {})
     for kind in SOURCES:
-        if own.get(kind) and kind not in sources:
+        if values.get(kind) and kind not in sources:
             precision = "fp32" if kind in method.in_fp32 else clip.precision
-            sources[kind] = named_source(kind, own[kind], own.get("feature"), precision, str(clip.device))
+            sources[kind] = named_source(kind, values[kind], values.get("feature"), precision, str(clip.device))
     with plugin_errors(f"segmentor '{recipe.segmentor}'", method):
         segmentor = method(clip, vocabulary, recipe, sources)
     return checked(segmentor)
