@@ -52,8 +52,8 @@ class Hyperparameters:
     """Of a class: its name, and by name the annotations and defaults, in the order of declaration."""
 
     owner: str
-    hints: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    hints: dict[str, Any]
+    defaults: dict[str, Any]
 
     @property
     def paths(self) -> dict[str, type]:

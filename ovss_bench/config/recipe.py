@@ -171,7 +171,7 @@ def compose_recipe(
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
     layers = [(layer, section) for section in sections for layer in (base, (file, config, False))]
     layers += [(rules, section) for section in sections]
-    values = dict(own.defaults)
+    values: dict[str, Any] = dict(own.defaults)
     origins = dict.fromkeys(values, f"default of {own.owner}")
     common: set[str] = set()
     for (path, content, for_all), section in layers:

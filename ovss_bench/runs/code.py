@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import CodeType
@@ -58,7 +58,7 @@ def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict
     return row_code(files, kinds)
 
 
-def source_digest(code: dict[str, str], plugins: dict[str, str]) -> str:
+def source_digest(code: Mapping[str, str], plugins: Mapping[str, str]) -> str:
     """One digest for all code of a row, wherever its files are."""
     return digest(*(part for item in sorted(code.items()) for part in item), *sorted(plugins.values()))
 

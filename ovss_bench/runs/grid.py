@@ -29,7 +29,7 @@ class Grid:
     def together(self, results: Sequence[EvalResult], output: Path) -> Iterator[list[dict[str, Any]]]:
         """The results of the grid's runs with the same output folder that have ended, and of this one. Other runs wait
         meanwhile."""
-        paths = [str(result.path.resolve()) for result in results]
+        paths = [str(result.path.resolve()) for result in results if result.path]
         record = {"output": str(output.resolve()), "results": paths}
         write_text(self.folder / f"{self.number:06d}.json", json.dumps(record))
         with FileLock(self.folder / "lock"):

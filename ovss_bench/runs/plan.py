@@ -44,7 +44,9 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
     given = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
     if paper:
         rows, suites = [row for row in paper.rows if row.segmentor], []
-        cells = [(row.segmentor, row.clip, dataset, row.overrides(dataset)) for dataset in paper.datasets for row in rows]
+        cells = [
+            (str(row.segmentor), str(row.clip), dataset, row.overrides(dataset)) for dataset in paper.datasets for row in rows
+        ]
     else:
         names = _listed(options["segmentor"])
         datasets, suites = expand(_listed(options["dataset"]))

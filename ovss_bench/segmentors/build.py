@@ -38,9 +38,11 @@ def build_segmentor(
             raise OvssError(f"{kind}={source!r}: expected a name, or a callable (see build_segmentor).")
     if not isinstance(clip, DenseCLIP | str | Path):
         raise OvssError(f"clip: expected a loaded CLIP, its name or a file, not {type(clip).__name__}.")
-    spec = None if isinstance(clip, DenseCLIP) else ClipSpec.of(clip)
-    recipe = compose_recipe(name, clip=spec.label if spec else clip.name, overrides=overrides, origin="argument")
-    clip = spec.load(recipe.precision) if spec else clip
+    chosen = clip if isinstance(clip, DenseCLIP) else ClipSpec.of(clip)
+    recipe = compose_recipe(
+        name, clip=chosen.name if isinstance(chosen, DenseCLIP) else chosen.label, overrides=overrides, origin="argument"
+    )
+    loaded = chosen if isinstance(chosen, DenseCLIP) else chosen.load(recipe.precision)
     if isinstance(vocabulary, list | tuple):
         if "names" in overrides:
             raise OvssError(
@@ -55,7 +57,7 @@ def build_segmentor(
             f"templates={overrides['templates']!r} has no effect: the vocabulary was made with {vocabulary.templates!r}. "
             "Give the templates to the vocabulary, or a list of class names as the vocabulary."
         )
-    return instantiate(segmentor_config(name)[1], clip, vocabulary, recipe, given)
+    return instantiate(segmentor_config(name)[1], loaded, vocabulary, recipe, given)
 
 
 def instantiate(
