@@ -101,8 +101,8 @@ def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]
         return " | ".join(words[part] for part in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)))
 
     return {
-        name: {"class": own.owner} | {key: [default, kind(own.hints[key])] for key, default in own.defaults.items()}
-        for name, own in methods.items()
+        name: {"class": method.owner} | {key: [default, kind(method.hints[key])] for key, default in method.defaults.items()}
+        for name, method in methods.items()
     }
 
 

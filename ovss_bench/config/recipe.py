@@ -162,7 +162,7 @@ def compose_recipe(
 
     `overrides` may hold recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and bad values.
     """
-    config, own = hyperparameters(segmentor)
+    config, declaration = hyperparameters(segmentor)
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
     file = str(RECIPES.get(segmentor, f"configs/segmentor/{segmentor}.yaml"))
@@ -171,8 +171,8 @@ def compose_recipe(
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
     layers = [(layer, section) for section in sections for layer in (base, (file, config, False))]
     layers += [(rules, section) for section in sections]
-    values: dict[str, Any] = dict(own.defaults)
-    origins = dict.fromkeys(values, f"default of {own.owner}")
+    values: dict[str, Any] = dict(declaration.defaults)
+    origins = dict.fromkeys(values, f"default of {declaration.owner}")
     common: set[str] = set()
     for (path, content, for_all), section in layers:
         found = content
@@ -185,12 +185,12 @@ def compose_recipe(
     values |= chosen
     origins |= dict.fromkeys(chosen, origin)
     for name in values:
-        if name not in RECIPE_VALUES and name not in own.defaults:
+        if name not in RECIPE_VALUES and name not in declaration.defaults:
             kind = f"recipe value or hyperparameter of {segmentor} (from {origins[name]})"
-            raise unknown(kind, name, [*RECIPE_VALUES, *own.defaults])
+            raise unknown(kind, name, [*RECIPE_VALUES, *declaration.defaults])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     folder = RECIPES[segmentor].parent if segmentor in RECIPES else None
-    in_method = {name: own.checked(name, values.pop(name), origins[name], folder) for name in own.defaults}
+    in_method = {name: declaration.checked(name, values.pop(name), origins[name], folder) for name in declaration.defaults}
     return Recipe(
         segmentor,
         **values,

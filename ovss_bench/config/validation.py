@@ -62,8 +62,8 @@ def validate_all(
 def in_words(hint: Any) -> str:
     """What an annotation allows."""
     if get_origin(hint) is Annotated:
-        said = [part.words for part in hint.__metadata__ if isinstance(part, Expected)]
-        return said[-1] if said else in_words(get_args(hint)[0])
+        stated = [part.words for part in hint.__metadata__ if isinstance(part, Expected)]
+        return stated[-1] if stated else in_words(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
         parts = [in_words(part) for part in get_args(hint) if part is not NoneType]
         return " or ".join(parts) + (", or null" if NoneType in get_args(hint) else "")

@@ -130,7 +130,7 @@ class _Run:
     world: World
 
     def finished(self, job: Job) -> EvalResult | None:
-        """The result of a job that need not run again; rank 0 alone looks for it."""
+        """The result of a job that need not run again; only rank 0 looks for it."""
         if self.output is None or self.rerun or self.world.rank:
             return None
         store = self.store(job)
@@ -148,16 +148,17 @@ class _Run:
 
 
 class _Pass:
-    """One pass over the images for jobs that share images and trunk: `plan`, `evaluate`, and on rank 0 `finish`."""
+    """One pass over the images for jobs that share images and trunk: `plan`, `evaluate`, and on rank 0 `finish`. `images` are
+    all that were selected, `part` those of the shard."""
 
     def __init__(self, run: _Run, jobs: Sequence[Job]) -> None:
         self.run, self.jobs = run, jobs
         self.stores = [run.store(job, run.shard) for job in jobs]
         self.datasets = {job.dataset.name: job.dataset for job in jobs}
         samples = [dataset.select(run.limit, run.ids) for dataset in self.datasets.values()]
-        self.images = list(zip(*samples, strict=True))  # of each image its sample in every data set
+        self.images = list(zip(*samples, strict=True))  # per image its sample in every data set
         shard = run.shard
-        self.own = split_evenly(self.images, shard.count, jobs[0])[shard.number - 1] if shard else self.images
+        self.part = split_evenly(self.images, shard.count, jobs[0])[shard.number - 1] if shard else self.images
         self.title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(self.datasets)}"
         self.clip = jobs[0].segmentor.clip
         self.stages = Stages(self.clip.device, run.runtime.profile and run.world.rank == 0)
@@ -172,7 +173,7 @@ class _Pass:
             return [] if self.run.world.rank else self.finish(len(left), observed, time.monotonic() - began, started)
 
     def plan(self, stack: ExitStack) -> list[tuple[Sample, ...]]:
-        """Opens the stores; the images that are left to evaluate."""
+        """Opens the stores. Returns the images that are left to evaluate."""
         run = self.run
         with run.world.together():
             for store in self.stores:
@@ -181,15 +182,15 @@ class _Pass:
                     run.progress.say(damage)
                 if run.rerun:
                     store.discard()
-        stored = {image.id for image, *_ in self.own if all(store.has(image.id, run.runtime.maps) for store in self.stores)}
+        stored = {image.id for image, *_ in self.part if all(store.has(image.id, run.runtime.maps) for store in self.stores)}
         done, *_ = run.world.gather(stored)
         if done:
-            run.progress.say(f"{self.title}: resumed, {len(done)} of {len(self.own)} images are done")
-        return [image for image in self.own if image[0].id not in done]
+            run.progress.say(f"{self.title}: resumed, {len(done)} of {len(self.part)} images are done")
+        return [image for image in self.part if image[0].id not in done]
 
     def evaluate(self, left: Sequence[tuple[Sample, ...]]) -> list[list[dict[str, int]]]:
-        """Stores the counts of this process' part of the images. Returns what the methods counted on their way, by process and
-        job. Raises OvssError for images that cannot be evaluated, unless they may be skipped."""
+        """Stores the counts of this process' share of the images. Returns the methods' `observed` counters by process and job.
+        Raises OvssError for images that cannot be evaluated, unless they may be skipped."""
         run, world = self.run, self.run.world
         mine = split_evenly(left, world.size, self.jobs[0])[world.rank]
         for first in (True, False):  # rank 0 encodes the texts, the others then find them in the cache
@@ -236,7 +237,7 @@ class _Pass:
             if run.output is not None:
                 self.stages.write_trace(self.stores[0].trace_path)
                 run.progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {self.stores[0].trace_path}")
-        evaluated = [image.id for image, *_ in self.own if image.id not in self.failed]
+        evaluated = [image.id for image, *_ in self.part if image.id not in self.failed]
         results = []
         for job, store, *seen in zip(self.jobs, self.stores, *observed, strict=True):
             store.collect(evaluated)
