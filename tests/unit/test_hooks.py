@@ -116,7 +116,7 @@ BEFORE = {  # the class's body -> what is said before the first image
     "__init__ = lambda self, *arguments: 1 / 0": r"segmentor 'bad': ZeroDivisionError.*bad\.py, line 6",
     "patch_logits = ob.Segmentor.patch_logits": "'bad' has neither patch_logits nor image_logits nor image_scores",
     "mix = ob.LastBlockSegmentor.mix": "'bad' has neither mix nor last_block",
-    "sharpness: int = 2.5": r"sharpness=2\.5: expected int",
+    "sharpness: int = 2.5": r"sharpness=2\.5 \(from default of Bad\): expected a whole number",
     "sharpness: Sharp = 2.5": r"annotations of Bad of .*bad\.py cannot be read: NameError.*Sharp",
     "threshold: float = 0.5": r"declares the hyperparameter 'threshold', which is the name of a recipe value",
     "clip: str = 'mine'": r"declares the hyperparameter 'clip', which is the name of an attribute of every segmentor",
