@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.checkpoints import boundary, read_weights
-from ..encoders.clip import DenseCLIP, load_clip, state_digest
+from ..encoders.clip import ClipSpec, DenseCLIP, state_digest
 from ..errors import OvssError
 from ..files import digest
 from ..progress import Progress
@@ -111,8 +111,7 @@ def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
     if "aux_values" in tensors:
         if "aux_clip" not in metadata:
             raise OvssError(f"the region bank {path} has aux_values, but its metadata do not name their CLIP (aux_clip).")
-        name, _, tag = str(metadata["aux_clip"]).partition(":")
-        aux = load_clip(name, pretrained=tag or None, device=device)
+        aux = ClipSpec.of(metadata["aux_clip"]).load(device=device)
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
     with boundary(f"the region bank {path} cannot be used"):
         return RegionBank(moved["keys"], moved["values"], moved.get("aux_values"), aux)

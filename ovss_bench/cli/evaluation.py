@@ -13,17 +13,16 @@ from rich.table import Table
 
 from .. import progress
 from ..config.plugin_errors import is_outside
-from ..config.recipe import compose_recipe, own_recipe, segmentor_config
+from ..config.recipe import own_recipe, segmentor_config
 from ..config.registry import load_plugin
 from ..datasets.base import load_dataset
-from ..datasets.config import dataset_config
 from ..errors import OvssError, print_error
 from ..reports.papers import load_table
 from ..reports.summary import summarize
 from ..runs.evaluate import run_jobs
 from ..runs.grid import Grid
 from ..runs.jobs import Runtime, refuse_idle
-from ..runs.plan import Plan, clip_of, job_of_plan, load_datasets, plans_of
+from ..runs.plan import Plan, job_of_plan, load_datasets, plans_of
 from ..runs.world import Shard, World
 from .eval_options import checked_options
 
@@ -57,7 +56,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         for dataset in datasets.values():
             for doubt in dataset.doubts:
                 console.print(f"note: {dataset.name}: {doubt}")
-        jobs = [job_of_plan(plan, datasets[plan.dataset], options) for plan in plans if plan.dataset in datasets]
+        jobs = [job_of_plan(plan, datasets[plan.dataset], runtime["device"]) for plan in plans if plan.dataset in datasets]
     failures: list[OvssError] | None = [] if len(datasets) > 1 else None
     results = run_jobs(
         jobs,
@@ -84,15 +83,14 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
 
 def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None:
     """The composed recipe with the origin of each value, and what a run would read."""
-    *_, clip = clip_of(plan.clip, options["weights"])
-    dataset, protocol = dataset_config(plan.dataset)[0], options["protocol"]
-    recipe = compose_recipe(plan.segmentor, clip=clip, dataset=dataset, protocol=protocol, overrides=plan.overrides)
+    recipe, clip, dataset = plan.recipe, plan.clip.label, plan.dataset_name
     try:
-        refuse_idle(recipe)
-        recipe, refused = segmentor_config(plan.segmentor)[1].checked_recipe(recipe), None
+        method = segmentor_config(plan.segmentor)[1]
+        refuse_idle(recipe, method)
+        recipe, refused = method.checked_recipe(recipe), None
     except OvssError as error:
         refused = error
-    title = f"{plan.segmentor} on {dataset} with {clip}, protocol {protocol}"
+    title = f"{plan.segmentor} on {dataset} with {clip}, protocol {plan.protocol}"
     console.print(f"recipe of {plan.segmentor}: {own_recipe(plan.segmentor)}")
     view = Table("value", "", "origin", title=title, title_justify="left", box=None)
     for key, value in recipe.values().items():

@@ -35,18 +35,17 @@ def run(words: list[str]) -> None:
 
     import ovss_bench as ob
 
-    from ..encoders.clip import clip_label
+    from ..encoders.clip import ClipSpec
     from ..figures import legend_picture, palette, palette_image
     from ..image import read_image
     from ..progress import Progress
 
     photo, method = user_path(places[0]), options["segmentor"]
     image = read_image(photo)
-    clip_name, _, tag = options["clip"].partition(":")
-    pretrained = options["weights"] or tag or None
+    spec = ClipSpec.of(options["clip"], options["weights"])
     overrides: dict[str, Any] = options["recipe"] | {name: options[name] for name in SOURCES if options[name] is not None}
-    recipe = ob.compose_recipe(method, clip=clip_label(clip_name, pretrained), overrides=overrides)
-    clip = ob.load_clip(clip_name, pretrained=pretrained, precision=recipe.precision)
+    recipe = ob.compose_recipe(method, clip=spec.label, overrides=overrides)
+    clip = spec.load(recipe.precision)
     if recipe.resize == "center_crop":  # the protocol of a benchmark; of a photo all is wanted
         overrides = {"resize": "keep_ratio"} | overrides
     vocabulary = ob.Vocabulary.from_names(names, background=options["background"], templates=recipe.templates)

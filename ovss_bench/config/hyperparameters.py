@@ -1,33 +1,45 @@
-"""What can be set in a method: the annotated attributes of its class, with their defaults, and the values that these allow.
+"""The hyperparameters of a method: the annotated attributes of its class, with their defaults, and the values that these allow.
 
-Importing a method imports torch, which tools that only read results have no use for. So, as long as no method is imported, the
-declarations of this project's methods are read from their source.
+Importing a method imports torch, which takes seconds and is of no use to tools that only read results. These take the
+declarations of this project's methods from segmentors/hyperparameters.json; `python -m ovss_bench.segmentors` writes it.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from ..errors import OvssError, unknown
-from ..files import PACKAGE, user_path
+from annotated_types import Ge, Le, MinLen
+
+from ..errors import OvssError
+from ..files import PACKAGE, read_json, user_path
 from ..image import MOST
+from .validation import Expected, in_words, validate
 
 
 class File(str):
-    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method. What it holds counts for a run, not
-    where it is."""
+    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method. Its content counts for a run, not
+    its location."""
 
 
 class Folder(str):
-    """The same of a folder, with all files in and below it."""
+    """The same for a folder, with all files in and below it."""
 
 
 PATHS = {File: (Path.is_file, "file"), Folder: (Path.is_dir, "folder"), Path: (Path.exists, "file or folder")}
+# A loop of so many steps ends, and 32 bits hold the number.
+BOUNDED = {
+    int: Annotated[int, Ge(-MOST), Le(MOST), Expected(f"a whole number up to {MOST}")],
+    float: Annotated[float, Ge(-1e30), Le(1e30), Expected("a number up to 1e30")],
+}
+TABLE = PACKAGE / "segmentors" / "hyperparameters.json"
+KINDS = {"None": NoneType, "int": int, "float": float, "bool": bool, "str": str, "File": File, "Folder": Folder, "Path": Path}
+KINDS |= {"tuple[int, ...]": tuple[int, ...], "tuple[float, ...]": tuple[float, ...]}
 
 
 class Method:
@@ -37,11 +49,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Those of a class: what it is called, and by name their annotations and defaults, in the order of declaration."""
+    """Of a class: its name, and by name the annotations and defaults, in the order of declaration."""
 
     owner: str
-    hints: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    hints: dict[str, Any]
+    defaults: dict[str, Any]
 
     @property
     def paths(self) -> dict[str, type]:
@@ -49,10 +61,14 @@ class Hyperparameters:
         kinds = {name: {hint, *get_args(hint)} & PATHS.keys() for name, hint in self.hints.items() if name in self.defaults}
         return {name: next(iter(found)) for name, found in kinds.items() if found}
 
-    def located(self, name: str, value: str | Path | None, folder: Path | None) -> str | None:
-        """The full path of a file or folder that is named from here or from `folder`. Raises OvssError if there is none."""
+    def checked(self, name: str, value: Any, origin: str | None = None, folder: Path | None = None) -> Any:
+        """A valid value; the full path of a file or folder, which may be given relative to `folder`. Raises OvssError for what
+        the annotation does not allow, and for a path that does not exist."""
+        if name not in self.paths:
+            validate(name, value, _bounded(self.hints[name]), origin)
+            return value
         exists, kind = PATHS[self.paths[name]]
-        if value is None and type(None) in get_args(self.hints[name]):
+        if value is None and NoneType in get_args(self.hints[name]):
             return None
         if not isinstance(value, str | Path) or not str(value):
             raise OvssError(f"{name}={value!r}: expected the path of a {kind}.")
@@ -63,66 +79,49 @@ class Hyperparameters:
             raise OvssError(f"{name}={value} of {self.owner}: there is no such {kind} {where}. Give its full path.")
         return str(found.resolve())
 
-    def check(self, name: str, value: Any) -> None:
-        """Raises OvssError where the annotation does not allow the value."""
-        hint = self.hints[name]
+
+def _bounded(hint: Any) -> Any:
+    """An annotation with bounds for its numbers; a list must not be empty."""
+    if get_origin(hint) in (Union, UnionType):
+        return reduce(or_, map(_bounded, get_args(hint)))
+    if get_origin(hint) is tuple:
+        item = _bounded(get_args(hint)[0])
+        return Annotated[tuple[item, ...], MinLen(1), Expected(f"a list of at least one value, each {in_words(item)}")]
+    return BOUNDED.get(hint, hint)
+
+
+def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]]:
+    """Hyperparameters as JSON has them: of each method its class, and of each value the default and the annotation, as a union
+    of KINDS or a list of choices."""
+    words = {hint: kind for kind, hint in KINDS.items()}
+
+    def kind(hint: Any) -> str | list[str]:
         if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                raise unknown(f"value of {name}", value, map(str, get_args(hint)))
-            return
-        if get_origin(hint) is tuple:  # in YAML and on the command line a list
-            kinds = {float: (int, float)}.get(get_args(hint)[0], get_args(hint)[:1])
-            fits = isinstance(value, list | tuple) and value
-            if not fits or any(type(item) not in kinds or not _bounded(item, kinds[-1]) for item in value):
-                raise OvssError(f"{name}={value!r}: expected a list of {kinds[-1].__name__} values.")
-            return
-        allowed = tuple(get_args(hint) or (hint,))
-        number = int in allowed or float in allowed
-        fits = isinstance(value, (int, float) if float in allowed else allowed) and not (number and isinstance(value, bool))
-        if fits and number and isinstance(value, int | float) and not _bounded(value, float if float in allowed else int):
-            raise OvssError(f"{name}={value!r}: expected a number of at most {MOST if float not in allowed else 1e30:g}.")
-        if not fits and not (value is None and type(None) in allowed):
-            raise OvssError(f"{name}={value!r}: expected {getattr(hint, '__name__', hint)}.")
+            return list(get_args(hint))
+        return " | ".join(words[part] for part in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)))
+
+    return {
+        name: {"class": method.owner} | {key: [default, kind(method.hints[key])] for key, default in method.defaults.items()}
+        for name, method in methods.items()
+    }
 
 
-def _bounded(value: float, kind: type) -> bool:
-    """Whether 32 bits hold a number, and a loop of so many steps has an end; NaN is not."""
-    return abs(value) <= (MOST if kind is int else 1e30)
+def from_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Hyperparameters]:
+    """The reverse of `as_table`."""
+
+    def hint(kind: str | list[str]) -> Any:
+        return reduce(or_, (KINDS[part] for part in kind.split(" | "))) if isinstance(kind, str) else Literal[tuple(kind)]
+
+    methods = {}
+    for name, entry in table.items():
+        values = {key: value for key, value in entry.items() if key != "class"}
+        hints = {key: hint(kind) for key, (_, kind) in values.items()}
+        defaults = {key: tuple(value) if isinstance(value, list) else value for key, (value, _) in values.items()}
+        methods[name] = Hyperparameters(entry["class"], hints, defaults)
+    return methods
 
 
 @cache
 def declared() -> dict[str, Hyperparameters]:
-    """The hyperparameters of this project's methods, by the names under which they are registered, read from their source. A
-    method that declares more than literals is left out: it has to be imported."""
-    classes = {
-        node.name: node
-        for path in sorted((PACKAGE / "segmentors").glob("*.py"))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
-
-    def collect(node: ast.ClassDef) -> dict[str, tuple[Any, Any]]:
-        found: dict[str, tuple[Any, Any]] = {}
-        for base in node.bases:
-            found |= collect(classes[base.id]) if isinstance(base, ast.Name) and base.id in classes else {}
-        for part in node.body:
-            if isinstance(part, ast.AnnAssign) and part.value is not None:
-                hint = eval(ast.unparse(part.annotation), {"Literal": Literal, **{kind.__name__: kind for kind in PATHS}})
-                found[part.target.id] = hint, ast.literal_eval(part.value)
-            elif isinstance(part, ast.Assign) and part.targets[0].id in found:
-                name = part.targets[0].id
-                found[name] = found[name][0], ast.literal_eval(part.value)
-        return found
-
-    methods = {}
-    for node in classes.values():
-        for decorator in node.decorator_list:
-            words = {word.arg: word.value for word in getattr(decorator, "keywords", ())}
-            if "name" in words:
-                try:
-                    found = collect(node)
-                except (NameError, ValueError):
-                    continue
-                hints, defaults = ({name: pair[side] for name, pair in found.items()} for side in (0, 1))
-                methods[ast.literal_eval(words["name"])] = Hyperparameters(node.name, hints, defaults)
-    return methods
+    """The hyperparameters of this project's methods, by the names under which they are registered."""
+    return from_table(read_json(TABLE))

@@ -1,8 +1,8 @@
-"""The registries of segmentors and data sets, and the plug-ins that add to them: files that are named, and installed packages.
+"""The registries of segmentors and data sets, and the plug-ins that add to them: Python files and installed packages.
 
-A package brings its methods by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. Packages
-are only imported when a name is asked for that is not known without them, so that one that is broken harms nobody else. Recipes
-are in a folder `configs/segmentor` beside the module.
+A package declares its plug-in by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. It is
+imported when a name is not known without it, so that a broken package affects nobody else. The recipes of a plug-in are in a
+folder `configs/segmentor` beside the module.
 """
 
 from __future__ import annotations
@@ -26,48 +26,64 @@ from ..files import CONFIGS, config_names, digest, user_path
 
 GROUP = "ovss_bench.plugins"
 PLUGINS: dict[str, str] = {}  # files and packages in use -> SHA-256 of their source
-RECIPES: dict[str, Path] = {}  # the recipes that plug-ins brought
-_IMPORTED: dict[EntryPoint, OvssError | None] = {}  # and what is wrong with it
+RECIPES: dict[str, Path] = {}  # those of plug-ins
+_IMPORTED: dict[EntryPoint, OvssError | None] = {}  # with the error, if it cannot be imported
 
 
 class Registry(mmengine.Registry):
-    """mmengine's registry, with an error that lists the closest names, and with what installed packages bring. Its `locations`
-    are imported when something is looked up: methods need torch, and most tools need no method."""
+    """mmengine's registry with three additions: the classes of a `package` of this project, each imported when it is first used
+    (methods need torch, and most tools need no method); installed plug-ins; an error that lists the closest names."""
+
+    def __init__(self, name: str, package: str | None = None) -> None:
+        super().__init__(name, scope="ovss_bench")
+        self.package = package
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """The modules of the `package` by the names that they register: its table MODULES."""
+        return importlib.import_module(self.package).MODULES if self.package else {}
 
     @property
     def module_dict(self) -> dict[str, type]:
-        for location in self._locations:
-            importlib.import_module(location)
+        """All classes; imports those of this project."""
+        for module in self.modules.values():
+            importlib.import_module(f"{self.package}.{module}")
         return self._module_dict
-
-    def __len__(self) -> int:
-        return len(self.module_dict)
-
-    def __repr__(self) -> str:
-        _ = self.module_dict
-        return super().__repr__()
 
     @property
     def registered(self) -> dict[str, type]:
-        """What is registered so far, without importing anything for it."""
+        """The classes that have been imported so far."""
         return self._module_dict
 
+    @property
+    def names(self) -> set[str]:
+        """All names; imports no class."""
+        return {*self.modules, *self._module_dict}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"{self.name} registry: {', '.join(sorted(self.names))}"
+
     def get(self, key: str) -> type:
-        if key not in self.module_dict:
+        if key in self.modules:
+            importlib.import_module(f"{self.package}.{self.modules[key]}")
+        elif key not in self._module_dict:
             load_installed(key)
-        if key not in self.module_dict:
-            raise not_found(self.name, key, self.module_dict)
-        _note(self.module_dict[key])
-        return self.module_dict[key]
+        if key not in self._module_dict:
+            raise not_found(self.name, key, self.names)
+        _note(self._module_dict[key])
+        return self._module_dict[key]
 
 
-SEGMENTORS = Registry("segmentor", locations=["ovss_bench.segmentors"])
-DATASETS = Registry("dataset", locations=[f"ovss_bench.datasets.{module}" for module in ("base", "coco", "demo.loader")])
+SEGMENTORS = Registry("segmentor", "ovss_bench.segmentors")
+DATASETS = Registry("dataset", "ovss_bench.datasets")
 
 
 def load_plugin(path: str | Path) -> None:
-    """Imports a Python file that registers segmentors or data sets, and finds the recipes beside it. Doing it again changes
-    nothing. Raises OvssError if it cannot be imported; then nothing of it stays."""
+    """Imports a Python file that registers segmentors or data sets, and finds the recipes beside it; once. Raises OvssError if
+    it cannot be imported; then nothing of it stays registered."""
     path = user_path(path).resolve()
     if str(path) in PLUGINS:
         return
@@ -75,7 +91,7 @@ def load_plugin(path: str | Path) -> None:
         raise OvssError(f"plugin {path} does not exist. Give the path of a Python file, e.g. 'plugins=[./my_method.py]'.")
     name = f"ovss_bench_plugin_{path.stem}_{digest(str(path))[:8]}"  # two folders may have files of the same name
     with _importing(f"plugin {path}"):
-        if not _is_imported(path):  # with the package that it is in
+        if not _is_imported(path):  # as part of a package
             spec = importlib.util.spec_from_file_location(name, path)
             if spec is None:
                 raise OvssError("it is not a Python file; its name must end in .py.")
@@ -91,8 +107,8 @@ def load_plugin(path: str | Path) -> None:
 
 
 def load_installed(wanted: str) -> None:
-    """Imports the plug-ins of installed packages, each once, because `wanted` is not known. A broken one is named in a warning;
-    it is an error if it has the name that is wanted."""
+    """Imports the plug-ins of installed packages, each once, to find `wanted`. A broken one gives a warning, or an error if it
+    has that name."""
     for entry in entry_points(group=GROUP):
         if entry not in _IMPORTED:
             _IMPORTED[entry] = error = _import_installed(entry)
@@ -103,7 +119,7 @@ def load_installed(wanted: str) -> None:
 
 
 def not_found(kind: str, name: object, known: Iterable[str]) -> OvssError:
-    """The error for a name that no plug-in brings either."""
+    """The error for a name that no plug-in registers either."""
     error = unknown(kind, name, known)
     broken = [entry.name for entry, problem in _IMPORTED.items() if problem]
     return OvssError(f"{error} These plug-ins cannot be imported: {', '.join(broken)}.") if broken else error
@@ -125,7 +141,7 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
 
 @contextmanager
 def _importing(what: str) -> Iterator[None]:
-    """Turns whatever goes wrong into an error that says where, and takes back what was registered until then."""
+    """Turns any exception into an error that says where, and undoes the registrations until then."""
     registries = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)
     before = [dict(registry) for registry in registries]
     try:
@@ -145,19 +161,17 @@ def _add_recipes(folder: Path) -> None:
     if folder == CONFIGS.resolve() / "segmentor":  # a plug-in in a checkout of this project
         return
     for path in sorted(folder.glob("*.yaml")):
-        taken = path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path
-        if taken:
+        if path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path:
             raise OvssError(f"there is a recipe '{path.stem}' already. Give {path} another name.")
         RECIPES[path.stem] = path
 
 
 def _note(method: type) -> None:
-    """Whatever way a class came, its source is on record as it was: that of its file, or of its whole package."""
+    """Records the source of a class that was not loaded as a plug-in file: of its file, or of its whole package."""
     top = method.__module__.partition(".")[0]
     if top != "ovss_bench" and not top.startswith("ovss_bench_plugin_"):
         module = sys.modules.get(top)
-        file = getattr(module, "__file__", None)
-        folders = [] if module is None else list(getattr(module, "__path__", ()))
+        file, folders = getattr(module, "__file__", None), list(getattr(module, "__path__", ()))
         if folders:
             PLUGINS[folders[0]] = package_digest(folders[0])
         elif file and Path(file).is_file():

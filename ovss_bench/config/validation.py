@@ -1,6 +1,5 @@
-"""Checks values of configurations against annotations, by pydantic. What does not fit is one line that says what was expected.
-
-An annotation says in `Expected` what a reader is told; without it the words come from the type.
+"""Checks configuration values against annotations, by pydantic; an invalid one gives a one-line error that says what was
+expected: in the words of `Expected`, if the annotation has one, else in those of the type.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ Fraction = Annotated[float, Gt(0), Lt(1), Expected("a positive number below 1")]
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "NAME=VALUE"}
 
 
-def validate(name: str, value: Any, hint: Any, origin: str | None = None) -> Any:
-    """The value, lists as tuples where the annotation has those. Raises OvssError that names value, `origin` and expectation,
-    and for a name that is none of a `Literal` the closest ones."""
-    given = tuple(value) if isinstance(value, list) and _is_tuple(hint) else value
+def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: str = "") -> Any:
+    """The value, lists as tuples where the annotation has those. Raises OvssError that states the `kind` of value, if given,
+    name, value, `origin` and expectation; for a text that is none of a `Literal` the closest ones."""
+    given = tuple(value) if isinstance(value, list) and is_list(hint) else value
     try:
         return _adapter(hint).validate_python(given)
     except ValidationError:
@@ -45,13 +44,14 @@ def validate(name: str, value: Any, hint: Any, origin: str | None = None) -> Any
         choices = _choices(hint)
         if choices and isinstance(value, str | None):
             raise unknown(f"value of {name}{source}", value, map(str, choices)) from None
-        raise OvssError(f"{name}={value!r}{source}: expected {in_words(hint)}.") from None
+        raise OvssError(f"{kind}{name}={value!r}{source}: expected {in_words(hint)}.") from None
 
 
 def validate_all(
     values: Mapping[str, Any], hints: Mapping[str, Any], kind: str, origin: Callable[[str], str | None] = lambda name: None
 ) -> dict[str, Any]:
-    """Every value by the annotation of its name. Raises OvssError for a name that is none, a `kind` of value, too."""
+    """Validates every value by the annotation of its name. Raises OvssError for an unknown name, too; `kind` says what names
+    stand for."""
     for name in values:
         if name not in hints:
             source = f" (from {origin(name)})" if origin(name) else ""
@@ -62,8 +62,8 @@ def validate_all(
 def in_words(hint: Any) -> str:
     """What an annotation allows."""
     if get_origin(hint) is Annotated:
-        said = [part.words for part in hint.__metadata__ if isinstance(part, Expected)]
-        return said[-1] if said else in_words(get_args(hint)[0])
+        stated = [part.words for part in hint.__metadata__ if isinstance(part, Expected)]
+        return stated[-1] if stated else in_words(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
         parts = [in_words(part) for part in get_args(hint) if part is not NoneType]
         return " or ".join(parts) + (", or null" if NoneType in get_args(hint) else "")
@@ -79,8 +79,9 @@ def _adapter(hint: Any) -> TypeAdapter:
     return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
-def _is_tuple(hint: Any) -> bool:
-    return get_origin(hint) is tuple or any(map(_is_tuple, get_args(hint)))
+def is_list(hint: Any) -> bool:
+    """Whether an annotation is of a tuple, which in YAML and on the command line is a list."""
+    return get_origin(hint) is tuple or any(map(is_list, get_args(hint)))
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

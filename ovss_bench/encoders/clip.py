@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -299,6 +300,25 @@ def load_clip(
         clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
         clip.to(device, precision)
     return clip
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """A CLIP that is yet to be loaded: `name` and `pretrained` as in `load_clip`, `label` as in `clip_label`."""
+
+    name: str
+    pretrained: str | None
+    label: str
+
+    @classmethod
+    def of(cls, text: str | Path, weights: str | None = None) -> ClipSpec:
+        """From NAME, NAME:TAG or a file, and perhaps a file of `weights`."""
+        name, _, tag = (str(text), "", "") if os.path.isfile(text) else str(text).partition(":")
+        pretrained = weights or tag or None
+        return cls(name, pretrained, clip_label(name, pretrained))
+
+    def load(self, precision: str | None = None, device: str = "cpu") -> DenseCLIP:
+        return load_clip(self.name, pretrained=self.pretrained, precision=precision, device=device)
 
 
 def clip_label(name: str | Path | None, pretrained: str | Path | None = None) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.recipe import BEFORE_DECISION
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
 from ..ops.windows import SlidingWindow
@@ -232,12 +233,11 @@ def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:
 
 def _same_logits(one: Segmentor, other: Segmentor) -> bool:
     """Whether two segmentors differ in nothing but what comes after their patch logits, and use no by-products of them."""
-    plain = {"threshold", "area_threshold", "pamr_steps", "min_foreground", "names", "templates"}
-    values = [{name: v for name, v in s.recipe.values().items() if name not in plain} for s in (one, other)]
     return (
         type(one) is type(other)
         and one.only_logits
-        and values[0] == values[1]
+        and one.recipe.hyperparameters == other.recipe.hyperparameters
+        and all(getattr(one.recipe, name) == getattr(other.recipe, name) for name in BEFORE_DECISION)
         and one.vocabulary.digest == other.vocabulary.digest
         and all(one.sources[kind] is source for kind, source in other.sources.items())
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config.recipe import compose_recipe
+from ..config.recipe import Stage, compose_recipe, names_at
 from ..datasets.config import dataset_config, facts_of, names_path
 from ..datasets.expected import number
 from ..errors import OvssError
@@ -19,16 +19,13 @@ from ..runs.published import compare_published, generator, meant, settings, unco
 from ..vocabulary import Vocabulary, read_names
 from .compare import DECIMALS, Run, read_run
 
-# Which values of the recipe each of the usual reasons is about; all others are "other settings".
+# The recipe values that each of the usual reasons is about; hyperparameters are "other settings".
 REASONS = {
-    "names and templates": ("names", "templates"),
-    "resize and windows": (
-        *("resize", "short_side", "long_side", "window", "stride", "pad", "pad_multiple", "scored_at", "min_foreground"),
-        *("normalize", "position"),
-    ),
-    "scale and threshold": ("logit_scale", "threshold", "area_threshold"),
-    "refinement": ("pamr_steps", "pamr_dilations"),
-    "activation": ("activation", "layer_norm_eps"),
+    "names and templates": names_at(Stage.TEXT),
+    "resize and windows": names_at(Stage.INPUT, Stage.WINDOW, Stage.SCORING),
+    "scale and threshold": names_at(Stage.DECISION),
+    "refinement": names_at(Stage.REFINEMENT),
+    "encoder": names_at(Stage.ENCODER),
 }
 OK, SUSPICIOUS, UNKNOWN = "ok", "suspicious", "not known"
 Check = tuple[str, str, str]  # what, state, what there is to say

@@ -1,8 +1,8 @@
-"""Which code decides a row's number, and its digests: the shared core, the files of its method, of its data set's loader and of
-the encoders that it takes beside CLIP, and plug-ins. Other methods, reports and tools are no part of it.
+"""The code that a row's number depends on, and its digests: the shared core, the files of its method, of its data set's loader
+and of the encoders that it takes beside CLIP, and plug-ins. Other methods, reports and tools are not part of it.
 
-Files are found by their imports, also those inside of functions, so that new modules are covered. Nothing is imported here:
-tools that only read results need no torch.
+Files are found by parsing imports, also those inside functions, so that new modules are covered. Nothing can be imported here
+instead: tools that only read results compare these digests, and need no torch.
 """
 
 from __future__ import annotations
@@ -12,76 +12,64 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import CodeType
 
-from ..datasets.config import dataset_config
 from ..auxiliary.sources import MODULES
+from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, package_digest
+from ..datasets.config import dataset_config
 from ..files import PACKAGE, config_names, digest, load_config
-from ..config.registry import PLUGINS, package_digest
 
 # From images to counts, from counts to metrics, and how a segmentor is made: every row depends on these and what they import.
 CORE = ("runs/counting.py", "segmentors/build.py", "evaluation")
 
 
-def row_code(row: Collection[type] | Collection[Path], kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """For a row of this method and loader (their classes, or the files that they are in) that takes these `kinds` of things
-    beside CLIP: SHA-256 of the `core` and of each further file of this package, and of the plug-ins by their paths."""
-    core, further, plugins = _of_row(row, kinds)
+Row = Collection[type] | Collection[Path]  # a method and a loader: their classes, or the files of these
+
+
+def row_code(row: Row, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """For a row of this method and loader that takes these `kinds` of things beside CLIP: SHA-256 of the `core` and of each
+    further file of this package, and of the plug-ins by their paths."""
+    core, further, plugins = row_files(row, kinds)
     total = digest(*(part for path in sorted(core) for part in (_name(path), _content(path))))
     return {"core": total} | {_name(path): hashlib.sha256(_content(path)).hexdigest() for path in sorted(further)}, plugins
 
 
-def row_files(row: Collection[type] | Collection[Path], kinds: Iterable[str]) -> frozenset[Path]:
-    """The files of this package that `row_code` is about."""
-    core, further, _ = _of_row(row, kinds)
-    return core | further
-
-
-def _of_row(
-    row: Collection[type] | Collection[Path], kinds: Iterable[str]
-) -> tuple[frozenset[Path], frozenset[Path], dict[str, str]]:
-    core = _closure(path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part])
-    files, plugins = {PACKAGE / f"{MODULES[kind].replace('.', '/')}.py" for kind in kinds if kind in MODULES}, {}
+def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dict[str, str]]:
+    """The files of this package in the core and beyond, and the digests of plug-ins, that `row_code` is about."""
+    core = _reached((path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]), _imported)
+    files, plugins = {_file(MODULES[kind]) for kind in kinds if kind in MODULES}, {}
     for entry in row:
-        own, others = _of_class(entry) if isinstance(entry, type) else ({entry}, {})
-        files |= own
-        plugins |= others
-    return core, _closure(files) - core, plugins
+        inside, outside = _of_class(entry) if isinstance(entry, type) else ({entry}, {})
+        files |= inside
+        plugins |= outside
+    return core, _reached(files, _imported) - core, plugins
 
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
-    """`row_code` of a method and a data set of this project by their names; None for those of others."""
+    """`row_code` of a method and a data set of this project, by their names; None for others."""
     if segmentor not in config_names("segmentor") or dataset not in config_names("dataset"):
         return None
     method = load_config("segmentor", segmentor).get("method", segmentor)
     loader = dataset_config(dataset)[1].get("loader", "mmseg")
-    return row_code([registered("segmentors")[method], registered("datasets")[loader]], kinds)
+    files = [_file(f"segmentors.{SEGMENTORS.modules[method]}"), _file(f"datasets.{DATASETS.modules[loader]}")]
+    return row_code(files, kinds)
 
 
-def source_digest(code: dict[str, str], plugins: dict[str, str]) -> str:
+def source_digest(code: Mapping[str, str], plugins: Mapping[str, str]) -> str:
     """One digest for all code of a row, wherever its files are."""
     return digest(*(part for item in sorted(code.items()) for part in item), *sorted(plugins.values()))
 
 
-@cache
-def registered(folder: str) -> dict[str, Path]:
-    """What this project registers in a folder: name -> file."""
-    return {
-        word.value.value: path
-        for path in sorted((PACKAGE / folder).glob("**/*.py"))
-        for node in ast.parse(_content(path)).body
-        if isinstance(node, ast.ClassDef)
-        for decorator in node.decorator_list
-        for word in getattr(decorator, "keywords", ())
-        if word.arg == "name"
-    }
+def _file(module: str) -> Path:
+    """The file of a module of this package."""
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:
-    """The files of this package that define a class, and the plug-ins that do: those of its bases and what they import, too."""
+    """The files of this package, and the plug-ins, that define a class: with those of its bases, and what they import."""
     files, plugins = set(), {}
     for base in entry.__mro__:
         module = sys.modules.get(base.__module__)
@@ -100,7 +88,7 @@ def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:
 
 
 def _compiled(kind: type) -> Iterator[str | bytes]:
-    """What the functions of a class without a file are compiled to."""
+    """The byte code of a class without a file."""
 
     def parts(code: CodeType) -> Iterator[str | bytes]:
         yield from (code.co_code, repr(code.co_names))
@@ -114,52 +102,49 @@ def _compiled(kind: type) -> Iterator[str | bytes]:
 
 
 def _is_own(base: type, file: Path) -> bool:
-    """Whether a base outside of this package is somebody's own code: not of a library, or derived from one of ours."""
+    """Whether a base class outside this package is a user's code: in no library, or derived from a class of this package."""
     library = any(Path(sysconfig.get_path(kind)) in file.parents for kind in ("stdlib", "purelib", "platlib"))
     return bool(file.name) and (not library or any(other.__module__.startswith("ovss_bench.") for other in base.__mro__))
 
 
 def _beside(file: Path, folder: Path) -> set[Path]:
-    """A plug-in's file, and what it imports, directly or not, of the files in and below its folder."""
-    left, seen = [file], set()
-    while left:
-        path = left.pop()
-        if path in seen or not path.is_file():
-            continue
-        seen.add(path)
+    """A plug-in's file, and the files in and below its folder that it imports, directly or not."""
+
+    def imports(path: Path) -> Iterator[Path]:
         tree = ast.parse(path.read_bytes())
         modules = (getattr(sys.modules.get(name), "__file__", None) for name in _absolute(tree))
-        found = {Path(module) for module in modules if module} | _relative(path, tree)
-        left += [each for each in found if folder in each.parents and PACKAGE not in each.parents]
-    return seen
+        for found in {Path(module) for module in modules if module} | _relative(path, tree):
+            if folder in found.parents and PACKAGE not in found.parents and found.is_file():
+                yield found
+
+    return _reached([file] if file.is_file() else [], imports)
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
     return {str(path): PLUGINS.get(str(path)) or hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
-def _closure(files: Iterable[Path]) -> frozenset[Path]:
-    """The files and what they import of this package, directly or not."""
+def _reached(files: Iterable[Path], imports: Callable[[Path], Iterable[Path]]) -> set[Path]:
+    """The files and what they import, directly or not."""
     left, found = list(files), set()
     while left:
         path = left.pop()
         if path not in found:
             found.add(path)
-            left += _imported(path)
-    return frozenset(found)
+            left += imports(path)
+    return found
 
 
 @cache
 def _content(path: Path) -> bytes:
-    """Read once: what is running is what was there at the start."""
+    """Read once: the code that is running is that of the start."""
     return path.read_bytes()
 
 
 def _imported(path: Path) -> set[Path]:
-    """The files of this package that a Python file imports. A package's `__init__.py` is not one of them: it holds no code that
+    """The files of this package that a Python file imports; without `__init__.py` of packages, which holds no code that
     computes."""
-    inside = PACKAGE in path.parents
-    return _imports(path, _content(path) if inside else path.read_bytes())
+    return _imports(path, _content(path) if PACKAGE in path.parents else path.read_bytes())
 
 
 @cache
@@ -167,16 +152,16 @@ def _imports(path: Path, content: bytes) -> set[Path]:
     tree = ast.parse(content)
     found = _relative(path, tree) if PACKAGE in path.parents else set()
     names = {name for name in _absolute(tree) if name.startswith("ovss_bench")}
-    found |= {PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in names}
+    found |= {_file(name.partition(".")[2]) for name in names}
     if names:  # `import ovss_bench as ob`, then `ob.attend`
         used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         used |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-        found |= {PACKAGE / path for name, path in _interface().items() if name in used}
+        found |= {file for name, file in _interface().items() if name in used}
     return {file for file in found if file.is_file()}
 
 
 def _relative(path: Path, tree: ast.AST) -> set[Path]:
-    """The files that are imported relative to this one, whether or not they are there; not those for type checkers only."""
+    """The files of relative imports, whether or not they exist; not those for type checkers only."""
     typing = {
         node
         for part in ast.walk(tree)
@@ -201,12 +186,16 @@ def _absolute(tree: ast.AST) -> set[str]:
 
 
 @cache
-def _interface() -> dict[str, str]:
-    """The names of the Python interface that a method may compute with -> their files."""
-    nodes = ast.walk(ast.parse(_content(PACKAGE / "__init__.pyi")))
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level and node.module]
-    files = {alias.name: f"{node.module.replace('.', '/')}.py" for node in imports for alias in node.names}
-    return {name: file for name, file in files.items() if not file.startswith(("runs/", "reports/"))}
+def _interface() -> dict[str, Path]:
+    """The files of the names of the Python interface, by the imports of its stub, which is what lazy_loader reads, too; but for
+    those that produce or read results, which no method computes with."""
+    stub = [node for node in ast.parse(_content(PACKAGE / "__init__.pyi")).body if isinstance(node, ast.ImportFrom)]
+    return {
+        alias.name: _file(node.module)
+        for node in stub
+        for alias in node.names
+        if node.module and not node.module.startswith(("runs.", "reports."))
+    }
 
 
 def _name(path: Path) -> str:

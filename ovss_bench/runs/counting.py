@@ -1,4 +1,4 @@
-"""From images to the counts of every job: the loop's label maps against the truth, in threads beside the encoder."""
+"""From images to the counts of every job: label maps are compared with the ground truth in threads beside the encoder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from functools import partial
 
 import numpy as np
 
-from ..datasets.base import Sample, SegDataset
 from ..auxiliary.sources import FeatureCache
-from ..inference.trunk_cache import TrunkCache
+from ..config.plugin_errors import plugin_errors
+from ..datasets.base import Sample, SegDataset
 from ..errors import OvssError
 from ..evaluation.boundary import boundary_counts
 from ..evaluation.confusion import confusion
 from ..image import check_image
 from ..inference.engine import predict
 from ..inference.prediction import Prediction
-from ..config.plugin_errors import plugin_errors
+from ..inference.trunk_cache import TrunkCache
 from ..process import in_threads
 from ..stages import Stages
 from .jobs import Job, Runtime
 
-
 NOTHING = np.empty((0, 0), np.uint16)
+# Confusion records, digest of the label map, and if they are wanted boundary records and the map itself.
+Records = tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]
 
 
 def counted(
@@ -33,18 +34,18 @@ def counted(
     images: Sequence[tuple[Sample, ...]],
     runtime: Runtime,
     stages: Stages,
-) -> Iterator[tuple[str, list[tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]] | OvssError]]:
-    """For each image its id, and of every job what `RunStore.add` takes; or what is wrong with the image."""
+) -> Iterator[tuple[str, list[Records] | OvssError]]:
+    """Yields for each image its id, and of every job the records that `RunStore.add` takes, or the error of the image."""
     first = jobs[0].dataset
     by_id = {image[0].id: image for image in images}
 
-    def count(item: tuple[str, list[Prediction] | OvssError]) -> tuple[str, list[tuple] | OvssError]:
+    def count(item: tuple[str, list[Prediction] | OvssError]) -> tuple[str, list[Records] | OvssError]:
         name, outcome = item
         if isinstance(outcome, OvssError):
             return item
         try:
             with stages("read labels"):
-                truths = {
+                targets = {
                     each: _label(dataset, sample, outcome[0].image_size)
                     for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
                 }
@@ -52,7 +53,7 @@ def counted(
             return name, error
         with stages("count"):
             return name, [
-                _counted(job, prediction, truths[job.dataset.name], runtime)
+                _counted(job, prediction, targets[job.dataset.name], runtime)
                 for job, prediction in zip(jobs, outcome, strict=True)
             ]
 
@@ -79,7 +80,7 @@ def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.nda
     kind = type(dataset)
     with plugin_errors(f"label map of image {sample}", kind):
         label = dataset.label(sample, size)
-    if kind.label is not SegDataset.label:  # which has checked it
+    if kind.label is not SegDataset.label:  # that of SegDataset is checked already
         fits = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.shape == size
         if not fits or not ((label >= 0) & (label < len(dataset.classes)) | (label == dataset.ignore_index)).all():
             raise OvssError(
@@ -89,14 +90,12 @@ def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.nda
     return label
 
 
-def _counted(
-    job: Job, prediction: Prediction, truth: np.ndarray, runtime: Runtime
-) -> tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]:
-    """Confusion records, hash, and if they are wanted boundary records and the map itself."""
+def _counted(job: Job, prediction: Prediction, target: np.ndarray, runtime: Runtime) -> Records:
     label_map = prediction.label_map.numpy().astype(np.uint16)
     dataset, recipe = job.dataset, job.segmentor.recipe
-    truth = dataset.scored(truth, label_map.shape, recipe.resize, recipe.min_foreground)
-    maps = (NOTHING, NOTHING) if truth is None else (truth, label_map)
+    target = dataset.scored(target, label_map.shape, recipe.resize, recipe.min_foreground)
+    maps = (NOTHING, NOTHING) if target is None else (target, label_map)
     pair = *maps, len(dataset.classes), dataset.ignore_index
-    hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
-    return confusion(*pair), hash, boundary_counts(*pair) if runtime.boundary else None, label_map if runtime.maps else None
+    label_hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
+    edges = boundary_counts(*pair) if runtime.boundary else None
+    return confusion(*pair), label_hash, edges, label_map if runtime.maps else None

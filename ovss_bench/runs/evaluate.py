@@ -1,4 +1,4 @@
-"""Evaluating segmentors on a data set: what is done already, what is left, and the result of each."""
+"""Evaluates segmentors on data sets: skips finished jobs, resumes interrupted ones, and writes a result for each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..datasets.base import SegDataset
-from .world import Shard, World
+from ..config.recipe import own_recipe
+from ..datasets.base import Sample, SegDataset
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
-from ..torch_defaults import ordinary_torch
 from ..process import terminate_cleanly
 from ..progress import Progress
-from ..config.recipe import own_recipe
 from ..segmentors.base import Segmentor
 from ..stages import Stages
+from ..torch_defaults import ordinary_torch
 from .counting import counted
-from .result import EvalResult
-from .schema import VERSION
 from .jobs import Job, Runtime, fingerprint, in_groups, job_of, make_job, split_evenly
 from .merge import added_up, complete, part_of
 from .provenance import provenance
+from .result import EvalResult
+from .schema import VERSION
 from .store import RunStore
+from .world import Shard, World
 
 
 @ordinary_torch()
@@ -49,9 +49,9 @@ def evaluate(
     """`evaluate("sclip", clip, dataset)` does what tools/eval.py does with that name; `evaluate(segmentor, dataset)` takes a
     segmentor of `build_segmentor`, with its vocabulary, under the recipe for this data set and protocol.
 
-    `recipe` overrides values; so did the keywords of `build_segmentor`, a vocabulary that is not the recipe's, and attributes
-    set since; the result states what ran. Nothing is written unless `output` is given; `progress` prints how far it is. Raises
-    OvssError for what cannot be stated.
+    `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
+    after that; the result states them. Nothing is written unless `output` is given; `progress` prints the progress. Raises
+    OvssError for what a result cannot state.
     """
     kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
     if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
@@ -84,28 +84,21 @@ def run_jobs(
     shard: Shard | None = None,
     world: World | None = None,
 ) -> list[EvalResult]:
-    """Runs jobs, those on the same images with equal trunk recipes in one pass, and returns their results in the order given.
+    """Runs jobs, in one pass those on the same images with equal trunk recipes, and returns their results in the order given.
 
-    A job whose result is there already is not repeated unless `rerun`; one that was interrupted goes on where it stopped. If a
-    list of `failures` is given, the error of a pass goes there, and the other passes go on; their results are returned.
+    A job with a finished result is skipped unless `rerun`; an interrupted one is resumed. If a list of `failures` is given, the
+    error of a pass is added to it, and the other passes run; their results are returned.
 
     A `shard` evaluates its part of the images and leaves it for runs/merge.py; it has no results. With a `world` of several
     processes, all call this with the same arguments; rank 0 makes and returns the results.
     """
-    world = world or World()
-    runtime = runtime or Runtime()
-    done: dict[int, EvalResult] = {}
+    run = _Run(limit, ids, output, rerun, runtime or Runtime(), Progress(quiet), shard, world or World())
     passes: dict[tuple, list[int]] = {}
-    progress = Progress(quiet)
-    with world.together():
-        for i, job in enumerate(jobs):
-            job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), runtime.boundary)
-            store = _store(output, job)
-            result = store.finished() if store and not rerun and not world.rank else None
-            if result and (runtime.skip_bad_images or not result["images"]["failed"]):
-                progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
-                done[i] = EvalResult(result, store.result_path)
-    finished, fingerprints = zip(*world.gather((set(done), [job.fingerprint for job in jobs])), strict=True)
+    with run.world.together():
+        for job in jobs:
+            job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), run.runtime.boundary)
+        done = {i: result for i, job in enumerate(jobs) if (result := run.finished(job))}
+    finished, fingerprints = zip(*run.world.gather((set(done), [job.fingerprint for job in jobs])), strict=True)
     if any(other != fingerprints[0] for other in fingerprints):
         raise OvssError("the processes of this run differ in data, weights or code. Start all of them with the same.")
     for i, job in enumerate(jobs):
@@ -113,7 +106,7 @@ def run_jobs(
             passes.setdefault(job.pass_key, []).append(i)
     for numbers in passes.values():
         try:
-            results = _run_pass([jobs[i] for i in numbers], limit, ids, output, rerun, runtime, progress, shard, world)
+            results = _Pass(run, [jobs[i] for i in numbers]).results()
         except OvssError as error:
             if failures is None:
                 raise
@@ -123,105 +116,147 @@ def run_jobs(
     return [done[i] for i in sorted(done)]
 
 
-def _store(output: str | Path | None, job: Job, shard: Shard | None = None, helper: bool = False) -> RunStore | None:
-    clip = job.segmentor.clip.name
-    return None if output is None else RunStore(output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper)
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of `run_jobs`, for all passes."""
+
+    limit: int | None
+    ids: Sequence[str] | None
+    output: str | Path | None
+    rerun: bool
+    runtime: Runtime
+    progress: Progress
+    shard: Shard | None
+    world: World
+
+    def finished(self, job: Job) -> EvalResult | None:
+        """The result of a job that need not run again; only rank 0 looks for it."""
+        if self.output is None or self.rerun or self.world.rank:
+            return None
+        store = self.store(job)
+        result = store.finished()
+        if not result or (result["images"]["failed"] and not self.runtime.skip_bad_images):
+            return None
+        self.progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
+        return EvalResult(result, store.result_path)
+
+    def store(self, job: Job, shard: Shard | None = None) -> RunStore | _Memory:
+        if self.output is None:
+            return _Memory()
+        clip, helper = job.segmentor.clip.name, self.world.rank > 0
+        return RunStore(self.output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper)
 
 
-def _run_pass(
-    jobs: Sequence[Job],
-    limit: int | None,
-    ids: Sequence[str] | None,
-    output: str | Path | None,
-    rerun: bool,
-    runtime: Runtime,
-    progress: Progress,
-    shard: Shard | None,
-    world: World,
-) -> list[EvalResult]:
-    """One pass over the images for all jobs, which share images and trunk. Of several processes rank 0 plans and finishes."""
-    stores = [_store(output, job, shard, helper=world.rank > 0) or _Memory() for job in jobs]
-    datasets = {job.dataset.name: job.dataset for job in jobs}
-    samples = {name: dataset.select(limit, ids) for name, dataset in datasets.items()}
-    images = list(zip(*samples.values(), strict=True))  # of each image its sample in every data set
-    own = split_evenly(images, shard.count, jobs)[shard.number - 1] if shard else images
-    title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(datasets)}"
-    began, started = time.monotonic(), datetime.now(UTC)
-    failed: dict[str, str] = {}
-    with ExitStack() as stack:
-        stack.enter_context(terminate_cleanly(lambda: [store.flush() for store in stores]))
-        with world.together():
-            for store in stores:
+class _Pass:
+    """One pass over the images for jobs that share images and trunk: `plan`, `evaluate`, and on rank 0 `finish`. `images` are
+    all that were selected, `part` those of the shard."""
+
+    def __init__(self, run: _Run, jobs: Sequence[Job]) -> None:
+        self.run, self.jobs = run, jobs
+        self.stores = [run.store(job, run.shard) for job in jobs]
+        self.datasets = {job.dataset.name: job.dataset for job in jobs}
+        samples = [dataset.select(run.limit, run.ids) for dataset in self.datasets.values()]
+        self.images = list(zip(*samples, strict=True))  # per image its sample in every data set
+        shard = run.shard
+        self.part = split_evenly(self.images, shard.count, jobs)[shard.number - 1] if shard else self.images
+        self.title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(self.datasets)}"
+        self.clip = jobs[0].segmentor.clip
+        self.stages = Stages(self.clip.device, run.runtime.profile and run.world.rank == 0)
+        self.failed: dict[str, str] = {}  # images with the reasons
+
+    def results(self) -> list[EvalResult]:
+        began, started = time.monotonic(), datetime.now(UTC)
+        with ExitStack() as stack:
+            stack.enter_context(terminate_cleanly(lambda: [store.flush() for store in self.stores]))
+            left = self.plan(stack)
+            observed = self.evaluate(left)
+            return [] if self.run.world.rank else self.finish(len(left), observed, time.monotonic() - began, started)
+
+    def plan(self, stack: ExitStack) -> list[tuple[Sample, ...]]:
+        """Opens the stores. Returns the images that are left to evaluate."""
+        run = self.run
+        with run.world.together():
+            for store in self.stores:
                 stack.enter_context(store)
                 for damage in store.damaged:
-                    progress.say(damage)
-                if rerun:
+                    run.progress.say(damage)
+                if run.rerun:
                     store.discard()
-        done, *_ = world.gather({image.id for image, *_ in own if all(store.has(image.id, runtime.maps) for store in stores)})
-        groups = [group for group in in_groups(own, jobs) if any(image.id not in done for image, *_ in group)]
-        left = [image for group in groups for image in group]  # of a group with an unfinished image also those that are done
+        stored = {image.id for image, *_ in self.part if all(store.has(image.id, run.runtime.maps) for store in self.stores)}
+        done, *_ = run.world.gather(stored)
         if done:
-            progress.say(f"{title}: going on, {len(done)} of {len(own)} images are done")
-        mine = split_evenly(left, world.size, jobs)[world.rank]
-        stages = Stages(jobs[0].segmentor.clip.device, runtime.profile and world.rank == 0)
+            run.progress.say(f"{self.title}: resumed, {len(done)} of {len(self.part)} images are done")
+        groups = [group for group in in_groups(self.part, self.jobs) if any(image.id not in done for image, *_ in group)]
+        return [image for group in groups for image in group]  # of a group with an unfinished image also those that are done
+
+    def evaluate(self, left: Sequence[tuple[Sample, ...]]) -> list[list[dict[str, int]]]:
+        """Stores the counts of this process' share of the images. Returns the methods' `observed` counters by process and job.
+        Raises OvssError for images that cannot be evaluated, unless they may be skipped."""
+        run, world = self.run, self.run.world
+        mine = split_evenly(left, world.size, self.jobs)[world.rank]
         for first in (True, False):  # rank 0 encodes the texts, the others then find them in the cache
-            with world.together(), stages("text"):
-                for job in jobs if left and (world.rank == 0) == first else ():
-                    job.segmentor.encode_text(progress)
-        task = progress.start(title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
-        if runtime.compile:
-            jobs[0].segmentor.clip.compile()
-        for job in jobs:
+            with world.together(), self.stages("text"):
+                for job in self.jobs if left and (world.rank == 0) == first else ():
+                    job.segmentor.encode_text(run.progress)
+        task = run.progress.start(self.title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
+        if run.runtime.compile:
+            self.clip.compile()
+        for job in self.jobs:
             job.segmentor.observed = Counter()
+        failed = {}
         with world.together():
-            for image, outcome in counted(jobs, datasets, mine, runtime, stages):
+            for image, outcome in counted(self.jobs, self.datasets, mine, run.runtime, self.stages):
                 if isinstance(outcome, OvssError):
                     failed[image] = str(outcome)
                 else:
-                    with stages("store"):
-                        for store, records in zip(stores, outcome, strict=True):
+                    with self.stages("store"):
+                        for store, records in zip(self.stores, outcome, strict=True):
                             store.add(image, *records)
                 task.advance()
-            for store in stores:
+            for store in self.stores:
                 store.flush()
         task.stop()
-        failed = {image: reason for part in world.gather(failed) for image, reason in part.items()}
-        observed = world.gather([{name: int(n) for name, n in job.segmentor.observed.items()} for job in jobs])
-        if failed and not runtime.skip_bad_images:
-            shown = "\n".join(f"  {name}: {reason}" for name, reason in list(failed.items())[:10])
+        self.failed = {image: reason for part in world.gather(failed) for image, reason in part.items()}
+        if self.failed and not run.runtime.skip_bad_images:
+            shown = "\n".join(f"  {name}: {reason}" for name, reason in list(self.failed.items())[:10])
             raise OvssError(
-                f"{len(failed)} of {len(images)} images could not be evaluated; the others are kept "
-                f"for the next start:\n{shown}\n"
+                f"{len(self.failed)} of {len(self.images)} images could not be evaluated; the others are kept for the next "
+                f"start:\n{shown}\n"
                 "Repair them, or leave them out with runtime.skip_bad_images=true (the result is then marked as partial)."
             )
-        if world.rank:
-            return []
-        seconds = time.monotonic() - began
-        timing = {"seconds": round(seconds, 2), "images": len(left), "segmentors_in_pass": len(jobs)}
-        timing["stages"] = {stage: round(value, 3) for stage, value in stages.seconds.items()}
-        if runtime.profile:
-            progress.say(stages.table(seconds))
-            if output is not None:
-                stages.write_trace(stores[0].trace_path)
-                progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {stores[0].trace_path}")
-        evaluated = [image.id for image, *_ in own if image.id not in failed]
+        return world.gather([{name: int(n) for name, n in job.segmentor.observed.items()} for job in self.jobs])
+
+    def finish(
+        self, evaluated_now: int, observed: list[list[dict[str, int]]], seconds: float, started: datetime
+    ) -> list[EvalResult]:
+        """Collects the counts, and writes the results or, of a shard, its parts."""
+        run = self.run
+        timing = {"seconds": round(seconds, 2), "images": evaluated_now, "segmentors_in_pass": len(self.jobs)}
+        timing["stages"] = {stage: round(value, 3) for stage, value in self.stages.seconds.items()}
+        if run.runtime.profile:
+            run.progress.say(self.stages.table(seconds))
+            if run.output is not None:
+                self.stages.write_trace(self.stores[0].trace_path)
+                run.progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {self.stores[0].trace_path}")
+        evaluated = [image.id for image, *_ in self.part if image.id not in self.failed]
         results = []
-        for job, store, *seen in zip(jobs, stores, *observed, strict=True):
+        for job, store, *seen in zip(self.jobs, self.stores, *observed, strict=True):
             store.collect(evaluated)
-            head, facts = _head(job, timing, started, world) | added_up(seen), job.dataset.facts
-            if shard:
-                if left or not store.part_path.is_file():
-                    store.write_part(part_of(head, facts, [image.id for image, *_ in images], evaluated, failed))
-                progress.say(f"{job.name} on {job.dataset.name}: shard {shard} is done; python tools/merge.py {output}")
+            head, facts = _head(job, timing, started, run.world) | added_up(seen), job.dataset.facts
+            if run.shard:
+                if evaluated_now or not store.part_path.is_file():
+                    store.write_part(part_of(head, facts, [image.id for image, *_ in self.images], evaluated, self.failed))
+                title = f"{job.name} on {job.dataset.name}: shard {run.shard}"
+                run.progress.say(f"{title} is done; python tools/merge.py {run.output}")
                 continue
-            data = complete(head, facts, store.counts, store.edges, evaluated, failed)
+            data = complete(head, facts, store.counts, store.edges, evaluated, self.failed)
             store.finish(data, evaluated)
             results.append(EvalResult(data, store.result_path))
-    return results
+        return results
 
 
 def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> dict[str, Any]:
-    """A result without what comes from counts (runs/merge.py fills that in)."""
+    """A result without the values that are computed from counts, which runs/merge.py adds."""
     dataset = job.dataset
     segmentor, recipe = job.segmentor, job.segmentor.recipe
     known = {"weights_known": segmentor.clip.weights_known} if segmentor.clip.weights_known else {}
@@ -254,38 +289,22 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
     }
 
 
-class _Memory:
-    """Stands in for a RunStore where nothing shall be written."""
+class _Memory(nullcontext):
+    """Has the interface of RunStore where nothing is written."""
 
-    result_path = None
+    result_path, damaged = None, ()
 
     def __init__(self) -> None:
+        super().__init__(self)
         self.counts: dict[str, np.ndarray] = {}
         self.edges: dict[str, np.ndarray] = {}
-        self.damaged: list[str] = []
 
-    def __enter__(self) -> _Memory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def discard(self) -> None:
-        pass
-
-    def has(self, image: str, with_map: bool) -> bool:
-        return False
-
-    def flush(self) -> None:
-        pass
-
-    def collect(self, images: list[str]) -> None:
-        pass
-
-    def add(self, image: str, counts: np.ndarray, hash: str, edges: np.ndarray | None, label_map: object) -> None:
+    def add(self, image: str, counts: np.ndarray, label_hash: str, edges: np.ndarray | None, label_map: object) -> None:
         self.counts[image] = counts
         if edges is not None:
             self.edges[image] = edges
 
-    def finish(self, result: dict[str, Any], images: list[str]) -> None:
+    def nothing(self, *_: object) -> None:
         pass
+
+    has = discard = flush = collect = finish = nothing

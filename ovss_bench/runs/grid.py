@@ -1,15 +1,16 @@
-"""A grid of runs (`-m`): each of its runs writes the tables of all that have ended, in the grid's order, in whatever processes
-and on whatever machines they are."""
+"""A grid of runs (`-m`): each run writes the tables of all runs that have ended, in the grid's order. Runs may be in different
+processes and on different machines that share the folder."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ..errors import reading
 from ..files import read_json, write_text
@@ -19,20 +20,19 @@ from .store import read_result
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid that a run belongs to, as its `number`-th: in `folder` each run leaves the names of its result files."""
+    """The grid that a run belongs to, as its `number`-th; each run writes the names of its result files into `folder`."""
 
     folder: Path
     number: int
 
     @contextmanager
     def together(self, results: Sequence[EvalResult], output: Path) -> Iterator[list[dict[str, Any]]]:
-        """The results of the grid's runs with the same output folder, of this one and of those that have ended; meanwhile no
-        other run has its turn."""
-        paths = [str(result.path.resolve()) for result in results]
+        """The results of the grid's runs with the same output folder that have ended, and of this one. Other runs wait
+        meanwhile."""
+        paths = [str(result.path.resolve()) for result in results if result.path]
         record = {"output": str(output.resolve()), "results": paths}
         write_text(self.folder / f"{self.number:06d}.json", json.dumps(record))
-        with (self.folder / "lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / "lock"):
             paths = []
             for path in sorted(self.folder.glob("[0-9]*.json")):
                 with reading(f"record {path} of this grid", "Delete it."):

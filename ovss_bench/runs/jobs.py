@@ -1,9 +1,9 @@
-"""Jobs: one segmentor with its recipe on one data set each, and the fingerprints by which equal ones are known."""
+"""Jobs: each is one segmentor with its recipe on one data set, and has a fingerprint that equal jobs share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,45 +12,36 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..datasets.base import Sample, SegDataset
-from .world import balance
-from ..encoders.clip import DenseCLIP, default_precision
 from ..auxiliary.sources import SOURCES, NamedSource, describe, stated
+from ..config.recipe import BESIDE, RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
+from ..datasets.base import Sample, SegDataset
+from ..encoders.clip import DenseCLIP, default_precision
 from ..errors import OvssError
 from ..files import CONFIGS, digest, path_digest
 from ..image import resize
 from ..ops.windows import SlidingWindow
-from ..config.recipe import RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
 from ..segmentors.hooks import HOOKS
 from ..vocabulary import Vocabulary
 from .code import row_code, source_digest
-
-# Recipe values that count only beside some values of another: which, and when.
-BESIDE: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "short_side": ("resize", lambda rule: rule != "none"),
-    "long_side": ("resize", lambda rule: rule == "keep_ratio"),
-    "stride": ("window", lambda window: window != "whole"),
-    "pad_multiple": ("pad", lambda pad: pad != "none"),
-    "pamr_dilations": ("pamr_steps", bool),
-}
+from .world import split
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a run is carried out; none of it changes a number by more than rounding."""
+    """How a run is carried out; none of this changes a number by more than rounding."""
 
     batch: int | None = None  # windows per forward pass; None: by the number of tokens
     workers: int = 2  # reader threads
     skip_bad_images: bool = False
     boundary: bool = False  # measure mBoundaryIoU, too
     maps: bool = False  # keep the label maps, for the pictures of a report
-    feature_cache: str | None = None  # folder for region maps and the like, to be used again by other runs
+    feature_cache: str | None = None  # folder for region maps and the like, which other runs reuse
     trunk_cache: str | None = None  # folder for the tokens that enter the last block
-    trunk_cache_gb: float = 20  # how large it may become
+    trunk_cache_gb: float = 20  # its largest size
     compile: bool = False  # blocks by torch.compile: a minute at the start, then faster
-    profile: bool = False  # print where the time goes, and write a trace
+    profile: bool = False  # print the time of each stage, and write a trace
 
 
 @dataclass
@@ -71,12 +62,12 @@ class Job:
 
     @cached_property
     def code(self) -> tuple[dict[str, str], dict[str, str]]:
-        """What code decides the numbers: see `row_code`."""
+        """The code that decides the numbers, see `row_code`."""
         return row_code((type(self.segmentor), type(self.dataset)), self.segmentor.sources)
 
     @cached_property
     def sources(self) -> dict[str, dict[str, Any]]:
-        """What the method takes beside CLIP, as results have it."""
+        """The models, files and folders that the method uses beside CLIP, as results state them."""
         values = self.segmentor.recipe.hyperparameters
         found = {kind: stated(values[kind], source) for kind, source in self.segmentor.sources.items()}
         paths = {name: values[name] for name in of_class(type(self.segmentor)).paths if values[name]}
@@ -92,35 +83,34 @@ def make_job(
     overrides: Mapping[str, Any] | None = None,
     origin: str = "command line",
 ) -> Job:
-    """Composes the recipe and builds the segmentor with the data set's vocabulary. Raises OvssError for what cannot go
-    together."""
-
-    def composed(more: Mapping[str, Any]) -> Recipe:
-        every = dict(overrides or {}) | more
-        return compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=every, origin=origin)
-
-    recipe = composed(_of_clip(clip, composed({})))
-    refuse_idle(recipe)
-    vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
-    return Job(name, instantiate(segmentor_config(name)[1], clip, vocabulary, recipe), dataset, protocol)
+    """A job from the names of a segmentor and a protocol."""
+    recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin=origin)
+    return build_job(recipe, clip, dataset, protocol, origin)
 
 
-def refuse_idle(recipe: Recipe) -> None:
-    """Raises OvssError for a value that was chosen for this run, but counts only beside other values of another one."""
+def build_job(recipe: Recipe, clip: DenseCLIP, dataset: SegDataset, protocol: str, origin: str = "command line") -> Job:
+    """The segmentor of a composed recipe, with the data set's vocabulary. Raises OvssError for incompatible values."""
     method = segmentor_config(recipe.segmentor)[1]
-    for name, (other, counts) in BESIDE.items():
-        value = getattr(recipe, other)
-        if name in recipe.overrides and name not in method.uses and not counts(value):
+    recipe = recipe.changed(_of_clip(clip, recipe), origin)
+    refuse_idle(recipe, method)
+    vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
+    return Job(recipe.segmentor, instantiate(method, clip, vocabulary, recipe), dataset, protocol)
+
+
+def refuse_idle(recipe: Recipe, method: type[Segmentor]) -> None:
+    """Raises OvssError for a value that was chosen for this run, but has no effect beside another one."""
+    for name, (other, _) in BESIDE.items():
+        if name in recipe.overrides and name not in method.uses and not recipe.has_effect(name):
             raise OvssError(
-                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with {other}={value} (from "
-                f"{recipe.origins[other]}). Leave {name} out, or change {other}."
+                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with "
+                f"{other}={getattr(recipe, other)} (from {recipe.origins[other]}). Leave {name} out, or change {other}."
             )
 
 
 def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Mapping[str, Any], kept: bool) -> Job:
-    """A job of a segmentor that was built for any images. What it has otherwise than the recipe says, such as its vocabulary,
-    is among the overrides. Raises OvssError for what a result cannot state, and if it is to be `kept` for sources without a
-    digest."""
+    """A job of a segmentor that was built for any images. Where it differs from the recipe, for example in its vocabulary, the
+    overrides say so. Raises OvssError for differences that a result cannot state and, if the result is to be `kept`, for
+    sources without a digest."""
     name, clip, vocabulary = segmentor.recipe.segmentor, segmentor.clip, segmentor.vocabulary
     if len(vocabulary.classes) != len(dataset.classes):
         raise OvssError(
@@ -132,13 +122,14 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
     if type(segmentor) is not method or replaced:
         what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
         raise OvssError(
-            f"the segmentor {what}, but '{name}' is {method.__name__} of {method.__module__}, whose result this would be taken "
-            "for. Register a class with a name of its own (ob.SEGMENTORS.register_module), and build it by that name."
+            f"the segmentor {what}, but '{name}' is {method.__name__} of {method.__module__}, which the result "
+            "would name. Register your class under another name (ob.SEGMENTORS.register_module), and build it by that name."
         )
     for each in sorted(vars(segmentor).keys() & set(RECIPE_VALUES)):
+        value = vars(segmentor)[each]
         raise OvssError(
-            f"{each} was set on the segmentor, which does not read it. Build it with {each}={vars(segmentor)[each]!r}, or use "
-            f"evaluate(..., recipe={{'{each}': {vars(segmentor)[each]!r}}})."
+            f"{each} was set on the segmentor, which reads it from its recipe. Build it with {each}={value!r}, or use "
+            f"evaluate(..., recipe={{'{each}': {value!r}}})."
         )
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     overrides = dict(segmentor.recipe.overrides)
@@ -151,22 +142,19 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
         if kept and not getattr(source, "digest", None):
             raise OvssError(
                 f"{kind} was given as an object without a `digest`: its results could be taken for those of another one. "
-                "Give it an attribute `digest`, a text that changes with what it does, or leave output out."
+                "Give it an attribute `digest`, a text that changes with its behaviour, or leave output out."
             )
-
-    def composed(more: Mapping[str, Any]) -> Recipe:
-        every = overrides | more
-        return compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=every, origin="argument")
-
-    recipe = composed({})
-    spoken = _of_vocabulary(vocabulary, dataset, recipe)
-    for each, value in spoken.items():
+    recipe = compose_recipe(
+        name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin="argument"
+    )
+    texts = _of_vocabulary(vocabulary, dataset, recipe)
+    for each, value in texts.items():
         if each in overrides:
             raise OvssError(
                 f"{each}={overrides[each]} was asked for, but the segmentor's vocabulary has {each}={value}. Build it with "
                 "dataset.vocabulary(names, templates) of these, or leave it out."
             )
-    recipe = composed(spoken | _of_clip(clip, recipe))
+    recipe = recipe.changed(texts | _of_clip(clip, recipe), "argument")
     return Job(name, instantiate(method, clip, vocabulary, recipe, given), dataset, protocol)
 
 
@@ -181,30 +169,30 @@ def _set_since(segmentor: Segmentor) -> dict[str, Any]:
 
 
 def _of_clip(clip: DenseCLIP, recipe: Recipe) -> dict[str, Any]:
-    """What a CLIP was loaded with, where that is not the default and the recipe says nothing of it."""
-    own = dict(clip.changed)
+    """The options that a CLIP was loaded with, where they are not the default and the recipe does not set them."""
+    options = dict(clip.changed)
     if clip.precision != default_precision(clip.device):
-        own["precision"] = clip.precision
-    return {name: value for name, value in own.items() if getattr(recipe, name) is None}
+        options["precision"] = clip.precision
+    return {name: value for name, value in options.items() if getattr(recipe, name) is None}
 
 
 def _of_vocabulary(vocabulary: Vocabulary, dataset: SegDataset, recipe: Recipe) -> dict[str, Any]:
-    """Names and templates of a vocabulary, where they are not the recipe's: a variant of the data set's names, or a digest."""
+    """Names and templates of a vocabulary, where the recipe has others: a variant of the data set's names, or a digest."""
     if dataset.vocabulary(recipe.names, recipe.templates).digest == vocabulary.digest:
         return {}
     folder = CONFIGS / "names" / dataset.config.get("names_of", dataset.name)
     variants = (recipe.names, None, *sorted(path.stem for path in folder.glob("*.txt")))
     same = [each for each in variants if dataset.vocabulary(each, vocabulary.templates).digest == vocabulary.digest]
-    own = {"names": same[0] if same else f"given: {vocabulary.digest[:16]}", "templates": vocabulary.templates}
-    return {name: value for name, value in own.items() if getattr(recipe, name) != value}
+    found = {"names": same[0] if same else f"given: {vocabulary.digest[:16]}", "templates": vocabulary.templates}
+    return {name: value for name, value in found.items() if getattr(recipe, name) != value}
 
 
 def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
-    """What makes two runs the same: recipe, weights, names and templates, data, precision, the code that decides the numbers,
-    and the images evaluated."""
+    """A digest that two runs share if recipe, weights, names and templates, data, precision, the code that decides the numbers
+    and the images evaluated are the same."""
     segmentor, dataset, clip = job.segmentor, job.dataset, job.segmentor.clip
     chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
-    paths = of_class(type(segmentor)).paths.keys() & job.sources.keys()  # of files and folders their content counts
+    paths = of_class(type(segmentor)).paths.keys() & job.sources.keys()  # their content counts, by its digest
     parts = [
         job.name,
         repr(sorted((name, value) for name, value in segmentor.recipe.values().items() if name not in paths)),
@@ -237,7 +225,7 @@ def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, jobs: Sequenc
         try:
             with Image.open(image) as picture:
                 return picture.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # to be told by who reads it
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # the reader reports it
             return 1, 1
 
     if parts == 1:

@@ -1,4 +1,4 @@
-"""The rows to come: segmentors times data sets, or a paper's table, each with what it overrides."""
+"""The planned rows: segmentors times data sets, or those of a paper's table, each with its recipe."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..auxiliary.sources import SOURCES
 from ..config.plugin_errors import plugin_errors
-from ..config.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
+from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters
+from ..config.validation import is_list
 from ..datasets.base import MissingData, SegDataset, load_dataset
+from ..datasets.config import dataset_config
 from ..datasets.suites import Suite, expand
-from ..encoders.clip import DenseCLIP, clip_label, default_precision, load_clip
+from ..encoders.clip import ClipSpec, DenseCLIP, default_precision
 from ..errors import OvssError, unknown
-from .jobs import Job, make_job
+from .jobs import Job, build_job
 
 if TYPE_CHECKING:
     from ..reports.papers import PaperTable
@@ -25,36 +26,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A row to come: what is to be evaluated with what."""
+    """A planned row: a segmentor, with its recipe, and a CLIP on a data set."""
 
-    segmentor: str
-    clip: str  # NAME[:TAG]
-    dataset: str
-    overrides: dict[str, Any]
+    recipe: Recipe
+    clip: ClipSpec
+    dataset: str  # name or file, as given
+    dataset_name: str
+    protocol: str
+
+    @property
+    def segmentor(self) -> str:
+        return self.recipe.segmentor
 
 
 def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Plan], list[Suite]]:
     """The grid of segmentors and data sets, or of a paper's table."""
-    own = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
+    given = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
     if paper:
-        rows = [row for row in paper.rows if row.segmentor]
-        overrides = split_overrides([row.segmentor for row in rows], own)
-        return [
-            Plan(row.segmentor, row.clip, dataset, row.overrides(dataset) | chosen)
-            for dataset in paper.datasets
-            for row in rows
-            for chosen in overrides[row.segmentor]
-        ], []
-    names = _listed(options["segmentor"])
-    datasets, suites = expand(_listed(options["dataset"]))
-    overrides = split_overrides(names, own)
-    clip = str(options["clip"])
-    return [Plan(name, clip, dataset, own) for dataset in datasets for name in names for own in overrides[name]], suites
+        rows, suites = [row for row in paper.rows if row.segmentor], []
+        cells = [
+            (str(row.segmentor), str(row.clip), dataset, row.overrides(dataset)) for dataset in paper.datasets for row in rows
+        ]
+    else:
+        names = _listed(options["segmentor"])
+        datasets, suites = expand(_listed(options["dataset"]))
+        cells = [(name, str(options["clip"]), dataset, {}) for dataset in datasets for name in names]
+    overrides = split_overrides(list(dict.fromkeys(segmentor for segmentor, *_ in cells)), given)
+    plans, protocol = [], options["protocol"]
+    for segmentor, text, dataset, values in cells:
+        clip, name = ClipSpec.of(text, options["weights"]), dataset_config(dataset)[0]
+        for chosen in overrides[segmentor]:
+            recipe = compose_recipe(segmentor, clip=clip.label, dataset=name, protocol=protocol, overrides=values | chosen)
+            plans.append(Plan(recipe, clip, dataset, name, protocol))
+    return plans, suites
 
 
-def load_datasets(names: Iterable[str], root: str | None, skip_missing: bool) -> tuple[dict[str, SegDataset], dict[str, MissingData]]:
-    """The data sets that are here, and why the others are not. Raises MissingData if that is all, or any if none may be
-    missing."""
+def load_datasets(
+    names: Iterable[str], root: str | None, skip_missing: bool
+) -> tuple[dict[str, SegDataset], dict[str, MissingData]]:
+    """The data sets that are there, and why the others are not. Raises MissingData if all are missing, or the first one unless
+    `skip_missing`."""
     datasets, absent = {}, {}
     for name in names:
         try:
@@ -72,52 +83,37 @@ def load_datasets(names: Iterable[str], root: str | None, skip_missing: bool) ->
 
 
 def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """For each segmentor the overrides that concern it: recipe values all, hyperparameters those that it has. A list in the
-    place of one value stands for several, and the rows are all combinations of them."""
-    own = {name: segmentor_config(name)[1].hyperparameters() for name in names}
-    known = {*RECIPE_VALUES, *(key for keys in own.values() for key in keys)}
+    """For each segmentor the overrides that concern it: recipe values, and the hyperparameters that it has. A list where one
+    value is expected means several rows, of all combinations."""
+    hints = {name: RECIPE_HINTS | hyperparameters(name)[1].hints for name in names}
+    known = {key for found in hints.values() for key in found}
     for key in recipe:
         if key not in known:
             raise unknown(f"recipe value or hyperparameter of {', '.join(names)}", key, known)
 
     def choices(name: str, key: str, value: Any) -> list[tuple[str, Any]]:
-        is_list = key == "pamr_dilations" or isinstance(own[name].get(key), tuple)
-        several = isinstance(value, list) and value and (not is_list or isinstance(value[0], list))
+        several = isinstance(value, list) and value and (not is_list(hints[name][key]) or isinstance(value[0], list))
         if several and len(set(map(repr, value))) < len(value):
             raise OvssError(f"recipe.{key}={value}: expected one value, or different ones.")
         return [(key, item) for item in value] if several else [(key, value)]
 
     return {
-        name: [
-            dict(chosen)
-            for chosen in product(*(choices(name, *item) for item in recipe.items() if item[0] in {*RECIPE_VALUES, *own[name]}))
-        ]
-        for name in names
+        name: [dict(chosen) for chosen in product(*(choices(name, *item) for item in recipe.items() if item[0] in found))]
+        for name, found in hints.items()
     }
 
 
-def job_of_plan(plan: Plan, dataset: SegDataset, options: dict[str, Any]) -> Job:
-    name, pretrained, label = clip_of(plan.clip, options["weights"])
-    protocol = options["protocol"]
-    recipe = compose_recipe(plan.segmentor, clip=label, dataset=dataset.name, protocol=protocol, overrides=plan.overrides)
-    file = Path(pretrained or name)
-    changed = file.stat().st_mtime_ns if os.path.isfile(file) else None
-    device = options["runtime"]["device"]
-    clip = _loaded(name, pretrained, recipe.precision or default_precision(device), device, changed)
-    return make_job(plan.segmentor, clip, dataset, protocol, plan.overrides)
+def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
+    file = plan.clip.pretrained or plan.clip.name
+    changed = os.stat(file).st_mtime_ns if os.path.isfile(file) else None
+    clip = _loaded(plan.clip, plan.recipe.precision or default_precision(device), device, changed)
+    return build_job(plan.recipe, clip, dataset, plan.protocol)
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str, pretrained: str | None, precision: str, device: str, changed: int | None) -> DenseCLIP:
-    """Rows, and the runs of a grid in one process, share what they load, unless its file has changed."""
-    return load_clip(name, pretrained=pretrained, precision=precision, device=device)
-
-
-def clip_of(clip: str, weights: str | None) -> tuple[str, str | None, str]:
-    """Of `clip=NAME[:TAG]` and `weights=`: the name, the tag or file, and the name that recipes and results use."""
-    name, _, tag = clip.partition(":")
-    pretrained = weights or tag or None
-    return name, pretrained, clip_label(name, pretrained)
+def _loaded(clip: ClipSpec, precision: str, device: str, changed: int | None) -> DenseCLIP:
+    """Rows, and the runs of a grid in one process, share a loaded CLIP, unless its file has changed."""
+    return clip.load(precision, device)
 
 
 def _listed(value: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, source, weights, hardware, command."""
+"""Provenance of a number: versions, source, weights, hardware, command."""
 
 from __future__ import annotations
 
@@ -17,26 +17,14 @@ from .code import source_digest
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = [
-    "ovss-bench",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "numpy",
-    "opencv-python",
-    "onedl-mmcv",
-    "onedl-mmengine",
-    "onedl-mmsegmentation",
-    "hydra-core",
-    "pillow",
-    "timm",
-]
+PACKAGES = ("ovss-bench", "torch", "torchvision", "open_clip_torch", "numpy", "opencv-python", "onedl-mmcv")
+PACKAGES += ("onedl-mmengine", "onedl-mmsegmentation", "hydra-core", "pillow", "timm")
 
 
 def provenance(
     device: torch.device, source: Mapping[str, str] | None = None, plugins: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """`source` and `plugins`: the code of a row (runs/code.py); by default all of the package."""
+    """`source` and `plugins` are the code of a row (runs/code.py); by default `source` is the whole package."""
     import torch
 
     return {
@@ -63,7 +51,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def _git() -> dict[str, str] | None:
-    """Commit and digest of the uncommitted changes of the checkout that the package is in; None outside of one."""
+    """Commit, and digest of the uncommitted changes, of the checkout of this package; None if it is not in one."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(CONFIGS.parent), *arguments], capture_output=True, text=True, check=True).stdout

@@ -1,18 +1,18 @@
-"""Importing a module here registers its method."""
+"""Methods, one file each: by name the module of this package that registers it, which is imported when it is first used."""
 
-from . import (  # noqa: F401
-    clearclip,
-    clip,
-    clip_diy,
-    cliper,
-    cliptrase,
-    corrclip,
-    corrclip_v2,
-    gem,
-    maskclip,
-    naclip,
-    proxyclip,
-    resclip,
-    scclip,
-    sclip,
-)
+MODULES = {
+    "clearclip": "clearclip",
+    "clip": "clip",
+    "clip_diy": "clip_diy",
+    "cliper": "cliper",
+    "cliptrase": "cliptrase",
+    "corrclip": "corrclip",
+    "corrclip_v2": "corrclip_v2",
+    "gem": "gem",
+    "maskclip": "maskclip",
+    "naclip": "naclip",
+    "proxyclip": "proxyclip",
+    "resclip": "resclip",
+    "scclip": "scclip",
+    "sclip": "sclip",
+}

@@ -41,7 +41,6 @@ REPLACED = {
     "decide": ("threshold", "area_threshold"),
 }
 NOT_DEFINED = cast("Any", None)  # a hook that type checkers let one call
-SHARED_FILES = ("configs/recipe.yaml", "configs/protocol/")  # written for all methods
 WITHOUT_EFFECT = ", without effect on this method"
 
 
@@ -167,7 +166,7 @@ class Segmentor(Method):
         origins = dict(recipe.origins)
         for name in sorted(cls.unused()):
             value, origin = getattr(recipe, name), origins.get(name, "the caller")
-            if origin.startswith(SHARED_FILES):
+            if name in recipe.common:
                 origins[name] = f"{origin.removesuffix(WITHOUT_EFFECT)}{WITHOUT_EFFECT}"
             elif name not in NEUTRAL or value != NEUTRAL[name]:
                 hint = f"Leave {name} out, or give it in a run of its own to the methods that use it."

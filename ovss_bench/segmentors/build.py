@@ -1,4 +1,4 @@
-"""`build_segmentor`: a segmentor by name, with its recipe and what it needs beside CLIP."""
+"""`build_segmentor`: a segmentor by name, with its recipe and the models that it needs beside CLIP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..auxiliary.sources import SOURCES, describe, named_source
 from ..config.plugin_errors import plugin_errors
 from ..config.recipe import Recipe, compose_recipe, segmentor_config
-from ..encoders.clip import DenseCLIP, clip_label, load_clip
+from ..encoders.clip import ClipSpec, DenseCLIP
 from ..errors import OvssError
 from ..torch_defaults import ordinary_torch
 from ..vocabulary import Vocabulary
@@ -36,17 +36,17 @@ def build_segmentor(
     for kind, source in given.items():
         if not callable(source) and kind != "bank":
             raise OvssError(f"{kind}={source!r}: expected a name, or a callable (see build_segmentor).")
-    clip_name, _, tag = (str(clip), "", "") if Path(str(clip)).is_file() else str(clip).partition(":")
     if not isinstance(clip, DenseCLIP | str | Path):
         raise OvssError(f"clip: expected a loaded CLIP, its name or a file, not {type(clip).__name__}.")
-    label = clip.name if isinstance(clip, DenseCLIP) else clip_label(clip_name, tag or None)
-    recipe = compose_recipe(name, clip=label, overrides=overrides, origin="argument")
-    if not isinstance(clip, DenseCLIP):
-        clip = load_clip(clip_name, pretrained=tag or None, precision=recipe.precision)
+    chosen = clip if isinstance(clip, DenseCLIP) else ClipSpec.of(clip)
+    recipe = compose_recipe(
+        name, clip=chosen.name if isinstance(chosen, DenseCLIP) else chosen.label, overrides=overrides, origin="argument"
+    )
+    loaded = chosen if isinstance(chosen, DenseCLIP) else chosen.load(recipe.precision)
     if isinstance(vocabulary, list | tuple):
         if "names" in overrides:
             raise OvssError(
-                f"names={overrides['names']!r} is without effect: the vocabulary lists the names. Leave it out, or give "
+                f"names={overrides['names']!r} has no effect: the vocabulary lists the names. Leave it out, or give "
                 "dataset.vocabulary(names) as the vocabulary."
             )
         vocabulary = Vocabulary.from_names(vocabulary, templates=recipe.templates)
@@ -54,22 +54,22 @@ def build_segmentor(
         raise OvssError(f"vocabulary: expected a Vocabulary or a list of class names, not {type(vocabulary).__name__}.")
     if overrides.get("templates", vocabulary.templates) != vocabulary.templates:
         raise OvssError(
-            f"templates={overrides['templates']!r} is without effect: the vocabulary was made with {vocabulary.templates!r}. "
+            f"templates={overrides['templates']!r} has no effect: the vocabulary was made with {vocabulary.templates!r}. "
             "Give the templates to the vocabulary, or a list of class names as the vocabulary."
         )
-    return instantiate(segmentor_config(name)[1], clip, vocabulary, recipe, given)
+    return instantiate(segmentor_config(name)[1], loaded, vocabulary, recipe, given)
 
 
 def instantiate(
     method: type[Segmentor], clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, given: Mapping[str, Any] | None = None
 ) -> Segmentor:
-    """The method with a composed recipe; what is not `given` of its sources is that which the recipe names."""
-    own = recipe.hyperparameters
+    """The method with a composed recipe, and with the sources that are `given` or else named by the recipe."""
+    values = recipe.hyperparameters
     sources = dict(given or {})
     for kind in SOURCES:
-        if own.get(kind) and kind not in sources:
+        if values.get(kind) and kind not in sources:
             precision = "fp32" if kind in method.in_fp32 else clip.precision
-            sources[kind] = named_source(kind, own[kind], own.get("feature"), precision, str(clip.device))
+            sources[kind] = named_source(kind, values[kind], values.get("feature"), precision, str(clip.device))
     with plugin_errors(f"segmentor '{recipe.segmentor}'", method):
         segmentor = method(clip, vocabulary, recipe, sources)
     return checked(segmentor)

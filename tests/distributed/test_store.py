@@ -178,7 +178,7 @@ def test_a_damaged_shard_is_told_and_computed_again(voc, tmp_path, capsys):
     result = evaluate(voc, output)
     told = capsys.readouterr().err
     assert told.count("is damaged") == 2
-    assert "going on, 6 of 10 images are done" in told
+    assert "resumed, 6 of 10 images are done" in told
     assert result.metrics == expected.metrics
     again, hashes_again, _ = read_counts(result.path.with_suffix(".npz"))
     assert hashes_again == hashes

@@ -345,7 +345,7 @@ def test_a_run_as_the_recipe_has_it_is_not_suspicious():
         ("resize and windows", {"recipe": {"short_side": 448}}),
         ("refinement", {"recipe": {"pamr_dilations": [1, 2]}}),
         ("names and templates", {"recipe": {"templates": "photo"}}),
-        ("activation", {"recipe": {"activation": "gelu"}}),
+        ("encoder", {"recipe": {"activation": "gelu"}}),
         ("other settings", {"recipe": {"sigma": 3.0}}),
         ("texts", {"names_digest": "7" * 64}),
         ("precision", {"precision": "bf16"}),

@@ -124,7 +124,7 @@ def test_what_a_result_could_not_state_is_refused(data):
     method = ob.SEGMENTORS.get("sclip")
     plain = built(data)
     own = type("Mine", (method,), {})(plain.clip, plain.vocabulary, plain.recipe)
-    with pytest.raises(ob.OvssError, match=r"the segmentor is a Mine, but 'sclip' is SCLIP .* name of its own"):
+    with pytest.raises(ob.OvssError, match=r"the segmentor is a Mine, but 'sclip' is SCLIP .* under another name"):
         ob.evaluate(own, data, limit=1)
     plain.mix = lambda q, k, v, grid: v
     with pytest.raises(ob.OvssError, match="has a mix of its own, but 'sclip'"):

@@ -108,10 +108,10 @@ BEFORE = {  # the class's body -> what is said before the first image
     "mix = ob.LastBlockSegmentor.mix": "'bad' has neither mix nor last_block",
     "group = 0": r"group of 'bad' gives 0, expected a number of images, 1 or more",
     "group = property(lambda self: 1 / 0)": r"group of 'bad': ZeroDivisionError.*bad\.py, line 6",
-    "sharpness: int = 2.5": r"sharpness=2\.5: expected int",
+    "sharpness: int = 2.5": r"sharpness=2\.5 \(from default of Bad\): expected a whole number",
     "sharpness: Sharp = 2.5": r"annotations of Bad of .*bad\.py cannot be read: NameError.*Sharp",
     "threshold: float = 0.5": r"declares the hyperparameter 'threshold', which is the name of a recipe value",
-    "clip: str = 'mine'": r"declares the hyperparameter 'clip', which is the name of what every segmentor has",
+    "clip: str = 'mine'": r"declares the hyperparameter 'clip', which is the name of an attribute of every segmentor",
 }
 
 
@@ -130,7 +130,7 @@ def test_a_class_that_is_no_segmentor(vocabulary):
     class Bad:
         pass
 
-    with pytest.raises(ob.OvssError, match=r"Bad of .*test_hooks\.py is no segmentor: derive it"):
+    with pytest.raises(ob.OvssError, match=r"Bad of .*test_hooks\.py is not a segmentor: derive it"):
         ob.build_segmentor("bad", clip=ob.load_clip("demo"), vocabulary=vocabulary)
 
 

@@ -12,8 +12,8 @@ import pytest
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
 from ovss_bench.config import registry
-from ovss_bench.config.hyperparameters import declared
-from ovss_bench.config.recipe import own_recipe, segmentor_config
+from ovss_bench.config.hyperparameters import as_table, from_table
+from ovss_bench.config.recipe import of_class, own_recipe, segmentor_config
 from ovss_bench.config.registry import PLUGINS, load_plugin
 from ovss_bench.runs.code import row_code
 from ovss_bench.runs.evaluate import run_jobs
@@ -223,14 +223,13 @@ def test_files_and_folders_that_are_not_there_are_named_before_the_first_image(o
         with_paths(**overrides)
 
 
-def test_a_method_of_this_project_may_have_files(monkeypatch, tmp_path):
-    """Its declaration is read without importing it."""
-    text = PATHS.replace('Path(__file__).with_name("matrix.txt")', '"matrix.txt"').replace("ob.Fi", "Fi").replace("ob.Fo", "Fo")
-    write(tmp_path / "segmentors/mine.py", text)
-    monkeypatch.setattr("ovss_bench.config.hyperparameters.PACKAGE", tmp_path)
-    declared.cache_clear()
-    assert declared()["mine"].paths == {"matrix": ob.File, "maps": ob.Folder, "other": Path}
-    declared.cache_clear()
+def test_a_method_of_this_project_may_have_files(tmp_path):
+    """Its declaration is in a table, from which it comes as it is."""
+    load_plugin(write(tmp_path / "mine.py", PATHS.replace('Path(__file__).with_name("matrix.txt")', '"matrix.txt"')))
+    mine = of_class(ob.SEGMENTORS.get("mine"))
+    read = from_table(json.loads(json.dumps(as_table({"mine": mine}))))["mine"]
+    assert read.paths == {"matrix": ob.File, "maps": ob.Folder, "other": Path}
+    assert (read.owner, read.hints, read.defaults) == (mine.owner, mine.hints, mine.defaults)
 
 
 def test_the_recipe_that_was_read_is_named(tmp_path):
@@ -260,9 +259,9 @@ def test_a_recipe_where_none_is_looked_for_is_told(place, tmp_path):
 def test_recipes_that_come_late_or_are_of_no_method_are_told(tmp_path):
     other = write(tmp_path / "configs/segmentor/my_method.yaml", "recipe: {logit_scale: 60}\n")
     load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
-    assert f"{other} is of no method: call it mine.yaml, or write `method: mine` in it" in own_recipe("mine")
+    assert f"{other} belongs to no method: call it mine.yaml, or write `method: mine` in it" in own_recipe("mine")
     write(tmp_path / "configs/segmentor/mine.yaml", "recipe: {logit_scale: 60}\n")
-    assert "which is there, but was not when the file was loaded" in own_recipe("mine")
+    assert "which exists, but did not when the file was loaded" in own_recipe("mine")
 
 
 def test_the_recipe_is_told_at_the_start_and_in_the_result(tmp_path, monkeypatch, capsys):

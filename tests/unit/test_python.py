@@ -122,7 +122,7 @@ def test_other_things_that_are_not_what_they_should_be(segmentor):
     for clip, message in ((3, "expected a loaded CLIP"), ("dmo", "unknown clip 'dmo'")):
         with pytest.raises(ob.OvssError, match=message):
             ob.build_segmentor("sclip", clip=clip, vocabulary=["a", "b"])
-    with pytest.raises(ob.OvssError, match="templates='photo' is without effect"):
+    with pytest.raises(ob.OvssError, match="templates='photo' has no effect"):
         ob.build_segmentor("sclip", clip=segmentor.clip, vocabulary=segmentor.vocabulary, templates="photo")
 
 
@@ -250,7 +250,7 @@ def test_ids_and_limits_of_other_types(data):
 def test_what_would_be_without_effect_or_fail_later_is_refused(segmentor, data):
     for names, more, message in (
         (["a", 3], {}, "class 1 is 3"),
-        (["a", "b"], {"names": "sclip"}, "names='sclip' is without effect"),
+        (["a", "b"], {"names": "sclip"}, "names='sclip' has no effect"),
         (["a", "b"], {"regions": 3}, "regions=3: expected"),
     ):
         with pytest.raises(ob.OvssError, match=message):

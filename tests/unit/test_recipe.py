@@ -13,7 +13,7 @@ import ovss_bench as ob
 from ovss_bench.config.hyperparameters import declared
 from ovss_bench.config.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from ovss_bench.errors import OvssError
-from ovss_bench.files import CONFIGS, config_names, load_config
+from ovss_bench.files import CONFIGS, PACKAGE, config_names, load_config
 
 from .test_names import outline
 
@@ -59,12 +59,25 @@ def test_published_settings_are_reached():
     assert (clearclip.logit_scale, clearclip.threshold, clearclip.names) == (50, 0, "clearclip")
 
 
-def test_hyperparameters_are_read_from_the_source_as_they_are():
+def test_the_table_of_hyperparameters_is_that_of_the_classes():
+    """If not: python -m ovss_bench.segmentors."""
     for name, found in declared().items():
         method = ob.SEGMENTORS.get(name)
         assert (found.owner, found.hints) == (method.__name__, get_type_hints(method)), name
         assert list(found.defaults.items()) == list(method.hyperparameters().items()), name
     assert set(declared()) == {n for n, m in ob.SEGMENTORS.module_dict.items() if m.__module__.startswith("ovss_bench.")}
+
+
+def test_every_file_of_a_method_is_in_the_table_of_modules():
+    """A module registers the methods that the table says, and a file of the folder that registers one is in it."""
+    for registry in (ob.SEGMENTORS, ob.DATASETS):
+        found = {
+            name: kind.__module__ for name, kind in registry.module_dict.items() if kind.__module__.startswith("ovss_bench.")
+        }
+        assert found == {name: f"{registry.package}.{module}" for name, module in registry.modules.items()}
+        folder = PACKAGE.joinpath(*registry.package.split(".")[1:])
+        written = {file for file in folder.rglob("*.py") if f"@{registry.name.upper()}S.register_module" in file.read_text()}
+        assert written == {folder.joinpath(*module.split(".")).with_suffix(".py") for module in registry.modules.values()}
 
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco_object", "coco_stuff", "ade20k", "cityscapes")
@@ -292,9 +305,17 @@ def test_the_trunk_key_follows_what_the_trunk_sees(value):
     changed |= {"pad_multiple": 56, "scored_at": "resized"}
     after = {"names": "x", "templates": "photo", "logit_scale": 3, "threshold": 0.3, "area_threshold": 0.1, "pamr_steps": 2}
     after |= {"pamr_dilations": [3], "min_foreground": 10, "precision": "bf16"}  # CLIP has a precision of its own
-    base = compose_recipe("clip")
-    other = compose_recipe("clip", overrides={value: (changed | after)[value]})
+    base = compose_recipe("clip", overrides={"pad": "center"})
+    other = base.override(**{value: (changed | after)[value]})
     assert (base.trunk_key != other.trunk_key) == (value in changed)
+
+
+def test_the_trunk_key_has_no_values_without_effect():
+    beside = {"short_side": {"resize": "none"}, "long_side": {"resize": "square"}, "stride": {"window": "whole"}}
+    beside |= {"pad_multiple": {"pad": "none"}}
+    for value, condition in beside.items():
+        one, other = (compose_recipe("clip", overrides=condition | {value: number}) for number in (100, 104))
+        assert one.trunk_key == other.trunk_key, value
 
 
 def test_every_registered_method_has_a_configuration():

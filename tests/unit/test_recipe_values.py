@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import ovss_bench as ob
-from ovss_bench.config.recipe import RECIPE_VALUES, segmentor_config
+from ovss_bench.config.recipe import BESIDE, RECIPE_VALUES, segmentor_config
 from ovss_bench.files import config_names
 from ovss_bench.inference.engine import predict
-from ovss_bench.runs.jobs import BESIDE, refuse_idle
+from ovss_bench.runs.jobs import refuse_idle
 from ovss_bench.segmentors.base import NEUTRAL, WITHOUT_EFFECT
 from parity.seeded import query_features, rgb_image
 from stand_ins import sources_of
@@ -61,7 +61,7 @@ def test_every_value_is_tried():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_value_changes_something_or_is_refused(name, value, tiny_clip, vocabulary, unchanged):
     if value in ob.SEGMENTORS.get(name).unused() or value in ("precision", "templates"):
-        with pytest.raises(ob.OvssError, match=rf"{value}=.* (clip was|{name}|without effect)|{name} has {value}"):
+        with pytest.raises(ob.OvssError, match=rf"{value}=.* (clip was|{name}|has no effect)|{name} has {value}"):
             ob.build_segmentor(name, clip=tiny_clip, vocabulary=vocabulary, **{value: OTHER[value]}, **sources_of(name))
         return
     if name not in unchanged:
@@ -140,9 +140,13 @@ def test_a_value_that_counts_only_beside_another_is_refused(name):
     idle = {"short_side": {"resize": "none"}, "long_side": {"resize": "square"}, "stride": {"window": "whole"}}
     beside = {"pad_multiple": {"pad": "none"}, "pamr_dilations": {"pamr_steps": 0}} | idle
     values = {name: OTHER[name]} | beside[name]
+
+    def refuse(recipe):
+        refuse_idle(recipe, ob.SEGMENTORS.get(recipe.segmentor))
+
     with pytest.raises(ob.OvssError, match=f"{name}=.* has no effect with {BESIDE[name][0]}="):
-        refuse_idle(ob.compose_recipe("sclip", overrides=values))
-    refuse_idle(ob.compose_recipe("sclip", overrides=beside[name]))  # what no one chose
-    refuse_idle(ob.compose_recipe("sclip", overrides={key: BASE[key] for key in (name, BESIDE[name][0])}))
+        refuse(ob.compose_recipe("sclip", overrides=values))
+    refuse(ob.compose_recipe("sclip", overrides=beside[name]))  # what no one chose
+    refuse(ob.compose_recipe("sclip", overrides={key: BASE[key] for key in (name, BESIDE[name][0])}))
     if name == "pamr_dilations":
-        refuse_idle(ob.compose_recipe("resclip", overrides=values))
+        refuse(ob.compose_recipe("resclip", overrides=values))
