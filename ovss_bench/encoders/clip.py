@@ -22,7 +22,7 @@ from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config, user_path
 from ..ops.position import resample_position
 from ..torch_defaults import ordinary_torch
-from ..types import Trunk
+from ..types import QKV, Trunk
 from .checkpoints import adapt_state_dict, boundary, check_sizes, openai_architecture, read_weights, stated_architecture
 from .deferred import deferred
 from .hub import hub
@@ -54,7 +54,7 @@ class BlockView:
     def ln_2(self, x: Tensor) -> Tensor:
         return layer_norm(x, self._block.ln_2, self._eps)
 
-    def qkv(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, y: Tensor) -> QKV:
         """(B, T, D) -> queries, keys and values (B, K, T, d)."""
         attention = self._block.attn
         joint = F.linear(y, attention.in_proj_weight, attention.in_proj_bias)
@@ -69,8 +69,7 @@ class BlockView:
 
     def attention(self, x: Tensor) -> Tensor:
         """The block's own attention maps (B, K, T, T) for the tokens (B, T, D) that enter it; rows sum to 1."""
-        q, k, _ = self.qkv(self.ln_1(x))
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return attention_maps(*self.qkv(self.ln_1(x))[:2])
 
     def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """The values (B, H*W, D) that the block makes of the patches of x (B, 1+h*w, D), heads side by side, bilinearly
@@ -83,9 +82,13 @@ class BlockView:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block as CLIP has it: (B, T, D) -> (B, T, D)."""
-        q, k, v = self.qkv(self.ln_1(x))
-        x = x + self.project(F.scaled_dot_product_attention(q, k, v))
-        return x + self.mlp(self.ln_2(x))
+        return self.run(x)[0]
+
+    def run(self, x: Tensor) -> tuple[Tensor, QKV]:
+        """The block as CLIP has it: (B, T, D) -> (B, T, D), and the queries, keys and values that it computed on the way."""
+        qkv = self.qkv(self.ln_1(x))
+        x = x + self.project(F.scaled_dot_product_attention(*qkv))
+        return x + self.mlp(self.ln_2(x)), qkv
 
 
 class DenseCLIP:
@@ -107,7 +110,7 @@ class DenseCLIP:
         self.layer_norm_eps = layer_norm_eps
         self._own = activation, layer_norm_eps
         self.changed: dict[str, str | float] = {}  # what the caller of `load_clip` chose other than the weights are meant for
-        self._run_block: Callable[[BlockView, Tensor], Tensor] = BlockView.__call__
+        self._run_block: Callable[[BlockView, Tensor], tuple[Tensor, QKV]] = BlockView.run
         self.patch_size: int = visual.patch_size[0]
         self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
         self.depth, self.width = len(blocks), visual.conv1.out_channels
@@ -141,7 +144,7 @@ class DenseCLIP:
 
     def compile(self) -> None:
         """Runs the trunk's blocks through torch.compile from now on, which takes its time at the first batch of each shape."""
-        self._run_block = torch.compile(BlockView.__call__, dynamic=False)
+        self._run_block = torch.compile(BlockView.run, dynamic=False)
 
     @property
     def device(self) -> torch.device:
@@ -159,10 +162,13 @@ class DenseCLIP:
         return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
 
     @torch.inference_mode()
-    def trunk(self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset") -> Trunk:
+    def trunk(
+        self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset", keep_qkv: Collection[int] = ()
+    ) -> Trunk:
         """All blocks but the last on (B, 3, H, W) normalised pixels; sides beyond a multiple of the patch are dropped.
 
-        `keep` names blocks (0 to depth-1) of which the input is kept in `states`; `position` is a rule of `position.py`.
+        `keep` and `keep_qkv` name blocks (0 to depth-1) whose inputs, or inputs and queries, keys and values, the result holds
+        (see `qkv`); `position` is a rule of ops/position.py.
         """
         visual = self.model.visual
         x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
@@ -171,13 +177,28 @@ class DenseCLIP:
         x = x + resample_position(visual.positional_embedding, grid, self.stored_grid, position).to(x.dtype)
         if not isinstance(visual.ln_pre, nn.Identity):
             x = layer_norm(x, visual.ln_pre, self.layer_norm_eps)
-        states = {}
+        states, kept = {}, {}
         for i in range(self.depth):
-            if i in keep:
+            if i in keep or i in keep_qkv:
                 states[i] = x
             if i < self.depth - 1:
-                x = self._run_block(self.block(i, grid), x)
-        return Trunk(x, grid, states)
+                x, qkv = self._run_block(self.block(i, grid), x)
+                if i in keep_qkv:
+                    kept[i] = qkv
+        return Trunk(x, grid, states, kept)
+
+    def qkv(self, trunk: Trunk, index: int) -> QKV:
+        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept: those that the trunk computed; in the
+        last block, and where the input comes from the trunk cache, they are computed on first use."""
+        if index not in trunk.qkv:
+            block = self.block(index, trunk.grid)
+            trunk.qkv[index] = block.qkv(block.ln_1(trunk.states[index]))
+        return trunk.qkv[index]
+
+    def attention(self, trunk: Trunk, index: int, windows: slice = slice(None)) -> Tensor:
+        """The attention maps (B, K, T, T) of such a block, rows of sum 1; of some `windows` only, as they are large."""
+        q, k, _ = self.qkv(trunk, index)
+        return attention_maps(q[windows], k[windows])
 
     @torch.inference_mode()
     def embeddings(self, trunk: Trunk) -> Tensor:
@@ -208,6 +229,11 @@ class DenseCLIP:
 def default_precision(device: str | torch.device) -> str:
     """As OpenAI's loader has it."""
     return "fp32" if torch.device(device).type == "cpu" else "fp16"
+
+
+def attention_maps(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of queries and keys (B, K, T, d): (B, K, T, T)."""
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float) -> Tensor:

@@ -30,14 +30,15 @@ def checked(segmentor: Segmentor) -> Segmentor:
         by_windows = method.image_logits is Segmentor.image_logits and method.patch_logits is plain.patch_logits
         if by_windows and method.last_block is plain.last_block and method.mix is plain.mix:
             raise OvssError(f"{_where(method)}: '{name}' has neither mix nor last_block. Override one of them.")
-    with plugin_errors(f"needs of '{name}'", method):
-        needs = segmentor.needs
-    if not isinstance(needs, Set) or any(type(block) is not int or not 0 <= block < depth for block in needs):
-        shown = sorted(needs) if isinstance(needs, Set) and all(type(block) is int for block in needs) else needs
-        raise OvssError(
-            f"{_where(method)}: needs of '{name}' gives {shown}, expected a set of blocks from 0 to {depth - 1}, as "
-            f"{segmentor.clip.name} has {depth}."
-        )
+    for declared in ("needs", "needs_qkv"):
+        with plugin_errors(f"{declared} of '{name}'", method):
+            needs = getattr(segmentor, declared)
+        if not isinstance(needs, Set) or any(type(block) is not int or not 0 <= block < depth for block in needs):
+            shown = sorted(needs) if isinstance(needs, Set) and all(type(block) is int for block in needs) else needs
+            raise OvssError(
+                f"{_where(method)}: {declared} of '{name}' gives {shown}, expected a set of blocks from 0 to {depth - 1}, as "
+                f"{segmentor.clip.name} has {depth}."
+            )
     return segmentor
 
 
