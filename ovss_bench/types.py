@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values (B, K, T, d) of K heads
+
 
 @dataclass
 class ImageContext:
@@ -85,10 +87,12 @@ class WindowBatch:
 
 @dataclass
 class Trunk:
-    """What the trunk computed: `tokens` (B, T, D) that enter the last block, `grid` (h, w), and the kept inputs of blocks.
+    """What the trunk computed: `tokens` (B, T, D) that enter the last block, `grid` (h, w), and of some blocks the inputs
+    `states` and the `qkv` (read them by `DenseCLIP.qkv` or `attention`, which know what to do for those not kept).
     `embeddings` (B, E) of the windows, once somebody has asked for them."""
 
     tokens: Tensor
     grid: tuple[int, int]
     states: dict[int, Tensor]
+    qkv: dict[int, QKV] = field(default_factory=dict)
     embeddings: Tensor | None = None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-import runpy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import OvssError, unknown
-from .files import cache_dir, digest, read_lines, user_path
+from .files import CONFIGS, cache_dir, digest, read_lines, user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,35 +21,19 @@ if TYPE_CHECKING:
     from .encoders.clip import DenseCLIP
     from .progress import Progress
 
-PROMPTS_AT_ONCE = 4096  # of which the embeddings are kept before they are averaged: bounds the memory
+PROMPTS_AT_ONCE = 4096  # embedded before they are averaged: bounds the memory
 
-# A file of nothing but templates; open_clip as a whole takes seconds to import.
-_OPEN_CLIP = runpy.run_path(str(Path(find_spec("open_clip").origin).with_name("zero_shot_metadata.py")))
 
-_SCENE_TEMPLATES = (  # MaskCLIP (maskclip.md section 3) adds these to the 80
-    "there is a {} in the scene.",
-    "there is the {} in the scene.",
-    "this is a {} in the scene.",
-    "this is the {} in the scene.",
-    "this is one {} in the scene.",
-)
-_CAR = (  # CLIPer's short set (cliper.md section 3), to the full stop
-    "a clean origami {}.",
-    "a photo of a {}.",
-    "This is a photo of a {}",
-    "There is a {} in the scene",
-    "There is the {} in the scene",
-    "a photo of a {} in the scene",
-    *(f"a photo of a {size} {{}}." for size in ("small", "medium", "large")),
-    *(f"This is a photo of a {size} {{}}." for size in ("small", "medium", "large")),
-    *(f"There is a {size} {{}} in the scene." for size in ("small", "medium", "large")),
-)
-_IMAGENET = tuple(template("{}") for template in _OPEN_CLIP["OPENAI_IMAGENET_TEMPLATES"])
+def _packaged(name: str) -> tuple[str, ...]:
+    return tuple(line for _, line in read_lines(CONFIGS / "templates" / f"{name}.txt", "templates file"))
+
+
+# The official lists are files of this project, so that no release of open_clip changes them; each names its source.
 TEMPLATES: dict[str, tuple[str, ...]] = {
-    "imagenet80": _IMAGENET,
-    "maskclip85": _IMAGENET + _SCENE_TEMPLATES,
-    "notebook7": tuple(template("{}") for template in _OPEN_CLIP["SIMPLE_IMAGENET_TEMPLATES"]),
-    "car15": _CAR,
+    "imagenet80": _packaged("imagenet80"),
+    "maskclip85": _packaged("imagenet80") + _packaged("maskclip5"),
+    "notebook7": _packaged("notebook7"),
+    "car15": _packaged("car15"),
     "photo": ("a photo of a {}.",),
     "photo_bare": ("a photo of a {}",),
     "none": ("{}",),
@@ -60,11 +42,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Queries and the classes that they stand for.
+    """Queries and their classes.
 
-    `group[q]` is the class of query q, -1 for a distractor: a query of no class, which takes part in the softmax and is then
-    dropped. `background` is the index of the background class, or None. `classes` are the names to print. `templates` is the
-    name of the set or the file that the `prompts` come from, texts with one `{}` each.
+    `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes part in the softmax and is
+    then dropped. `background` is the index of the background class, or None. `classes` are the names to print. `templates` is
+    the name of the set or file of the `prompts`, texts with one `{}` each.
     """
 
     queries: tuple[str, ...]
@@ -98,7 +80,7 @@ class Vocabulary:
         for i, entry in enumerate(synonyms):
             if not entry or any(not query.strip() for query in entry):
                 raise OvssError(
-                    f"class {i} has an empty name among {entry}. Every class needs at least one name, and every name a letter."
+                    f"class {i} has an empty name among {entry}. Every class needs at least one name, and no name may be empty."
                 )
             if entry[0] in first:
                 raise OvssError(
@@ -133,7 +115,7 @@ class Vocabulary:
             raise OvssError(f"{len(features)} text features but {len(group)} entries in group; give one class per feature.")
         count = max(group) + 1
         if count < 1:
-            raise OvssError("no text feature stands for a class: all are distractors (group -1).")
+            raise OvssError("no text feature belongs to a class: all are distractors (group -1).")
         names = tuple(f"query {q}" for q in range(len(group)))
         classes = tuple(f"class {c}" for c in range(count))
         given = F.normalize(features.float().cpu(), dim=-1)
@@ -153,8 +135,8 @@ class Vocabulary:
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor]:
-        """The classes of the queries that stand for one, ascending (of equal scores the lowest class wins), and the order of
-        all queries in which these come first, the distractors last."""
+        """The classes of all queries but distractors, ascending (ties go to the lowest class), and the order of the queries by
+        class, distractors last."""
         import torch
 
         order = sorted(range(len(self.group)), key=lambda q: (self.group[q] < 0, self.group[q]))
@@ -165,7 +147,7 @@ class Vocabulary:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
         normalised.
 
-        Computed once per weights, queries and templates, which `progress` shows, then read from the cache.
+        Computed once per weights, queries and templates, with `progress`, then read from the cache.
         """
         if self.given_features is not None:
             return self.given_features.to(clip.device)
@@ -182,8 +164,8 @@ class Vocabulary:
         return entry["features"].to(clip.device)
 
     def _encoded(self, clip: DenseCLIP, progress: Progress | None) -> Tensor:
-        """The features by the text tower, some queries at a time: those of like length together, as the longest prompt of a
-        batch decides how much work it is."""
+        """Features from the text tower, in batches of queries of similar length, as the longest prompt determines the cost of a
+        batch."""
         import torch
         import torch.nn.functional as F
 
@@ -204,10 +186,10 @@ class Vocabulary:
 
 
 def read_templates(name: str | Path) -> tuple[str, ...]:
-    """The templates of a set of `TEMPLATES`, or of a file: one a line, with one `{}` where the name goes; empty lines, and
-    lines that begin with `#`, don't count."""
+    """The templates of a set in `TEMPLATES`, or of a file: one per line, with one `{}` for the name; empty lines and lines that
+    begin with `#` are skipped."""
     if name in TEMPLATES:
-        return TEMPLATES[name]
+        return TEMPLATES[str(name)]
     path = user_path(name)
     if not path.is_file():
         if path.suffix or os.sep in str(name):
@@ -222,7 +204,7 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
             if line.count("{}") != 1:
                 raise OvssError(
                     f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template "
-                    "needs it once: where the name goes."
+                    "needs it once, in place of the name."
                 )
             found.append(line)
     if not found:
@@ -231,10 +213,10 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
 
 
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
-    """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query that holds a
-    comma in double quotes, white space around them ignored. A line `distractors: ...` lists queries of no class, and one that
-    begins with `#` says nothing. Warns of lines with a semicolon, which separates classes in `tools/segment.py --classes` but
-    here is part of a name."""
+    """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query with a comma in
+    double quotes, surrounding white space ignored. A line `distractors: ...` lists queries without a class; lines that begin
+    with `#` are comments. Warns of semicolons, which separate classes in `tools/segment.py --classes` but here are part of a
+    name."""
     lines = read_lines(path, "names file", "UTF-8 text, a line per class, synonyms separated by commas")
     strange = [number for number, line in lines if ";" in line]
     if strange:
@@ -242,7 +224,7 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
             f"names file {path}, line {strange[0]}{f' and {len(strange) - 1} others' if strange[1:] else ''}: the ';' is taken "
             "as part of a name. In a file every line is one class, its synonyms separated by commas; ';' separates classes in "
             "tools/segment.py --classes only.",
-            stacklevel=1,  # of one place, so that Python says it once
+            stacklevel=1,  # always the same place, so that Python shows it once
         )
     distractors = [line.removeprefix("distractors:") for _, line in lines if line.startswith("distractors:")]
     lines = [(number, line) for number, line in lines if not line.startswith("distractors:")]

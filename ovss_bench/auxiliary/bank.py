@@ -1,13 +1,14 @@
-"""RegionBank: what CLIP says of the regions of unlabelled images, found by what a vision encoder says of them (CorrCLIPv2)."""
+"""RegionBank: CLIP embeddings of regions of unlabelled images, retrieved by features of a vision encoder (CorrCLIPv2)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.checkpoints import boundary, read_weights
+from ..encoders.checkpoints import read_weights, weight_errors
 from ..encoders.clip import ClipSpec, DenseCLIP, state_digest
 from ..errors import OvssError
 from ..files import digest
@@ -19,9 +20,9 @@ from ..vocabulary import Vocabulary
 class RegionBank:
     """`keys` (R, C): features of R regions by the vision encoder; `values` (R, E): by the CLIP of the segmentor; `aux_values`
     (R, F): by another CLIP, whose text features of the queries are `aux_vocabulary` (a Vocabulary made from features, a tensor
-    (Q, F), or that CLIP itself, which then encodes the segmentor's queries). Rows are normalised. Search is exact.
+    (Q, F), or that CLIP itself, which then encodes the segmentor's queries). Rows are normalised; the search is exact.
 
-    Raises OvssError where the numbers of rows differ, or auxiliary values come without their vocabulary.
+    Raises OvssError if the numbers of rows differ, or auxiliary values come without their vocabulary.
     """
 
     def __init__(
@@ -45,47 +46,46 @@ class RegionBank:
         self.keys, self.values = F.normalize(keys.float(), dim=-1), F.normalize(values.float(), dim=-1)
         self.aux_values = None if aux_values is None else F.normalize(aux_values.float(), dim=-1)
         self.aux_vocabulary = aux_vocabulary
-        tensors = {"keys": self.keys, "values": self.values}
-        own = aux_vocabulary
-        if aux_values is not None:
-            tensors |= {"aux_values": self.aux_values} | ({"aux_vocabulary": own} if isinstance(own, Tensor) else {})
-        named = own.weights_digest if isinstance(own, DenseCLIP) else own.digest if isinstance(own, Vocabulary) else ""
+        tensors, aux = {"keys": self.keys, "values": self.values}, aux_vocabulary
+        if self.aux_values is not None:
+            tensors |= {"aux_values": self.aux_values} | ({"aux_vocabulary": aux} if isinstance(aux, Tensor) else {})
+        named = aux.weights_digest if isinstance(aux, DenseCLIP) else aux.digest if isinstance(aux, Vocabulary) else ""
         self.digest = digest(state_digest(tensors), named)
         self._aux_texts: dict[str, Tensor] = {}
 
     def encode_text(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
-        """Has the CLIP of the auxiliary values encode the queries, which `progress` shows."""
+        """Encodes the queries with the CLIP of the auxiliary values, if there is one."""
         if isinstance(self.aux_vocabulary, DenseCLIP) and vocabulary.digest not in self._aux_texts:
             self._aux_texts[vocabulary.digest] = vocabulary.features(self.aux_vocabulary, progress)
 
     def search(self, keys: Tensor, count: int) -> Tensor:
-        """The numbers (N, count) of the regions whose keys are most like each of `keys` (N, C), best first."""
+        """Indices (N, count) of the regions whose keys are most similar to each of `keys` (N, C), best first."""
         if keys.shape[1] != self.keys.shape[1]:
             raise OvssError(
                 f"the keys of the region bank have {self.keys.shape[1]} channels, the features of the vision encoder "
-                f"{keys.shape[1]}. Give the encoder that the bank was made with."
+                f"{keys.shape[1]}. Use the encoder that the bank was made with."
             )
         return (keys.to(self.keys) @ self.keys.T).topk(min(count, len(self.keys)), dim=-1).indices
 
     def cosines(self, found: Tensor, text: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Found regions (N, count) -> cosines (Q, N) of their mean values with the queries, averaged over both CLIPs."""
+        """Retrieved regions (N, count) -> cosines (Q, N) of their mean values with the queries, averaged over both CLIPs."""
         cosines = _compare(text, self.values, found)
         if self.aux_values is None:
             return cosines.to(text)
-        own = self.aux_vocabulary
-        if isinstance(own, Vocabulary):
-            own = own.given_features
-        elif isinstance(own, DenseCLIP):
+        aux: Any = self.aux_vocabulary
+        if isinstance(aux, Vocabulary):
+            aux = aux.given_features
+        elif isinstance(aux, DenseCLIP):
             self.encode_text(vocabulary)
-            own = self._aux_texts[vocabulary.digest]
-        return ((cosines + _compare(own, self.aux_values, found)) / 2).to(text)
+            aux = self._aux_texts[vocabulary.digest]
+        return ((cosines + _compare(aux, self.aux_values, found)) / 2).to(text)
 
 
 def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
-    """Cosines (Q, N) of texts (Q, E) with the mean values of found regions (N, count)."""
+    """Cosines (Q, N) of texts (Q, E) with the mean values of retrieved regions (N, count)."""
     if text.shape[1] != values.shape[1]:
         raise OvssError(
-            f"the values of the region bank have {values.shape[1]} channels, the text features {text.shape[1]}. Give the CLIP "
+            f"the values of the region bank have {values.shape[1]} channels, the text features {text.shape[1]}. Use the CLIP "
             "that the bank was made with."
         )
     return text.to(values) @ F.normalize(values[found].mean(1), dim=-1).T
@@ -93,15 +93,15 @@ def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
 
 @ordinary_torch()
 def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
-    """A bank from a safetensors or .pt file with tensors `keys`, `values` and perhaps `aux_values`; then the metadata (or the
-    entry) `aux_clip` names the CLIP of those, as `load_clip` takes it: NAME or NAME:TAG.
+    """A bank from a safetensors or .pt file with tensors `keys`, `values` and optionally `aux_values`. For the latter the
+    metadata entry `aux_clip` names their CLIP, in the form of `clip=`: NAME or NAME:TAG.
 
-    The authors' FAISS indices hold compressed keys: reconstruct them (faiss: `index.reconstruct_n`) and store them so.
+    The authors' FAISS indices hold compressed keys: reconstruct these (`index.reconstruct_n`) and store the result.
     """
     if not Path(path).is_file():
         raise OvssError(
             f"the region bank {path} does not exist. Give the path of a safetensors file with tensors keys, values and "
-            "perhaps aux_values, or leave bank out."
+            "optionally aux_values, or leave bank out."
         )
     tensors, metadata = read_weights(Path(path))
     missing = {"keys", "values"} - tensors.keys()
@@ -110,8 +110,8 @@ def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
     aux = None
     if "aux_values" in tensors:
         if "aux_clip" not in metadata:
-            raise OvssError(f"the region bank {path} has aux_values, but its metadata do not name their CLIP (aux_clip).")
+            raise OvssError(f"the region bank {path} has aux_values, but its metadata does not name their CLIP (aux_clip).")
         aux = ClipSpec.of(metadata["aux_clip"]).load(device=device)
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    with boundary(f"the region bank {path} cannot be used"):
+    with weight_errors(f"the region bank {path} cannot be used"):
         return RegionBank(moved["keys"], moved["values"], moved.get("aux_values"), aux)

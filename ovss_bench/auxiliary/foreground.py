@@ -1,4 +1,4 @@
-"""FOUND (Siméoni et al., CVPR 2023, arXiv 2212.07834), for `foreground=`: how likely each pixel is part of an object.
+"""FOUND (Siméoni et al., CVPR 2023, arXiv 2212.07834), for `foreground=`: the probability that a pixel belongs to an object.
 
 Shapes: image (H, W, 3); C channels of the encoder's keys on a grid (h, w) of patches of P pixels.
 """
@@ -6,6 +6,7 @@ Shapes: image (H, W, 3); C channels of the encoder's keys on a grid (h, w) of pa
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from ..files import digest
 from ..image import normalize
 from ..torch_defaults import ordinary_torch
 
-PUBLISHED_ENCODER = "dino_vits8_300ep"  # what FOUND's decoder was trained on
+PUBLISHED_ENCODER = "dino_vits8_300ep"  # FOUND's decoder was trained on its keys
 
 
 class Found:
-    """An image (H, W, 3) uint8 -> (H, W) float32 in 0..1, at its own size.
+    """An image (H, W, 3) uint8 -> foreground probabilities (H, W) float32.
 
     `encoder` gives the keys of its last block (`feature="k"`); the decoder, `weight` (1, C, 1, 1) and `bias` (1,), is one
     1x1 convolution.
@@ -44,8 +45,8 @@ class Found:
 
 
 def keys(encoder: VisionEncoder, image: np.ndarray) -> Tensor:
-    """(1, C, h, w) of an image (H, W, 3) uint8. After the normalisation, zeros fill it up to whole patches on the right and
-    below."""
+    """Keys (1, C, h, w) of an image (H, W, 3) uint8, padded with zeros to whole patches on the right and bottom after
+    normalisation."""
     pixels = normalize(image, "imagenet")
     bottom, right = (-side % encoder.patch_size for side in pixels.shape[1:])
     return encoder.features(F.pad(pixels, (0, right, 0, bottom))[None].to(encoder.device))
@@ -53,24 +54,24 @@ def keys(encoder: VisionEncoder, image: np.ndarray) -> Tensor:
 
 @ordinary_torch()
 def load_foreground(name: str | Path, *, encoder: VisionEncoder | None = None, device: str | torch.device = "cpu") -> Found:
-    """FOUND: `name` is an entry of configs/foreground (`found`, `demo`) or the file of a decoder, FOUND's own
+    """FOUND: `name` is an entry of configs/foreground (`found`, `demo`) or the file of a decoder, the official one
     (`decoder_weights.pt`) or a state dict of `weight` and `bias`.
 
-    `encoder`: a vision encoder with `feature="k"`; by default the one of the entry, or for a file the one that FOUND's decoder
-    was trained on. Raises OvssError: unknown name, missing file, a decoder that does not fit the encoder.
+    `encoder`: a vision encoder with `feature="k"`; by default that of the entry, or for a file the one that FOUND's decoder was
+    trained on. Raises OvssError for an unknown name, a missing file, or a decoder that does not fit the encoder.
     """
     path, entry = find_weights("foreground", name)
-    encoder = encoder or load_vision(entry.get("encoder", PUBLISHED_ENCODER), feature="k", device=device)
+    keyed: Any = encoder or load_vision(entry.get("encoder", PUBLISHED_ENCODER), feature="k", device=device)
     state = {key.removeprefix("decoder."): tensor for key, tensor in read_weights(path)[0].items()}
-    weight, bias = state.get("weight"), state.get("bias")
-    fits = weight is not None and bias is not None and bias.shape == (1,)
-    if not fits or weight.ndim != 4 or (weight.shape[0], *weight.shape[2:]) != (1, 1, 1) or not weight.is_floating_point():
-        raise OvssError(f"{path} holds no decoder of FOUND: a 1x1 convolution, `weight` (1, C, 1, 1) and `bias` (1,).")
-    found = Found(encoder, weight, bias)
-    channels = keys(encoder, np.zeros((encoder.patch_size,) * 2 + (3,), np.uint8)).shape[1]
+    weight, bias = state.get("weight", torch.empty(0)), state.get("bias", torch.empty(0))
+    fits = weight.ndim == 4 and (weight.shape[0], *weight.shape[2:], *bias.shape) == (1, 1, 1, 1)
+    if not fits or not weight.is_floating_point():
+        raise OvssError(f"{path} is not a decoder of FOUND: expected a 1x1 convolution, `weight` (1, C, 1, 1) and `bias` (1,).")
+    found = Found(keyed, weight, bias)
+    channels = keys(keyed, np.zeros((keyed.patch_size,) * 2 + (3,), np.uint8)).shape[1]
     if channels != weight.shape[1]:
         raise OvssError(
-            f"the decoder {path} takes {weight.shape[1]} channels, but vision encoder '{encoder.name}' has {channels}. "
-            "Give the encoder that it was trained on."
+            f"the decoder {path} takes {weight.shape[1]} channels, but vision encoder '{keyed.name}' has {channels}. "
+            "Use the encoder that it was trained on."
         )
     return found

@@ -1,5 +1,5 @@
-"""The automatic mask generators of SAM and SAM 2 over transformers' networks: a grid of points, a mask or three for each point,
-filters, and a map on which larger masks lie above smaller ones (CorrCLIP).
+"""The automatic mask generators of SAM and SAM 2 on the networks of transformers: a grid of points, one or three masks for each
+point, filters, and a map on which larger masks cover smaller ones (CorrCLIP).
 
 Shapes: image (H, W, 3); S side of the networks' square input; N masks.
 """
@@ -20,24 +20,25 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..encoders.checkpoints import boundary
+from ..config.validation import Count, Number
+from ..encoders.checkpoints import weight_errors
 from ..encoders.clip import state_digest
 from ..encoders.hub import hub
 from ..errors import OvssError
 from ..files import digest, user_path, weights_folders
 from ..image import normalize
 
-MASKS_AT_ONCE = 32  # enlarged to the size of the image together: bounds the memory
+MASKS_AT_ONCE = 32  # upsampled to the size of the image together: bounds the memory
 
 
 @dataclass(eq=False)
 class Sam:
     """SAM (Kirillov et al., ICCV 2023, arXiv 2304.02643): an image (H, W, 3) uint8 RGB -> regions (H, W) int32, 0 for none.
 
-    The settings are those of the official `SamAutomaticMaskGenerator`, by its names; its others are at their defaults
-    (crop_n_layers 0, min_mask_region_area 0). `weights`: a repository on huggingface.co or a folder, in transformers' layout.
-    `precision`: fp16 halves the weights and runs under autocast to fp16, `autocast` leaves the weights in fp32; both on GPUs
-    only, a CPU computes in fp32. `digest` is the same for the same tensors and settings, wherever the tensors came from.
+    Settings have the names of the official `SamAutomaticMaskGenerator`; those not listed keep their defaults (crop_n_layers 0,
+    min_mask_region_area 0). `weights`: a repository on huggingface.co or a folder, in transformers' layout. `precision`: fp16
+    casts the weights to fp16 and runs under autocast, `autocast` keeps the weights in fp32; both on GPUs only, a CPU computes
+    in fp32. `digest` depends on tensors and settings only, not on where the tensors came from.
     """
 
     kind: ClassVar[str] = "sam"
@@ -46,25 +47,25 @@ class Sam:
 
     weights: str
     precision: Literal["fp32", "fp16", "autocast"]
-    points_per_side: int
-    points_per_batch: int
+    points_per_side: Count
+    points_per_batch: Count
     multimask_output: bool
-    pred_iou_thresh: float
-    stability_score_thresh: float
-    stability_score_offset: float
-    mask_threshold: float
-    box_nms_thresh: float
-    device: str | torch.device = "cpu"
+    pred_iou_thresh: Number
+    stability_score_thresh: Number
+    stability_score_offset: Number
+    mask_threshold: Number
+    box_nms_thresh: Number
+    device: Any = "cpu"  # a torch.device once made
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.device)
         self.half = self.precision != "fp32" and self.device.type == "cuda"
-        self.model = load_network(self.network, self.weights)
-        with boundary(f"the weights {self.weights} of {self.kind} cannot be used"):
+        self.model: Any = load_network(self.network, self.weights)
+        with weight_errors(f"the weights {self.weights} of {self.kind} cannot be used"):
             self.precision = self.precision if self.half else "fp32"
-            told = {**self.settings, "weights": state_digest(self.model.state_dict())}
-            del told["points_per_batch"]  # changes rounding at most
-            self.digest = digest(self.kind, json.dumps(told, sort_keys=True))
+            described = {**self.settings, "weights": state_digest(self.model.state_dict())}
+            del described["points_per_batch"]  # changes rounding at most
+            self.digest = digest(self.kind, json.dumps(described, sort_keys=True))
             dtype = torch.float16 if self.precision == "fp16" else torch.float32
             self.model.eval().requires_grad_(False).to(self.device, dtype)
             self.side: int = self.model.prompt_encoder.input_image_size
@@ -76,12 +77,12 @@ class Sam:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         try:
-            with self._lock:  # threads may read and write images meanwhile, the network works on one
+            with self._lock:  # one image at a time, while other threads read and write images
                 return paint(self.masks(image), image.shape[:2])
         except torch.OutOfMemoryError as error:
             raise OvssError(
                 f"an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) needs more memory than {self.device} "
-                f"has. Fewer points at a time need less: settings.points_per_batch={max(self.points_per_batch // 4, 1)}"
+                f"has. Use fewer points at a time: settings.points_per_batch={max(self.points_per_batch // 4, 1)}"
             ) from error
 
     @torch.inference_mode()
@@ -111,14 +112,14 @@ class Sam:
         return np.concatenate(bits)[best.cpu().numpy()]
 
     def promising(self, logits: Tensor, iou: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of small masks (N, h, w) those of which the network itself thinks well, in float32, a few at a time."""
+        """Low-resolution masks (N, h, w) whose predicted IoU is high enough, in float32, a few at a time."""
         keep = iou.float() > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(iou, dtype=torch.bool)
         logits, iou = logits[keep].float(), iou[keep].float()
         return ((a, b) for a, b in zip(logits.split(MASKS_AT_ONCE), iou.split(MASKS_AT_ONCE), strict=True) if len(a))
 
     def stable(self, logits: Tensor) -> Tensor:
-        """Which of the masks (N, H, W) hardly change with the threshold: IoU of those at a higher and a lower one; an empty
-        mask is not stable."""
+        """Which of the masks (N, H, W) are stable: the IoU of the masks at a higher and a lower threshold is high enough. Empty
+        masks are not stable."""
         if self.stability_score_thresh == 0:
             return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         higher, lower = ((logits > self.mask_threshold + sign * self.stability_score_offset).sum((1, 2)) for sign in (1, -1))
@@ -126,7 +127,7 @@ class Sam:
 
     def frame(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """Network input (1, 3, S, S), and the (height, width) of the image in it: the long side becomes S (Pillow, bilinear),
-        the rest is zero after the normalisation."""
+        the rest is padded with zeros after normalisation."""
         factor = self.side / max(image.shape[:2])
         height, width = (max(int(length * factor + 0.5), 1) for length in image.shape[:2])
         resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -134,7 +135,7 @@ class Sam:
         return pixels[None], (height, width)
 
     def enlarge(self, logits: Tensor, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """Small masks (N, 1, h, w) of the network input -> (N, 1, H, W) of the image, by way of the input's size."""
+        """Low-resolution masks (N, 1, h, w) -> (N, 1, H, W) of the image, upsampled to the network input in between."""
         logits = F.interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
         return F.interpolate(logits[..., : inside[0], : inside[1]], size, mode="bilinear", align_corners=False)
 
@@ -143,8 +144,8 @@ class Sam:
 class Sam2(Sam):
     """SAM 2 (Ravi et al., ICLR 2025, arXiv 2408.00714), `SAM2AutomaticMaskGenerator` without use_m2m.
 
-    Built with `apply_postprocessing=False`, as CorrCLIP does, it gives its single mask as it is; transformers' default would
-    replace unstable ones by the best of three.
+    As CorrCLIP builds it with `apply_postprocessing=False`, single masks are returned unchanged; by transformers' default,
+    unstable ones would be replaced by the best of three.
     """
 
     kind: ClassVar[str] = "sam2"
@@ -155,7 +156,7 @@ class Sam2(Sam):
         self.model.mask_decoder.dynamic_multimask_via_stability = False
 
     def frame(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """Both sides become S (bilinear, antialiased, without rounding to whole grey levels)."""
+        """Both sides become S (bilinear, antialiased, not rounded to integers)."""
         square = (self.side, self.side)
         return F.interpolate(normalize(image, "imagenet")[None], square, mode="bilinear", antialias=True), square
 
@@ -171,19 +172,18 @@ def point_grid(per_side: int) -> Tensor:
 
 def boxes_of(masks: Tensor) -> Tensor:
     """Masks (N, H, W) -> (N, 4) float: the first and last column and row as (x1, y1, x2, y2), so a single pixel has no area;
-    zeros for an empty mask."""
-    ends = []
-    for occupied in (masks.any(1), masks.any(2)):
-        place = torch.arange(occupied.shape[1], device=masks.device)
-        first = torch.where(occupied, place, occupied.shape[1]).amin(1)
-        ends.append((first % occupied.shape[1], (occupied * place).amax(1)))
-    (left, right), (top, bottom) = ends
-    return torch.stack([left, top, right, bottom], 1).float()
+    zeros for an empty mask, which older releases of torchvision refuse."""
+    from torchvision.ops import masks_to_boxes
+
+    boxes, filled = torch.zeros(len(masks), 4, device=masks.device), masks.flatten(1).any(1)
+    boxes[filled] = masks_to_boxes(masks[filled])
+    return boxes
 
 
 def paint(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Masks as rows of packed bits (`np.packbits` of (N, H*W)) -> (H, W) int32: painted in ascending area with ids 1, 2, ...,
-    so that larger ones cover smaller ones; 0 where none is (corrclip.md section 4.2). Of equal areas the better comes first."""
+    """Masks as rows of packed bits (`np.packbits` of (N, H*W)), best first -> (H, W) int32: painted with ids 1, 2, ... in order
+    of area, as in CorrCLIP's code, so that larger masks cover smaller ones; 0 where there is none. Equal areas keep their
+    order."""
     regions = np.zeros(size[0] * size[1], np.int32)
     areas = np.bitwise_count(masks).sum(1, dtype=np.int64)
     for number, i in enumerate(np.argsort(areas, kind="stable"), 1):
@@ -194,7 +194,7 @@ def paint(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def load_network(network: str, weights: str) -> nn.Module:
     """A network of transformers in float32 from a folder, from below OVSS_WEIGHTS, or from huggingface.co (cached).
 
-    Raises OvssError where it is missing, damaged, or another network.
+    Raises OvssError if it is missing, damaged, or another network.
     """
     import transformers
 
@@ -207,22 +207,22 @@ def load_network(network: str, weights: str) -> nn.Module:
             model, report = getattr(transformers, network).from_pretrained(
                 source, local_files_only=local, output_loading_info=True, dtype=torch.float32
             )
-    except Exception as error:  # as many kinds as there are file formats and ways for a network to fail
+    except Exception as error:  # parsers and downloads raise nearly anything
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if local:
             raise OvssError(
-                f"{source} is no folder with weights for {network} in transformers' layout (config.json, model.safetensors; "
-                f"{reason}). Name the folder that `hf download REPOSITORY --local-dir FOLDER` made."
+                f"{source} is not a folder with weights of {network} in transformers' layout (config.json, model.safetensors; "
+                f"{reason}). Give a folder that `hf download REPOSITORY --local-dir FOLDER` has made."
             ) from error
         raise OvssError(
             f"the weights {weights} are not on this machine and could not be downloaded from https://huggingface.co/{weights} "
-            f"({reason}). Download them elsewhere (hf download {weights} --local-dir {name}), then put that folder "
-            f"into the one that the environment variable OVSS_WEIGHTS names, or name it: settings.weights=/path/to/{name}."
+            f"({reason}). Download them elsewhere (hf download {weights} --local-dir {name}), then move that folder into the "
+            f"one given by the environment variable OVSS_WEIGHTS, or give its path: settings.weights=/path/to/{name}."
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise OvssError(
-            f"{source} holds other weights than those of {network}: {len(wrong)} tensors are missing or have another shape "
-            f"({wrong[0]}, ...). Name a folder or repository with the weights of {network}."
+            f"{source} does not hold the weights of {network}: {len(wrong)} tensors are missing or have another shape "
+            f"({wrong[0]}, ...). Give a folder or repository with the weights of {network}."
         )
     return model

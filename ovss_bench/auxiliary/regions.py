@@ -1,23 +1,23 @@
-"""Region maps, for `regions=`: superpixels of scikit-image, masks of SAM and SAM 2, and maps that were made before, in files.
+"""Region maps, for `regions=`: superpixels of scikit-image, masks of SAM and SAM 2, and precomputed maps in files.
 
-Sources are called with an image (H, W, 3) uint8 RGB and give (H, W) int32: regions count from 1, 0 is what no region holds.
-Maps from files stay as they are: methods take their smallest value as "no region", which may be -1 (corrclip.md section 4.1).
+Sources map an image (H, W, 3) uint8 RGB to (H, W) int32: regions count from 1, 0 marks pixels in no region. Maps from files are
+used as stored: methods take their smallest value as "no region", which is -1 in some of CorrCLIP's files.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..config.validation import Count, Number, validate_all
 from ..errors import OvssError, unknown
 from ..files import (
     DAMAGES,
@@ -38,13 +38,13 @@ from .masks import Sam, Sam2
 
 INDEX = "regions.json"
 SUFFIXES = (".npz", ".png")
-# What may differ between two generators of the same regions, and what an entry of configs/regions says beside its settings.
+# Settings that do not change which generator it is, and what an entry of configs/regions has beside its settings.
 NO_SETTINGS = ("weights", "precision", "points_per_batch", "kind", "source", "stand_in", "unconfirmed")
 
 
 @dataclass(eq=False)
 class Superpixels:
-    """What the superpixels of scikit-image share: their settings say all."""
+    """Superpixels of scikit-image, determined by their settings."""
 
     kind: ClassVar[str]
     stand_in = False
@@ -60,13 +60,13 @@ class Superpixels:
 
 @dataclass(eq=False)
 class Felzenszwalb(Superpixels):
-    """Felzenszwalb and Huttenlocher, Efficient Graph-Based Image Segmentation, IJCV 2004. `scale`: the larger, the larger the
-    regions; `sigma`: of the Gaussian before; `min_size`: pixels of the smallest region."""
+    """Felzenszwalb and Huttenlocher, Efficient Graph-Based Image Segmentation, IJCV 2004. `scale`: larger values
+    give larger regions; `sigma`: of the Gaussian filter before; `min_size`: pixels of the smallest region."""
 
     kind: ClassVar[str] = "felzenszwalb"
-    scale: float
-    sigma: float
-    min_size: int
+    scale: Number
+    sigma: Number
+    min_size: Count
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import felzenszwalb
@@ -76,13 +76,13 @@ class Felzenszwalb(Superpixels):
 
 @dataclass(eq=False)
 class Slic(Superpixels):
-    """SLIC superpixels (Achanta et al., TPAMI 2012): about `n_segments` of them, the squarer the larger `compactness`; `sigma`:
-    of the Gaussian before."""
+    """SLIC superpixels (Achanta et al., TPAMI 2012): about `n_segments` of them, more square with larger
+    `compactness`; `sigma`: of the Gaussian filter before."""
 
     kind: ClassVar[str] = "slic"
-    n_segments: int
-    compactness: float
-    sigma: float
+    n_segments: Count
+    compactness: Number
+    sigma: Number
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import slic
@@ -98,69 +98,48 @@ KINDS = {kind.kind: kind for kind in (Felzenszwalb, Slic, Sam, Sam2)}
 def load_regions(
     name: str | Path, *, device: str | torch.device = "cpu", **settings: Any
 ) -> Felzenszwalb | Slic | Sam | Sam2 | RegionFolder:
-    """A source of regions: an entry of configs/regions (`felzenszwalb`, `sam2_8`, ...), of which keywords override settings, or
-    a folder of region maps with the index that tools/regions.py makes.
+    """A source of regions: an entry of configs/regions (`felzenszwalb`, `sam2_8`, ...), whose settings keywords override, or a
+    folder of region maps with the index that tools/regions.py makes.
 
-    It is called with an image (H, W, 3) uint8 RGB and gives (H, W) int32; `digest` is SHA-256 over its kind, settings and
-    weights, `stand_in` says that it takes the place of a better one in the demo. An entry whose generator is in no library
-    stands for the indexed folders of its maps below OVSS_WEIGHTS. Raises OvssError: unknown names and settings, bad values,
-    missing weights or maps, a folder without an index.
+    It maps an image (H, W, 3) uint8 RGB to (H, W) int32; `digest` is SHA-256 over its kind, settings and weights, `stand_in`
+    marks the demo's substitute for a better one. An entry whose generator is not available in a library refers to the indexed
+    folders of its maps below OVSS_WEIGHTS. Raises OvssError for unknown names and settings, bad values, missing weights or
+    maps, or a folder without an index.
     """
     if str(name) not in config_names("regions"):
         folder = user_path(name)
         if not folder.is_dir():
             if os.sep in str(name):
-                raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with its index.")
+                raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with an index.")
             raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
         if settings:
-            raise OvssError(f"the regions in {folder} are made already: leave {', '.join(settings)} out.")
+            raise OvssError(f"the regions in {folder} are precomputed: leave {', '.join(settings)} out.")
         return RegionFolder(folder)
     config = load_config("regions", str(name))
     if config["kind"] == "files":
         return _published_maps(str(name), config["source"], settings)
-    config = config | settings
+    config = config | {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     stand_in, kind, _ = bool(config.pop("stand_in", False)), config.pop("kind"), config.pop("unconfirmed", None)
-    values = checked(name, KINDS[kind], config)
-    source = KINDS[kind](**values, **({"device": device} if issubclass(KINDS[kind], Sam) else {}))
+    kind = KINDS[kind]
+    hints = get_type_hints(kind, include_extras=True)
+    known = {field.name: hints[field.name] for field in fields(kind) if field.name != "device"}
+    values = validate_all(config, known, "setting", lambda _: f"regions '{name}'")
+    source = kind(**values, device=device) if issubclass(kind, Sam) else kind(**values)
     source.stand_in = stand_in
     return source
 
 
-def checked(name: str | Path, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a kind, each of the type that its class annotates. Raises OvssError for others."""
-    hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind) if field.name != "device"]
-    result = {}
-    for key, value in values.items():
-        if key not in known:
-            raise unknown(f"setting of regions '{name}'", key, known)
-        hint, expected = hints[key], None
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if get_origin(hint) is Literal:
-            expected = None if value in get_args(hint) else " or ".join(get_args(hint))
-        elif hint is bool:
-            expected = None if isinstance(value, bool) else "true or false"
-        elif hint is int:
-            expected = None if number and value == int(value) and value >= 1 else "a whole number of at least 1"
-        elif hint is float:
-            expected = None if number and math.isfinite(value) and value >= 0 else "a number of at least 0"
-        if expected:
-            raise OvssError(f"{key}={value!r} of regions '{name}': expected {expected}.")
-        result[key] = value if get_origin(hint) is Literal else hint(value)
-    return result
-
-
 def _published_maps(name: str, source: str, settings: Mapping[str, Any]) -> RegionFolder:
-    """All maps of a generator that is in no library: those in the folders below OVSS_WEIGHTS/<name> that have an index."""
+    """All maps of a generator that is not available in a library: the indexed folders below OVSS_WEIGHTS/<name>."""
     if settings:
         raise OvssError(f"the regions '{name}' come in files and have no settings: leave {', '.join(settings)} out.")
     places = [folder / name for folder in weights_folders()]
     folders = [index.parent for place in places for index in sorted(place.rglob(INDEX))]
     if not folders:
         raise OvssError(
-            f"regions '{name}' come in files ({source}): unpack them into the folder {name} of the one that the environment "
-            "variable OVSS_WEIGHTS names, and let tools/regions.py index each data set's (python tools/regions.py index FOLDER "
-            f"dataset=NAME regions={name}). Or unpack and index them anywhere, and name the folder: regions=FOLDER."
+            f"regions '{name}' come in files ({source}): unpack them into the folder {name} below the one given by the "
+            "environment variable OVSS_WEIGHTS, and index those of each data set (python tools/regions.py index FOLDER "
+            f"dataset=NAME regions={name}). Or unpack and index them elsewhere and give the folder: regions=FOLDER."
         )
     maps = RegionFolder(*folders)
     if maps.generator != name:
@@ -172,11 +151,11 @@ def _published_maps(name: str, source: str, settings: Mapping[str, Any]) -> Regi
 
 
 class RegionFolder:
-    """Region maps in files, found by the content of the image; `digest` is that of what made them, or of the files.
+    """Precomputed region maps, looked up by the content of the image; `digest` is that of their generator, or of the files.
 
-    `generator` is the entry of configs/regions by whose settings they were made, or that they are indexed as; None if the index
-    does not say, or if settings were changed. `unconfirmed` is what that entry says of settings that nobody published, of maps
-    that were made here: those from elsewhere have the settings of whoever published them.
+    `generator` is the entry of configs/regions whose settings they were made with, or as which they are indexed; None if the
+    index does not say, or if settings were changed. `unconfirmed` is that entry's note on unpublished settings, for maps made
+    by this project only, as those from elsewhere have the settings of their publisher.
     """
 
     def __init__(self, *folders: str | Path) -> None:
@@ -185,9 +164,9 @@ class RegionFolder:
         self.folder = Path(os.path.commonpath(folders))
         self.files, self.contents = {}, {}
         for folder, index in zip(folders, each, strict=True):
-            own = os.path.relpath(folder, self.folder)
-            self.files |= {key: os.path.normpath(f"{own}/{file}") for key, file in index["images"].items()}
-            self.contents |= {os.path.normpath(f"{own}/{file}"): text for file, text in index["contents"].items()}
+            inner = os.path.relpath(folder, self.folder)
+            self.files |= {key: os.path.normpath(f"{inner}/{file}") for key, file in index["images"].items()}
+            self.contents |= {os.path.normpath(f"{inner}/{file}"): text for file, text in index["contents"].items()}
         digests = sorted({index["digest"] for index in each})
         self.digest = digests[0] if len(digests) == 1 else digest("folders", *digests)
         self.stand_in = any(index["stand_in"] for index in each)
@@ -207,12 +186,12 @@ class RegionFolder:
 
 
 def content_digest(regions: np.ndarray) -> str:
-    """What the index notes of a map (H, W), whatever file it is in."""
+    """SHA-256 of a map (H, W), independent of the file format."""
     return digest(repr(regions.shape), regions.astype(np.int32).tobytes())
 
 
 def _generator(index: Mapping[str, Any]) -> str | None:
-    """The entry of configs/regions that an index's maps are those of."""
+    """The entry of configs/regions that generated the maps of an index."""
     made_by = index["regions"]
     if made_by is None:
         return index.get("generator")
@@ -227,8 +206,8 @@ def _index_of(folder: Path) -> dict[str, Any]:
     index = read_index(folder)
     if index is None:
         raise OvssError(
-            f"folder {folder} has no {INDEX}, which says whose regions its files are. Make regions with: python "
-            f"tools/regions.py dataset=NAME regions=NAME out=DIR; or make an index for region files that you have: python "
+            f"folder {folder} has no {INDEX}, which records how its regions were made. Make regions with: python "
+            f"tools/regions.py dataset=NAME regions=NAME out=DIR; or index existing region files with: python "
             f"tools/regions.py index {folder} dataset=NAME regions=GENERATOR"
         )
     return index
@@ -236,9 +215,9 @@ def _index_of(folder: Path) -> dict[str, Any]:
 
 def read_index(folder: Path) -> dict[str, Any] | None:
     """{digest, regions, generator, settings, stand_in, command, images: {key of the image: file}, contents: {file:
-    `content_digest`}}, or None if there is none. `regions` is the entry of configs/regions that made the maps here, `generator`
-    the one that maps from elsewhere are said to be of; both may be None. Earlier versions noted neither `generator` nor
-    contents."""
+    `content_digest`}}, or None if there is none. `regions` is the entry of configs/regions with which this project made the
+    maps, `generator` the one stated for maps from elsewhere; both may be None. Earlier versions recorded neither `generator`
+    nor `contents`."""
     path = folder / INDEX
     if not path.is_file():
         return None
@@ -259,22 +238,23 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    images = sorted(dict(index["images"]).items(), key=lambda item: item[1])  # a copy: threads may be adding to it
+    images = sorted(dict(index["images"]).items(), key=lambda item: item[1])  # a copy: threads may add to it
     text = json.dumps({**index, "images": dict(images), "contents": dict(index["contents"])}, indent=1)
     write_text(folder / INDEX, text + "\n")
 
 
 def write_regions(path: Path, regions: np.ndarray) -> None:
-    """(H, W) integers as CorrCLIP's npz file, compressed, in the smallest type that holds them."""
+    """Writes integers (H, W) in the format of CorrCLIP's npz files, compressed, in the smallest type that holds them."""
     low, high = int(regions.min()), int(regions.max())
     small = next(t for t in (np.uint8, np.uint16, np.int32, np.int64) if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
     write_atomic(path, lambda temporary: np.savez_compressed(temporary, instance_mask=regions.astype(small)))
 
 
 def read_regions(path: Path, size: tuple[int, int] | None = None, content: str | None = None) -> np.ndarray:
-    """(H, W) int32 from `instance_mask` of an npz file or from a PNG of 8 or 16 bits, the values as they are.
+    """(H, W) int32 from `instance_mask` of an npz file or from a PNG of 8 or 16 bits, values unchanged.
 
-    Raises OvssError: missing or damaged, no map of whole numbers, not of the expected `size` or `content` (its digest).
+    Raises OvssError if the file is missing, damaged, no map of whole numbers, or not of the expected `size` or `content` (its
+    digest).
     """
     try:
         regions = read_array(path, "instance_mask") if path.suffix == ".npz" else np.array(Image.open(path))
@@ -287,12 +267,12 @@ def read_regions(path: Path, size: tuple[int, int] | None = None, content: str |
     if size not in (None, regions.shape):
         raise OvssError(
             f"region map {path} is {regions.shape[0]} x {regions.shape[1]} pixels (height x width), its image {size[0]} x "
-            f"{size[1]}. If they are turned against each other: images are turned here as their EXIF tag says, which whoever "
-            "made the map may have left undone; make it again from the turned image."
+            f"{size[1]}. If height and width are swapped: images are rotated by their EXIF tag here, which the program that "
+            "made the map may not have done; make the map again from the rotated image."
         )
     if content not in (None, content_digest(regions)):
         raise OvssError(
-            f"region map {path} is damaged, or another than when {INDEX} was made. Copy it again, or run tools/regions.py "
-            "again: it makes what is damaged anew."
+            f"region map {path} is damaged, or has changed since {INDEX} was made. Copy it again, or rerun tools/regions.py: "
+            "it makes damaged maps again."
         )
     return regions.astype(np.int32)

@@ -1,4 +1,4 @@
-"""What methods need beside CLIP, by kind and name: vision features, region and foreground maps, diffusion attention, banks."""
+"""Auxiliary models: what methods use beside CLIP, by kind and name, and the cache of what these make of images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy as np
 
 from ..files import code, digest, user_path
 from ..image import image_key
+from ..types import ImageContext
 
-# What a method may take beside CLIP, and the module whose function load_<its last part> loads it. A run imports what it needs,
-# and only that code counts for it (runs/code.py).
+# Kinds of auxiliary models, and the modules whose function load_<last part of the name> loads them. A run imports only the
+# modules that it needs, and only their code is part of its fingerprint (runs/code.py).
 MODULES = {
     "vfm": "encoders.vision",
     "regions": "auxiliary.regions",
@@ -27,9 +28,8 @@ SOURCES = tuple(MODULES)
 
 
 class NamedSource:
-    """The thing that a recipe names: an entry of configs/vision, regions, foreground or diffusion, or a file. It is loaded when
-    it is first used, so that a method runs as far as it can without; then it is that thing. `feature` is the rule of
-    `vision.py` by which a vision encoder gives features."""
+    """An auxiliary model by name: an entry of configs/vision, regions, foreground or diffusion, or a file. It is loaded on
+    first use; attributes and calls are those of the loaded model. `feature`: see `VisionEncoder`."""
 
     def __init__(self, kind: str, name: str, feature: str | None, precision: str, device: str) -> None:
         self.named = (kind, name, feature, precision, device)
@@ -46,7 +46,7 @@ class NamedSource:
 
 
 def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:
-    """Segmentors that name the same share it, unless its file or folder has changed."""
+    """Segmentors that name the same model share it, unless its file or folder has changed."""
     changed = Path(name).stat().st_mtime_ns if Path(name).exists() else None
     return _named_source(kind, name, feature, precision, device, changed)
 
@@ -64,39 +64,40 @@ def _load(kind: str, name: str, feature: str | None, precision: str, device: str
 
 
 def describe(source: Any) -> str:
-    """What a recipe notes of a source that was given as an object: its digest if it has one, else what it is called."""
-    own = getattr(source, "digest", None)
+    """How a recipe records a model that was passed as an object: by its digest if it has one, else by its qualified name."""
+    known = getattr(source, "digest", None)
     kind = source if hasattr(source, "__qualname__") else type(source)
-    return f"given: {own[:16] if own else f'{kind.__module__}.{kind.__qualname__}'}"
+    return f"given: {known[:16] if known else f'{kind.__module__}.{kind.__qualname__}'}"
 
 
 def stated(name: str | None, source: Any) -> dict[str, Any]:
-    """What a result says of a source that its recipe calls `name`. Of region maps in a folder, also whose they are."""
+    """What a result records of a model that its recipe calls `name`; for a folder of region maps, also their generator."""
     facts = {"name": name, "digest": getattr(source, "digest", None), "stand_in": getattr(source, "stand_in", False)}
     more = {key: getattr(source, key, None) for key in ("generator", "unconfirmed")}
     return facts | {key: value for key, value in more.items() if value is not None}
 
 
 class FeatureCache:
-    """Keeps arrays that depend on an image alone in a folder, by content, so that later runs find them.
+    """A folder of arrays that depend on a single image, for later runs.
 
-    The key is made of a digest of what made the array, of the code, and of the image's bytes: another setting or another image
-    never gets it.
+    The key is a digest of `maker` (weights and settings), the code and the image's bytes.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = user_path(folder)
 
     def __call__(self, maker: str, image: np.ndarray, compute: Callable[[], Any]) -> Any:
-        import torch  # tools that read results import this module for its names only
+        import torch  # deferred: tools that read results import this module for its names only
 
         from ..cache import read_entry, write_entry
 
-        key = digest(maker, code("auxiliary", "encoders", "ops", "segmentors", "image.py"), image_key(image))
+        # What `ImageContext.once` asks for is made by auxiliary models alone, so that editing a method keeps it.
+        methods = () if compute.__module__ == ImageContext.__module__ else ("segmentors",)
+        key = digest(maker, code("auxiliary", "encoders", "ops", "image.py", *methods), image_key(image))
         path = self.folder / key[:2] / f"{key}.safetensors"
         entry = read_entry(path)
         if entry is not None:
-            with np.load(BytesIO(entry["npz"].numpy())) as file:
+            with np.load(BytesIO(entry["npz"].numpy().tobytes())) as file:
                 return file["array"]
         array = compute()
         if isinstance(array, np.ndarray):  # lists of attention maps are too large to keep

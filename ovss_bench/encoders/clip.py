@@ -1,5 +1,5 @@
-"""DenseCLIP: an open_clip ViT opened up, and `load_clip`, which makes one from a tag, a file or a state dict. No method is
-in here.
+"""DenseCLIP: an open_clip ViT taken apart into its blocks, and `load_clip`, which loads one from a tag, a file or a state dict.
+Methods are in segmentors/.
 
 Shapes: B windows, T tokens (class token first), N = h*w patches, D width, K heads, d = D/K, E joint width, Q queries.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,8 @@ from ..errors import OvssError, unknown
 from ..files import WEIGHTS, config_names, digest, load_config, user_path
 from ..ops.position import resample_position
 from ..torch_defaults import ordinary_torch
-from ..types import Trunk
-from .checkpoints import adapt_state_dict, boundary, check_sizes, openai_architecture, read_weights, stated_architecture
+from ..types import QKV, Trunk
+from .checkpoints import adapt_state_dict, check_sizes, openai_architecture, read_weights, stated_architecture, weight_errors
 from .deferred import deferred
 from .hub import hub
 from .known_weights import known_weights
@@ -38,16 +38,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
 }
-LAYER_NORM_EPS = 1e-5  # of CLIP as it was trained
-# What open_clip imports for models that are no plain ViT, and torchvision for one function: several seconds.
+LAYER_NORM_EPS = 1e-5  # CLIP was trained with it
+# Imports of open_clip for models other than plain ViTs, and of torchvision for one function; they take several seconds.
 OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
 
 
 class BlockView:
-    """The parts of one transformer block, for methods to put together in their own way. `grid` is (h, w) of the patches."""
+    """The parts of one transformer block, for methods to recombine. `grid` is (h, w) of the patches."""
 
     def __init__(self, block: ResidualAttentionBlock, activation: str, eps: float, grid: tuple[int, int]) -> None:
-        self._block, self._activation, self._eps, self.grid = block, ACTIVATIONS[activation], eps, grid
+        self._block: Any = block  # nn.Module declares the types of its parts as unions
+        self._activation, self._eps, self.grid = ACTIVATIONS[activation], eps, grid
 
     def ln_1(self, x: Tensor) -> Tensor:
         return layer_norm(x, self._block.ln_1, self._eps)
@@ -55,11 +56,12 @@ class BlockView:
     def ln_2(self, x: Tensor) -> Tensor:
         return layer_norm(x, self._block.ln_2, self._eps)
 
-    def qkv(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, y: Tensor) -> QKV:
         """(B, T, D) -> queries, keys and values (B, K, T, d)."""
         attention = self._block.attn
         joint = F.linear(y, attention.in_proj_weight, attention.in_proj_bias)
-        return joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
     def project(self, o: Tensor) -> Tensor:
         """Concatenates the heads (B, K, T, d) and applies the output projection: (B, T, D)."""
@@ -70,12 +72,11 @@ class BlockView:
 
     def attention(self, x: Tensor) -> Tensor:
         """The block's own attention maps (B, K, T, T) for the tokens (B, T, D) that enter it; rows sum to 1."""
-        q, k, _ = self.qkv(self.ln_1(x))
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return attention_maps(*self.qkv(self.ln_1(x))[:2])
 
     def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The values (B, H*W, D) that the block makes of the patches of x (B, 1+h*w, D), heads side by side, bilinearly
-        resized to another grid (H, W)."""
+        """The block's values (B, H*W, D) of the patches of x (B, 1+h*w, D), heads concatenated, bilinearly resized to another
+        grid (H, W)."""
         values = self.qkv(self.ln_1(x))[2][:, :, 1:].transpose(1, 2).flatten(2)
         if grid == self.grid:
             return values
@@ -83,37 +84,41 @@ class BlockView:
         return maps.flatten(2).transpose(1, 2)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The block as CLIP has it: (B, T, D) -> (B, T, D)."""
-        q, k, v = self.qkv(self.ln_1(x))
-        x = x + self.project(F.scaled_dot_product_attention(q, k, v))
-        return x + self.mlp(self.ln_2(x))
+        """The block's original forward pass: (B, T, D) -> (B, T, D)."""
+        return self.run(x)[0]
+
+    def run(self, x: Tensor) -> tuple[Tensor, QKV]:
+        """The block's original forward pass (B, T, D) -> (B, T, D), and its queries, keys and values."""
+        qkv = self.qkv(self.ln_1(x))
+        x = x + self.project(F.scaled_dot_product_attention(*qkv))
+        return x + self.mlp(self.ln_2(x)), qkv
 
 
 class DenseCLIP:
-    """The image tower of a CLIP ViT in parts, and its text tower. Runs without gradients in the precision of its weights."""
+    """The image tower of a CLIP ViT in parts, and its text tower. Runs without gradients, in the precision of its weights."""
 
     def __init__(self, model: nn.Module, tokenizer: Callable, name: str, activation: str, layer_norm_eps: float = 1e-5) -> None:
         from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
-        visual = model.visual
+        self.model: Any = model.eval().requires_grad_(False)
+        visual: Any = self.model.visual
         blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
         plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
         if not plain or any(type(b) is not ResidualAttentionBlock or not isinstance(b.ls_1, nn.Identity) for b in blocks):
             raise OvssError(
-                f"clip '{name}' is not a plain CLIP ViT with a class token; only open_clip's ViT "
-                "models of that kind can be opened up."
+                f"clip '{name}' is not a plain CLIP ViT with a class token; of open_clip's models only these are supported."
             )
-        self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
+        self.tokenizer, self.name = tokenizer, name
         self.activation = self.text_activation = activation
         self.layer_norm_eps = layer_norm_eps
-        self._own = activation, layer_norm_eps
-        self.changed: dict[str, str | float] = {}  # what the caller of `load_clip` chose other than the weights are meant for
-        self._run_block: Callable[[BlockView, Tensor], Tensor] = BlockView.__call__
-        self.patch_size: int = visual.patch_size[0]
-        self.stored_grid: tuple[int, int] = tuple(visual.grid_size)
+        self._trained_with = activation, layer_norm_eps
+        self.changed: dict[str, str | float] = {}  # options of `load_clip` that differ from the training of the weights
+        self._run_block: Callable[[BlockView, Tensor], tuple[Tensor, QKV]] = BlockView.run
+        self.patch_size: int = self.model.visual.patch_size[0]
+        self.stored_grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())
-        self.weights_known: list[str] = []  # ARCHITECTURE:TAG of the file that they came from, if its digest is a known one
+        self.weights_known: list[str] = []  # ARCHITECTURE:TAG of the weights file, if its digest is known
 
     def __repr__(self) -> str:
         grid = f"{self.stored_grid[0]} x {self.stored_grid[1]}"
@@ -125,11 +130,11 @@ class DenseCLIP:
         return f"<pre>{escape(repr(self))}</pre>"
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
-        """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None:
-        that with which they were loaded."""
+        """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None
+        keeps the loaded one."""
         other = copy.copy(self)
-        other.activation = activation or self._own[0]
-        other.layer_norm_eps = layer_norm_eps or self._own[1]
+        other.activation = activation or self._trained_with[0]
+        other.layer_norm_eps = layer_norm_eps or self._trained_with[1]
         return other
 
     def to(self, device: str | torch.device, precision: str) -> None:
@@ -141,8 +146,8 @@ class DenseCLIP:
         self.model.to(device)
 
     def compile(self) -> None:
-        """Runs the trunk's blocks through torch.compile from now on, which takes its time at the first batch of each shape."""
-        self._run_block = torch.compile(BlockView.__call__, dynamic=False)
+        """Compiles the trunk's blocks by torch.compile, at the first batch of each shape."""
+        self._run_block = torch.compile(BlockView.run, dynamic=False)
 
     @property
     def device(self) -> torch.device:
@@ -160,10 +165,13 @@ class DenseCLIP:
         return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
 
     @torch.inference_mode()
-    def trunk(self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset") -> Trunk:
-        """All blocks but the last on (B, 3, H, W) normalised pixels; sides beyond a multiple of the patch are dropped.
+    def trunk(
+        self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset", keep_qkv: Collection[int] = ()
+    ) -> Trunk:
+        """All blocks but the last, for normalised pixels (B, 3, H, W), cropped to whole patches.
 
-        `keep` names blocks (0 to depth-1) of which the input is kept in `states`; `position` is a rule of `position.py`.
+        `keep` and `keep_qkv` name blocks (0 to depth-1) whose inputs, or inputs and queries, keys and values, the result holds
+        (see `qkv`); `position` is a rule of ops/position.py.
         """
         visual = self.model.visual
         x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
@@ -172,17 +180,32 @@ class DenseCLIP:
         x = x + resample_position(visual.positional_embedding, grid, self.stored_grid, position).to(x.dtype)
         if not isinstance(visual.ln_pre, nn.Identity):
             x = layer_norm(x, visual.ln_pre, self.layer_norm_eps)
-        states = {}
+        states, kept = {}, {}
         for i in range(self.depth):
-            if i in keep:
+            if i in keep or i in keep_qkv:
                 states[i] = x
             if i < self.depth - 1:
-                x = self._run_block(self.block(i, grid), x)
-        return Trunk(x, grid, states)
+                x, qkv = self._run_block(self.block(i, grid), x)
+                if i in keep_qkv:
+                    kept[i] = qkv
+        return Trunk(x, grid, states, kept)
+
+    def qkv(self, trunk: Trunk, index: int) -> QKV:
+        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept: the ones that the trunk computed.
+        For the last block, and for inputs from the trunk cache, they are computed on first use."""
+        if index not in trunk.qkv:
+            block = self.block(index, trunk.grid)
+            trunk.qkv[index] = block.qkv(block.ln_1(trunk.states[index]))
+        return trunk.qkv[index]
+
+    def attention(self, trunk: Trunk, index: int, windows: slice = slice(None)) -> Tensor:
+        """The attention maps (B, K, T, T) of such a block, rows of sum 1; of some `windows` only, as they are large."""
+        q, k, _ = self.qkv(trunk, index)
+        return attention_maps(q[windows], k[windows])
 
     @torch.inference_mode()
     def embeddings(self, trunk: Trunk) -> Tensor:
-        """CLIP's own embeddings of whole windows, unit rows (B, E) float32: what the class token is after the last block."""
+        """CLIP's image embeddings of whole windows, unit rows (B, E) float32: the projected class token of the last block."""
         return self.head(self.block(-1, trunk.grid)(trunk.tokens)[:, :1])[:, 0]
 
     def project(self, x: Tensor) -> Tensor:
@@ -195,29 +218,34 @@ class DenseCLIP:
 
     @torch.inference_mode()
     def encode_text(self, prompts: list[str], advance: Callable[[int], None] = lambda count: None) -> Tensor:
-        """Unit text embeddings (len(prompts), E), float32; `advance` is called with how many more there are."""
+        """Unit text embeddings (len(prompts), E), float32; `advance` is called with the number of new ones."""
         tokens = self.tokenizer(prompts)
         words = getattr(getattr(text_tower(self.model), "token_embedding", None), "num_embeddings", None)
         if words is not None and tokens.max() >= words:
             raise OvssError(
-                f"clip '{self.name}' knows {words} tokens, its tokenizer has token {int(tokens.max())}. Give the weights with "
-                "their whole text tower, or text features: Vocabulary.from_features."
+                f"clip '{self.name}' embeds {words} tokens, but its tokenizer gives token {int(tokens.max())}. Use weights "
+                "with a complete text tower, or text features: Vocabulary.from_features."
             )
         return encode_tokens(self.model, tokens, self.device, advance)
 
 
 def default_precision(device: str | torch.device) -> str:
-    """As OpenAI's loader has it."""
+    """OpenAI's default: fp32 on CPUs, fp16 on GPUs."""
     return "fp32" if torch.device(device).type == "cpu" else "fp16"
 
 
+def attention_maps(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of queries and keys (B, K, T, d): (B, K, T, T)."""
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
+
 def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float) -> Tensor:
-    """LayerNorm in float32, whatever the precision of x, as the official fp16 codes have it."""
+    """LayerNorm in float32, in any precision of x, as in the official fp16 codes."""
     return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), eps).to(x.dtype)
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors: the same for the same weights in any file format."""
+    """SHA-256 over names, types, shapes and bytes of all tensors, independent of the file format."""
     parts: list[str | bytes] = []
     for name, tensor in sorted(state.items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -236,16 +264,15 @@ def load_clip(
     precision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> DenseCLIP:
-    """A CLIP ViT, ready to be opened up.
+    """A CLIP ViT, split into its blocks.
 
-    `name`: an entry of configs/clip (`demo`, `vit_b16`, ...), an open_clip architecture (`ViT-B-16`), or a file of which the
-    architecture can be told from its tensors (OpenAI's TorchScript archives and state dicts) or is written in its metadata.
+    `name`: an entry of configs/clip (`demo`, `vit_b16`, ...), an open_clip architecture (`ViT-B-16`), or a file whose
+    architecture follows from its tensors (OpenAI's TorchScript archives and state dicts) or is given in its metadata.
     `pretrained`: open_clip's tag or a local file for that architecture. `state_dict`: a state dict in OpenAI's naming.
-    `activation`: `quick_gelu` or `gelu`; by default what the weights were trained with (a state dict or file without that
-    knowledge counts as OpenAI's: QuickGELU). Weights are kept in the values that they come in, then cast to `precision`, by
-    default fp32 on a CPU and fp16 on a GPU.
+    `activation`: `quick_gelu` or `gelu`; by default the one that the weights were trained with (QuickGELU for a state dict or
+    file that does not state it, as for OpenAI's). Weights are cast to `precision`, by default fp32 on a CPU and fp16 on a GPU.
 
-    Raises OvssError: unknown name or tag, missing file, tensors that don't fit, an architecture without a class token.
+    Raises OvssError for an unknown name or tag, a missing file, mismatched tensors, or an architecture without a class token.
     """
     if not isinstance(name, str | Path | None):
         raise OvssError(f"clip {name!r}: expected a name or a file, not {type(name).__name__}.")
@@ -256,7 +283,8 @@ def load_clip(
         raise unknown("activation", activation, ACTIVATIONS)
     with deferred(*OTHERS):
         import open_clip
-    entry, architecture, known = {}, None, []
+    architecture: Any = None  # a name of open_clip, or its configuration
+    entry, known = {}, []
     label = clip_label(name, pretrained)
     asked, activation = activation, None
     if state_dict is None:
@@ -271,21 +299,23 @@ def load_clip(
             _not_a_path(name)
             raise unknown("clip", name, [*config_names("clip"), *open_clip.list_models()])
         if pretrained is None:
-            raise OvssError(f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(name))}) or a file.")
+            raise OvssError(
+                f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(str(name)))}) or a file."
+            )
         path, tag_activation = _locate(architecture, str(pretrained))
         state_dict, metadata = read_weights(path)
         known = known_weights(path) if tag_activation is None and path.parent != WEIGHTS else []
-        with boundary(f"weights {path} cannot be used"):
+        with weight_errors(f"weights {path} cannot be used"):
             architecture = architecture or stated_architecture(metadata)
-        # Tag and entry know what the weights were trained with; so does the file that we wrote ourselves.
+        # Tags, entries and the metadata of this project's files state the activation that the weights were trained with.
         activation = entry.get("activation") or tag_activation or metadata.get("activation")
         if activation not in (None, *ACTIVATIONS):
             raise unknown(f"activation in the metadata of {path}", activation, ACTIVATIONS)
     activation = activation or ("quick_gelu" if architecture is None else None)
-    with boundary(f"the weights of clip '{label}' do not fit its architecture"):
+    with weight_errors(f"the weights of clip '{label}' do not fit its architecture"):
         config = _model_config(architecture, state_dict)
         activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
-        own, activation = activation, asked or activation
+        trained_with, activation = activation, asked or activation
         config["quick_gelu"] = activation == "quick_gelu"
         dtype = PRECISIONS[precision]
         model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
@@ -296,7 +326,7 @@ def load_clip(
         tokenizer = _tokenizer(architecture, config)
         clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
         clip.weights_known = known
-        clip.changed |= {"activation": activation} if activation != own else {}
+        clip.changed |= {"activation": activation} if activation != trained_with else {}
         clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
         clip.to(device, precision)
     return clip
@@ -322,8 +352,7 @@ class ClipSpec:
 
 
 def clip_label(name: str | Path | None, pretrained: str | Path | None = None) -> str:
-    """The name under which recipes and results know a CLIP: its entry in configs/clip, else the architecture or the file's
-    name."""
+    """The name of a CLIP in recipes and results: its entry in configs/clip, else the architecture or the file's name."""
     if name is None:
         return "state_dict"
     for entry in config_names("clip"):
@@ -356,7 +385,7 @@ def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
 
 @cache
 def _openai_tokenizer(context_length: int) -> Callable:
-    """Kept, as reading its vocabulary takes longer than a small model does."""
+    """Cached, as reading its vocabulary takes longer than running a small model."""
     import open_clip
 
     return open_clip.SimpleTokenizer(context_length=context_length)
@@ -369,15 +398,15 @@ def _tags(architecture: str) -> list[str]:
 
 
 def _not_a_path(name: str | Path | None) -> None:
-    """Raises OvssError for what can only be meant as a file: no tag or architecture is like it."""
+    """Raises OvssError for a name that can only be a path."""
     path = Path(name or "")
     if os.sep in str(name) or path.suffix:
-        fault = "are a folder" if user_path(path).is_dir() else "do not exist"
-        raise OvssError(f"weights {name} {fault}. Give the path of a file (safetensors, .pt or .bin).")
+        problem = "are a folder" if user_path(path).is_dir() else "do not exist"
+        raise OvssError(f"weights {name} {problem}. Give the path of a file (safetensors, .pt or .bin).")
 
 
 def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None]:
-    """The file of the weights, and the activation that open_clip's table notes for a tag."""
+    """The weights file, and the activation in open_clip's table of tags."""
     for path in (user_path(pretrained), WEIGHTS / pretrained):
         if path.is_file():
             return path, None

@@ -1,4 +1,7 @@
-"""Importing a library without the libraries that it imports for what is not used here."""
+"""Importing a library without those of its imports that this project never uses: seconds at every start.
+
+Written by hand: `importlib.util.LazyLoader` has to import the parent packages, and `lazy_loader` a change of the library.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from typing import Any
 
 @contextmanager
 def deferred(*modules: str) -> Iterator[None]:
-    """What is imported in the block gets of these modules, unless they are imported already, only names, and the modules behind
-    them when something is done with a name: when it is called, or an attribute or an instance of it is asked for."""
-    stand_ins = {module: _Module(module) for module in modules if module not in sys.modules}
-    sys.modules.update(stand_ins)
+    """Replaces `modules` by placeholders for imports in the block, unless they are imported already. A name imported from a
+    placeholder loads its module when it is called, or its attributes or instances are checked."""
+    placeholders = {module: _Module(module) for module in modules if module not in sys.modules}
+    sys.modules.update(placeholders)
     try:
         yield
     finally:
-        for module, stand_in in stand_ins.items():
-            if sys.modules.get(module) is stand_in:
+        for module, placeholder in placeholders.items():
+            if sys.modules.get(module) is placeholder:
                 del sys.modules[module]
 
 
@@ -35,16 +38,16 @@ class _Name:
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
 
-    def _itself(self) -> Any:
+    def _resolved(self) -> Any:
         return getattr(import_module(self._module), self._name)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._itself()(*arguments, **options)
+        return self._resolved()(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # annotations ask for these
+        if name.startswith("__"):  # looked up for annotations
             raise AttributeError(name)
-        return getattr(self._itself(), name)
+        return getattr(self._resolved(), name)
 
     def __instancecheck__(self, instance: object) -> bool:
-        return isinstance(instance, self._itself())
+        return isinstance(instance, self._resolved())

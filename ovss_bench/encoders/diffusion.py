@@ -1,6 +1,6 @@
-"""Self-attention of Stable Diffusion, for `diffusion=`: what the network looks at while it takes a little noise off an image.
+"""Self-attention maps of Stable Diffusion, for `diffusion=`, from one denoising step at a low noise level.
 
-Real checkpoints in the layout of diffusers: 1.x, 2.x and XL, by name (configs/diffusion) or folder.
+Checkpoints in the layout of diffusers: 1.x, 2.x and XL, by name (configs/diffusion) or folder.
 
 Shapes: image (H, W, 3); S image_size; N = (S/8)^2 tokens at the resolution of the latents, fewer in deeper layers.
 """
@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, user_path, weights_folders
 from ..torch_defaults import ordinary_torch
-from .checkpoints import boundary
+from .checkpoints import outline, weight_errors
 from .clip import PRECISIONS, state_digest
 from .hub import hub
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
 
-# What CLIPer takes (cliper.md section 5.1): the entries of configs/diffusion say it again, each with its source.
+# The settings of CLIPer's code; the entries of configs/diffusion repeat them with their sources.
 DEFAULTS = {"attention_layers": [-4, -6], "time_step": 45, "steps": 50}
 
 
@@ -39,11 +38,11 @@ class DiffusionAttention:
     """An image (H, W, 3) uint8 -> self-attention maps (heads, N, N), float32 with rows of sum 1, one per `attention_layers` in
     that order, on the device of the model.
 
-    `attention_layers` count the attentions of the UNet in the order in which they run: in each transformer block its self-
-    attention, then its cross-attention; negative ones from the end. `time_step` is an index into the `steps` of the schedule.
-    The image is squeezed to `image_size` square. The noise is drawn on the CPU from `seed`, anew for every image and alike for
-    all: the maps of an image do not depend on the images before it nor on the device (the official code draws it unseeded).
-    `stand_in`: whether this is the demo's network of random weights instead of a trained one.
+    `attention_layers` count the attentions of the UNet in order of execution: in each transformer block its self-attention,
+    then its cross-attention; negative ones from the end. `time_step` is an index into the `steps` of the schedule. The image is
+    resized to `image_size` square. The noise is drawn on the CPU from `seed` for each image, the same for all, so that maps do
+    not depend on previous images or the device (in the official code it is unseeded). `stand_in`: whether this is the demo's
+    network with random weights.
     """
 
     def __init__(
@@ -78,20 +77,15 @@ class DiffusionAttention:
             attentions[layer].set_processor(_Noting(attentions[layer].processor, self._noter(layer)))
 
     def rehearse(self) -> None:
-        """A pass without data, which takes no time: whether all shapes fit together."""
-        outlines = [
-            {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
-            for model in (self.vae, self.unet)
-        ]
+        """A forward pass on the meta device, which checks at no cost that all shapes fit together."""
         noisy = self.scheduler.add_noise(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), self.timestep[None])
         self.scheduler.scale_model_input(noisy, self.timestep)
         pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=self.vae.dtype)
         with torch.inference_mode(), suppress(_AllNoted):
-            encoder = {name.removeprefix("encoder."): t for name, t in outlines[0].items() if name.startswith("encoder.")}
-            moments = torch.func.functional_call(self.vae.encoder, encoder, (pixels,))
+            moments = torch.func.functional_call(self.vae.encoder, outline(self.vae.encoder), (pixels,))
             latents = moments.chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config.scaling_factor
             condition = _moved(self.condition, "meta", self.unet.dtype)
-            torch.func.functional_call(self.unet, outlines[1], (latents, self.timestep.to("meta")), condition)
+            torch.func.functional_call(self.unet, outline(self.unet), (latents, self.timestep.to("meta")), condition)
         self._maps.clear()
 
     def _noter(self, layer: int) -> Callable[[Tensor], None]:
@@ -119,18 +113,18 @@ class DiffusionAttention:
         """(1, L, S/8, S/8) float32: the mean of the autoencoder's posterior, scaled as the UNet expects it."""
         device, side = self.vae.device, self.image_size
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
-        # diffusers' image processor resizes tensors to the nearest pixel (cliper.md section 7.7).
+        # diffusers' image processor, which CLIPer's code calls, resizes tensors by nearest neighbours.
         pixels = 2 * F.interpolate(pixels, (side, side), mode="nearest") - 1
         posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
         return posterior.mean.float() * self.vae.config.scaling_factor
 
 
 class _AllNoted(Exception):
-    """Raised inside the UNet once all maps are there: what comes after them need not run."""
+    """Raised inside the UNet once all maps are recorded: the rest need not run."""
 
 
 class _Noting:
-    """A layer's own attention processor, which first hands out its map. The layers without one stay as fast as they were."""
+    """Wraps a layer's attention processor and records its map first. Other layers keep their fast processors."""
 
     def __init__(self, processor: Callable, note: Callable[[Tensor], None]) -> None:
         self.processor, self.note = processor, note
@@ -142,7 +136,7 @@ class _Noting:
 
 
 def attentions_of(unet: UNet2DConditionModel) -> list[Attention]:
-    """All attentions in the order in which they run (the order of `unet.attn_processors` has the middle at the end)."""
+    """All attentions in order of execution (`unet.attn_processors` has the middle block at the end)."""
     stages = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     blocks = [block for stage in stages for a in getattr(stage, "attentions", []) for block in a.transformer_blocks]
     return [attention for block in blocks for attention in (block.attn1, block.attn2)]
@@ -162,11 +156,11 @@ def load_diffusion(
     """Self-attention of a diffusion model: `name` is an entry of configs/diffusion or a folder in the layout of diffusers
     (`unet`, `vae`, `scheduler`, `text_encoder`, `tokenizer`; SDXL two of each of the last).
 
-    An entry's repository is looked for in the folder that the environment variable OVSS_WEIGHTS names, under its last name,
-    then in the cache of huggingface_hub, into which it is downloaded. What is not given comes from the entry, else
-    `attention_layers` [-4, -6], `time_step` 45 (of 50) and the size that the UNet was made for. See `DiffusionAttention`.
+    An entry's repository is searched, under its last name, in the folder given by the environment variable OVSS_WEIGHTS, then
+    in the cache of huggingface_hub, to which it is downloaded. Defaults come from the entry, else they are `attention_layers`
+    [-4, -6], `time_step` 45 (of 50) and the size that the UNet was trained on. See `DiffusionAttention`.
 
-    Raises OvssError: unknown name, missing or incomplete folder, layers or time steps that the model does not have.
+    Raises OvssError for an unknown name, a missing or incomplete folder, or layers or time steps that the model lacks.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -181,22 +175,22 @@ def load_diffusion(
         with nullcontext() if Path(source).is_dir() else hub():
             parts, condition, text = _read(str(source), str(name), dtype, device)
     given = {"attention_layers": attention_layers, "time_step": time_step, "image_size": image_size, "seed": seed}
-    with boundary(f"diffusion model '{name}' cannot be used"):
+    with weight_errors(f"diffusion model '{name}' cannot be used"):
         unet, vae, scheduler = parts
         settings = DEFAULTS | {"image_size": unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1), "seed": 0}
         settings |= {key: entry[key] for key in settings if key in entry}
         settings |= {key: value for key, value in given.items() if value is not None}
         settings["attention_layers"] = list(settings["attention_layers"])
-        if unet.config.addition_embed_type == "text_time":  # SDXL is told its image's original size, crop and target size
+        if unet.config.addition_embed_type == "text_time":  # SDXL is conditioned on original size, crop and target size
             side = settings["image_size"]
             condition["added_cond_kwargs"]["time_ids"] = torch.tensor([[side, side, 0, 0, side, side]])
         configs = [{key: value for key, value in part.config.items() if not key.startswith("_")} for part in parts]
         states = (state_digest(state) for state in (unet.state_dict(), vae.state_dict(), text))
-        own = digest(json.dumps([settings, configs], sort_keys=True, default=str), *states)
+        identity = digest(json.dumps([settings, configs], sort_keys=True, default=str), *states)
         for model in (unet, vae):
             model.eval().requires_grad_(False).to(device)
         condition = _moved(condition, device, dtype)
-        labels = {"name": str(name), "own_digest": own, "stand_in": source is None}
+        labels = {"name": str(name), "own_digest": identity, "stand_in": source is None}
         model = DiffusionAttention(unet, vae, scheduler, condition, **labels, **settings)
         model.rehearse()
         return model
@@ -212,8 +206,8 @@ def _locate(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
         entry = load_config("diffusion", name)
         if entry.get("stand_in"):
             return entry, None
-        own = (folder / entry["repo"].rpartition("/")[2] for folder in weights_folders())
-        return entry, next((folder for folder in own if folder.is_dir()), entry["repo"])
+        local = (folder / entry["repo"].rpartition("/")[2] for folder in weights_folders())
+        return entry, next((folder for folder in local if folder.is_dir()), entry["repo"])
     folder = user_path(name)
     if folder.is_dir():
         return {}, folder
@@ -223,7 +217,7 @@ def _locate(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
 
 
 def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device) -> tuple[tuple, dict[str, Any], dict]:
-    """UNet, autoencoder and scheduler; what the UNet is conditioned on for the empty prompt; the text encoders' tensors."""
+    """UNet, autoencoder and scheduler; the UNet's conditioning on the empty prompt; the text encoders' tensors."""
     import diffusers
 
     try:
@@ -235,27 +229,27 @@ def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device
         vae = _whole(diffusers.AutoencoderKL, source, "vae", **options)
         kind = diffusers.PNDMScheduler.load_config(source, subfolder="scheduler")["_class_name"]
         if not issubclass(getattr(diffusers, kind), diffusers.SchedulerMixin):
-            raise ValueError(f"{kind} is no scheduler")
+            raise ValueError(f"{kind} is not a scheduler")
         scheduler = getattr(diffusers, kind).from_pretrained(source, subfolder="scheduler")
         condition, text = _empty_prompt(source, xl, dtype, device)
-    except Exception as error:  # as many kinds as there are file formats and ways for a network to fail
+    except Exception as error:  # parsers and downloads raise nearly anything
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if Path(source).is_dir():
             raise OvssError(
-                f"{source} is no complete diffusion model in the layout of diffusers (unet, vae, scheduler, text_encoder, "
+                f"{source} is not a complete diffusion model in the layout of diffusers (unet, vae, scheduler, text_encoder, "
                 f"tokenizer): {reason}. Copy or download it again."
             ) from error
         raise OvssError(
             f"diffusion model '{name}' is not on this machine and could not be downloaded from "
-            f"https://huggingface.co/{source} ({reason}). Download the repository by hand, then name its folder "
-            f"(diffusion=/path/to/{source.rpartition('/')[2]}) or put that into the folder that the environment variable "
-            "OVSS_WEIGHTS names."
+            f"https://huggingface.co/{source} ({reason}). Download the repository by hand, then give its folder "
+            f"(diffusion=/path/to/{source.rpartition('/')[2]}) or move it to the folder given by the "
+            "environment variable OVSS_WEIGHTS."
         ) from error
     return (unet, vae, scheduler), condition, text
 
 
 def _whole(kind: type, source: str, folder: str, **options: Any) -> Any:
-    """A network with all of its weights: both libraries would make up those that are missing."""
+    """A network with all of its weights: both libraries would initialise missing ones at random."""
     model, report = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, **options)
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if missing:
@@ -267,8 +261,7 @@ def _whole(kind: type, source: str, folder: str, **options: Any) -> Any:
 def _empty_prompt(
     source: str, xl: bool, dtype: torch.dtype, device: str | torch.device
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the UNet takes beside the latents for the prompt "", without guidance; and the tensors of the text encoders, which
-    are not needed any more."""
+    """The UNet's conditioning on the prompt "", without guidance; and the tensors of the text encoders, for the digest."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     tensors, embeddings, pooled = {}, [], None

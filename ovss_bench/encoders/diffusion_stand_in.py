@@ -1,10 +1,9 @@
 """The demo's stand-in for a diffusion model: diffusers' own modules at a fraction of the size, with weights from a seed.
 
-Nothing here was trained, so there is no file of weights. The autoencoder's weights are set so that its latents are smoothed
-colours; the UNet's are random, with three restrictions that let its attention follow what is alike in the image: convolutions
-mix channels at random but blur in space; what a block adds to its input is small; queries and keys of self-attentions are the
-tokens themselves, so that their products fall with their distance. It shows how such maps are used, not what Stable Diffusion
-knows.
+It is untrained and has no weights file. The autoencoder's weights are set so that its latents are smoothed colours; the UNet's
+are random, with three restrictions that make its attention follow similar colours: convolutions mix channels at random but
+blur in space; residual branches are small; queries and keys of self-attentions are the tokens themselves, so that products
+decrease with distance. It shows how such maps are used, not what Stable Diffusion knows.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 LATENTS, WIDTH, SIDE = 3, 32, 128  # channels of the latents, of the UNet; pixels of the image
-SCALING = 3.0  # of the latents: makes the noise of the time step small beside them
+SCALING = 3.0  # of the latents: makes the noise of the time step small in comparison
 SHARPNESS = 16.0  # of the attention
-BRANCH = 0.2  # size of what a block adds to its input
+BRANCH = 0.2  # scale of residual branches
 
 
 @torch.no_grad()
 def build(seed: int, dtype: torch.dtype) -> tuple[tuple[Any, Any, Any], dict[str, Tensor]]:
-    """UNet, autoencoder and scheduler; and what stands for the text encoder's output, a single token."""
+    """UNet, autoencoder and scheduler; and a single token in place of the text encoder's output."""
     import diffusers
 
     # The schedule of Stable Diffusion 1.x and 2.x.
@@ -39,7 +38,7 @@ def build(seed: int, dtype: torch.dtype) -> tuple[tuple[Any, Any, Any], dict[str
         block_out_channels=(WIDTH, WIDTH),
         layers_per_block=2,  # three attentions in the last stage, as in Stable Diffusion: -4 and -6 are its first two
         cross_attention_dim=WIDTH,
-        attention_head_dim=1,  # in spite of its name the number of heads
+        attention_head_dim=1,  # despite its name, the number of heads
         norm_num_groups=WIDTH,
     )
     vae = diffusers.AutoencoderKL(
@@ -56,19 +55,19 @@ def build(seed: int, dtype: torch.dtype) -> tuple[tuple[Any, Any, Any], dict[str
     _smooth_colours(vae)
     _restricted_random(unet, seed)
     for model in (unet, vae):
-        nn.Module.to(model, dtype)  # diffusers' own method warns that it is not the usual way
+        nn.Module.to(model, dtype)  # diffusers' own method warns that this is unusual
     return (unet, vae, scheduler), {"encoder_hidden_states": _normal(seed, "condition", (1, 1, WIDTH))}
 
 
 def _normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    """A stream of its own for each name: the order of the parameters does not matter."""
+    """A random stream for each name, so that the order of the parameters does not matter."""
     return torch.from_numpy(np.random.RandomState(zlib.crc32(f"{seed} {name}".encode())).standard_normal(shape)).float()
 
 
 def _smooth_colours(vae: Any) -> None:
-    """Latents are the three colours, averaged over 9x9 pixels (nearer ones more), with mean square 1 over the image.
+    """Latents are the three colours, averaged over 9x9 pixels (weighted towards the centre), with mean square 1 over the image.
 
-    Each colour travels in two channels, x and -x: they have mean 0 together, so that the normalisation only scales, and
+    Each colour is carried in two channels, x and -x, with joint mean 0, so that the normalisation only scales; and
     silu(x) - silu(-x) = x.
     """
     for name, parameter in vae.named_parameters():

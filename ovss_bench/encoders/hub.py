@@ -1,4 +1,4 @@
-"""Downloads from huggingface.co without noise: what cannot be reached is not tried six times, and one error says so."""
+"""Downloads from huggingface.co without repeated attempts and warnings if the server is unreachable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SECONDS_TO_ANSWER = 5.0
 
 @contextmanager
 def hub() -> Iterator[None]:
-    """Within, huggingface_hub has no warnings for single tries; where its server cannot be reached, it takes what is in its
-    cache or fails at once. By itself it waits for half a minute and prints a dozen lines, even for files that it has."""
+    """In the block, huggingface_hub is quiet, and if its server is unreachable it uses its cache or fails at once. By default
+    it retries for half a minute and prints a dozen lines, even for cached files."""
     from huggingface_hub import constants
 
     logger = logging.getLogger("huggingface_hub")
@@ -30,7 +30,7 @@ def hub() -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    """Whether a server takes connections. Behind a proxy that is not known, and taken to be so."""
+    """Whether a server accepts connections; assumed behind a proxy."""
     parts = urlsplit(address)
     if parts.scheme in urllib.request.getproxies():
         return True

@@ -1,6 +1,6 @@
-"""The image encoders of SAM and SAM 2, told from their tensors in Meta's naming or transformers': what their mask decoders see.
+"""The image encoders of SAM and SAM 2, built from tensors in the naming of Meta or transformers; they give the image embedding.
 
-Both stretch the input to the square that they were trained on (bilinear, aspect ratio not kept), as ProxyCLIP does.
+Both resize the input to the square that they were trained on (bilinear, aspect ratio not kept), as ProxyCLIP does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checkpoints import as_float32
 
-# What a name becomes, rule after rule, to end in timm's naming.
+# Rules that rename tensors to timm's names, applied in order.
 RENAMED = [
     (r"\bpatch_embed\.projection\.", "patch_embed.proj."),  # transformers, as the next three
     (r"^layers\.(\d+)\.", r"blocks.\1."),
@@ -25,11 +25,11 @@ RENAMED = [
     (r"\.mlp\.(lin2|layers\.1|proj_out)\.", ".mlp.fc2."),
 ]
 NECK = {"conv1": "0", "norm1": "1", "conv2": "2", "norm2": "3"}  # transformers' names of SAM's neck
-# The tensor that tells each from other encoders, and what its names begin with.
+# The tensor by which each is recognised; the group is the prefix of its names.
 SAM = re.compile(r"(.*)(?:blocks|layers)\.0\.attn\.rel_pos_h")
 SAM2 = re.compile(r"(.*)(?:trunk|backbone)\.pos_embed_window")
 EPS = 1e-6  # of every LayerNorm, in both encoders
-# Biases of attention, or maps of many pixels, are written out: an image costs as much memory as this many tokens per token.
+# Memory per token relative to a plain ViT: attention biases and high-resolution maps are held explicitly.
 WEIGHT = 4
 
 
@@ -51,8 +51,8 @@ def sam2_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _renamed(state_dict: dict[str, Tensor], telling: re.Pattern) -> list[tuple[str, Tensor]]:
-    (stem, *_), pairs = [match[1] for match in map(telling.fullmatch, state_dict) if match], []
+def _renamed(state_dict: dict[str, Tensor], known_by: re.Pattern) -> list[tuple[str, Tensor]]:
+    (stem, *_), pairs = [match[1] for match in map(known_by.fullmatch, state_dict) if match], []
     for name, tensor in state_dict.items():
         if name.startswith(stem):
             name = name.removeprefix(stem)
@@ -76,7 +76,7 @@ class SAMEncoder(nn.Module):
         tables = [state[name] for name in sorted(state, key=_block_number) if name.endswith("attn.rel_pos_h")]
         self.depth, self.heads = len(tables), self.width // tables[0].shape[1]
         self.side = grid * self.patch_size
-        # Relative positions go from -(n-1) to n-1, n being the side of what a block attends to: the whole grid or a window.
+        # Relative positions range from -(n-1) to n-1, where n is the side of the attended area: the whole grid or a window.
         reach = [(len(table) + 1) // 2 for table in tables]
         with torch.device("meta"):
             self.encoder = VisionTransformerSAM(
@@ -105,10 +105,10 @@ class SAMEncoder(nn.Module):
 
 
 class SAM2Encoder(nn.Module):
-    """The Hiera of SAM 2 with what of its feature pyramid leads to the image embedding: 256 channels on a grid of 64x64.
+    """The Hiera of SAM 2 with the part of its feature pyramid that gives the image embedding: 256 channels on a grid of 64x64.
 
-    `settings` say what tensors don't: `heads` of the first stage, `windows` per stage, `whole_blocks` (attending to everything)
-    and `input`, the side of the square.
+    `settings` hold what does not follow from the tensors: `heads` of the first stage, `windows` per stage, `whole_blocks`
+    (those with global attention) and `input`, the side of the square.
     """
 
     architecture = "sam2"

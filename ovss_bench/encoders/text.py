@@ -1,4 +1,4 @@
-"""CLIP's text tower on many short prompts, without most of the 77 tokens that each is filled up to."""
+"""CLIP's text tower for many short prompts, without most of the padding to 77 tokens."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ TEXT_TOKENS = {"cpu": 2560, "cuda": 65536}  # in one forward pass
 
 
 def text_tower(model: nn.Module) -> nn.Module:
-    """open_clip has it in a part of its own, or among the model's attributes."""
+    """The module of a model that holds the text tower: `text`, or the model itself."""
     return getattr(model, "text", model)
 
 
 def encode_tokens(model: nn.Module, tokens: Tensor, device: torch.device, advance: Callable[[int], None]) -> Tensor:
-    """Unit text embeddings (N, E) float32 of an open_clip model for tokenised prompts (N, L); `advance` is called with how many
-    more there are.
+    """Unit text embeddings (N, E) float32 of an open_clip model for tokenised prompts (N, L); `advance` is called with the
+    number of new ones.
 
-    Equal prompts are encoded once. Where no token sees those behind it and the embedding is that of the end-of-text token, what
-    lies behind that token is left out, which changes rounding only; prompts of similar length share a pass.
+    Equal prompts are encoded once. If attention is causal and the embedding is that of the end-of-text token, the padding
+    behind it is left out, which changes rounding only; prompts of similar length share a pass.
     """
     tokens, places = tokens.unique(dim=0, return_inverse=True)
     repeats = places.bincount(minlength=len(tokens))
@@ -41,7 +41,7 @@ def encode_tokens(model: nn.Module, tokens: Tensor, device: torch.device, advanc
 
 
 def _ends(tower: nn.Module, tokens: Tensor) -> Tensor | None:
-    """The places (N,) of the tokens whose embedding is taken, or None if those behind them may count."""
+    """The positions (N,) of the tokens whose embedding is used, or None if tokens behind them may have an influence."""
     mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     causal = isinstance(mask, Tensor) and mask.ndim == 2 and torch.equal(mask.isinf(), torch.ones_like(mask).triu(1).bool())
     if not causal or getattr(tower, "cls_emb", None) is not None:

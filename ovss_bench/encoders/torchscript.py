@@ -1,8 +1,8 @@
-"""The state dict of a TorchScript archive (OpenAI's CLIP), read from its pickle and its tensors' bytes. None of its code is
-run: `torch.jit.load` would run what the archive holds; the unpickler here knows nothing but tensors and modules.
+"""The state dict of a TorchScript archive (OpenAI's CLIP), read from its pickle and its tensors' bytes without running any of
+its code, as `torch.jit.load` would; the unpickler knows nothing but tensors and modules.
 
-An archive is a zip file with one folder in it: `data.pkl` is the module tree, `data/N` are the tensors' bytes, and `code/` says
-of each class of modules which of its attributes are parameters and buffers (torch/csrc/jit/docs/serialization.md).
+An archive is a zip file with a single folder: `data.pkl` is the module tree, `data/N` are the tensors' bytes, and `code/` lists
+the parameters and buffers of each module class (torch/csrc/jit/docs/serialization.md).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ STORAGES = {
     "Long": torch.int64,
     "Bool": torch.bool,
 }
-# What is said of a class of modules: its line, then the names of parameters and buffers.
+# The declaration of a module class: its name, then the names of parameters and buffers.
 DECLARED = re.compile(
     r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)\]\n  __buffers__ = \[([\w", ]*)\]', re.MULTILINE
 )
 
 
 def is_torchscript(path: Path) -> bool:
-    """As torch.load tells such archives from what torch.save writes."""
+    """By the same file that torch.load looks for, to distinguish such archives from those of torch.save."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -46,7 +46,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """What `torch.jit.load(path).state_dict()` would hold, on the CPU. Raises whatever wrong bytes lead to."""
+    """The same as `torch.jit.load(path).state_dict()`, on the CPU. Damaged files raise nearly any exception."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         (folder,) = {name.partition("/")[0] for name in names}
@@ -69,7 +69,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Anything that has attributes; `kind` is the name of its class in the archive."""
+    """A module of the archive; `kind` is the name of its class there."""
 
     kind = ""
 
@@ -83,13 +83,13 @@ def _collect(module: _Module, prefix: str, declared: dict[str, list[str]], state
 
 
 class _Unpickler(pickle.Unpickler):
-    """Every name in the pickle stands for a module, the type of a storage, or one of the few functions that make tensors and
-    lists; nothing is imported."""
+    """Resolves names in the pickle to modules, storage types, or the few functions that make tensors and lists; nothing is
+    imported."""
 
     def __init__(self, file: BytesIO, read: Callable[[str], bytes]) -> None:
         super().__init__(file)
         self._read, self._storages, self._kinds = read, {}, {}
-        # Made here: what a pickle does to them does not outlive it.
+        # Made for each pickle, which may modify them.
         self._known = {
             ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: _tensor(*arguments),
             ("collections", "OrderedDict"): lambda *items: OrderedDict(*items),
@@ -106,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
             return name.removesuffix("Storage")
         if (module, name) in self._known:
             return self._known[module, name]
-        raise pickle.UnpicklingError(f"it wants to call {module}.{name}, which no CLIP needs")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no CLIP needs")
 
     def persistent_load(self, reference: Any) -> Tensor:
         """All elements of a storage, by ("storage", type, number, device, count)."""
@@ -122,5 +122,5 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """Raises RuntimeError for what lies outside of the storage."""
+    """Raises RuntimeError for a size beyond the storage."""
     return storage.as_strided(size, stride, offset)

@@ -7,7 +7,6 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor, nn
 
+from ..config.validation import Count, Fraction, validate
 from ..errors import OvssError, unknown
 from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, user_path, weights_folders
 from ..image import STATISTICS, image_key
 from ..torch_defaults import ordinary_torch
-from .checkpoints import boundary, read_weights
+from .checkpoints import outline, read_weights, weight_errors
 from .clip import PRECISIONS, state_digest
 from .hub import hub
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
@@ -38,23 +38,23 @@ TOKENS = {"cpu": 8192, "cuda": 65536}  # in one forward pass: bounds the memory
 class VisionEncoder:
     """Features of windows or images, float32, on the device that the pixels are on.
 
-    `feature`: "tokens" (what leaves the last block, after the final norm), or "q", "k", "v" or "q+k" of the last block (what
-    its projection puts out, heads side by side); of patches only. SAM's and SAM 2's "tokens" are the image embedding.
-    `digest` is the same for the same weights and settings, whatever file they came in.
+    `feature`: "tokens" (the output of the last block after the final norm), or "q", "k", "v" or "q+k" of the last block, heads
+    concatenated; patches only. "tokens" of SAM and SAM 2 are the image embedding. `digest` depends on weights and settings
+    only, not on the file.
     """
 
-    def __init__(self, model: nn.Module, name: str, feature: str, precision: str, device: str | torch.device, own: str) -> None:
-        self.model = model.eval().requires_grad_(False).to(device, PRECISIONS[precision])
-        self.name, self.feature, self.precision, self.digest = name, feature, precision, own
+    def __init__(self, model: nn.Module, name: str, feature: str, precision: str, device: str | torch.device, sha: str) -> None:
+        self.model: Any = model.eval().requires_grad_(False).to(device, PRECISIONS[precision])
+        self.name, self.feature, self.precision, self.digest = name, feature, precision, sha
         self.device = torch.device(device)
-        self.patch_size: int = model.patch_size
+        self.patch_size: int = self.model.patch_size
 
     @torch.inference_mode()
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Windows (B, 3, H, W) normalised for CLIP -> (B, C, h, w).
 
-        CLIP's statistics are taken back with their exact values, whichever the windows were normalised with: the official
-        codes round them the one time and not the other (ProxyCLIP, CorrCLIP, Trident).
+        The normalisation is undone with CLIP's exact statistics, even if the windows were normalised with rounded ones, as in
+        the official codes (ProxyCLIP, CorrCLIP, Trident).
         """
         pixels = batch.pixels.float()
         values = torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]], device=pixels.device).view(4, 3, 1, 1)
@@ -76,8 +76,8 @@ class VisionEncoder:
 
 
 class FeatureFolder:
-    """Features of whole images that were made elsewhere (C-RADIOv3, ...), for methods whose encoder sees the image as a whole
-    (CorrCLIPv2): `features` (C, h, w) in an npz file for each image, called by `regions.image_key` of the image."""
+    """Precomputed features of whole images (C-RADIOv3, ...), for methods whose encoder sees the whole image (CorrCLIPv2):
+    `features` (C, h, w) in an npz file for each image, named by `image_key` of the image."""
 
     patch_size = 1  # any size
 
@@ -86,9 +86,9 @@ class FeatureFolder:
         self.digest = digest("features", *(f"{file.name} {_checksums(file)}" for file in data_files(folder, "*.npz")))
 
     def __call__(self, batch: WindowBatch) -> Tensor:
-        """(1, C, h, w) of the one image that the batch is."""
+        """(1, C, h, w) of a batch that is a single whole image."""
         if batch.contexts is None or batch.origins is not None or len(batch.contexts) != 1:
-            raise OvssError(f"the features in {self.folder} are of whole images: they serve methods that look at these once.")
+            raise OvssError(f"the features in {self.folder} are of whole images, but the method passes windows to its encoder.")
         image = batch.contexts[0].original
         path = self.folder / f"{image_key(image)}.npz"
         try:
@@ -104,11 +104,11 @@ class FeatureFolder:
 
 
 def _checksums(file: Path) -> list[int]:
-    """Those of the arrays in an npz file, from its list of contents: all of large files need not be read."""
+    """Checksums of the arrays in an npz file, from its directory, so that large files need not be read."""
     try:
         with zipfile.ZipFile(file) as archive:
             return [entry.CRC for entry in archive.infolist()]
-    except (*DAMAGES, NotImplementedError):  # to be told by who reads it
+    except (*DAMAGES, NotImplementedError):  # reported when it is read
         return []
 
 
@@ -124,18 +124,18 @@ def load_vision(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
 ) -> VisionEncoder | FeatureFolder:
-    """A vision encoder: `name` is an entry of configs/vision (`dino_vitb8`, `demo`, ...), a file, or a folder of features that
-    were made before; `state_dict` its tensors.
+    """A vision encoder: `name` is an entry of configs/vision (`dino_vitb8`, `demo`, ...), a file, or a folder of precomputed
+    features; `state_dict` its tensors.
 
-    Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network are told from
-    the tensors. `heads` can not: it comes from the entry, the file's metadata, or the width where that is one of the published
-    ones; else it must be given. `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is
-    resampled, `offset` (the code of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see
-    `position.py`. DINO's condition holds for all: it is left alone if the number of patches agrees and the input is square.
-    `feature`: "tokens" unless given; see `VisionEncoder`. The file of an entry is looked for in the folder that the environment
-    variable OVSS_WEIGHTS names, in the package, then in the usual cache, into which it is downloaded.
+    Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
+    tensors. `heads` does not: it comes from the entry, the file's metadata, or the width if a published model has it; else it
+    must be given. `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled,
+    `offset` (the code of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see
+    ops/position.py. As in DINO it is never resampled if the number of patches agrees and the input is square. `feature`:
+    "tokens" by default; see `VisionEncoder`. The file of an entry is searched in the folder given by the environment variable
+    OVSS_WEIGHTS, in the package, then in the usual cache, to which it is downloaded.
 
-    Raises OvssError: unknown name, missing file, tensors that don't fit, heads that can't be told.
+    Raises OvssError for an unknown name, a missing file, mismatched tensors, or an unknown number of heads.
     """
     feature = feature or "tokens"
     for kind, value, known in (("feature", feature, FEATURES), ("precision", precision, PRECISIONS)):
@@ -145,7 +145,7 @@ def load_vision(
         raise unknown("position", position, POSITIONS)
     label, settings = "state_dict", {}
     if state_dict is None and name not in config_names("vision") and Path(name or "-").is_dir():
-        return FeatureFolder(Path(name))
+        return FeatureFolder(Path(name or "-"))
     if state_dict is None:
         path, settings = find_weights("vision", name)
         state_dict, metadata = read_weights(path)
@@ -154,7 +154,7 @@ def load_vision(
     given = {"heads": heads, "layer_norm_eps": layer_norm_eps, "position": position}
     settings = settings | {key: value for key, value in given.items() if value is not None}
     try:
-        with boundary("they cannot be put together"):
+        with weight_errors("they cannot be put together"):
             _check(settings)
             model, state = _build(state_dict, settings)
             _rehearse(model, feature)
@@ -165,36 +165,32 @@ def load_vision(
     differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
     if differ:
         raise OvssError(
-            f"the weights of vision encoder '{label}' are another model's: {', '.join(differ)}. Name the right file."
+            f"the weights of vision encoder '{label}' are those of another model: {', '.join(differ)}. Give the right file."
         )
     if feature != "tokens" and not isinstance(model, PlainViT):
-        raise OvssError(f"vision encoder '{label}' gives its image embedding only: feature=tokens, not {feature}.")
+        raise OvssError(f"vision encoder '{label}' provides its image embedding only: use feature=tokens, not {feature}.")
     if position is not None and getattr(model, "position", None) is None:
         raise OvssError(f"vision encoder '{label}' never resamples its position embedding: leave position={position} out.")
     described = model.settings | {"architecture": model.architecture, "feature": feature, "precision": precision}
-    own = digest(state_digest(state), json.dumps(described, sort_keys=True))
-    return VisionEncoder(model, label, feature, precision, device, own)
+    identity = digest(state_digest(state), json.dumps(described, sort_keys=True))
+    return VisionEncoder(model, label, feature, precision, device, identity)
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    """Those that may come from a file's metadata."""
-    heads, eps = settings.get("heads"), settings.get("layer_norm_eps")
-    if heads is not None and not (type(heads) is int and heads > 0):
-        raise OvssError(f"heads={heads!r}: expected a whole number above 0.")
-    if eps is not None and not (isinstance(eps, float) and 0 < eps < 1):
-        raise OvssError(f"layer_norm_eps={eps!r}: expected a number between 0 and 1.")
+    """Checks the settings that may come from a file's metadata."""
+    for name, hint in {"heads": Count | None, "layer_norm_eps": Fraction | None}.items():
+        validate(name, settings.get(name), hint)
 
 
-def _rehearse(model: nn.Module, feature: str) -> None:
-    """A pass without data over an input of some patches, which takes no time: whether all shapes fit together."""
-    outline = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+def _rehearse(model: Any, feature: str) -> None:
+    """A forward pass on the meta device, which checks at no cost that all shapes fit together."""
     pixels = torch.empty(1, 3, 2 * model.patch_size, 3 * model.patch_size, device="meta")
     with torch.inference_mode():
-        torch.func.functional_call(model, outline, (pixels, "tokens" if not isinstance(model, PlainViT) else feature))
+        torch.func.functional_call(model, outline(model), (pixels, "tokens" if not isinstance(model, PlainViT) else feature))
 
 
-def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model, told from the names and shapes of the tensors, and its tensors as it names them."""
+def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """The model, built by the names and shapes of the tensors, and its tensors under its own names."""
     eps = settings.get("layer_norm_eps")
     if any(map(SAM2.fullmatch, state_dict)):
         state = sam2_names(state_dict)
@@ -209,22 +205,23 @@ def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[
 
 
 def _sam2_settings(state: dict[str, Tensor]) -> dict[str, Any]:
-    """What the tensors of SAM 2 don't say, from the entry of that size."""
+    """Settings of SAM 2 that do not follow from the tensors, from the entry of that size."""
     entries = [load_config("vision", name) for name in config_names("vision")]
     for entry in entries:
         if "sam2" in entry and (entry["width"], entry["depth"]) == sam2_size(state):
             return entry["sam2"]
-    raise OvssError("width {} and depth {} are those of no SAM 2 in configs/vision.".format(*sam2_size(state)))
+    raise OvssError("width {} and depth {} do not match any SAM 2 in configs/vision.".format(*sam2_size(state)))
 
 
 def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, Any]]:
-    """The file that a name stands for, and the entry of configs/<group> that it belongs to (empty for a file of no entry).
+    """The file of a name, and its entry in configs/<group> (empty for files without one).
 
-    An entry names its official `file`, and where that comes from: `url`, or `hub`, a repository on huggingface.co.
+    An entry gives its official `file` and its origin: `url`, or `hub`, a repository on huggingface.co.
     """
     folders = weights_folders()
     entries = {entry: load_config(group, entry) for entry in config_names(group)}
     if name in entries:
+        name = str(name)
         entry = entries[name]
         for folder in folders:
             if (folder / entry["file"]).is_file():
@@ -239,10 +236,10 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
 
 
 def _download(name: str, entry: Mapping[str, Any], option: str) -> Path:
-    """The entry's file out of the usual cache, into which it is downloaded if need be; `option` would name another."""
+    """The entry's file in the usual cache, downloaded if necessary; `option` is the option that would give another file."""
     if "url" not in entry and "hub" not in entry:
         raise OvssError(
-            f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing. Install it anew."
+            f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing. Reinstall it."
         )
     source = entry.get("url") or f"https://huggingface.co/{entry['hub']}"
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]
@@ -259,6 +256,6 @@ def _download(name: str, entry: Mapping[str, Any], option: str) -> Path:
     except Exception as error:
         raise OvssError(
             f"the weights of '{name}', {entry['file']}, are not on this machine and could not be downloaded from {source} "
-            f"({type(error).__name__}). Download them by hand, then name the file ({option}=/path/to/{entry['file']}) or put "
-            "it into the folder that the environment variable OVSS_WEIGHTS names."
+            f"({type(error).__name__}). Download them by hand, then give the file ({option}=/path/to/{entry['file']}) or move "
+            "it to the folder given by the environment variable OVSS_WEIGHTS."
         ) from error

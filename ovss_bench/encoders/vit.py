@@ -1,5 +1,5 @@
-"""PlainViT: the vision transformer that DINO, DINOv2, DINOv3 and MAE have in common, told from its tensors, whichever of the
-published namings they come in (the authors', timm's, transformers').
+"""PlainViT: the vision transformer shared by DINO, DINOv2, DINOv3 and MAE, built from its tensors in any published naming (the
+authors', timm's, transformers').
 
 Shapes: B images, T tokens (class token, R registers, then N = h*w patches), D width, d = D/heads.
 """
@@ -19,14 +19,14 @@ from ..errors import OvssError
 from ..ops.position import resample_position
 from .checkpoints import as_float32
 
-# What a name becomes, rule after rule; in the comments, who calls it so.
+# Rules that rename tensors, applied in order; the comments say where the names come from.
 RENAMED = [
     (r"^embeddings\.", ""),  # transformers
     (r"^(patch_embed\.proj|patch_embeddings\.projection|patch_embeddings)\.", "patch_embed."),
     (r"^position_embeddings$", "pos_embed"),
     (r"^(register_tokens|storage_tokens|reg_token)$", "registers"),  # DINOv2, DINOv3, timm
     (r"^rope_embed\.periods$", "periods"),  # DINOv3
-    (r"^(model\.)?(encoder\.)?layers?\.(\d+)\.", r"blocks.\3."),  # transformers, as its other rules down to `fc2`
+    (r"^(model\.)?(encoder\.)?layers?\.(\d+)\.", r"blocks.\3."),  # transformers, as the following rules down to `fc2`
     (r"\.attention\.(attention\.)?(query|q_proj)\.", ".attn.q."),
     (r"\.attention\.(attention\.)?(key|k_proj)\.", ".attn.k."),
     (r"\.attention\.(attention\.)?(value|v_proj)\.", ".attn.v."),
@@ -43,16 +43,16 @@ RENAMED = [
 ]
 STEM = re.compile(r"(|.*\.)(patch_embed\.proj|embeddings\.patch_embeddings(\.projection)?)\.weight")
 UNUSED = re.compile(r"(mask_token|head|pooler|decoder|local_cls_norm)\b.*|decoder_.*|rope.*")
-# Widths at which every published model has heads of 64 channels; other widths must say how many heads they have.
+# Widths at which every published model has heads of 64 channels; for other widths the number of heads must be given.
 KNOWN_WIDTHS = (384, 768, 1024, 1536)
 
 
 def plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's tensors in float32, named as `PlainViT` names them: one projection for queries, keys and values, with bias
-    (0 where there is none), and the class token with its position already added."""
+    """The encoder's tensors in float32 under the names of `PlainViT`: a joint projection for queries, keys and values, with
+    bias (0 if there is none), and the class token with its position already added."""
     stems = [match[1] for match in map(STEM.fullmatch, state_dict) if match]
     if not stems:
-        raise OvssError("they hold no patch embedding under a name of DINO's, MAE's, SAM's, timm's or transformers'.")
+        raise OvssError("there is no patch embedding in the naming of DINO, MAE, SAM, timm or transformers.")
     state = {}
     for name, tensor in state_dict.items():
         if name.startswith(stems[0]):
@@ -70,7 +70,7 @@ def plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             state["cls_token"] = state["cls_token"] + position[0]
             position = position[1:]
         if math.isqrt(len(position)) ** 2 != len(position):
-            raise OvssError(f"their position embedding has {len(position)} patches, which is no square grid.")
+            raise OvssError(f"the position embedding has {len(position)} patches, which is not a square grid.")
         state["pos_embed"] = position
     return state
 
@@ -78,12 +78,12 @@ def plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def _depth(state: dict[str, Tensor]) -> int:
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     if blocks != set(range(len(blocks))):
-        raise OvssError(f"they hold {len(blocks)} blocks, but these are not those from 0 to {len(blocks) - 1}.")
+        raise OvssError(f"there are {len(blocks)} blocks, but they are not numbered from 0 to {len(blocks) - 1}.")
     return len(blocks)
 
 
 def _join(state: dict[str, Tensor], block: str) -> None:
-    """One weight and one bias for q, k and v, one for both halves of a gated network."""
+    """Joins the weights and biases of q, k and v, and those of both halves of a gated network."""
     parts = [state.pop(f"{block}attn.{part}.weight", None) for part in "qkv"]
     if parts[0] is not None:
         state[f"{block}attn.qkv.weight"] = torch.cat(parts)
@@ -93,7 +93,7 @@ def _join(state: dict[str, Tensor], block: str) -> None:
     if weight is not None and bias is None:
         zero = weight.new_zeros(len(weight) // 3)
         state[f"{block}attn.qkv.bias"] = torch.cat([zero if part is None else part for part in biases])
-    elif mask is not None:  # DINOv3 switches the keys' bias off so; without a mask its place may hold anything
+    elif mask is not None:  # DINOv3 masks the keys' bias; its stored values are arbitrary
         state[f"{block}attn.qkv.bias"] = bias.where(mask == 1, 0)
     for kind in ("weight", "bias"):
         halves = [state.pop(f"{block}mlp.{half}.{kind}", None) for half in ("gate", "up")]
@@ -102,10 +102,10 @@ def _join(state: dict[str, Tensor], block: str) -> None:
 
 
 class PlainViT(nn.Module):
-    """Blocks are timm's, the stem is ours: timm resamples positions by a rule of its own.
+    """Blocks are from timm, but not the stem, as timm resamples positions by a rule of its own.
 
-    `position` is a rule of `position.py`; models without a position embedding have rotary ones (DINOv3). `square` stretches
-    the input to a square first, as is done for MAE.
+    `position` is a rule of ops/position.py; models without a position embedding have rotary positions (DINOv3). `square` first
+    resizes the input to a square, as for MAE.
     """
 
     architecture = "vit"
@@ -124,7 +124,7 @@ class PlainViT(nn.Module):
         self.prefix = 1 + (state["registers"].shape[1] if "registers" in state else 0)
         outer, inner = state["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc2.weight"]
         eps = eps or (1e-5 if self.rotary else 1e-6)  # DINOv3; DINO, DINOv2 and MAE
-        with torch.device("meta"):  # the tensors of `state` take their places, none is initialised
+        with torch.device("meta"):  # replaced by the tensors of `state`, without initialisation
             self.patch_embed = nn.Conv2d(3, self.width, self.patch_size, self.patch_size)
             self.cls_token = nn.Parameter(torch.empty(state["cls_token"].shape))
             for name in ("registers", "pos_embed"):
@@ -145,7 +145,7 @@ class PlainViT(nn.Module):
             )
             self.norm = nn.LayerNorm(self.width, eps=eps)
         quarter = self.width // self.heads // 4
-        # DINOv3's files hold these rounded to bfloat16; where they are missing, by their formula.
+        # DINOv3's files hold them rounded to bfloat16; other files lack them, and they are computed.
         self.periods = state.get("periods", 100 ** (torch.arange(quarter) / quarter))
         shapes = {"cls_token": (1, 1, self.width), "periods": (quarter,)}
         for name, shape in shapes.items():
@@ -155,7 +155,7 @@ class PlainViT(nn.Module):
         self.settings = {"heads": self.heads, "layer_norm_eps": eps, "position": self.position, "square": square}
 
     def tokens(self, height: int, width: int) -> int:
-        """How many tokens an image of this size makes."""
+        """The number of tokens of an image of this size."""
         height, width = self._size(height, width)
         return self.prefix + (height // self.patch_size) * (width // self.patch_size)
 
@@ -163,7 +163,7 @@ class PlainViT(nn.Module):
         return (max(height, width),) * 2 if self.square else (height, width)
 
     def forward(self, pixels: Tensor, feature: str) -> Tensor:
-        """(B, 3, H, W) normalised pixels -> (B, D, h, w); sides beyond a multiple of the patch are dropped."""
+        """(B, 3, H, W) normalised pixels -> (B, D, h, w), cropped to whole patches."""
         size = self._size(*pixels.shape[2:])
         if size != tuple(pixels.shape[2:]):
             pixels = F.interpolate(pixels, size, mode="bilinear")
@@ -191,8 +191,8 @@ class PlainViT(nn.Module):
 
 
 def rotary(grid: tuple[int, int], periods: Tensor) -> Tensor:
-    """DINOv3's rotations (h*w, 2d), sines then cosines: the angles are the centre of the patch, in -1..1 along each side,
-    times 2 pi, over the periods."""
+    """DINOv3's rotations (h*w, 2d), sines then cosines, of angles 2 pi x / period for patch centres x in -1..1 along each
+    side."""
     lines = [(torch.arange(count) + 0.5) / count * 2 - 1 for count in grid]
     centres = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).view(-1, 2, 1)
     angles = (2 * math.pi * centres / periods.cpu()).flatten(1).tile(2)

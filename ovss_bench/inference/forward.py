@@ -66,7 +66,8 @@ class Forward:
             number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
             for number in self.chosen
         }
-        self.needs = frozenset().union(*(segmentors[number].needs for number in self.chosen))
+        self.needs_qkv = frozenset().union(*(segmentors[number].needs_qkv for number in self.chosen))
+        self.needs = self.needs_qkv.union(*(segmentors[number].needs for number in self.chosen))
         self.kept = self.needs | {self.clip.depth - 1}  # blocks whose inputs are in the trunk cache
         self.trunk_cache = trunk_cache if self.chosen else None
         self.maker = maker_digest(self.clip, self.recipe.trunk_key)
@@ -167,7 +168,8 @@ class Forward:
         pixels = F.pad(torch.stack([item.pixels for item in items]), (0, 0, 0, 0, 0, 0, 0, padding))
         images = list({id(item.image): item.image for item in items}.values())
         with self.stages("encode"):
-            trunk = self._known_trunk(items, pixels, padding) or self.clip.trunk(pixels, self.needs, self.recipe.position)
+            trunk = self._known_trunk(items, pixels, padding)
+            trunk = trunk or self.clip.trunk(pixels, self.needs, self.recipe.position, self.needs_qkv)
         windows = WindowBatch(
             pixels,
             origins=torch.tensor([item.image.windows.origins[item.cell] for item in items] + [(0, 0)] * padding),

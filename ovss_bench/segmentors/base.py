@@ -213,9 +213,14 @@ class Segmentor(Method):
         """Blocks of which the input must be kept by the trunk, beside that of the last."""
         return frozenset()
 
+    @property
+    def needs_qkv(self) -> Set[int]:
+        """Blocks whose queries, keys and values the trunk must keep, beside the inputs: for `clip.qkv` and `clip.attention`."""
+        return frozenset()
+
     def trunk(self, batch: WindowBatch) -> Trunk:
-        if batch.trunk is None or not self.needs <= batch.trunk.states.keys():
-            batch.trunk = self.clip.trunk(batch.pixels, self.needs, self.recipe.position)
+        if batch.trunk is None or not self.needs | self.needs_qkv <= batch.trunk.states.keys():
+            batch.trunk = self.clip.trunk(batch.pixels, self.needs, self.recipe.position, self.needs_qkv)
         return batch.trunk
 
     def window_embeddings(self, batch: WindowBatch) -> Tensor:

@@ -56,7 +56,7 @@ class CLIPer(Segmentor):
         return 5 / 4 if self.halves else 5  # halves of an image have a quarter of its pairs of patches
 
     @property
-    def needs(self) -> frozenset[int]:
+    def needs_qkv(self) -> frozenset[int]:
         layers = self.clip.depth
         if not -layers <= self.select_layer < layers:
             raise OvssError(f"select_layer={self.select_layer}: there are {layers} layers to choose from.")
@@ -80,9 +80,8 @@ class CLIPer(Segmentor):
         (B, h*w, h*w) that the last of them got."""
         trunk = self.trunk(batch)
         blocks = [self.clip.block(i, trunk.grid) for i in range(self.clip.depth)]
-        attention = sum(block.attention(trunk.states[i]).float() for i, block in enumerate(blocks[:-1]))
-        embeddings = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])]
-        last, cosines = blocks[-1], []
+        attention = sum(self.clip.attention(trunk, i).float() for i in range(self.clip.depth - 1))
+        embeddings, last, cosines = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])], blocks[-1], []
         for embedding in [*embeddings, trunk.tokens]:
             # The official code balances in place: every layer continues from the maps that the one before it left.
             attention = to_sum_one(to_sum_one(attention, -2), -1)

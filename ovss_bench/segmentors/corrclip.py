@@ -50,7 +50,11 @@ class CorrCLIP(Segmentor):
 
     @property
     def needs(self) -> frozenset[int]:
-        return frozenset(range(self.clip.depth)) if self.beta else frozenset(self.spatial_states)
+        return frozenset(self.spatial_states)
+
+    @property
+    def needs_qkv(self) -> frozenset[int]:
+        return frozenset(range(self.clip.depth) if self.beta else ())
 
     @property
     def spatial_states(self) -> range:
@@ -136,7 +140,7 @@ class CorrCLIP(Segmentor):
         tokens = trunk.states[0][:, :1].expand(-1, count, -1)
         for i in range(self.clip.depth):
             block = self.clip.block(i, trunk.grid)
-            _, k, v = block.qkv(block.ln_1(trunk.states[i]))
+            _, k, v = self.clip.qkv(trunk, i)
             q, _, _ = block.qkv(block.ln_1(tokens))
             tokens = tokens + block.project(F.scaled_dot_product_attention(q, k, v, attn_mask=members))
             tokens = tokens + block.mlp(block.ln_2(tokens))

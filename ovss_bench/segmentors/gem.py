@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
-from ..encoders.clip import BlockView
 from ..errors import OvssError
 from ..ops.attention import attend
-from ..types import ImageContext, WindowBatch
+from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 
 
@@ -28,7 +27,7 @@ class GEM(Segmentor):
     min_max: bool = False
 
     @property
-    def needs(self) -> frozenset[int]:
+    def needs_qkv(self) -> frozenset[int]:
         if not 2 <= self.depth <= self.clip.depth + 1:
             raise OvssError(f"depth={self.depth}: with the {self.clip.depth} blocks of this CLIP, 2 to {self.clip.depth + 1}.")
         return frozenset(range(self.clip.depth - self.depth + 1, self.clip.depth))
@@ -36,19 +35,19 @@ class GEM(Segmentor):
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk = self.trunk(batch)
-        first, *others = sorted(self.needs)
-        stream = trunk.states[first]
-        for i in (first, *others):
-            ensemble = self.self_self_attention(self.clip.block(i, trunk.grid), trunk.states[i])
+        blocks = sorted(self.needs_qkv)
+        stream = trunk.states[blocks[0]]
+        for i in blocks:
+            ensemble = self.self_self_attention(trunk, i)
             stream = stream + ensemble if self.residual else ensemble
         return self.cosines(stream, trunk.grid)
 
-    def self_self_attention(self, block: BlockView, x: Tensor) -> Tensor:
-        """The block's ensemble (B, T, D) for the tokens of the original stream that enter it."""
-        y = block.ln_1(x)
-        q, k, v = block.qkv(y)
+    def self_self_attention(self, trunk: Trunk, i: int) -> Tensor:
+        """The ensemble (B, T, D) of block i for the tokens of the original stream that enter it."""
+        block, (q, k, v) = self.clip.block(i, trunk.grid), self.clip.qkv(trunk, i)
         beta = self.temperature
         if beta is None:
+            y = block.ln_1(trunk.states[i])
             beta = y.float().norm(dim=-1).mean(-1).to(y.dtype) * v.shape[-1] ** -0.5
         outputs = []
         for u in (v, k, q):

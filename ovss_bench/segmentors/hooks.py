@@ -31,14 +31,15 @@ def checked(segmentor: Segmentor) -> Segmentor:
         group = segmentor.group
     if type(group) is not int or group < 1:
         raise OvssError(f"{where}: group of '{name}' gives {group!r}, expected a number of images, 1 or more.")
-    with plugin_errors(f"needs of '{name}'", method):
-        needs = segmentor.needs
-    if not isinstance(needs, Set) or any(type(block) is not int or not 0 <= block < depth for block in needs):
-        shown = sorted(needs) if isinstance(needs, Set) and all(type(block) is int for block in needs) else needs
-        raise OvssError(
-            f"{where}: needs of '{name}' gives {shown}, expected a set of blocks from 0 to {depth - 1}, as "
-            f"{segmentor.clip.name} has {depth}."
-        )
+    for declared in ("needs", "needs_qkv"):
+        with plugin_errors(f"{declared} of '{name}'", method):
+            needs = getattr(segmentor, declared)
+        if not isinstance(needs, Set) or any(type(block) is not int or not 0 <= block < depth for block in needs):
+            shown = sorted(needs) if isinstance(needs, Set) and all(type(block) is int for block in needs) else needs
+            raise OvssError(
+                f"{where}: {declared} of '{name}' gives {shown}, expected a set of blocks from 0 to {depth - 1}, as "
+                f"{segmentor.clip.name} has {depth}."
+            )
     return segmentor
 
 

@@ -11,7 +11,7 @@ from ..encoders.clip import BlockView
 from ..errors import OvssError
 from ..ops.pamr import PAMR
 from ..ops.vote import majority_vote
-from ..types import WindowBatch
+from ..types import Trunk, WindowBatch
 from .base import Segmentor
 from .naclip import neighbourhood
 
@@ -52,7 +52,7 @@ class ResCLIP(Segmentor):
     delete_same_entity: bool = True
 
     @property
-    def needs(self) -> frozenset[int]:
+    def needs_qkv(self) -> frozenset[int]:
         if not self.use_rcs:
             return frozenset()
         if not 0 <= self.rcs_first <= self.rcs_last < self.clip.depth:
@@ -70,7 +70,7 @@ class ResCLIP(Segmentor):
         for n, pixels in enumerate(batch.pixels):  # one by one: the attention maps of all heads are large
             window = slice(n, n + 1)
             x = trunk.tokens[window]
-            middle = self.middle_attention({i: trunk.states[i][window] for i in self.needs}, trunk.grid)
+            middle = self.middle_attention(trunk, window)
             cosines = self.cosines(self.last_block(block, x, middle), trunk.grid)
             if self.use_sfr:
                 labels = self.patch_labels(cosines[0], pixels)
@@ -104,9 +104,9 @@ class ResCLIP(Segmentor):
 
     # RCS
 
-    def middle_attention(self, states: dict[int, Tensor], grid: tuple[int, int]) -> Tensor | None:
-        """The mean attention (1, K, T, T) of the blocks that `states` enter."""
-        maps = [self.clip.block(i, grid).attention(x) for i, x in sorted(states.items())]
+    def middle_attention(self, trunk: Trunk, window: slice = slice(None)) -> Tensor | None:
+        """The mean attention (1, K, T, T) of the middle blocks in one window."""
+        maps = [self.clip.attention(trunk, i, window) for i in sorted(self.needs_qkv)]
         return sum(maps) / len(maps) if maps else None
 
     # SFR

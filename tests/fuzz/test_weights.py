@@ -22,10 +22,10 @@ from ovss_bench.encoders.diffusion import load_diffusion
 from ovss_bench.encoders.vision import FeatureFolder, load_vision
 from ovss_bench.types import ImageContext, WindowBatch
 from parity import seeded
+from tiny_networks import shake
+from unit.conftest import networks  # noqa: F401
 from unit.test_clip import torchscript
 from unit.test_diffusion import tiny as tiny_diffusion  # noqa: F401
-from unit.test_regions import networks  # noqa: F401
-from unit.test_vision import shake
 
 IMAGE = seeded.rgb_image(1, 30, 40)
 VOCABULARY = ob.Vocabulary.from_names(["sand", "cloth"], templates="none")

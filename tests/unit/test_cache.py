@@ -110,7 +110,7 @@ def test_a_region_map_that_is_another_than_when_it_was_indexed_is_refused(cache)
     with np.load(path) as file:
         np.savez_compressed(path, instance_mask=file["instance_mask"] % 3)
     dataset = tiny_demo()
-    with pytest.raises(ob.OvssError, match=r"is damaged, or another than when regions.json was made.*tools/regions.py again"):
+    with pytest.raises(ob.OvssError, match=r"is damaged, or has changed since regions.json was made.*rerun tools/regions.py"):
         load_regions(cache / "maps")(dataset.image(dataset.samples[0]))
 
 

@@ -383,7 +383,7 @@ def test_tensors_of_another_kind_are_refused(name, change, message, weights):
 
 def test_a_text_tower_that_is_not_whole_encodes_no_text(weights):
     clip = ob.load_clip(state_dict=weights | {"token_embedding.weight": weights["token_embedding.weight"][:100]})
-    with pytest.raises(ob.OvssError, match=r"knows 100 tokens, its tokenizer has token 49407.*from_features"):
+    with pytest.raises(ob.OvssError, match=r"embeds 100 tokens, but its tokenizer gives token 49407.*from_features"):
         clip.encode_text(["a cat"])
 
 

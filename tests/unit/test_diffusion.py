@@ -237,16 +237,16 @@ def test_wrong_settings_are_errors(tiny, tmp_path):
         load_diffusion("no/such/folder")
     broken = shutil.copytree(tiny, tmp_path / "broken")
     shutil.rmtree(broken / "vae")
-    with pytest.raises(ob.OvssError, match="no complete diffusion model"):
+    with pytest.raises(ob.OvssError, match="not a complete diffusion model"):
         load_diffusion(broken)
 
 
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("unet/config.json", lambda config: config | {"cross_attention_dim": 24}, "no complete diffusion model"),
-        ("text_encoder/config.json", lambda config: config | {"hidden_size": [3]}, "no complete diffusion model"),
-        ("scheduler/scheduler_config.json", lambda config: config | {"_class_name": "DiffusionPipeline"}, "is no scheduler"),
+        ("unet/config.json", lambda config: config | {"cross_attention_dim": 24}, "not a complete diffusion model"),
+        ("text_encoder/config.json", lambda config: config | {"hidden_size": [3]}, "not a complete diffusion model"),
+        ("scheduler/scheduler_config.json", lambda config: config | {"_class_name": "DiffusionPipeline"}, "is not a scheduler"),
         ("vae/config.json", lambda config: config | {"scaling_factor": [1]}, "cannot be used"),
         ("unet/config.json", lambda config: config | {"sample_size": [3, 4]}, "cannot be used"),
         ("unet/diffusion_pytorch_model.safetensors", None, r"1 tensors of unet are missing.*\(conv_in.bias"),

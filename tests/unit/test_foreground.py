@@ -92,7 +92,7 @@ def test_bad_decoders_are_errors(encoder, decoder, tmp_path, monkeypatch):
         load_foreground(path, encoder=encoder)
     for wrong in ({"weight": decoder["weight"]}, decoder | {"weight": torch.zeros(2, 32, 1, 1)}, tiny_state()):
         torch.save(wrong, path)
-        with pytest.raises(ob.OvssError, match=r"decoder\.pt holds no decoder of FOUND"):
+        with pytest.raises(ob.OvssError, match=r"decoder\.pt is not a decoder of FOUND"):
             load_foreground(path, encoder=encoder)
     with pytest.raises(ob.OvssError, match=r"unknown foreground 'fuond'.*found"):
         load_foreground("fuond")

@@ -58,7 +58,7 @@ def test_residual_attention_is_a_weighted_sum(strategy, tiny_clip, tiny_vocabula
     segmentor = build(tiny_clip, tiny_vocabulary, strategy=strategy, rcs_tau=1.5, rcs_lambda=0.25, rcs_first=2, rcs_last=3)
     trunk = segmentor.trunk(ob.WindowBatch(randn(1, 3, 48, 64)))
     maps = [tiny_clip.block(i, trunk.grid).attention(trunk.states[i]) for i in (2, 3)]
-    middle = segmentor.middle_attention(trunk.states, trunk.grid)
+    middle = segmentor.middle_attention(trunk)
     torch.testing.assert_close(middle, (maps[0] + maps[1]) / 2)
     block = tiny_clip.block(-1, trunk.grid)
     q, k, _ = block.qkv(block.ln_1(trunk.tokens))

@@ -102,6 +102,11 @@ def test_template_sets(name, count, first, last):
     assert all(template.count("{}") == 1 for template in templates)
 
 
+def test_the_lists_are_those_of_open_clip():
+    for name, theirs in (("imagenet80", "OPENAI_IMAGENET_TEMPLATES"), ("notebook7", "SIMPLE_IMAGENET_TEMPLATES")):
+        assert TEMPLATES[name] == tuple(template("{}") for template in getattr(open_clip, theirs))
+
+
 def test_maskclip_adds_five_templates_to_the_eighty():
     assert TEMPLATES["maskclip85"][:80] == TEMPLATES["imagenet80"]
     assert TEMPLATES["imagenet80"][1] == "a photo of many {}."

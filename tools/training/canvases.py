@@ -1,4 +1,4 @@
-"""What the demo encoders are trained on: drawn scenes of seen cloths. And the bookkeeping that their trainings share."""
+"""Training data of the demo encoders, drawn scenes of seen cloths, and the bookkeeping that their trainings share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_canvases(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray, l
 
 
 class Training:
-    """Steps, log and checkpoint of one training in a folder: a killed one goes on where its last checkpoint was.
+    """Steps, log and checkpoint of a training in a folder; it resumes from its last checkpoint.
 
     `parts` have a state dict each: models, optimizer, schedule.
     """
@@ -47,11 +47,11 @@ class Training:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             self.start, self.spent = state["step"], state["seconds"]
-            print(f"going on from step {self.start}", flush=True)
+            print(f"resuming from step {self.start}", flush=True)
         self.began, self.losses = time.monotonic(), []
 
     def due(self, step: int, loss: float) -> bool:
-        """Notes the loss of a step; whether it is time to `keep`."""
+        """Records the loss of a step; whether it is time to `keep`."""
         self.losses.append(loss)
         return (step + 1) % self.every == 0 or step + 1 == self.steps
 

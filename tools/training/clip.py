@@ -1,9 +1,9 @@
 """The demo CLIP.
 
 The ordinary contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions; no masks, no boxes.
-What it takes from elsewhere: patch dropout (FLIP, Li et al., CVPR 2023). What is our own, because a small CLIP gathers
-everything in early blocks and leaves its patch tokens poor: *late reading*, which in each block but the last keeps the
-class token from attending to the patches with a probability, so that the patches must carry the meaning themselves.
+Patch dropout is from FLIP (Li et al., CVPR 2023). *Late reading* is our own: a small CLIP collects its information in the class
+token in early blocks, which leaves the patch tokens poor. In each block but the last, with a given probability the class token
+does not attend to the patches, so that the patches must carry the semantics themselves.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None)
 
 
 class Crops(torch.utils.data.Dataset):
-    """Item t is the batch of step t: crops of different canvases, captions of what the crops show, and a number that two
-    crops with the same content share. The canvases are drawn once; several crops of one canvas in a batch would be told
-    apart by colour and ground alone, and patterns would not be learnt."""
+    """Item t is the batch of step t: crops of different canvases, captions of their content, and a number that crops with
+    the same content share. The canvases are drawn once; several crops of one canvas in a batch would be distinguished by
+    colour and ground alone, and patterns would not be learnt."""
 
     def __init__(self, canvases: int, steps: int, batch: int, seed: int) -> None:
         self.steps, self.batch, self.seed = steps, batch, seed
@@ -76,7 +76,7 @@ class Crops(torch.utils.data.Dataset):
             cloths, ground = self.content[i]
             share = np.bincount(self.maps[i, y : y + side, x : x + side].ravel(), minlength=len(cloths) + 1) / side**2
             shown = [SEEN[c] for c, s in zip(cloths, share[1:], strict=True) if s > 0.04]
-            # Without the ground in every caption that shows it, its patches next to a cloth would be read as cloth.
+            # If captions left out a visible ground, its patches next to a cloth would be classified as cloth.
             named = GROUNDS[ground] if share[0] > 0.06 or not shown else None
             crop = self.images[i, y : y + side, x : x + side]
             interpolation = cv2.INTER_AREA if side > SIZE else cv2.INTER_LINEAR

@@ -1,10 +1,10 @@
-"""The demo's FOUND: a 1x1 convolution on the demo encoder's keys that tells cloth from ground, trained without labels.
+"""The demo's FOUND: a 1x1 convolution on the demo encoder's keys that separates cloth from ground, trained without labels.
 
-As in FOUND (Siméoni et al., CVPR 2023) the first target comes from the keys alone: what is like a seed of background is
-background, the rest foreground; then the decoder learns from its own decisions. Two things differ. FOUND's seed is the patch
-that the class token attends to least; the class token of the demo encoder is not trained, so the border of the image stands
-for background (pieces of cloth reach it in places, which the mean forgives). And the keys are centred per image before they are
-compared, because those of the demo encoder share most of their length. Index maps are used for the measured number alone.
+As in FOUND (Siméoni et al., CVPR 2023) the first target comes from the keys alone: patches similar to a background seed are
+background, the others foreground; then the decoder is trained on its own predictions. There are two differences. FOUND's seed
+is the patch that receives least attention from the class token; the demo encoder's class token is not trained, so the seed is
+the mean of the image's border, which cloth reaches in a few places only. And keys are centred per image before they are
+compared, because those of the demo encoder have a large common component. Index maps are used for the measured number alone.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def foreground_iou(found: Found, scenes: list[tuple[np.ndarray, np.ndarray]]) ->
     """Intersection over union of the pixels above 0.5 with all cloths, mean over the scenes, in percent."""
     values = []
     for image, index in scenes:
-        valid, truth, predicted = ~void_border(index), index > 0, found(image) > 0.5
-        values.append((predicted & truth & valid).sum() / ((predicted | truth) & valid).sum())
+        valid, target, predicted = ~void_border(index), index > 0, found(image) > 0.5
+        values.append((predicted & target & valid).sum() / ((predicted | target) & valid).sum())
     return 100 * float(np.mean(values))
 
 

@@ -1,11 +1,11 @@
 """The demo vision encoder: a ViT trained on drawn scenes without labels, captions or index maps.
 
 The objective is redundancy reduction between two views, as in Barlow Twins (Zbontar et al., ICML 2021), on patches as in
-VICRegL (Bardes et al., NeurIPS 2022). Three things are our own, each because without it the features say less about which
-patches belong together than the mean colour does: the partner of a patch in the other view is not the patch at the same place
-but one a few pixels away, which mostly shows the same thing; the embeddings are centred per image, so that what all patches of
-an image share is worth nothing; and each view is a collage of two images, so that a patch cannot be told from the rest of its
-image. Self-distillation to prototypes (as in DINO and iBOT) was tried first: it fell below mean colours within 300 steps.
+VICRegL (Bardes et al., NeurIPS 2022). Three changes are our own; without any of them the features group patches worse than mean
+colours do: the positive of a patch in the other view is not the patch at the same place but one a few pixels away, which mostly
+shows the same object; embeddings are centred per image, so that what all patches of an image have in common does not help; and
+each view is a collage of two images, so that a patch cannot be inferred from the rest of its image. Self-distillation to
+prototypes (as in DINO and iBOT) was tried first and fell below mean colours within 300 steps.
 """
 
 from __future__ import annotations
