@@ -20,6 +20,7 @@ from ovss_bench.datasets.suites import load_suite
 from ovss_bench.figures import palette
 from ovss_bench.files import config_names, load_config
 from ovss_bench.runs.published import published_figures
+from ovss_bench.runs.schema import documentation
 
 BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank")
 BENCHMARKS = {
@@ -80,6 +81,7 @@ def tables() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {"methods": methods_table("docs/methods/")},
         ROOT / "docs" / "methods.md": {"methods": methods_table("methods/"), "datasets": datasets_table()},
         ROOT / "docs" / "demo.md": {"demo": demo},
+        ROOT / "docs" / "results.md": {"fields": documentation().strip()},
     }
 
 
