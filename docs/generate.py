@@ -1,17 +1,13 @@
-"""Writes what README and docs state from the code: `python docs/generate.py` after a change of a recipe or of published figures.
+"""Writes what README and docs state from the code: `python docs/generate.py` after a change of recipes or figures.
 
 The tables stand between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_docs.py finds those that are out of date.
 """
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 import ovss_bench as ob
 from ovss_bench.config.hyperparameters import declared
@@ -22,14 +18,17 @@ from ovss_bench.files import config_names, load_config
 from ovss_bench.runs.published import published_figures
 from ovss_bench.runs.schema import documentation
 
+ROOT = Path(__file__).resolve().parent.parent
 BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank")
 BENCHMARKS = {
     "voc21": "VOC21", "voc20": "VOC20", "context60": "Ctx60", "context59": "Ctx59",
     "coco_object": "Object", "coco_stuff": "Stuff", "cityscapes": "City", "ade20k": "ADE",
 }  # fmt: skip
-TITLES = {"clip": "CLIP", "maskclip": "MaskCLIP", "sclip": "SCLIP", "clearclip": "ClearCLIP", "naclip": "NACLIP", "gem": "GEM"}
-TITLES |= {"cliptrase": "CLIPtrase", "resclip": "ResCLIP", "scclip": "SC-CLIP", "proxyclip": "ProxyCLIP", "corrclip": "CorrCLIP"}
-TITLES |= {"corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY"}
+TITLES = {
+    "clip": "CLIP", "maskclip": "MaskCLIP", "sclip": "SCLIP", "clearclip": "ClearCLIP", "naclip": "NACLIP", "gem": "GEM",
+    "cliptrase": "CLIPtrase", "resclip": "ResCLIP", "scclip": "SC-CLIP", "proxyclip": "ProxyCLIP", "corrclip": "CorrCLIP",
+    "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
+}  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"
 SCENES, METHODS = (21, 60, 77), ("clip", "naclip", "corrclip")
 
@@ -88,7 +87,8 @@ def tables() -> dict[Path, dict[str, str]]:
 def filled(text: str, parts: dict[str, str]) -> str:
     """The text with each part between its markers."""
     for name, part in parts.items():
-        text, found = re.subn(rf"<!-- {name} -->.*?<!-- end -->", f"<!-- {name} -->\n{part}\n<!-- end -->", text, flags=re.DOTALL)
+        begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+        text, found = re.subn(f"{begin}.*?{end[1:]}", lambda _, new=begin + part + end: new, text, flags=re.DOTALL)
         assert found == 1, name
     return text
 

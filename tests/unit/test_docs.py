@@ -9,17 +9,20 @@ import pytest
 import yaml
 from PIL import Image
 
+import ovss_bench as ob
 from ovss_bench.files import config_names
+from ovss_bench.runs.evaluate import make_job, run_jobs
 from pages import PAGES, ROOT, blocks
 
 SITE = sorted((ROOT / "docs").rglob("*.md"))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
-
 def anchors(page):
     """The anchors of the headings, as GitHub and mkdocs make them."""
-    headings = re.findall(r"^#+ (.+)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.+)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
@@ -46,10 +49,23 @@ def test_plug_ins_are_short_and_compile(code):
     compile(code, "page", "exec")
 
 
-@pytest.mark.parametrize("code", [code for code in blocks("python") if "register_module" not in code])
-def test_other_python_blocks_run(code, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results" / "runs").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder with a result."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    fast = {"resize": "none", "window": 48, "stride": 48}
+    run_jobs(
+        [make_job("clip", ob.load_clip("demo"), ob.load_dataset("demo"), overrides=fast)],
+        limit=1,
+        output=folder / "results" / "runs",
+        quiet=True,
+    )
+    return folder
+
+
+@pytest.mark.parametrize("code", [code for code in dict.fromkeys(blocks("python")) if "register_module" not in code])
+def test_other_python_blocks_run(code, evaluated, monkeypatch, capsys):
+    monkeypatch.chdir(evaluated)
     exec(compile(code, "page", "exec"), {})
 
 
@@ -76,15 +92,12 @@ def test_the_picture_is_small():
 
 
 def test_the_site_has_all_pages(tmp_path):
-    class Loader(yaml.SafeLoader):
-        pass
-
     def places(nav):
         for entry in nav:
             for value in entry.values() if isinstance(entry, dict) else [entry]:
                 yield from places(value) if isinstance(value, list) else [value]
 
-    nav = list(places(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"]))
+    nav = list(places(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     assert sorted(nav) == sorted(str(page.relative_to(ROOT / "docs")) for page in SITE)
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
