@@ -1,4 +1,4 @@
-# make demo: install into .venv and run the main job. make test: install and run all checks.
+# make demo: install into .venv and run the main job. make test: install and run all checks. make docs: the pages as a site.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,8 +8,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 tools/eval.py table=demo expect=results/demo/table.csv tolerance=0.3
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict
+	@echo "Open .venv/site/index.html"
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ovss-bench needs Python 3.11 or later; name one with: make PYTHON=python3.12"; exit 1; }
@@ -20,4 +25,4 @@ test: .venv/installed
 	@$(BIN)/python -c 'import cv2' || { echo "OpenCV needs libraries of the system; on Debian: apt-get install libgl1 libglib2.0-0 libxcb1"; exit 1; }
 	@touch $@
 
-.PHONY: demo test
+.PHONY: demo test docs

@@ -12,7 +12,7 @@ PAGES = CONFIGS.parent / "docs" / "methods"
 HEADINGS = [
     "Idea",
     "Settings",
-    "Where ours and the official code differ, and oddities that are kept",
+    "Differences from the official code",
     "Ablation switches",
     "Parity",
 ]

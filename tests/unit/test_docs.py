@@ -1,0 +1,107 @@
+"""README, CONTRIBUTING and docs: links, anchors, code blocks, generated tables, and the site."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from PIL import Image
+
+import ovss_bench as ob
+from ovss_bench.files import config_names
+from ovss_bench.runs.evaluate import make_job, run_jobs
+from pages import PAGES, ROOT, blocks
+
+SITE = sorted((ROOT / "docs").rglob("*.md"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def anchors(page):
+    """The anchors of the headings, as GitHub and mkdocs make them."""
+    headings = re.findall(
+        r"^#+ (.+)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_anchors_resolve(page):
+    for target in LINK.findall(page.read_text()):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page}: {target}"
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130
+    assert max(len(line) for line in lines if "|" not in line) <= 110
+
+
+@pytest.mark.parametrize("code", [code for code in blocks("python") if "register_module" in code])
+def test_plug_ins_are_short_and_compile(code):
+    assert code.count("\n") <= 25
+    compile(code, "page", "exec")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder with a result."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    fast = {"resize": "none", "window": 48, "stride": 48}
+    run_jobs(
+        [make_job("clip", ob.load_clip("demo"), ob.load_dataset("demo"), overrides=fast)],
+        limit=1,
+        output=folder / "results" / "runs",
+        quiet=True,
+    )
+    return folder
+
+
+@pytest.mark.parametrize("code", [code for code in dict.fromkeys(blocks("python")) if "register_module" not in code])
+def test_other_python_blocks_run(code, evaluated, monkeypatch, capsys):
+    monkeypatch.chdir(evaluated)
+    exec(compile(code, "page", "exec"), {})
+
+
+def test_tables_are_those_that_are_generated():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for path, parts in generate.tables().items():
+        assert generate.filled(path.read_text(), parts) == path.read_text(), f"{path}: run python docs/generate.py"
+    assert generate.TITLES.keys() == generate.declared().keys()
+
+
+def test_all_data_sets_and_options_are_somewhere():
+    text = "".join(page.read_text() for page in PAGES)
+    for name in [*config_names("dataset"), *(f"suite/{suite}" for suite in config_names("dataset/suite"))]:
+        assert f"`{name}`" in text, name
+
+
+def test_the_picture_is_small():
+    picture = ROOT / "docs" / "images" / "demo.png"
+    assert picture.stat().st_size < 200_000
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+
+
+def test_the_site_has_all_pages(tmp_path):
+    def places(nav):
+        for entry in nav:
+            for value in entry.values() if isinstance(entry, dict) else [entry]:
+                yield from places(value) if isinstance(value, list) else [value]
+
+    nav = list(places(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(nav) == sorted(str(page.relative_to(ROOT / "docs")) for page in SITE)
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", str(ROOT / "mkdocs.yml"), "-d", str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "methods" / "sclip" / "index.html").exists()
