@@ -25,7 +25,7 @@ from ..segmentors.build import instantiate
 from ..segmentors.hooks import HOOKS
 from ..vocabulary import Vocabulary
 from .code import row_code, source_digest
-from .world import split
+from .world import balance
 
 
 @dataclass(frozen=True)
