@@ -18,21 +18,16 @@ from ..config.plugin_errors import plugin_errors
 from ..config.registry import DATASETS
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, as_text, config_names, digest, environment, inside, is_clutter, load_config, on_disk, user_path
+from ..files import as_text, config_names, digest, environment, inside, is_clutter, load_config, on_disk
 from ..image import read_image, resize_truth
 from ..vocabulary import Vocabulary, read_names
 from . import expected
-from .config import alternatives, chosen, dataset_config, facts, names_path, pattern_of
+from .config import dataset_config, facts, names_path
+from .layout import MissingData, chosen, find_folder, tree
 from .lists import Sample, missing, once, read_ids
 from .mmseg_classes import lists_itself, mmseg_class
 
-# A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
-UNFINISHED = ".unfinished"
 DEFAULT = "default"
-
-
-class MissingData(OvssError):
-    """The files of a data set are not there, or not all of them."""
 
 
 class OutOfRange(OvssError, IndexError):
@@ -61,41 +56,13 @@ class SegDataset:
             _ = self.mmseg
 
     def locate(self, root: str | Path | None) -> Path:
-        """The folder that holds images and labels: the first of `folders` below the data root that is there."""
-        root = root or environment("OVSS_DATA")
-        if root is None:
-            raise MissingData(
-                f"data set '{self.name}' needs a data root: data_root=DIR, or the environment "
-                f"variable OVSS_DATA. Expected there:\n{self.tree('DIR')}"
-            )
-        root = user_path(root)
-        wanted = [self.config["images"], self.config["labels"], *filter(None, [self.config.get("ids")])]
-        for folder in self.config["folders"]:
-            self._refuse_unfinished(root / folder)
-            if all(any(os.path.exists(root / folder / on_disk(path)) for path in alternatives(paths)) for paths in wanted):
-                return root / folder
-        raise MissingData(f"data set '{self.name}' was not found in {root}. Expected:\n{self.tree(root)}")
+        """The folder that holds images and labels."""
+        return find_folder(self.name, self.config, root)
 
-    def _refuse_unfinished(self, folder: Path) -> None:
-        raw = self.config.get("prepare", {}).get("raw", ())
-        paths = [path for names in (self.config["images"], self.config["labels"], *raw) for path in alternatives(names)]
-        for path in paths:
-            for mark in (folder / on_disk(path)).glob(UNFINISHED + "*"):
-                raise MissingData(
-                    f"data set '{self.name}' is half prepared: {mark.parent} is not complete. Go on with: "
-                    f"{mark.read_text('utf-8', 'replace').strip() or f'python tools/datasets.py prepare {self.name}'}"
-                )
-
-    def tree(self, root: str | Path) -> str:
-        """The files that are expected, for error messages."""
-        first, *others = self.config["folders"]
-        lines = [f"  {root}/{first}/" + (f"    (or {', '.join(others)})" if others else "")]
-        lines += [f"    {pattern_of(self.config, kind)}" for kind in ("image", "label")]
-        if self.config.get("ids"):
-            lines.append(f"    {self.config['ids']}    (one <id> per line)")
-        if (CONFIGS / "dataset" / f"{self.name}.yaml").is_file():
-            lines.append(f"  Where to get it and how it is converted: python tools/datasets.py list {self.name}")
-        return "\n".join(lines)
+    @property
+    def tree(self) -> str:
+        """The expected files, for error messages."""
+        return tree(self.name, self.config, self.root)
 
     @cached_property
     def mmseg(self) -> Any:
@@ -177,13 +144,12 @@ class SegDataset:
         one is listed twice."""
         samples = self.listed
         if not samples:
-            raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree(self.root)}")
+            raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree}")
         absent = list(missing(once(samples, self.name)))
         if absent:
             shown = "\n".join(f"  {path}" for path in absent[:5])
             raise MissingData(
-                f"data set '{self.name}' lacks {len(absent)} of its files, the "
-                f"first:\n{shown}\nExpected:\n{self.tree(self.root)}"
+                f"data set '{self.name}' lacks {len(absent)} of its files, the first:\n{shown}\nExpected:\n{self.tree}"
             )
         return samples
 
@@ -345,10 +311,9 @@ class SegDataset:
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
-    """A data set of configs/dataset by name, or of a YAML file of one's own; `root` defaults to the environment variable
-    OVSS_DATA. The data of a file of one's own are beside it, or in the root."""
+    """A data set of configs/dataset by name, or of a user's YAML file, whose data are searched beside the file first. `root` is
+    the data root, see `layout.data_root`."""
     name, config, folder = dataset_config(name)
-    root = root or environment("OVSS_DATA")
     loader = DATASETS.get(config.get("loader", "mmseg"))
     if folder is None:
         return loader(name, config, root)
@@ -356,10 +321,13 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
         with plugin_errors(f"loader of data set '{name}'", loader):
             try:
                 return loader(name, config, folder)
-            except MissingData:
-                if root is None:
-                    raise
-                return loader(name, config, root)
+            except MissingData as error:
+                try:
+                    return loader(name, config, root)
+                except MissingData:
+                    if root or environment("OVSS_DATA"):
+                        raise
+                    raise error from None
     except OvssError:
         raise
     except Exception as error:  # what mmseg raises for values that it cannot use

@@ -32,8 +32,7 @@ prepare: {converter: halved, raw: [raw]}
 PLUGIN = """
 import time
 
-from ovss_bench.datasets.prepare.conversion import files, read_array, write_label
-from ovss_bench.datasets.prepare.run import CONVERTERS, Task
+from ovss_bench.datasets.prepare.conversion import CONVERTERS, Task, files, read_pixels, write_label
 
 
 @CONVERTERS.register_module(name="halved")
@@ -45,7 +44,7 @@ def halved(folder):
 
 def halve(source, target):
     time.sleep(SECONDS)
-    write_label(target, read_array(source) // 2)
+    write_label(target, read_pixels(source) // 2)
 """
 
 

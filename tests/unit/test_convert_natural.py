@@ -22,10 +22,13 @@ from miniatures.ade import full_colours
 from miniatures.context import matlab
 from miniatures.drawing import scene
 from ovss_bench.datasets.config import dataset_config
+from ovss_bench.datasets.layout import prepared_folder
+from ovss_bench.datasets.prepare.conversion import CONVERTERS
 from ovss_bench.datasets.prepare.converters.ade import reduced, write_pair
 from ovss_bench.datasets.prepare.converters.cityscapes import from_polygons
 from ovss_bench.datasets.prepare.converters.context import CONTEXT_60
-from ovss_bench.datasets.prepare.run import CONVERTERS, dataset_folder, prepare
+from ovss_bench.datasets.prepare.run import prepare
+from ovss_bench.files import DATASET_FACTS
 
 MMSEG = Path(mmseg.__file__).parent / ".mim/tools/dataset_converters"
 CONVERTED = ["context60", "context459", "coco_stuff", "coco_object", "coco_stuff10k", "ade847", "cityscapes"]
@@ -35,7 +38,7 @@ def make(name, root):
     """The miniature, prepared, and its folder."""
     MINIATURES[name](root)
     prepare(name, root, quiet=True, workers=1)
-    return dataset_folder(dataset_config(name)[1], root)
+    return prepared_folder(dataset_config(name)[1], root)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +214,7 @@ def test_ade847_reads_classes_from_colours(made):
 
 
 def test_the_847_ids_are_distinct_and_in_the_order_of_the_classes():
-    lines = (Path(ob.__file__).parent / "datasets/prepare/converters/ade847_ids.txt").read_text().split()
+    lines = (DATASET_FACTS / "ids/ade847_ids.txt").read_text().split()
     assert len(set(lines)) == len(lines) == len(dataset_config("ade847")[1]["classes"]) == 847
     names = {"wall": 2978, "sky": 2420, "bed": 165, "pier": 1857}
     assert {name: int(lines[dataset_config("ade847")[1]["classes"].index(name)]) for name in names} == names

@@ -19,8 +19,9 @@ import ovss_bench as ob
 from miniatures.drawing import encoded, scene, write_zip
 from ovss_bench.cli.options import run_tool
 from ovss_bench.datasets.prepare import archives
-from ovss_bench.datasets.prepare.conversion import files, read_array, write_label
-from ovss_bench.datasets.prepare.run import CONVERTERS, Task, prepare, run_task
+from ovss_bench.datasets.prepare.conversion import CONVERTERS, Task, files, read_pixels, write_label
+from ovss_bench.datasets.prepare.convert import run_task
+from ovss_bench.datasets.prepare.run import prepare
 
 FORK = multiprocessing.get_context("fork")
 IMAGES = 12
@@ -56,7 +57,7 @@ def converter():
 
 
 def lower(source, target):
-    write_label(target, read_array(source) // 100)
+    write_label(target, read_pixels(source) // 100)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +116,9 @@ def is_ready(toy):
 
 def refused(toy):
     """The command that a data set which is not ready says it needs."""
-    with pytest.raises(ob.OvssError, match=r"half prepared: .* is not complete. Go on with: ") as error:
+    with pytest.raises(ob.OvssError, match=r"half prepared: .* is incomplete. Resume with: ") as error:
         ob.load_dataset(toy)
-    return str(error.value).rpartition("Go on with: ")[2]
+    return str(error.value).rpartition("Resume with: ")[2]
 
 
 def slow(function, seconds):
@@ -216,7 +217,9 @@ def test_without_its_archive_a_rerun_says_what_it_leaves(toy, capsys):
     prepare(toy, quiet=True)
     (toy.parent / "toy.zip").unlink()
     prepare(toy, rerun=True)
-    assert f"note: {toy.parent / 'toy.zip'} is not there; what was unpacked from it stays as it is" in capsys.readouterr().err
+    assert (
+        f"note: {toy.parent / 'toy.zip'} does not exist; files that were unpacked from it are kept" in capsys.readouterr().err
+    )
 
 
 def test_two_at_once(toy, undisturbed):
