@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import yaml
 from annotated_types import Ge, Le, Len, MinLen
-from pydantic import Strict
 
 from ..config.validation import Expected, Whole, validate_all
 from ..errors import OvssError, unknown
@@ -29,8 +28,9 @@ Counts = Annotated[
 Numbers = Annotated[list[Whole], Expected("a list of class numbers")]
 Colour = Annotated[list[Annotated[int, Ge(0), Le(255)]], Len(3, 3)]
 Palette = Annotated[list[Colour], Expected("a list of [red, green, blue]")]
-Mapping = Annotated[dict[str, Any], Expected("NAME: VALUE below it")]
-Pattern = Annotated[re.Pattern, Strict(False), Expected("a regular expression")]
+Section = Annotated[dict[str, Any], Expected("NAME: VALUE below it")]
+Pattern = Annotated[re.Pattern, Expected("a regular expression")]
+Splits = Annotated[dict[str, Any], Expected("NAME: NUMBER below it")]
 Span = Annotated[list[int], Len(2, 2), Expected("[first, last] of numeric ids")]
 
 TEXTS: dict[str, Any] = {
@@ -43,12 +43,12 @@ KEYS: dict[str, Any] = {  # of a data set's configuration; null removes what `ex
     **TEXTS,
     **dict.fromkeys(("background", "ignore_index", "object"), Whole),
     **dict.fromkeys(("unseen", "interest"), Numbers),
-    **dict.fromkeys(("check", "prepare"), Mapping),
+    **dict.fromkeys(("check", "prepare"), Section),
     "expected_images": Counts,
     "palette": Palette,
     "reduce_zero_label": bool,
 }
-CHECK: dict[str, Any] = {"ids": Pattern, "id_range": Span, "splits": Mapping, "ignored": bool}  # keys below `check`
+CHECK: dict[str, Any] = {"ids": Pattern, "id_range": Span, "splits": Splits, "ignored": bool}  # keys below `check`
 
 
 def names_path(dataset: str, names: str) -> Path:

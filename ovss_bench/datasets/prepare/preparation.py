@@ -44,11 +44,13 @@ class Preparation:
             raise OvssError("\n".join([str(error), *self.terms()])) from error
 
     def record_images(self) -> None:
-        """Records the kind of images in their folder while it is still empty."""
+        """Records the kind of images, if there is a choice, in their folder while it is still empty."""
+        if not self.images:
+            return
         folder = self.folder / self.config["images"]
-        if self.images and (self.rerun or not data_files(folder)):
+        if self.rerun or not data_files(folder):
             write_text(folder / KIND, f"{self.images}\n")
-        elif self.images and not recorded_images(self.config, self.folder):
+        elif not recorded_images(self.config, self.folder):
             self.progress.say(
                 f"note: the kind of the images in {folder} is not recorded; rerun=true makes all of them images={self.images}"
             )

@@ -136,6 +136,6 @@ def listed_images(name: str, folder: Path, suffix: str) -> list[str]:
     there = [key for key in ids if (folder / f"{key}{suffix}").is_file()]
     if not there:
         raise OvssError(
-            f"{folder} has none of the {len(ids)} evaluated images, {ids[0]}{suffix} and others. Unpack them there."
+            f"{folder} has none of the {len(ids)} images of {name}, {ids[0]}{suffix} and others. Unpack them there."
         )
     return there
