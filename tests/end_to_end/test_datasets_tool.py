@@ -132,7 +132,9 @@ def test_everything_about_one(name, monkeypatch, capsys):
         assert "licence" in out
         assert max(map(len, out.splitlines())) <= 80
         if dataset_config(name)[1].get("loader") != "demo":
-            assert re.search(r"^missing\s+nowhere/" if words else rf"^missing\s+{re.escape(str(ROOT))}/datasets/", out, re.MULTILINE)
+            assert re.search(
+                r"^missing\s+nowhere/" if words else rf"^missing\s+{re.escape(str(ROOT))}/datasets/", out, re.MULTILINE
+            )
 
 
 def test_what_is_missing_of_one_is_said(tmp_path, monkeypatch, capsys):

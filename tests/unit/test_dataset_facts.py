@@ -1,4 +1,4 @@
-"""The top-level datasets/: default data root, generated README, id lists and manifests. OVSS_WRITE=1 writes what is generated."""
+"""The top-level datasets/: default data root, README, id lists and manifests. OVSS_WRITE=1 regenerates the files."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ def generated():
         facts = check(name, workers=1, quiet=True).manifest()
         facts.pop("fingerprint")
         yield name, {"source": "drawn by ovss_bench/datasets/demo"} | facts
-    tiles = boxes((5000, 5000), (1000, 1000), (1000, 1000))
-    inria = [f"{name}_{left}_{top}_{left + 1000}_{top + 1000}" for name in listed("inria_split_test") for top, _, left, _ in tiles]
+    tiles = [(left, top, right, bottom) for top, bottom, left, right in boxes((5000, 5000), (1000, 1000), (1000, 1000))]
+    inria = ["_".join(map(str, (name, *tile))) for name in listed("inria_split_test") for tile in tiles]
     for name, ids in (("inria", inria), ("wbs_si", listed("wbs_si_val"))):
         digest = hashlib.sha256("".join(f"{key}\n" for key in sorted(ids)).encode()).hexdigest()
         yield name, {"source": "SegEarth-OV's list", "dataset": name, "images": len(ids), "ids_sha256": digest}

@@ -104,7 +104,10 @@ def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> I
     changed = [name for name in sorted(here.keys() & there.keys()) if here[name] != there[name]]
     for name in changed:
         yield Finding("other labels than in the manifest", paths[name], "holds other class numbers", hint)
-    ours, other = ({int(value): n for value, n in pixels.items()} for pixels in (report.histogram, theirs.get("histogram", report.histogram)))
+    ours, other = (
+        {int(value): n for value, n in pixels.items()}
+        for pixels in (report.histogram, theirs.get("histogram", report.histogram))
+    )
     for value in sorted(ours.keys() | other.keys()):
         if ours.get(value, 0) != other.get(value, 0):
             what = f"{value} {_name(report, value)}: {ours.get(value, 0)} pixels here, {other.get(value, 0)} in the manifest"
