@@ -9,7 +9,8 @@ from miniatures.drawing import encoded, scene, write_zip
 from ovss_bench.datasets.prepare.conversion import CONVERTERS, Task, files
 from ovss_bench.datasets.prepare.run import prepare
 
-from .common import IMAGES, described, lower, tree
+from . import common
+from .common import IMAGES, described, tree
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -18,7 +19,7 @@ def converter():
     def toy(folder):
         for path in files(folder / "raw", "*.png"):
             target = folder / "labels" / path.name
-            yield Task(lower, (path, target), (target,))
+            yield Task(common.lower, (path, target), (target,))
 
     yield
     CONVERTERS.module_dict.pop("toy")

@@ -15,7 +15,8 @@ from ovss_bench.cli.options import run_tool
 from ovss_bench.datasets.prepare import archives
 from ovss_bench.datasets.prepare.run import prepare
 
-from .common import FORK, IMAGES, at, is_ready, lower, refused, tree
+from . import common
+from .common import FORK, IMAGES, at, is_ready, refused, tree
 
 
 def slow(function, seconds):
@@ -43,7 +44,7 @@ class Child:
         if unpacking:
             archives._write = slow(archives._write, unpacking)
         if converting:
-            globals()["lower"] = slow(lower, converting)
+            common.lower = slow(common.lower, converting)
         if limit:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
