@@ -1,4 +1,5 @@
-"""Where the files of a data set are: the data root, and its folders, of which a configuration may name alternatives."""
+"""Where the files of a data set are: the data root and the folders below it, for which a configuration may name
+alternatives."""
 
 from __future__ import annotations
 
