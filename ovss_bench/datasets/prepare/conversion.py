@@ -104,6 +104,11 @@ def table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size:
     return result
 
 
+def numbered(colours: str) -> dict[tuple[int, int, int], int]:
+    """RGB -> position among colours in hexadecimal digits, separated by spaces."""
+    return {(*bytes.fromhex(colour),): number for number, colour in enumerate(colours.split())}
+
+
 def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) uint8: the value of each colour, `default` for the others."""
     keys = image.astype(np.int32) @ np.array([65536, 256, 1])

@@ -24,6 +24,7 @@ from ..conversion import (
     files,
     image_size,
     note_pixels,
+    numbered,
     require,
     starts,
     table,
@@ -33,51 +34,21 @@ from ..conversion import (
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
 
+
 POTSDAM_VAL = ["5_15", "6_15", "6_13", "3_13", "4_14", "6_14", "5_14", "2_13", "4_15", "2_14", "5_13", "4_13", "3_14", "7_13"]
 VAIHINGEN_VAL = [f"area{number}" for number in (6, 24, 35, 16, 14, 22, 10, 4, 2, 20, 8, 31, 33, 27, 38, 12, 29)]
 
-# Both ISPRS sets, RGB. 0 is the black of eroded boundaries, which reduce_zero_label turns into ignored pixels.
-ISPRS_COLOURS = {
-    (0, 0, 0): 0,
-    (255, 255, 255): 1,  # impervious surface
-    (0, 0, 255): 2,  # building
-    (0, 255, 255): 3,  # low vegetation
-    (0, 255, 0): 4,  # tree
-    (255, 255, 0): 5,  # car
-    (255, 0, 0): 6,  # clutter
-}
-# The converters compare 4 R + 3 G + 2 B instead of colours.
+# Both ISPRS sets: black (eroded boundaries, which reduce_zero_label ignores), impervious surface, building, low vegetation,
+# tree, car, clutter. The original converters compare 4 R + 3 G + 2 B instead of colours.
+ISPRS_COLOURS = numbered("000000 ffffff 0000ff 00ffff 00ff00 ffff00 ff0000")
 ISPRS_KEYS = table({4 * r + 3 * g + 2 * b: value for (r, g, b), value in ISPRS_COLOURS.items()}, 255, size=9 * 255 + 1)
-
-ISAID_COLOURS = {
-    (0, 0, 0): 0,
-    (0, 0, 63): 1,  # ship
-    (0, 63, 63): 2,  # storage tank
-    (0, 63, 0): 3,  # baseball diamond
-    (0, 63, 127): 4,  # tennis court
-    (0, 63, 191): 5,  # basketball court
-    (0, 63, 255): 6,  # ground track field
-    (0, 127, 63): 7,  # bridge
-    (0, 127, 127): 8,  # large vehicle
-    (0, 0, 127): 9,  # small vehicle
-    (0, 0, 191): 10,  # helicopter
-    (0, 0, 255): 11,  # swimming pool
-    (0, 191, 127): 12,  # roundabout
-    (0, 127, 191): 13,  # soccer field
-    (0, 127, 255): 14,  # plane
-    (0, 100, 155): 15,  # harbour
-}
-
-UAVID_COLOURS = {
-    (0, 0, 0): 0,  # clutter
-    (128, 0, 0): 1,  # building
-    (128, 64, 128): 2,  # road
-    (192, 0, 192): 3,  # static car
-    (64, 0, 128): 3,  # moving car
-    (0, 128, 0): 4,  # tree
-    (128, 128, 0): 5,  # low vegetation
-    (64, 64, 0): 6,  # human
-}
+# Background, ship, storage tank, baseball diamond, tennis court, basketball court, ground track field, bridge, large vehicle,
+# small vehicle, helicopter, swimming pool, roundabout, soccer field, plane, harbour.
+ISAID_COLOURS = numbered(
+    "000000 00003f 003f3f 003f00 003f7f 003fbf 003fff 007f3f 007f7f 00007f 0000bf 0000ff 00bf7f 007fbf 007fff 00649b"
+)
+# Clutter, building, road, moving car, tree, low vegetation, human; static cars are cars, too.
+UAVID_COLOURS = numbered("000000 800000 804080 400080 008000 808000 404000") | {(192, 0, 192): 3}
 
 
 @CONVERTERS.register_module(name="potsdam")

@@ -78,7 +78,6 @@ def mhp_v1(folder: Path, images: str = "mess") -> Iterator[Task]:
         persons.setdefault(path.stem.rsplit("_", 2)[0], []).append(path)
     for name in listed(folder / "test_list.txt"):
         image, target = folder / "images" / f"{name}.jpg", folder / LABELS / "test" / f"{name}.png"
-        require([image])
         if name not in persons:
             raise OvssError(f"there is no {name}_*.png in {folder / 'annotations'}. Unpack the official archive again.")
         yield pictured(image, folder / IMAGES / "test" / image.name, images)
@@ -103,7 +102,6 @@ def atlantis(folder: Path, images: str = "mess") -> Iterator[Task]:
     read = partial(numbers, codes={0: 255} | {number: number - 1 for number in range(1, 57)})
     for image in pictures:
         label = folder / "masks/test" / image.relative_to(raw).with_suffix(".png")
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / image.name, images)
         yield labelled(read, label, folder / LABELS / "test" / label.name)
 
@@ -119,7 +117,6 @@ def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
     unique((name for _, name in named), raw)
     for image, name in named:
         label = folder / "raw/labels" / image.relative_to(raw).with_suffix(".png")
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / f"{name}.jpg", images)
         yield labelled(partial(some_numbers, codes=DRAM, others=11), label, folder / LABELS / "test" / f"{name}.png")
 
@@ -193,7 +190,6 @@ def mess_uavid(folder: Path) -> Iterator[Task]:
 def kvasir_instrument(folder: Path) -> Iterator[Task]:
     for name in listed(folder / "test.txt"):
         image, label = one_of(folder / "images", name, (".jpg", ".png")), folder / "masks" / f"{name}.png"
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / f"{name}.png")
         yield labelled(black_or_white, label, folder / LABELS / "test" / f"{name}.png")
 
@@ -204,7 +200,6 @@ def chase_db1(folder: Path, images: str = "mess") -> Iterator[Task]:
     converter, according to which some maps are not purely black and white."""
     for image in files(folder / "raw", "Image_*.jpg")[8:]:
         label = image.with_name(f"{image.stem}_1stHO.png")
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / image.name, images)
         yield labelled(partial(brighter, threshold=127, number=1), label, folder / LABELS / "test" / f"{image.stem}.png")
 
@@ -244,7 +239,6 @@ def cub_200(folder: Path, images: str = "mess") -> Iterator[Task]:
     for number, name in columns(folder / "images.txt"):
         if training.get(number) == "0":
             image, label = folder / "images" / name, (folder / "segmentations" / name).with_suffix(".png")
-            require([image, label])
             read = partial(brighter, threshold=128, number=species(name, folder))
             yield pictured(image, folder / IMAGES / "test" / image.name, images)
             yield labelled(read, label, folder / LABELS / "test" / label.name)
@@ -272,7 +266,6 @@ def cwfid(folder: Path) -> Iterator[Task]:
         )
     for name in test:
         image, label = folder / "images" / f"{name}_image.png", folder / "annotations" / f"{name}_annotation.png"
-        require([image])
         yield pictured(image, folder / IMAGES / "test" / image.name)
         yield labelled(partial(colours, codes=CWFID), label, folder / LABELS / "test" / label.name)
 

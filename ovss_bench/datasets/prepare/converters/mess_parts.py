@@ -11,7 +11,7 @@ from PIL import Image
 
 from ....errors import OvssError
 from ....files import write_atomic
-from ..conversion import FEW, Task, by_colour, copy, lines, note_pixels, read_pixels, table, write_label
+from ..conversion import FEW, Task, by_colour, copy, lines, note_pixels, read_pixels, require, table, write_label
 from .aerial import read_picture
 from .values import replace
 
@@ -61,6 +61,7 @@ def unique(names: Iterable[str], folder: Path) -> None:
 def pictured(source: Path, target: Path, images: str = "original") -> Task:
     """A copy; or the same pixels in another format, if the target has another suffix; or, for `mess`, the JPEG file saved again
     as by MESS's scripts, at Pillow's quality of 75 and without the EXIF orientation: pixels differ by up to 40."""
+    require([source])
     make = copy if images == "original" and source.suffix == target.suffix else recode
     return Task(make, (source, target), (target,))
 
@@ -75,6 +76,7 @@ def recode(source: Path, target: Path) -> None:
 
 
 def labelled(read: Reader, source: Path, target: Path) -> Task:
+    require([source])
     return Task(decode, (read, source, target), (target,))
 
 
