@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class SegDataset:
         name = inside(os.path.relpath(os.path.abspath(image), folder)).removesuffix(self.config["image_suffix"])
         return Sample(name, Path(image), Path(label))
 
-    def _listed_ids(self) -> list[tuple[int | None, str]]:
+    def _listed_ids(self) -> Sequence[tuple[int | None, str]]:
         """(line, id) of the list, or (None, id) of all images at any depth, as in mmseg's BaseSegDataset."""
         ids, images, suffix = self.config.get("ids"), self.root / on_disk(self.config["images"]), self.config["image_suffix"]
         if ids and not (self.root / ids).is_dir():
@@ -131,7 +131,7 @@ class SegDataset:
 
         found = [
             as_text((Path(folder) / name).relative_to(images).as_posix())
-            for folder, _, names in os.walk(images, unreadable, followlinks=True)
+            for folder, _, names in os.walk(images, onerror=unreadable, followlinks=True)
             for name in names
             if name.endswith(on_disk(suffix))
         ]
@@ -248,7 +248,7 @@ class SegDataset:
             )
         return label
 
-    def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray | None:
+    def scored(self, label: np.ndarray, size: tuple[int, int], resize: str, min_foreground: int) -> np.ndarray | None:
         """The label resized by a recipe's rule to the `size` (H, W) of a result; None if the image does not count because fewer
         than `min_foreground` pixels of the label (CLIP-DIY on COCO) or of its centre crop (CLIPtrase) are foreground."""
         scored = resize_truth(label, resize, size)

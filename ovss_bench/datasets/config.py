@@ -155,5 +155,5 @@ def _check_classes(config: dict[str, Any], path: Path) -> None:
             raise OvssError(f"data set file {path}: {key}={value}, but the classes are 0 to {count - 1}.")
     if config.get("ignore_index", 255) < count:
         raise OvssError(f"data set file {path}: ignore_index={config.get('ignore_index', 255)} is the number of a class.")
-    if count and len(config.get("palette", config.get("classes"))) != count:
+    if count and len(config.get("palette", config["classes"])) != count:
         raise OvssError(f"data set file {path}: palette has {len(config['palette'])} colours for {count} classes.")

@@ -62,7 +62,9 @@ def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[No
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{UNFINISHED}-{stage}").write_text(command, "utf-8", "backslashreplace")
     except OSError as error:
-        raise OvssError(f"cannot write {folder}: {error.strerror}. Choose another folder with data_root=DIR.") from error
+        raise OvssError(
+            f"cannot write {error.filename}: {error.strerror}. Choose another folder with data_root=DIR."
+        ) from error
     yield
     for folder in folders:
         (folder / f"{UNFINISHED}-{stage}").unlink()

@@ -1,5 +1,3 @@
 """Importing the package registers all converters."""
 
-from . import ade, aerial, cityscapes, coco, context, mess, objects, paxray
-
-__all__ = ["ade", "aerial", "cityscapes", "coco", "context", "mess", "objects", "paxray"]
+from . import ade, aerial, cityscapes, coco, context, mess, objects, paxray  # noqa: F401
