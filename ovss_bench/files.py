@@ -31,6 +31,7 @@ WEIGHTS = PACKAGE / "weights"
 # A wheel carries the configurations and the published figures inside the package; a checkout has them beside it.
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 PUBLISHED = next(path for path in (PACKAGE / "published", PACKAGE.parent / "results" / "published") if path.is_dir())
+DATASET_FACTS = next(path for path in (PACKAGE / "dataset_facts", PACKAGE.parent / "datasets") if path.is_dir())
 # Exceptions of NumPy and zipfile on damaged files.
 DAMAGES = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError)
 DAMAGES += (struct.error, zlib.error, zipfile.BadZipFile)

@@ -1,12 +1,11 @@
-"""A thin layer over mmseg's data sets: where the files are, ids, labels with the dataset's rules applied, fingerprint,
-background."""
+"""Data sets: their samples, labels as class indices, classes, vocabulary and fingerprint."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,34 +17,29 @@ from ..config.plugin_errors import plugin_errors
 from ..config.registry import DATASETS
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
-from ..files import CONFIGS, as_text, config_names, digest, environment, inside, is_clutter, load_config, on_disk, user_path
+from ..files import as_text, config_names, digest, environment, inside, is_clutter, load_config, on_disk
 from ..image import read_image, resize_target
 from ..vocabulary import Vocabulary, read_names
 from . import expected
-from .config import alternatives, chosen, dataset_config, facts, names_path, pattern_of
+from .config import dataset_config, facts, names_path
+from .layout import MissingData, chosen, find_folder, tree
 from .lists import Sample, missing, once, read_ids
 from .mmseg_classes import lists_itself, mmseg_class
 
-# A file of this name (and perhaps a suffix) is in a folder of images or labels while it is being written.
-UNFINISHED = ".unfinished"
 DEFAULT = "default"
 
 
-class MissingData(OvssError):
-    """The files of a data set are not there, or not all of them."""
-
-
 class OutOfRange(OvssError, IndexError):
-    """An image that a data set does not have."""
+    """An index beyond the images of a data set."""
 
 
 @DATASETS.register_module(name="mmseg")
 class SegDataset:
-    """A data set as configs/dataset/<name>.yaml describes it, with classes, colours and label map of a class of mmseg if it
-    names one, which is imported when they are asked for: that takes a second, and brings torch.
+    """A data set as described by configs/dataset/<name>.yaml. If that names a class of mmseg, classes, colours and label map
+    come from it; mmseg is imported on first use, since that takes a second and imports torch.
 
-    `classes` are the names in the order of the labels, `background` the index of the background class or None, and labels are
-    counted after mmseg's label map and `reduce_zero_label`; `ignore_index` marks pixels that do not count.
+    `classes` are the names in the order of the labels, `background` is the index of the background class or None. Labels are
+    class indices after mmseg's label map and `reduce_zero_label`; `ignore_index` marks pixels that do not count.
     """
 
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
@@ -55,47 +49,19 @@ class SegDataset:
         self.background: int | None = config.get("background")
         self.ignore_index: int = config.get("ignore_index", 255)
         self.unseen: tuple[int, ...] = tuple(config.get("unseen", ()))
-        # A class that is named in a file of one's own may list images by rules of its own, or not fit.
+        # The mmseg class that a user's file names may list images by its own rules, or not fit.
         self._mmseg_lists = "mmseg" in config and name not in config_names("dataset")
         if self._mmseg_lists:
             _ = self.mmseg
 
     def locate(self, root: str | Path | None) -> Path:
-        """The folder that holds images and labels: the first of `folders` below the data root that is there."""
-        root = root or environment("OVSS_DATA")
-        if root is None:
-            raise MissingData(
-                f"data set '{self.name}' needs a data root: data_root=DIR, or the environment "
-                f"variable OVSS_DATA. Expected there:\n{self.tree('DIR')}"
-            )
-        root = user_path(root)
-        wanted = [self.config["images"], self.config["labels"], *filter(None, [self.config.get("ids")])]
-        for folder in self.config["folders"]:
-            self._refuse_unfinished(root / folder)
-            if all(any(os.path.exists(root / folder / on_disk(path)) for path in alternatives(paths)) for paths in wanted):
-                return root / folder
-        raise MissingData(f"data set '{self.name}' was not found in {root}. Expected:\n{self.tree(root)}")
+        """The folder that holds images and labels."""
+        return find_folder(self.name, self.config, root)
 
-    def _refuse_unfinished(self, folder: Path) -> None:
-        raw = self.config.get("prepare", {}).get("raw", ())
-        paths = [path for names in (self.config["images"], self.config["labels"], *raw) for path in alternatives(names)]
-        for path in paths:
-            for mark in (folder / on_disk(path)).glob(UNFINISHED + "*"):
-                raise MissingData(
-                    f"data set '{self.name}' is half prepared: {mark.parent} is not complete. Go on with: "
-                    f"{mark.read_text('utf-8', 'replace').strip() or f'python tools/datasets.py prepare {self.name}'}"
-                )
-
-    def tree(self, root: str | Path) -> str:
-        """The files that are expected, for error messages."""
-        first, *others = self.config["folders"]
-        lines = [f"  {root}/{first}/" + (f"    (or {', '.join(others)})" if others else "")]
-        lines += [f"    {pattern_of(self.config, kind)}" for kind in ("image", "label")]
-        if self.config.get("ids"):
-            lines.append(f"    {self.config['ids']}    (one <id> per line)")
-        if (CONFIGS / "dataset" / f"{self.name}.yaml").is_file():
-            lines.append(f"  Where to get it and how it is converted: python tools/datasets.py list {self.name}")
-        return "\n".join(lines)
+    @property
+    def tree(self) -> str:
+        """The expected files, for error messages."""
+        return tree(self.name, self.config, self.root)
 
     @cached_property
     def mmseg(self) -> Any:
@@ -113,7 +79,7 @@ class SegDataset:
                 pipeline=[],
                 test_mode=True,
                 serialize_data=False,
-                lazy_init=True,  # it would read the list, in one form only
+                lazy_init=True,  # mmseg reads only one form of lists
                 **options,
             )
 
@@ -124,20 +90,20 @@ class SegDataset:
 
     @cached_property
     def palette(self) -> list[list[int]]:
-        """A colour for each class; drawn at random, as mmseg does it, where none are given."""
+        """A colour for each class; random as in mmseg if the configuration has none."""
         if "mmseg" in self.config:
             return [list(colour) for colour in self.mmseg.metainfo["palette"]]
         return self.config.get("palette") or np.random.RandomState(42).randint(0, 255, (len(self.classes), 3)).tolist()
 
     @cached_property
     def label_map(self) -> dict[int, int] | None:
-        """Stored class -> class, where only some of those of mmseg's class are wanted."""
+        """Stored class -> class, if only some classes of mmseg's data set are used."""
         return self.mmseg.label_map if "mmseg" in self.config else None
 
     @cached_property
     def listed(self) -> list[Sample]:
-        """All images, in mmseg's order, whether or not their files are there. Raises OvssError for ids that lead outside the
-        image folder."""
+        """All images in mmseg's order, including those with missing files. Raises OvssError for ids that lead outside the image
+        folder."""
         if self._mmseg_lists and lists_itself(type(self.mmseg)):
             self.mmseg.full_init()
             return [self._by_class(info["img_path"], info["seg_map_path"]) for info in self.mmseg.data_list]
@@ -149,13 +115,13 @@ class SegDataset:
         ]
 
     def _by_class(self, image: str, label: str) -> Sample:
-        """A pair of files that a class of mmseg lists by rules of its own."""
+        """A pair of files that a class of mmseg lists by its own rules."""
         folder = os.path.abspath(self.root / self.config["images"])
         name = inside(os.path.relpath(os.path.abspath(image), folder)).removesuffix(self.config["image_suffix"])
         return Sample(name, Path(image), Path(label))
 
-    def _listed_ids(self) -> list[tuple[int | None, str]]:
-        """(line, id) of the list, or all images at any depth, as mmseg's BaseSegDataset takes them, without lines."""
+    def _listed_ids(self) -> Sequence[tuple[int | None, str]]:
+        """(line, id) of the list, or (None, id) of all images at any depth, as in mmseg's BaseSegDataset."""
         ids, images, suffix = self.config.get("ids"), self.root / on_disk(self.config["images"]), self.config["image_suffix"]
         if ids and not (self.root / ids).is_dir():
             return read_ids(self.root, self.config)
@@ -165,7 +131,7 @@ class SegDataset:
 
         found = [
             as_text((Path(folder) / name).relative_to(images).as_posix())
-            for folder, _, names in os.walk(images, unreadable, followlinks=True)
+            for folder, _, names in os.walk(images, onerror=unreadable, followlinks=True)
             for name in names
             if name.endswith(on_disk(suffix))
         ]
@@ -177,26 +143,25 @@ class SegDataset:
         one is listed twice."""
         samples = self.listed
         if not samples:
-            raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree(self.root)}")
+            raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree}")
         absent = list(missing(once(samples, self.name)))
         if absent:
             shown = "\n".join(f"  {path}" for path in absent[:5])
             raise MissingData(
-                f"data set '{self.name}' lacks {len(absent)} of its files, the "
-                f"first:\n{shown}\nExpected:\n{self.tree(self.root)}"
+                f"data set '{self.name}' lacks {len(absent)} of its files, the first:\n{shown}\nExpected:\n{self.tree}"
             )
         return samples
 
     @property
     def expected_images(self) -> int | None:
-        """The number of images that a complete copy has, None if it is unknown: of several established ones the number that is
-        listed here, else that of the papers."""
+        """The number of images of a complete copy, None if unknown; if several are established, the number of listed images if
+        it is one of them, else that of the papers."""
         return expected.number(self.config, len(self.listed))
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against this being the split that papers report on, a sentence each: another number of images, ids that
-        it does not have."""
+        """Reasons, a sentence each, why this may not be the split that papers report on: another number of images, foreign
+        ids."""
         return expected.doubts(self.config, [sample.id for sample in self.listed])
 
     def select(self, limit: int | None = None, ids: str | Iterable[str] | None = None) -> list[Sample]:
@@ -231,7 +196,7 @@ class SegDataset:
         return iter(self.samples)
 
     def __getitem__(self, key: int | str | slice) -> Sample | list[Sample]:
-        """The sample at a place or of an id, or those of a slice."""
+        """The sample at an index or with an id, or the samples of a slice."""
         if isinstance(key, str):
             return self.select(ids=[key])[0]
         if not isinstance(key, int | np.integer | slice) or isinstance(key, bool):
@@ -249,10 +214,10 @@ class SegDataset:
         return read_image(sample.image_path)
 
     def raw_label(self, sample: Sample) -> np.ndarray:
-        """(H, W) int32 as stored. Raises OvssError for an unreadable map, or one of fractions."""
+        """(H, W) int32 as stored. Raises OvssError for an unreadable map, or one with fractions."""
         try:
             stored = np.array(Image.open(sample.label_path))
-        except Exception as error:  # of damaged files Pillow raises nearly anything
+        except Exception as error:  # Pillow raises nearly anything for damaged files
             reason = str(error) or type(error).__name__
             raise OvssError(f"label map {sample.label_path} cannot be read: {reason}. Copy or convert it again.") from error
         if stored.dtype.kind == "f" and not np.array_equal(stored, np.trunc(stored)):
@@ -260,8 +225,8 @@ class SegDataset:
         return stored.astype(np.int32)
 
     def label(self, sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H, W) classes after the data set's rules. Raises OvssError for an unreadable map, three channels, other values,
-        or another size than that of the image, if it is given."""
+        """(H, W) classes after the data set's rules. `size`: (H, W) of the image, if known. Raises OvssError for an unreadable
+        map, several channels, values that are no class, or another size."""
         label = self.raw_label(sample)
         if label.ndim != 2:
             raise OvssError(
@@ -284,8 +249,8 @@ class SegDataset:
         return label
 
     def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray | None:
-        """A label as a recipe has it counted, at the `size` (H, W) of a result; None where the image does not count, as less
-        than `min_foreground` pixels of the label (CLIP-DIY on COCO), or of the centre crop (CLIPtrase), are of objects."""
+        """The label resized by a recipe's rule to the `size` (H, W) of a result; None if the image does not count because fewer
+        than `min_foreground` pixels of the label (CLIP-DIY on COCO) or of its centre crop (CLIPtrase) are foreground."""
         scored = resize_target(label, resize, size)
         if min_foreground:
             seen = scored if resize == "center_crop" else label
@@ -294,7 +259,7 @@ class SegDataset:
         return scored
 
     def ruled(self, label: np.ndarray) -> np.ndarray:
-        """Stored values -> classes: mmseg's rules, but not in its 8 bits, into which larger values would silently fold."""
+        """Stored values -> classes by mmseg's rules, but not in its 8 bits, in which larger values would wrap around."""
         if self.config.get("reduce_zero_label"):
             label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
         if self.label_map:
@@ -305,8 +270,8 @@ class SegDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over name, classes, rules, ids, sizes of the image files and bytes of the label files. Images that were saved
-        as JPEG again (`prepare ... images=mess`) have other sizes than the official files, so other fingerprints."""
+        """SHA-256 of name, classes, rules, ids, sizes of the image files and bytes of the label files. Images saved as JPEG
+        again (`prepare ... images=mess`) differ in size from the official files, and so in fingerprint."""
         rules = self.facts, bool(self.config.get("reduce_zero_label")), sorted((self.label_map or {}).items())
         parts: list[str | bytes] = [self.name, *self.classes, repr(rules)]
         for sample in self.samples:
@@ -321,17 +286,17 @@ class SegDataset:
 
     @property
     def facts(self) -> DatasetFacts:
-        """What the metrics must know."""
+        """What the metrics need to know."""
         return facts(self.config)
 
     @cached_property
     def images_digest(self) -> str:
-        """Equal for data sets of the same images (voc21 and voc20): these can be evaluated in one pass."""
+        """Equal for data sets with the same images (voc21 and voc20), which can be evaluated in one pass."""
         return digest(*(as_text(str(sample.image_path)) for sample in self.samples))
 
     def vocabulary(self, names: str | None = DEFAULT, templates: str = DEFAULT) -> Vocabulary:
-        """The data set's classes under a variant of their names (configs/names/<data set>), a names file, or, for None, as they
-        are called. What is not given is what configs/recipe.yaml has for this data set."""
+        """The data set's classes, named by a variant (configs/names/<data set>), a names file, or, for None, by their own
+        names. The defaults are those of configs/recipe.yaml for this data set."""
         common = load_config(".", "recipe")
         values = common["recipe"] | common["per_dataset"].get(self.name, {})
         names = values["names"] if names == DEFAULT else names
@@ -345,10 +310,9 @@ class SegDataset:
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
-    """A data set of configs/dataset by name, or of a YAML file of one's own; `root` defaults to the environment variable
-    OVSS_DATA. The data of a file of one's own are beside it, or in the root."""
+    """A data set of configs/dataset by name, or of a user's YAML file, whose data are searched beside the file first. `root` is
+    the data root, see `layout.data_root`."""
     name, config, folder = dataset_config(name)
-    root = root or environment("OVSS_DATA")
     loader = DATASETS.get(config.get("loader", "mmseg"))
     if folder is None:
         return loader(name, config, root)
@@ -356,11 +320,14 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
         with plugin_errors(f"loader of data set '{name}'", loader):
             try:
                 return loader(name, config, folder)
-            except MissingData:
-                if root is None:
-                    raise
-                return loader(name, config, root)
+            except MissingData as error:
+                try:
+                    return loader(name, config, root)
+                except MissingData:
+                    if root or environment("OVSS_DATA"):
+                        raise
+                    raise error from None
     except OvssError:
         raise
-    except Exception as error:  # what mmseg raises for values that it cannot use
+    except Exception as error:  # mmseg raises many kinds of errors for bad values
         raise OvssError(f"data set file {folder / name}.yaml cannot be used: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""COCO 2014, in which images and labels have different names."""
+"""COCO 2014, whose images and labels have different names."""
 
 from __future__ import annotations
 

@@ -1,32 +1,54 @@
-"""What configs/dataset and YAML files of one's own say about data sets, whether or not their files are here."""
+"""Configurations of data sets, from configs/dataset and from a user's YAML files."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Le, Len, MinLen
 
+from ..config.validation import Expected, Whole, validate_all
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
 from ..files import CONFIGS, config_names, load_config, read_text, read_yaml, user_path
 from ..vocabulary import read_names
 
-KEYS = {  # what configs/dataset and YAML files of one's own may hold
-    **dict.fromkeys(("extends", "loader", "mmseg", "full_name", "link", "licence", "names", "names_of"), "a text"),
-    **dict.fromkeys(("images", "labels", "image_suffix", "label_suffix"), "a text, or a list of alternatives"),
-    **dict.fromkeys(("background", "ignore_index", "object"), "a whole number, 0 or more"),
-    "ids": "a text",
-    "expected_images": "a whole number, 0 or more, or a list of those that count as complete",
-    **dict.fromkeys(("unseen", "interest"), "a list of class numbers"),
-    **dict.fromkeys(("check", "prepare"), "NAME: VALUE below it"),
-    "folders": "a list of texts",
-    "classes": "a list of names, or of lists of synonyms",
-    "palette": "a list of [red, green, blue]",
-    "reduce_zero_label": "true or false",
+REQUIRED = ("images", "labels", "image_suffix", "label_suffix")
+Alternatives = Annotated[str | Annotated[list[str], MinLen(1)], Expected("a text, or a list of alternatives")]
+Texts = Annotated[list[str], MinLen(1), Expected("a list of texts")]
+Classes = Annotated[
+    list[str | Annotated[list[str], MinLen(1)]], MinLen(1), Expected("a list of names, or of lists of synonyms")
+]
+Counts = Annotated[
+    Whole | Annotated[list[Whole], MinLen(1)],
+    Expected("a whole number, 0 or more, or a list of the numbers that count as complete"),
+]
+Numbers = Annotated[list[Whole], Expected("a list of class numbers")]
+Colour = Annotated[list[Annotated[int, Ge(0), Le(255)]], Len(3, 3)]
+Palette = Annotated[list[Colour], Expected("a list of [red, green, blue]")]
+Section = Annotated[dict[str, Any], Expected("NAME: VALUE below it")]
+Pattern = Annotated[re.Pattern, Expected("a regular expression")]
+Splits = Annotated[dict[str, Any], Expected("NAME: NUMBER below it")]
+Span = Annotated[list[int], Len(2, 2), Expected("[first, last] of numeric ids")]
+
+TEXTS: dict[str, Any] = {
+    **dict.fromkeys(("extends", "loader", "mmseg", "full_name", "link", "licence", "names", "names_of", "ids"), str),
+    **dict.fromkeys(REQUIRED, Alternatives),
+    "folders": Texts,
+    "classes": Classes,
 }
+KEYS: dict[str, Any] = {  # of a data set's configuration; null removes what `extends` brings
+    **TEXTS,
+    **dict.fromkeys(("background", "ignore_index", "object"), Whole),
+    **dict.fromkeys(("unseen", "interest"), Numbers),
+    **dict.fromkeys(("check", "prepare"), Section),
+    "expected_images": Counts,
+    "palette": Palette,
+    "reduce_zero_label": bool,
+}
+CHECK: dict[str, Any] = {"ids": Pattern, "id_range": Span, "splits": Splits, "ignored": bool}  # keys below `check`
 
 
 def names_path(dataset: str, names: str) -> Path:
@@ -45,45 +67,25 @@ def alternatives(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def first_there(names: str | list[str], folder: Path) -> str:
-    """The first of the names that is in a folder; if none is, the first."""
-    names = alternatives(names)
-    return next((name for name in names if (folder / name).exists()), names[0])
-
-
-def first_suffix(suffixes: str | list[str], folder: Path) -> str:
-    """The first of the suffixes that a file at any depth of a folder has; if none has, the first."""
-    first, *others = alternatives(suffixes)
-    names = [name for _, _, names in os.walk(folder, followlinks=True) for name in names if name[0] != "."] if others else []
-    return next((suffix for suffix in (first, *others) if any(name.endswith(suffix) for name in names)), first)
-
-
-def chosen(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A configuration with one folder and suffix of images and labels, where it names alternatives: what is in `root`."""
-    folders = {key: first_there(config[key], root) for key in ("images", "labels")}
-    suffixes = {f"{key[:-1]}_suffix": first_suffix(config[f"{key[:-1]}_suffix"], root / path) for key, path in folders.items()}
-    return config | folders | suffixes
-
-
 def pattern_of(config: dict[str, Any], kind: str) -> str:
-    """The files of a `kind` (image, label) as texts show them: folder/<id>suffix, alternatives with | between them."""
+    """The files of a `kind` (image, label) in messages: folder/<id>suffix, alternatives separated by |."""
     folder, suffix = ("|".join(alternatives(config[key])) for key in (f"{kind}s", f"{kind}_suffix"))
     return f"{folder}/<id>{suffix}"
 
 
 def facts_of(name: str) -> DatasetFacts:
-    """What the metrics must know of a data set that need not be here; of one that is not of configs/dataset, nothing."""
+    """What the metrics must know about a data set of configs/dataset, whose files may be missing; nothing for other names."""
     return facts(dataset_config(name)[1]) if name in config_names("dataset") else DatasetFacts()
 
 
 def facts(config: dict[str, Any]) -> DatasetFacts:
-    """What the metrics must know of a data set with this configuration."""
+    """What the metrics must know about a data set with this configuration."""
     unseen, interest = (tuple(config.get(key, ())) for key in ("unseen", "interest"))
     return DatasetFacts(config.get("background"), unseen, config.get("object"), interest, config.get("ignore_index", 255))
 
 
 def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
-    """The name of a data set, its configuration with what it `extends`, and the folder of a YAML file of one's own."""
+    """Name and configuration of a data set (merged with what it `extends`), and the folder of a user's YAML file."""
     if not isinstance(name, str | Path):
         raise OvssError(f"data set {name!r}: expected a name, or the path of a YAML file, not {type(name).__name__}.")
     path = user_path(name)
@@ -95,34 +97,30 @@ def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
     if not path.is_file():
         raise OvssError(f"data set file {path} does not exist. Known by name: {', '.join(config_names('dataset'))}.")
     if path.stem in config_names("dataset"):
-        raise OvssError(f"data set file {path} has the name of a data set of this project. Give it another name.")
-    return path.stem, _own(path), path.resolve().parent
+        raise OvssError(f"data set file {path} has the name of a built-in data set. Rename it.")
+    return path.stem, _from_file(path), path.resolve().parent
 
 
 def _extended(config: dict[str, Any]) -> dict[str, Any]:
     return dataset_config(config["extends"])[1] | config if "extends" in config else config
 
 
-def _own(path: Path) -> dict[str, Any]:
-    """The configuration of a data set of one's own: `images`, `labels`, `image_suffix`, `label_suffix`, and `classes` (a list,
-    of which an entry may be a list of synonyms) or `names` (a names file); further keys as in configs/dataset."""
+def _from_file(path: Path) -> dict[str, Any]:
+    """The configuration in a user's file: `images`, `labels`, `image_suffix`, `label_suffix`, and `classes` (a list of names or
+    of lists of synonyms) or `names` (a names file); further keys as in configs/dataset."""
     config = read_yaml(path, "data set file")
-    wanted = ("images", "labels", "image_suffix", "label_suffix")
     if not isinstance(config, dict):
-        raise OvssError(f"data set file {path} is not a mapping. Expected the keys {', '.join(wanted)}, and names or classes.")
+        raise OvssError(
+            f"data set file {path} is not a mapping. Expected the keys {', '.join(REQUIRED)}, and names or classes."
+        )
     written = yaml.load(read_text(path, "data set file"), yaml.BaseLoader)
-    for key, value in config.items():
-        if key not in KEYS:
-            raise unknown(f"key in {path}", key, KEYS)
-        if value is not None and ("text" in KEYS[key] or key == "classes"):
-            value = config[key] = _as_written(value, written.get(key))
-        if value is not None and not _fits(value, KEYS[key]):
-            raise OvssError(f"data set file {path}: {key}={value!r}: expected {KEYS[key]}.")
+    config |= {key: _as_written(config[key], written.get(key)) for key in config if key in TEXTS and config[key] is not None}
+    _validate(config, KEYS, f"data set file {path}")
     if config.get("extends") is not None and config["extends"] not in config_names("dataset"):
         raise unknown(f"dataset that {path} extends", config["extends"], config_names("dataset"))
     config = {key: value for key, value in config.items() if key != "extends" or value is not None}
     config = {key: value for key, value in _extended(config).items() if value is not None}
-    missing = [key for key in wanted if key not in config]
+    missing = [key for key in REQUIRED if key not in config]
     if "mmseg" not in config and not {"names", "classes"} & set(config):
         missing.append("names (a file with a line per class) or classes (a list)")
     if missing:
@@ -132,19 +130,23 @@ def _own(path: Path) -> dict[str, Any]:
         config["synonyms"] = [entry if isinstance(entry, list) else [str(entry)] for entry in entries]
         config["classes"] = [entry[0] for entry in config["synonyms"]]
     _check_classes(config, path)
-    _check_facts(config.get("check", {}), path)
+    _validate(config.get("check", {}), CHECK, f"check in data set file {path}")
     return {"folders": ["."]} | config
 
 
+def _validate(values: dict[str, Any], hints: dict[str, Any], origin: str) -> None:
+    validate_all(values, {key: hint | None for key, hint in hints.items()}, "key", lambda name: origin)
+
+
 def _as_written(value: Any, text: Any) -> Any:
-    """Texts where YAML sees numbers, true and false, or nothing: `no`, `1e3`, `2007_000033`, `null` are good names."""
+    """The text as written where YAML reads a number, a boolean or null: `no`, `1e3`, `2007_000033`, `null` are valid names."""
     if isinstance(value, list) and isinstance(text, list):
         return [_as_written(*pair) for pair in zip(value, text, strict=True)]
     return text if isinstance(text, str) and text and not isinstance(value, list | dict) else value
 
 
 def _check_classes(config: dict[str, Any], path: Path) -> None:
-    """Class numbers must be those of classes, where the file lists them."""
+    """Class numbers must be below the number of classes, where the file lists them."""
     count = len(config.get("classes", ()))
     for key in ("background", "object", "unseen", "interest") if count else ():
         value = config.get(key, [])
@@ -153,47 +155,5 @@ def _check_classes(config: dict[str, Any], path: Path) -> None:
             raise OvssError(f"data set file {path}: {key}={value}, but the classes are 0 to {count - 1}.")
     if config.get("ignore_index", 255) < count:
         raise OvssError(f"data set file {path}: ignore_index={config.get('ignore_index', 255)} is the number of a class.")
-    if count and len(config.get("palette", config.get("classes"))) != count:
+    if count and len(config.get("palette", config["classes"])) != count:
         raise OvssError(f"data set file {path}: palette has {len(config['palette'])} colours for {count} classes.")
-
-
-def _check_facts(facts: dict[str, Any], path: Path) -> None:
-    """What `check` may hold: a pattern of ids, their range, the numbers of images of other splits."""
-    span, splits = facts.get("id_range"), facts.get("splits")
-    try:
-        re.compile(facts.get("ids") or "")
-    except (TypeError, re.error) as error:
-        raise OvssError(f"data set file {path}: check.ids={facts['ids']!r} is no regular expression: {error}.") from error
-    if span is not None and not (isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)):
-        raise OvssError(f"data set file {path}: check.id_range={span!r}: expected [first, last] of ids that are numbers.")
-    if splits is not None and not isinstance(splits, dict):
-        raise OvssError(f"data set file {path}: check.splits={splits!r}: expected NAME: NUMBER below it.")
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a value is what KEYS says of it."""
-
-    def number(item: Any) -> bool:
-        return type(item) is int and item >= 0
-
-    def listed(fits: Any) -> bool:
-        return isinstance(value, list) and all(map(fits, value))
-
-    def colour(item: Any) -> bool:
-        return isinstance(item, list) and len(item) == 3 and all(type(part) is int and 0 <= part < 256 for part in item)
-
-    def entry(item: Any) -> bool:
-        return isinstance(item, str) or (isinstance(item, list) and bool(item) and all(isinstance(part, str) for part in item))
-
-    checks = {
-        "a text": lambda: isinstance(value, str),
-        KEYS["images"]: lambda: isinstance(value, str) or (bool(value) and listed(lambda item: isinstance(item, str))),
-        KEYS["expected_images"]: lambda: number(value) or (bool(value) and listed(number)),
-        "a list of texts": lambda: bool(value) and listed(lambda item: isinstance(item, str)),
-        "a list of class numbers": lambda: listed(number),
-        "a whole number, 0 or more": lambda: number(value),
-        "a list of [red, green, blue]": lambda: listed(colour),
-        "true or false": lambda: isinstance(value, bool),
-        "NAME: VALUE below it": lambda: isinstance(value, dict),
-    }
-    return checks.get(kind, lambda: bool(value) and listed(entry))()

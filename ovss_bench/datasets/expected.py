@@ -1,6 +1,6 @@
-"""What configs/dataset says of a split beforehand: how many images it has (`expected_images`), and which ids (`check`).
+"""The known facts of a split in configs/dataset: its number of images (`expected_images`) and its ids (`check`).
 
-There may be several established numbers, as lists in use differ by an image: the first is that of the papers.
+There may be several established numbers, since lists in use differ by an image; the first is that of the papers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 
 def counts(config: Mapping[str, Any]) -> list[int]:
-    """The established numbers of images, that of the papers first; empty if none is known."""
+    """The established numbers of images, the papers' number first; empty if none is known."""
     expected = config.get("expected_images")
     return [] if expected is None else [expected] if isinstance(expected, int) else list(expected)
 
 
 def number(config: Mapping[str, Any], found: int) -> int | None:
-    """What `found` images are held against: that number if it is established, else that of the papers, None if unknown."""
+    """The number that `found` images are compared with: itself if established, else the papers' number, None if unknown."""
     known = counts(config)
     return found if found in known else next(iter(known), None)
 
@@ -28,7 +28,7 @@ def in_words(config: Mapping[str, Any], unknown: str) -> str:
 
 
 def of_other_number(config: Mapping[str, Any], found: int, splits: Mapping[str, int] | None = None) -> str | None:
-    """What is wrong with this number of images, None if nothing is. `splits`: number of images of further splits, by name."""
+    """What is wrong with this number of images, or None. `splits`: name -> number of images of further splits."""
     if found and (not counts(config) or found in counts(config)):
         return None
     others = {**((config.get("check") or {}).get("splits") or {}), **(splits or {})}
@@ -38,14 +38,14 @@ def of_other_number(config: Mapping[str, Any], found: int, splits: Mapping[str, 
 
 
 def pattern(config: Mapping[str, Any]) -> str:
-    """What the ids of the split are like, in words; empty if nothing is known."""
+    """The known pattern of the ids in words; empty if unknown."""
     facts = config.get("check") or {}
     span = "{} to {}".format(*facts["id_range"]) if facts.get("id_range") else None
     return ", ".join(filter(None, [facts.get("ids"), span]))
 
 
 def of_other_splits(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
-    """The ids that this split does not have: unlike the pattern `ids`, or as a number outside of `id_range`."""
+    """The ids that cannot belong to this split: they do not match the pattern `ids`, or are outside `id_range`."""
     facts = config.get("check") or {}
     like, span = facts.get("ids"), facts.get("id_range")
 
@@ -57,7 +57,7 @@ def of_other_splits(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
 
 
 def doubts(config: Mapping[str, Any], ids: list[str]) -> list[str]:
-    """What speaks against these ids being the split that papers report on, a sentence each."""
+    """Reasons, a sentence each, why these ids may not be the split that papers report on."""
     wrong = of_other_number(config, len(ids))
     said = [f"{wrong}; results are marked as partial"] if wrong else []
     foreign = of_other_splits(config, ids)

@@ -1,4 +1,4 @@
-"""Lists of image ids in the forms in which people have them."""
+"""Lists of image ids in their common forms, and samples that are repeated or missing."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Sample:
     id: str
     image_path: Path
     label_path: Path
-    line: int | None = field(default=None, compare=False)  # of the list that names it
+    line: int | None = field(default=None, compare=False)  # in the list of ids
 
     def __str__(self) -> str:
         return self.id
 
 
 def read_ids(root: Path, config: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """(line, id) of a data set's list. A line is the id; the id with the suffix of images or of labels; or two columns, image
-    and label as they are below the data set's folder, as mmseg and DeepLab write them (`/JPEGImages/a.jpg
-    /SegmentationClass/a.png`). Comments after `#` and empty lines are left out.
+    """(line, id) of a data set's list. A line is the id; the id with the suffix of images or labels; or two columns, the
+    paths of image and label below the data set's folder, as in lists of mmseg and DeepLab (`/JPEGImages/a.jpg
+    /SegmentationClass/a.png`). Comments after `#` and empty lines are skipped.
 
-    What is the name of an image as it stands is taken as it stands. Raises OvssError, with the line, for a name that leads
-    outside the image folder, and for a label that is not the one of that image.
+    A line that is the name of an existing image is that image. Raises OvssError, with the line, for a name that leads outside
+    the image folder, and for a label that does not belong to the image.
     """
     path = root / config["ids"]
     read = _reader(root, config)
@@ -67,14 +67,14 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
         return inside(str(pure)).removesuffix(suffixes[kind])
 
     def forms(name: str) -> Iterator[str]:
-        """What a name may stand for, the first of which there is an image counts."""
+        """The possible ids of a name; the first one with an existing image is used."""
         yield name
         short = PurePosixPath(name)
         short = str(short.relative_to(folders["image"])) if short.is_relative_to(folders["image"]) else name
         yield from (each.removesuffix(suffix) for suffix in suffixes.values() for each in (name, short))
 
     def read(line: str) -> str:
-        if not re.search(r"[\s#,;]", line) and not line.endswith(tuple(suffixes.values())):  # an id in its plain form
+        if not re.search(r"[\s#,;]", line) and not line.endswith(tuple(suffixes.values())):  # a plain id
             return inside(line)
         if not line.startswith("/") and not NO_NAME.search(line) and exists(inside(line)):
             return inside(line)
@@ -93,7 +93,7 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def once(samples: Sequence[Sample], name: str) -> Sequence[Sample]:
-    """The samples, each of which is counted. Raises OvssError for those that are there twice."""
+    """The samples. Raises OvssError if some are repeated."""
     pairs = list(twice(samples))
     if pairs:
         raise OvssError(
@@ -104,8 +104,7 @@ def once(samples: Sequence[Sample], name: str) -> Sequence[Sample]:
 
 
 def twice(samples: Sequence[Sample]) -> Iterator[str]:
-    """What is there more than once: an id, or, under two ids, one pair of files (by links, or on a file system that does not
-    distinguish capitals)."""
+    """Repeated samples: one id twice, or one pair of files under two ids (by links, or on a case-insensitive file system)."""
     seen: dict[Any, Sample] = {}
     for sample in samples:
         keys = [key for key in (sample.id, _files(sample)) if key]
@@ -121,7 +120,7 @@ def _where(sample: Sample) -> str:
 
 
 def _files(sample: Sample) -> tuple[int, ...] | None:
-    """What is the same for two names of the same image and label."""
+    """Device and inode numbers of image and label, equal for two names of the same files."""
     try:
         stats = [path.stat() for path in (sample.image_path, sample.label_path)]
     except OSError:
@@ -130,8 +129,8 @@ def _files(sample: Sample) -> tuple[int, ...] | None:
 
 
 def missing(samples: Sequence[Sample]) -> Iterator[str]:
-    """The files that are not there, with the line of the list that names them."""
+    """The missing files, with their line in the list."""
     for sample in samples:
         for path in (sample.image_path, sample.label_path):
-            if not os.path.isfile(path):  # which is False, where Path.is_file raises, for names that cannot be
+            if not os.path.isfile(path):  # Path.is_file raises for impossible names
                 yield f"{path}" + (f" (line {sample.line} of the list)" if sample.line else "")

@@ -1,4 +1,4 @@
-"""The one place that imports mmseg, which takes a second and brings torch."""
+"""The only module that imports mmseg, which takes a second and imports torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import unknown
 
 def mmseg_class(name: str) -> type:
     """A data set class of mmseg."""
-    with redirect_stdout(StringIO()):  # it prints that "OneDL", which is optional, is not there
+    with redirect_stdout(StringIO()):  # it prints that the optional "OneDL" is missing
         import mmseg.datasets  # noqa: F401  (registers the classes)
         from mmseg.registry import DATASETS as MMSEG
     if name not in MMSEG.module_dict:
@@ -19,7 +19,7 @@ def mmseg_class(name: str) -> type:
 
 
 def lists_itself(kind: type) -> bool:
-    """Whether a class of mmseg lists its images by rules of its own."""
+    """Whether a class of mmseg lists its images by its own rules."""
     from mmseg.datasets import BaseSegDataset
 
     return kind.load_data_list is not BaseSegDataset.load_data_list

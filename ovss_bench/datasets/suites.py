@@ -1,4 +1,4 @@
-"""Suites: data sets that papers report together, with the averages that they give."""
+"""Suites: data sets that papers report together, with their averages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIX = "suite/"
 
 @dataclass(frozen=True)
 class Average:
-    """The mean of a metric over data sets; a member may be the name of an average before it, which then counts as one."""
+    """The mean of a metric over data sets. A member may be the name of an earlier average, which counts once."""
 
     name: str
     members: tuple[str, ...]
@@ -49,8 +49,8 @@ def read_average(name: str, entry: Sequence[str] | Mapping[str, Any]) -> Average
 
 
 def mean_of(averages: Sequence[Average], figures: Mapping[tuple[str, str], float]) -> dict[str, tuple[float | None, list[str]]]:
-    """For each average its value from `figures` (data set, metric) -> percent, and the data sets for which there is none; the
-    value is None unless all are there."""
+    """The value of each average from `figures` (data set, metric) -> percent, and the members without a figure; the value is
+    None if there are any."""
     result: dict[str, tuple[float | None, list[str]]] = {}
     for average in averages:
         values, missing = [], []
@@ -63,7 +63,7 @@ def mean_of(averages: Sequence[Average], figures: Mapping[tuple[str, str], float
 
 
 def expand(names: Sequence[str]) -> tuple[list[str], list[Suite]]:
-    """The data sets that are named, themselves or by their suites, each once, and the suites."""
+    """The data sets among the names and in their suites, without repetition, and the suites."""
     suites = [load_suite(name) for name in names if name.startswith(PREFIX)]
     members = [member for name in names for member in (load_suite(name).datasets if name.startswith(PREFIX) else [name])]
     if len(set(names)) < len(names):

@@ -13,6 +13,7 @@ from rich.text import Text
 from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import alternatives, dataset_config, pattern_of
 from ..datasets.expected import in_words
+from ..datasets.layout import data_root
 from ..datasets.mmseg_classes import mmseg_class
 from ..datasets.suites import load_suite
 from ..errors import OvssError
@@ -95,8 +96,7 @@ def _archives(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str]:
     """What a data set lacks: folders and lists below the data root, or else its first files."""
-    if root is None:
-        return ["give data_root=DIR, or set the environment variable OVSS_DATA"]
+    root = data_root(root)
     wanted = [alternatives(config[key]) for key in ("images", "labels", "ids") if config.get(key)]
     places = [Path(root) / folder for folder in config["folders"]]
     lacking = [[paths for paths in wanted if not any((place / path).exists() for path in paths)] for place in places]

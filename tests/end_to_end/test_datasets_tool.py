@@ -32,8 +32,7 @@ prepare: {converter: halved, raw: [raw]}
 PLUGIN = """
 import time
 
-from ovss_bench.datasets.prepare.conversion import files, read_array, write_label
-from ovss_bench.datasets.prepare.run import CONVERTERS, Task
+from ovss_bench.datasets.prepare.conversion import CONVERTERS, Task, files, read_pixels, write_label
 
 
 @CONVERTERS.register_module(name="halved")
@@ -45,7 +44,7 @@ def halved(folder):
 
 def halve(source, target):
     time.sleep(SECONDS)
-    write_label(target, read_array(source) // 2)
+    write_label(target, read_pixels(source) // 2)
 """
 
 
@@ -130,7 +129,9 @@ def test_everything_about_one(name, monkeypatch, capsys):
         assert "licence" in out
         assert max(map(len, out.splitlines())) <= 80
         if dataset_config(name)[1].get("loader") != "demo":
-            assert re.search(r"^missing\s+nowhere/" if words else r"^missing +give data_root=DIR", out, re.MULTILINE)
+            assert re.search(
+                r"^missing\s+nowhere/" if words else rf"^missing\s+{re.escape(str(ROOT))}/datasets/", out, re.MULTILINE
+            )
 
 
 def test_what_is_missing_of_one_is_said(tmp_path, monkeypatch, capsys):

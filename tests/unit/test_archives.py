@@ -85,7 +85,7 @@ def test_names_may_begin_with_a_dot(folder, tmp_path):
     assert content(folder) == WHOLE
 
 
-def test_files_that_are_there_are_kept_unless_anew(archive, folder):
+def test_files_that_are_there_are_kept_unless_overwritten(archive, folder):
     unpack(archive, folder)
     (folder / "images/a.jpg").write_bytes(b"\0" * 3000)
     (folder / "images/b.jpg").write_bytes(b"short")
@@ -93,7 +93,7 @@ def test_files_that_are_there_are_kept_unless_anew(archive, folder):
     unpack(archive, folder)
     assert content(folder) == WHOLE | {"images/a.jpg": b"\0" * 3000}
     assert (folder / "images/c.jpg").stat().st_mtime_ns == kept
-    unpack(archive, folder, anew=True)
+    unpack(archive, folder, overwrite=True)
     assert content(folder) == WHOLE
 
 
@@ -346,7 +346,7 @@ def test_a_download_is_complete(manner, server, tmp_path):
 @pytest.mark.parametrize("manner", ["", "no ranges"])
 def test_a_download_that_was_interrupted_goes_on(manner, server, tmp_path):
     server.manner = "cut"
-    with pytest.raises(ob.OvssError, match=r"cannot be downloaded: the connection ended .* Run it again to go on"):
+    with pytest.raises(ob.OvssError, match=r"cannot be downloaded: the connection ended .* Rerun the same command to resume"):
         download(offered(server), tmp_path, QUIET)
     assert content(tmp_path) == {"file.zip.part": BODY[: len(BODY) // 2]}
     server.manner = manner

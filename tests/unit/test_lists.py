@@ -13,7 +13,8 @@ import ovss_bench as ob
 from miniatures.drawing import encoded, write_files
 from ovss_bench.datasets.check.run import check
 from ovss_bench.datasets.prepare.archives import Archive, extract
-from ovss_bench.datasets.prepare.run import CONVERTERS, Task, prepare
+from ovss_bench.datasets.prepare.conversion import CONVERTERS, Task
+from ovss_bench.datasets.prepare.run import prepare
 from ovss_bench.evaluation.confusion import confusion
 from ovss_bench.files import below, digest, read_lines, read_yaml
 from ovss_bench.progress import Progress

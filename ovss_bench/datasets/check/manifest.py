@@ -1,29 +1,38 @@
-"""What a check of a data set reports, on the screen and as a manifest by which two users compare their copies."""
+"""The report of a check, on the screen and as a manifest, by which two users compare their copies of a data set."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import StringConstraints
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ...config.validation import Expected, Whole, validate_all
 from ...errors import OvssError, reading
 from ...files import read_json
 from ..base import SegDataset
 from ..config import dataset_config
 
-SHOWN = 5
+SHOWN = 5  # files of each kind of mistake
+Histogram = dict[Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,18}$")], int]
+KEYS = {  # of a manifest; all but `dataset` are optional
+    **dict.fromkeys(("dataset", "source", "ids_sha256"), str),
+    "images": Whole,
+    "fingerprint": str | None,
+    "histogram": Annotated[Histogram, Expected("class numbers and their pixels")],
+    "labels": Annotated[dict[str, str], Expected("ids and the digests of their label maps")],
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake: its kind (of `CHECKS`), the file or folder, what is wrong there, and how it is repaired."""
+    """One mistake: its kind (see `CHECKS`), the file or folder, what is wrong, and how to repair it."""
 
     kind: str
     file: Path | None
@@ -34,8 +43,8 @@ class Finding:
 @dataclass(frozen=True)
 class Report:
     """What a check found. `histogram`: value after the data set's rules -> pixels; `labels`: id -> digest of the label map;
-    `fingerprint` is that of the results, None if files are missing; `ids_digest` the SHA-256 of the sorted ids, a line each;
-    `notes` are no findings."""
+    `fingerprint`: as in result files, None if files are missing; `ids_digest`: SHA-256 of the sorted ids, one per line; `notes`
+    are not mistakes."""
 
     name: str
     root: Path
@@ -54,7 +63,7 @@ class Report:
         return [value for value in self.histogram if 0 <= value < len(self.classes)]
 
     def manifest(self) -> dict[str, Any]:
-        """What two users compare to know that they hold the same data."""
+        """The facts by which two copies are compared."""
         return {
             "dataset": self.name,
             "images": self.images,
@@ -66,43 +75,50 @@ class Report:
 
 
 def read_manifest(path: Path, name: str) -> dict[str, Any]:
-    own = dataset_config(name)[0]
-    hint = "Expected a file that check wrote with out=FILE."
+    """A manifest of a data set, which may hold only some of `KEYS`. Raises OvssError if it cannot be used."""
+    dataset, hint = dataset_config(name)[0], "Expected a file written by check with out=FILE, or one of datasets/manifests."
     with reading(f"manifest {path}", hint):
         manifest = read_json(path)
-    kinds = {"dataset": str, "fingerprint": str | None, "histogram": dict, "labels": dict}
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key, 0), kind) for key, kind in kinds.items()):
+    if not isinstance(manifest, dict) or "dataset" not in manifest:
         raise OvssError(f"{path} is no manifest. {hint}")
-    if not all(re.fullmatch(r"-?\d{1,18}", value, re.ASCII) for value in manifest["histogram"]):
-        raise OvssError(f"the histogram of manifest {path} is not of class numbers. {hint}")
-    if manifest["dataset"] != own:
-        raise OvssError(f"manifest {path} is of {manifest['dataset']}, not of {own}.")
+    try:
+        validate_all(manifest, KEYS, "key")
+    except OvssError as error:
+        raise OvssError(f"{path} is no manifest: {error} {hint}") from error
+    if manifest["dataset"] != dataset:
+        raise OvssError(f"manifest {path} is of {manifest['dataset']}, not of {dataset}.")
     return manifest
 
 
 def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> Iterator[Finding]:
-    """The differences from a manifest."""
+    """The differences from a manifest, as far as it has facts."""
     hint = "One of the two copies is not the official data: check both."
     paths = {sample.id: sample.label_path for sample in dataset.listed}
-    here, there = report.labels, theirs["labels"]
+    here, there = report.labels, theirs.get("labels", report.labels)
+    if "labels" not in theirs and theirs.get("ids_sha256", report.ids_digest) != report.ids_digest:
+        what = f"{report.images} images here, {theirs.get('images', 'unknown')} in the manifest, with other ids"
+        yield Finding("other ids than in the manifest", None, what, hint)
     for what, ids in (("only here", here.keys() - there.keys()), ("only in the manifest", there.keys() - here.keys())):
         for name in sorted(ids):
             yield Finding("other ids than in the manifest", paths.get(name), f"{name} is {what}", hint)
     changed = [name for name in sorted(here.keys() & there.keys()) if here[name] != there[name]]
     for name in changed:
         yield Finding("other labels than in the manifest", paths[name], "holds other class numbers", hint)
-    ours, other = ({int(value): n for value, n in pixels.items()} for pixels in (report.histogram, theirs["histogram"]))
+    ours, other = (
+        {int(value): n for value, n in pixels.items()}
+        for pixels in (report.histogram, theirs.get("histogram", report.histogram))
+    )
     for value in sorted(ours.keys() | other.keys()):
         if ours.get(value, 0) != other.get(value, 0):
             what = f"{value} {_name(report, value)}: {ours.get(value, 0)} pixels here, {other.get(value, 0)} in the manifest"
             yield Finding("other pixels of a class than in the manifest", None, what, hint)
-    if here == there and report.fingerprint != theirs["fingerprint"]:
+    if here == there and report.fingerprint != theirs.get("fingerprint", report.fingerprint):
         yield Finding(
             "other bytes than in the manifest",
             None,
-            "ids and class numbers are the same, but image files have other sizes, or label files other bytes",
-            "The images may be of another release or saved again, which changes results; labels of other bytes, written by "
-            "another version of Pillow, do no harm.",
+            "ids and class numbers are the same, but image files differ in size, or label files in bytes",
+            "The images may be of another release or saved again, which changes results; label files that differ only in "
+            "encoding, as from another version of Pillow, are harmless.",
         )
 
 

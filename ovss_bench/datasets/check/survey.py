@@ -1,4 +1,4 @@
-"""Reading all of a data set for its checks: what each image and label is like, and what that is in total."""
+"""Reading a whole data set for its checks: facts of each image and label, and their totals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from ...files import data_files
 from ..base import Sample, SegDataset
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-COLOURS = 64  # the most frequent colours of a label that are looked up in the palette
+COLOURS = 64  # so many of the most frequent colours of a label are looked up in the palette
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One image and its label as they were read; sizes are None and errors empty for files that are not there.
+    """One image and its label as read; for missing files sizes are None and errors empty.
 
-    `mode` is Pillow's, `bits` those of a pixel of the file, `palette` the colours that a palette of the file's own gives to the
-    stored values. `values`: stored value -> pixels. `colours`: colour -> pixels, of a label with several channels. `stray`: the
-    number of values whose pixels are mostly scattered; `scattered_outside`: the share of scattered ones among the pixels of no
-    class.
+    `mode` is Pillow's, `bits` the bits per pixel in the file, `palette` the colours of the stored values in the file's palette.
+    `values`: stored value -> pixels. `colours`: colour -> pixels, of a label with several channels. `stray`: the number of
+    values whose pixels are mostly scattered; `scattered_outside`: the share of scattered ones among the pixels of no class.
     """
 
     sample: Sample
@@ -61,7 +60,7 @@ def look(dataset: SegDataset, sample: Sample) -> Seen:
     if os.path.isfile(sample.label_path):
         try:
             facts |= _look_at_label(dataset, sample)
-        except (OvssError, ValueError, EOFError, struct.error) as error:  # the latter are of damaged TIFF files
+        except (OvssError, ValueError, EOFError, struct.error) as error:  # the others are raised for damaged TIFF files
             facts["label_error"] = _unreadable(sample.label_path, error)
     return Seen(sample, **facts)
 
@@ -73,7 +72,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
     facts, palette = {}, None
-    # A class may read other files than images; and what is damaged is told when all of it is read.
+    # A data set class may read other files than images; damage is reported when the whole file is read.
     with suppress(Exception), Image.open(sample.label_path) as image:
         palette = image.getpalette() if image.mode == "P" else None
         facts |= {"format": image.format, "mode": image.mode, "bits": _bits(image, sample.label_path)}
@@ -96,7 +95,7 @@ def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
 
 
 def _bits(image: Image.Image, path: Path) -> int:
-    """Of a pixel of one channel, in the file: Pillow has 8 for what is stored in 2 or 4."""
+    """Bits per pixel of one channel in the file: Pillow reports 8 for 2 and 4."""
     if image.format == "PNG":
         with path.open("rb") as file:
             return file.read(25)[24]
@@ -107,7 +106,7 @@ def _bits(image: Image.Image, path: Path) -> int:
 
 
 def _reads_itself(dataset: SegDataset) -> bool:
-    """Whether a class reads its labels in its own way, and gives them with its rules applied."""
+    """Whether the data set class overrides `label`, which then applies its rules."""
     return type(dataset).label is not SegDataset.label
 
 
@@ -120,7 +119,7 @@ def _is_value(dataset: SegDataset, value: int) -> bool:
 
 
 def _count(label: np.ndarray) -> dict[int, int]:
-    """Value -> pixels. To count is far quicker than to sort, but the values must be small."""
+    """Value -> pixels. Counting is much faster than sorting, but needs small values."""
     if not label.size or (label.min() >= 0 and label.max() < 1 << 16):
         counts = np.bincount(label.ravel())
         values = np.flatnonzero(counts)
@@ -133,14 +132,14 @@ def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
     """The most frequent colours of (H, W, channels), alpha left out."""
     label = label[..., : 3 if label.shape[2] >= 3 else 1].astype(np.int64)
     channels = label.shape[2]
-    packed = sum(label[..., channel] << 16 * channel for channel in range(channels))  # to sort numbers is quicker than rows
+    packed = sum(label[..., channel] << 16 * channel for channel in range(channels))  # faster to sort than rows
     colours, counts = np.unique(packed, return_counts=True)
     order = counts.argsort()[::-1][:COLOURS]
     return {tuple(int(colours[i]) >> 16 * channel & 0xFFFF for channel in range(channels)): int(counts[i]) for i in order}
 
 
 def _equal_neighbours(label: np.ndarray) -> np.ndarray:
-    """(H, W): how many of the four neighbours have the pixel's value; beyond the border all do."""
+    """(H, W): how many of the four neighbours have the pixel's value; those beyond the border count as equal."""
     equal = np.full(label.shape, 4, np.uint8)
     rows, columns = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
     equal[1:] -= rows
@@ -155,17 +154,20 @@ Found = Iterator[tuple[Path | None, str]]
 
 @dataclass(frozen=True)
 class Check:
-    """A mistake: `find` gives file and words wherever it was made; `hint` is the repair, in which {again} is the way to make
-    the labels once more, and other words are those of the configuration."""
+    """A mistake: `find` yields files and descriptions; `hint` is the repair, with the placeholders of `run._words`."""
 
     kind: str
     find: Callable[[Survey], Found]
     hint: str
 
 
+def mistake(kind: str, hint: str) -> Callable[[Callable[[Survey], Found]], Check]:
+    return lambda find: Check(kind, find, hint)
+
+
 @dataclass
 class Survey:
-    """All that was read of a data set, for the checks."""
+    """Everything read from a data set, for the checks."""
 
     dataset: SegDataset
     seen: list[Seen]
@@ -182,28 +184,28 @@ class Survey:
 
     @property
     def labels(self) -> list[Seen]:
-        """The label maps that were read and are not explained yet."""
+        """The label maps that were read and are not yet explained."""
         return [seen for seen in self.seen if seen.values and seen.sample.label_path not in self.explained]
 
     @property
     def coloured(self) -> list[Seen]:
-        """The label maps of several channels that are not explained yet."""
+        """The label maps of several channels that are not yet explained."""
         return [seen for seen in self.seen if seen.colours is not None and seen.sample.label_path not in self.explained]
 
     @property
     def shifts(self) -> bool:
-        """Whether the data set's rules turn 0 into ignored, and other values into the one before."""
+        """Whether the data set's rules ignore 0 and lower other values by one."""
         return not _reads_itself(self.dataset) and _ruled(self.dataset, 0) == self.dataset.ignore_index
 
     @property
     def whole(self) -> bool:
-        """Whether all images of the data set are here, or, where nobody knows how many there are, at least one for a class."""
+        """Whether no image is missing, or, if the full number is unknown, there are at least as many images as classes."""
         expected = self.dataset.expected_images
         return len(self.ids) >= (len(self.dataset.classes) if expected is None else np.min(expected))
 
     @property
     def unexplained(self) -> bool:
-        """Whether most of the label maps that were read have no mistake yet."""
+        """Whether most label maps that were read have no mistake yet."""
         return 2 * len(self.labels) > sum(bool(seen.values) for seen in self.seen)
 
     @cached_property
@@ -219,13 +221,13 @@ class Survey:
 
     @cached_property
     def label_files(self) -> dict[str, Path]:
-        """Every file in or beside the label folder, by its name."""
+        """File name -> path of all images in or beside the label folder."""
         folder = self.dataset.root / self.dataset.config["labels"]
         return {path.name: path for path in data_files(folder.parent, "**/*") if path.suffix.lower() in IMAGES}
 
     @cached_property
     def orphans(self) -> list[Path]:
-        """Labels whose image is not listed; none where a list says which images count."""
+        """Labels whose image is not listed; empty for data sets with a list of ids."""
         if self.list_file is not None:
             return []
         folder, suffix = self.dataset.root / self.dataset.config["labels"], self.dataset.config["label_suffix"]

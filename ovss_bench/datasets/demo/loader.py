@@ -1,4 +1,4 @@
-"""The embedded demo: scenes drawn from a seed, written once into the cache in an ordinary layout of PNG files."""
+"""The embedded demo: scenes drawn from a seed and written once to the cache, as PNG files in an ordinary layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..base import SegDataset
 from . import scenes
 from .scenes import DEMO_CLOTHS, GROUNDS, draw_scene, void_border
 
-CONTENT = "content.sha256"  # the file beside the scenes with their digest
+CONTENT = "content.sha256"  # the file with the digest of the scenes
 PALETTE = [[128, 128, 128]] + [
     (np.array(list(scenes.COLOURS.values())[c.colour]) * (0.55 + 0.09 * c.pattern) + 12 * c.pattern)
     .clip(0, 255)
@@ -49,7 +49,7 @@ class DemoDataset(SegDataset):
         super().__init__(name, config, root)
 
     def locate(self, root: str | Path | None) -> Path:
-        """Below the cache: the scenes need no data root. They are drawn again when the code that draws them changes."""
+        """In the cache: the scenes need no data root. They are redrawn when the code that draws them changes."""
         seed, count = self.config["seed"], self.config["scenes"]
         parts = (scenes, draw_demo, content_digest)
         key = digest(*map(inspect.getsource, parts), repr((seed, count)))
@@ -73,13 +73,13 @@ class DemoDataset(SegDataset):
 
 
 def content_digest(folder: Path) -> str:
-    """Of the names and bytes of all images and labels."""
+    """SHA-256 of the names and bytes of all images and labels."""
     files = sorted(folder.glob("*/*"))
     return digest(*(part for file in files for part in (file.relative_to(folder).as_posix(), file.read_bytes())))
 
 
 def _whole(folder: Path) -> bool:
-    """Whether the scenes are those that were drawn."""
+    """Whether the scenes are unchanged since they were drawn."""
     try:
         return (folder / CONTENT).read_text("utf-8") == content_digest(folder)
     except (OSError, ValueError):

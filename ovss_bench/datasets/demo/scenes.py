@@ -1,8 +1,8 @@
 """Drawn scenes: irregular pieces of patterned cloth on textured grounds, from a seed, with exact index maps.
 
-They stand in for photographs wherever those cannot be had: the embedded demo, the training of the demo encoders, and the
-miniature datasets of the tests. Only numpy is used, and only `numpy.random.RandomState`, whose streams numpy keeps
-unchanged, so the same seed gives the same scene on every machine.
+They replace photographs in the embedded demo, in the training of the demo encoders, and in the miniature data sets of the
+tests. The only source of randomness is `numpy.random.RandomState`, whose streams NumPy keeps unchanged, so the same seed gives
+the same scene on every machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The first six of each make the 36 classes of `dataset=demo`; the others are seen in training only.
+# The first six of each make the 36 classes of `dataset=demo`; the others occur in training only.
 PATTERNS = ("plain", "striped", "checked", "dotted", "zigzag", "speckled", "latticed", "marbled")
 COLOURS = {
     "red": (205, 45, 40),
@@ -42,7 +42,7 @@ class Cloth:
 
     @property
     def seen(self) -> bool:
-        """Whether the pair occurs in the training of the demo CLIP: one in six is held out, one per row and column of the
+        """Whether the pair occurs in the training of the demo CLIP; one in six is held out, one per row and column of the
         36."""
         return (self.pattern + self.colour) % 6 != 1
 
@@ -59,7 +59,7 @@ def draw_scene(
     ground: int,
     radius: tuple[float, float] = (22, 42),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `cloths` in order, the later above the earlier, on a ground of `GROUNDS`.
+    """Draws `cloths` in order, later ones on top, on a ground of `GROUNDS`.
 
     Returns the image (height, width, 3) uint8 RGB and an index map (height, width) uint8: 0 the ground, i the i-th cloth
     of the list counted from 1. `radius` is the range of the mean radius of a piece in pixels.
@@ -113,7 +113,7 @@ def _ground(rng: np.random.RandomState, height: int, width: int, ground: int) ->
 
 
 def _outline(rng: np.random.RandomState, height: int, width: int, radius: tuple[float, float]) -> np.ndarray:
-    """(height, width) bool: a closed curve of which the radius is a short random Fourier series of the angle."""
+    """(height, width) bool: the inside of a closed curve whose radius is a short random Fourier series of the angle."""
     y, x = np.mgrid[0:height, 0:width] - (rng.uniform(0.1, 0.9, 2) * (height, width))[:, None, None]
     angle, distance = np.arctan2(y, x), np.hypot(y, x)
     limit = np.ones_like(angle)

@@ -1,4 +1,8 @@
-"""The official archives: finding, downloading, and unpacking them without ever writing outside their folder."""
+"""The official archives: downloading, and unpacking without ever writing outside the data set's folder.
+
+`tarfile.extractall(filter="data")` and `zipfile` neither write files atomically nor detect truncated tar archives or two
+members that become one file, so members are checked and written here.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +28,15 @@ from ...files import below, is_clutter, make_folder, write_atomic
 from ...progress import Progress
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
-# How `write_atomic` names the file that it has not renamed yet: what a killed process leaves behind.
+# The temporary files of `write_atomic`, which a killed process leaves behind.
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.[^.]*)?")
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Archive:
-    """`paths`: what is wanted of it, files or folders inside -> where they go below the data set's folder. `url` only where the
-    licence permits a download without a form; `md5` only where somebody publishes it."""
+    """`paths`: files or folders of the archive -> their targets below the data set's folder. `url` only if the licence permits
+    a download without a form; `md5` only if it is published."""
 
     file: str
     paths: Mapping[str, str]
@@ -42,7 +46,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file of an archive: where it goes, its size, and how to read it."""
+    """A regular file of an archive: its target, its size in bytes, and how to read it."""
 
     target: Path
     size: int
@@ -50,14 +54,14 @@ class Member:
 
 
 def download(archive: Archive, folder: Path, progress: Progress) -> Path:
-    """Fetches an archive into `folder`, going on where an earlier attempt stopped. Raises OvssError if that fails or the
-    checksum differs."""
+    """Downloads an archive into `folder`, resuming an earlier attempt. Raises OvssError if that fails or the checksum
+    differs."""
     target = folder / archive.file
     part = target.with_name(target.name + ".part")
     make_folder(part.parent)
     try:
         with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # filelock would leave a lock file beside the archives
             _fetch(archive, file, progress)
     except BlockingIOError:
         raise OvssError(f"another process is downloading {target}. Wait for it.") from None
@@ -65,25 +69,26 @@ def download(archive: Archive, folder: Path, progress: Progress) -> Path:
         if not part.stat().st_size:
             part.unlink()
         raise OvssError(
-            f"{archive.url} cannot be downloaded: {error}. Run it again to go on, or put the file into {folder} yourself."
+            f"{archive.url} cannot be downloaded: {error}. Rerun the same command to resume, or put the file into "
+            f"{folder} yourself."
         ) from error
     if not is_official(part, archive):
         part.unlink()
         raise OvssError(
-            f"{archive.url} gave a file with another MD5 than {archive.md5}: damaged, or a new version. Run it again."
+            f"{archive.url} has another MD5 than {archive.md5}: it is damaged, or a new version. Rerun the same command."
         )
     part.replace(target)
     return target
 
 
 def _fetch(archive: Archive, file: IO[bytes], progress: Progress) -> None:
-    """Adds to `file` what it lacks, or writes it anew if the server gives all of it."""
-    there = file.tell()
-    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={there}-"} if there else {})
+    """Appends the missing bytes to `file`, or writes it from the start if the server ignores the range."""
+    existing = file.tell()
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={existing}-"} if existing else {})
     try:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if there and error.code == 416:  # nothing is left to fetch
+        if existing and error.code == 416:  # the file is complete
             return
         raise
     with answer:
@@ -100,16 +105,16 @@ def _fetch(archive: Archive, file: IO[bytes], progress: Progress) -> None:
 
 
 def is_official(path: Path, archive: Archive) -> bool:
-    """Whether the checksum is the published one, or none is known: damage then shows when the archive is unpacked."""
+    """Whether the checksum is the published one; True if none is known: damage then shows when the archive is unpacked."""
     if archive.md5 is None:
         return True
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest() == archive.md5
 
 
-def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, anew: bool = False) -> None:
-    """Unpacks what is wanted of an archive into `folder`. Every file is written atomically; those that are there and have the
-    right size are kept, unless `anew`.
+def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, overwrite: bool = False) -> None:
+    """Unpacks `archive.paths` into `folder`. Every file is written atomically; existing files of the right size are kept unless
+    `overwrite`.
 
     Hidden files and those of operating systems are left out. Raises OvssError for a damaged or truncated archive, and, before
     anything is written, for names that lead outside the folder, for links, and for two members that would become one file.
@@ -137,7 +142,7 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, a
         sweep(wanted)
         with progress.start(f"unpacking {path.name}", len(wanted), "files") as task:
             for _, member in wanted.values():
-                if anew or not (member.target.is_file() and member.target.stat().st_size == member.size):
+                if overwrite or not (member.target.is_file() and member.target.stat().st_size == member.size):
                     _write(path, member)
                 task.advance()
 
@@ -146,12 +151,12 @@ def _collision(path: Path, one: str, other: str, target: Path) -> OvssError:
     names = f"'{one}' twice" if one == other else f"'{one}' and '{other}'"
     return OvssError(
         f"{path} holds {names}: both would be written to {target}. It is not the official archive, or was packed "
-        "again: take the official one, or unpack it by hand."
+        "again: use the official one, or unpack it by hand."
     )
 
 
 def sweep(targets: Iterable[Path]) -> None:
-    """Removes what a killed process has left of files in the folders of `targets`, which the caller has locked."""
+    """Removes temporary files of killed processes from the folders of `targets`, which the caller has locked."""
     for folder in {target.parent for target in targets}:
         for path in folder.glob(".*") if folder.is_dir() else ():
             if TEMPORARY.fullmatch(path.name) and path.is_file():
@@ -166,13 +171,11 @@ def _write(path: Path, member: Member) -> None:
                     for block in iter(lambda: source.read(CHUNK), b""):
                         out.write(block)
             except OSError as error:
-                if error.errno is not None:  # of the disk
+                if error.errno is not None:  # an error of the disk
                     raise
                 raise _damaged(path, error) from error
             except NotImplementedError as error:
-                raise OvssError(
-                    f"{path} cannot be unpacked: {error}. Unpack it by hand, and put what it holds there."
-                ) from error
+                raise OvssError(f"{path} cannot be unpacked: {error}. Unpack it by hand.") from error
             except DAMAGED as error:
                 raise _damaged(path, error) from error
         if temporary.stat().st_size != member.size:
@@ -183,7 +186,7 @@ def _write(path: Path, member: Member) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[list[tuple[str, int, Callable[[], IO[bytes]]]]]:
-    """The regular files of a zip or tar archive: name, size, and how to open them. All names are checked first."""
+    """The regular files of a zip or tar archive: name, size in bytes, and how to open them. All names are checked first."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
@@ -207,7 +210,7 @@ def _zip_members(path: Path, file: zipfile.ZipFile) -> Iterator[tuple[str, int, 
         kind = stat.S_IFMT(info.external_attr >> 16)
         _check(path, info.filename, kind not in (0, stat.S_IFREG, stat.S_IFDIR))
         if info.flag_bits & 1:
-            raise OvssError(f"{path} is protected by a password. Unpack it by hand, and put what it holds where it belongs.")
+            raise OvssError(f"{path} is protected by a password. Unpack it by hand.")
         if not info.is_dir():
             yield _name(info.filename), info.file_size, lambda info=info: file.open(info)
 
@@ -215,7 +218,7 @@ def _zip_members(path: Path, file: zipfile.ZipFile) -> Iterator[tuple[str, int, 
 def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[tuple[str, int, Any]]:
     members = file.getmembers()
     file.fileobj.seek(file.offset)
-    if file.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile minds neither
+    if file.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile accepts both
         raise tarfile.ReadError("it ends early, or the header of a file is damaged")
     while file.fileobj.read(CHUNK):  # the checksum of a compressed file is at its end
         pass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +16,30 @@ from ...config.registry import Registry
 from ...errors import OvssError
 from ...files import data_files, read_lines, write_atomic, write_text
 
-# Such a share of a map's pixels may be of no class: a scratch, not another encoding.
+# The share of a map's pixels that may belong to no class: a scratch, not another encoding.
 FEW = 0.01
-Image.MAX_IMAGE_PIXELS = None  # aerial images are larger than Pillow believes in
+Image.MAX_IMAGE_PIXELS = None  # aerial images exceed Pillow's limit
 
 CONVERTERS = Registry("converter")
 
 
 @dataclass(frozen=True)
 class Task:
-    """`make(*arguments)` writes `targets` (atomically: `conversion.write_label`, `write_image`); it runs in another process."""
+    """`make(*arguments)` writes `targets` (atomically, by `write_label` or `write_image`), in a worker process."""
 
     make: Callable[..., None]
     arguments: tuple[Any, ...]
     targets: tuple[Path, ...]
 
 
-def read_array(path: Path) -> np.ndarray:
-    """What is stored: (H, W) indices or grey values, or (H, W, 3) colours."""
+def read_pixels(path: Path) -> np.ndarray:
+    """The stored values: (H, W) indices or grey values, or (H, W, 3) colours."""
     with Image.open(path) as image:
         return np.array(image if image.mode in ("P", "L", "I", "I;16", "RGB") else image.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width), from the header. Raises OvssError if there is none."""
+    """(height, width), from the header. Raises OvssError if it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.size[::-1]
@@ -45,28 +47,30 @@ def image_size(path: Path) -> tuple[int, int]:
         raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
 
 
-def read_text(path: Path) -> str:
-    """A list or another text. Raises OvssError if it is not there, or no text."""
+def lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty. Raises OvssError if it is missing or not text."""
     require([path])
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+    return [line for _, line in read_lines(path, "list") if line]
 
 
-# What has been said of the label map in hand.
+def words(path: Path) -> list[str]:
+    """The words of a list: ids, or names of files."""
+    return [word for line in lines(path) for word in line.split()]
+
+
+# Notes on the label map that this process is converting.
 _notes: list[tuple[str, int]] = []
 
 
 def note_pixels(number: int, what: str) -> None:
-    """Says that so many pixels of the label map in hand (`what` goes on: "are ...") are not as they should be, and what they
-    are taken for; a preparation sums it up in the end."""
+    """Notes a number of unexpected pixels of the current label map, and how they are counted (`what` begins with a verb:
+    "are ..."). A preparation sums up the notes at its end."""
     if number:
         _notes.append((what, int(number)))
 
 
 def noted() -> list[tuple[str, int]]:
-    """What was said since the last call."""
+    """The notes since the last call, which are discarded."""
     notes = _notes.copy()
     _notes.clear()
     return notes
@@ -88,16 +92,21 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def words(path: Path) -> list[str]:
-    """The words of a list: ids, or names of files."""
-    return [word for _, line in read_lines(path, "list") for word in line.split()]
+def copy(source: Path, target: Path) -> None:
+    """The same bytes in another place."""
+    write_atomic(target, partial(shutil.copyfile, source))
 
 
 def table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size: int = 256) -> np.ndarray:
-    """A look-up table of `size` entries: `default`, but for the given values."""
+    """A look-up table of `size` entries: the given values, `default` elsewhere."""
     result = np.full(size, default, dtype)
     result[list(values)] = list(values.values())
     return result
+
+
+def numbered(colours: str) -> dict[tuple[int, int, int], int]:
+    """RGB -> position among colours in hexadecimal digits, separated by spaces."""
+    return {(*bytes.fromhex(colour),): number for number, colour in enumerate(colours.split())}
 
 
 def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int) -> np.ndarray:
@@ -117,7 +126,7 @@ def starts(length: int, size: int, step: int) -> list[int]:
 
 
 def files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
+    """The files that match a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
     found = data_files(folder, pattern)
     if not found:
         raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
@@ -125,7 +134,7 @@ def files(folder: Path, pattern: str) -> list[Path]:
 
 
 def require(paths: Sequence[Path]) -> None:
-    """Raises OvssError for files that are not there."""
+    """Raises OvssError for missing files."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. Unpack the official archive again.")

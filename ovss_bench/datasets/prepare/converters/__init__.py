@@ -1,7 +1,3 @@
-"""Importing the package imports all its modules, which register their converters."""
+"""Importing the package registers all converters."""
 
-from importlib import import_module
-from pkgutil import iter_modules
-
-for module in iter_modules(__path__):
-    import_module(f".{module.name}", __name__)
+from . import ade, aerial, cityscapes, coco, context, mess, objects, paxray  # noqa: F401

@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 
 from ....errors import OvssError
-from ..conversion import CONVERTERS, Task, files, read_array, require, table, write_image, write_label
+from ....files import DATASET_FACTS
+from ..conversion import CONVERTERS, Task, files, read_pixels, require, table, words, write_image, write_label
 
 # A line per class in the order of the labels: its id in the full release (MaskFormer's and CAT-Seg's list).
-IDS = [int(line) for line in Path(__file__).with_name("ade847_ids.txt").read_text("utf-8").split()]
+IDS = [int(number) for number in words(DATASET_FACTS / "ids/ade847_ids.txt")]
 TRAIN_IDS = table({original: new for new, original in enumerate(IDS)}, 65535, np.uint16, 26 * 256)
 SHORT_SIDE = 512
 
@@ -20,8 +21,8 @@ SHORT_SIDE = 512
 @CONVERTERS.register_module(name="ade847")
 def ade847(folder: Path) -> Iterator[Task]:
     """images_detectron2/validation/<id>.jpg and annotations_detectron2/validation/<id>.tif from each ADE_val_<number>.jpg and
-    ..._seg.png, in whatever folders below images/ADE/validation (MESS, prepare_ade20k_full_sem_seg.py, which reads their names
-    from a pickle)."""
+    ..._seg.png at any depth below images/ADE/validation (MESS, prepare_ade20k_full_sem_seg.py, which reads their names from a
+    pickle)."""
     maps = [path for path in files(folder / "images/ADE/validation", "**/*_seg.png") if path.name.split("_")[1] == "val"]
     pairs = [(path.with_name(path.name.removesuffix("_seg.png") + ".jpg"), path) for path in maps]
     require([image for image, _ in pairs])
@@ -34,10 +35,10 @@ def ade847(folder: Path) -> Iterator[Task]:
 
 
 def write_pair(image_path: Path, label_path: Path, image_target: Path, label_target: Path) -> None:
-    """Both reduced to a short side of 512 if theirs is longer; the image becomes a JPEG of Pillow's default quality."""
-    image, label = read_array(image_path), train_ids(read_array(label_path), label_path)
+    """Both are reduced to a short side of at most 512; the image becomes a JPEG of Pillow's default quality."""
+    image, label = read_pixels(image_path), train_ids(read_pixels(label_path), label_path)
     if image.shape[:2] != label.shape:
-        raise OvssError(f"{image_path} and {label_path} are not of the same size. Unpack the official archive again.")
+        raise OvssError(f"{image_path} and {label_path} have different sizes. Unpack the official archive again.")
     size = reduced(label.shape)
     if size != label.shape:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""Aerial images of several classes: Potsdam, Vaihingen, iSAID and UAVid in tiles, OpenEarthMap's val images among all others.
+"""Aerial images of several classes: Potsdam, Vaihingen, iSAID and UAVid in tiles, and OpenEarthMap's val images.
 
 Geometry, names and colours of the tiles are those of mmsegmentation's converters (tools/dataset_converters/{potsdam,vaihingen,
 isaid}.py) and, for UAVid and OpenEarthMap, of likyoo/SegEarth-OV's. LoveDA, UDD5 and VDD need no conversion.
@@ -6,7 +6,6 @@ isaid}.py) and, for UAVid and OpenEarthMap, of likyoo/SegEarth-OV's. LoveDA, UDD
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,16 +14,17 @@ import numpy as np
 from PIL import Image
 
 from ....errors import OvssError
-from ....files import write_atomic
 from ....image import refuse_odd
 from ..conversion import (
     CONVERTERS,
     FEW,
     Task,
     by_colour,
+    copy,
     files,
     image_size,
     note_pixels,
+    numbered,
     require,
     starts,
     table,
@@ -34,51 +34,21 @@ from ..conversion import (
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
 
+
 POTSDAM_VAL = ["5_15", "6_15", "6_13", "3_13", "4_14", "6_14", "5_14", "2_13", "4_15", "2_14", "5_13", "4_13", "3_14", "7_13"]
 VAIHINGEN_VAL = [f"area{number}" for number in (6, 24, 35, 16, 14, 22, 10, 4, 2, 20, 8, 31, 33, 27, 38, 12, 29)]
 
-# Both ISPRS sets, RGB. 0 is the black of eroded boundaries, which reduce_zero_label turns into ignored pixels.
-ISPRS_COLOURS = {
-    (0, 0, 0): 0,
-    (255, 255, 255): 1,  # impervious surface
-    (0, 0, 255): 2,  # building
-    (0, 255, 255): 3,  # low vegetation
-    (0, 255, 0): 4,  # tree
-    (255, 255, 0): 5,  # car
-    (255, 0, 0): 6,  # clutter
-}
-# The converters compare 4 R + 3 G + 2 B instead of colours.
+# Both ISPRS sets: black (eroded boundaries, which reduce_zero_label ignores), impervious surface, building, low vegetation,
+# tree, car, clutter. The original converters compare 4 R + 3 G + 2 B instead of colours.
+ISPRS_COLOURS = numbered("000000 ffffff 0000ff 00ffff 00ff00 ffff00 ff0000")
 ISPRS_KEYS = table({4 * r + 3 * g + 2 * b: value for (r, g, b), value in ISPRS_COLOURS.items()}, 255, size=9 * 255 + 1)
-
-ISAID_COLOURS = {
-    (0, 0, 0): 0,
-    (0, 0, 63): 1,  # ship
-    (0, 63, 63): 2,  # storage tank
-    (0, 63, 0): 3,  # baseball diamond
-    (0, 63, 127): 4,  # tennis court
-    (0, 63, 191): 5,  # basketball court
-    (0, 63, 255): 6,  # ground track field
-    (0, 127, 63): 7,  # bridge
-    (0, 127, 127): 8,  # large vehicle
-    (0, 0, 127): 9,  # small vehicle
-    (0, 0, 191): 10,  # helicopter
-    (0, 0, 255): 11,  # swimming pool
-    (0, 191, 127): 12,  # roundabout
-    (0, 127, 191): 13,  # soccer field
-    (0, 127, 255): 14,  # plane
-    (0, 100, 155): 15,  # harbour
-}
-
-UAVID_COLOURS = {
-    (0, 0, 0): 0,  # clutter
-    (128, 0, 0): 1,  # building
-    (128, 64, 128): 2,  # road
-    (192, 0, 192): 3,  # static car
-    (64, 0, 128): 3,  # moving car
-    (0, 128, 0): 4,  # tree
-    (128, 128, 0): 5,  # low vegetation
-    (64, 64, 0): 6,  # human
-}
+# Background, ship, storage tank, baseball diamond, tennis court, basketball court, ground track field, bridge, large vehicle,
+# small vehicle, helicopter, swimming pool, roundabout, soccer field, plane, harbour.
+ISAID_COLOURS = numbered(
+    "000000 00003f 003f3f 003f00 003f7f 003fbf 003fff 007f3f 007f7f 00007f 0000bf 0000ff 00bf7f 007fbf 007fff 00649b"
+)
+# Clutter, building, road, moving car, tree, low vegetation, human; static cars are cars, too.
+UAVID_COLOURS = numbered("000000 800000 804080 400080 008000 808000 404000") | {(192, 0, 192): 3}
 
 
 @CONVERTERS.register_module(name="potsdam")
@@ -94,7 +64,7 @@ def potsdam(folder: Path) -> Iterator[Task]:
 @CONVERTERS.register_module(name="vaihingen")
 def vaihingen(folder: Path) -> Iterator[Task]:
     """raw/images (the folder `top` of the archive) and raw/labels: top_mosaic_09cm_area<n>....tif of both splits; false colours
-    (infrared, red, green) stay as they are."""
+    (infrared, red, green) are kept."""
 
     def name(path: Path) -> str:
         return path.stem.split("_")[3]
@@ -103,7 +73,7 @@ def vaihingen(folder: Path) -> Iterator[Task]:
 
 
 def _isprs(folder: Path, val: list[str], name: Callable[[Path], str]) -> Iterator[Task]:
-    """Tiles of 512 beside each other: the converters' "stride" of 256 only counts them, they stand at multiples of 512."""
+    """Tiles of 512 beside each other: the converters' "stride" of 256 only counts them; tiles start at multiples of 512."""
     images, labels = (
         {name(path): path for path in files(folder / "raw" / kind, "**/top_*.tif") if name(path) in val}
         for kind in ("images", "labels")
@@ -145,9 +115,8 @@ def uavid(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="openearthmap")
 def openearthmap(folder: Path) -> Iterator[Task]:
-    """Copies the images of val.txt that are there (those of xBD are not) and their labels out of the folders of the regions."""
+    """Copies existing images of val.txt (those of xBD are missing) and their labels from the folders of the regions."""
     raw = folder / "raw/OpenEarthMap_wo_xBD"
-    require([raw / "val.txt"])
     val = set(words(raw / "val.txt"))
     images = [path for path in files(raw, "*/images/*.tif") if path.name in val]
     if not images:
@@ -161,8 +130,8 @@ def openearthmap(folder: Path) -> Iterator[Task]:
 
 
 def boxes(size: tuple[int, int], tile: tuple[int, int], step: tuple[int, int]) -> list[Box]:
-    """The tiles of an image, everything (height, width): every `step` pixels, the last of a side flush with the border; they
-    reach beyond it where the image is smaller than a tile."""
+    """The tiles of an image; all arguments are (height, width). They start every `step` pixels, the last flush with the border;
+    they extend beyond the image where it is smaller than a tile."""
     (height, width), (down, across) = tile, step
     rows, columns = starts(size[0], height, down), starts(size[1], width, across)
     return [(top, top + height, left, left + width) for top in rows for left in columns]
@@ -179,9 +148,9 @@ def tiled(
     label_suffix: str = "",
     fill: int = 0,
 ) -> Iterator[Task]:
-    """Two tasks for each (name, image, label): they cut them into tiles below img_dir and ann_dir.
+    """Two tasks for each (name, image, label), which cut the files into tiles below img_dir and ann_dir.
 
-    `name` is the pattern of the tiles' names, `fill` the label of what lies beyond the image.
+    `name` is the pattern of the tiles' names, `fill` the label beyond the image.
     """
     sources = list(sources)
     require([path for _, *both in sources for path in both])
@@ -199,7 +168,7 @@ def tiled(
 
 
 def cut(source: Path, places: dict[Path, Box], read: Callable[[Path], np.ndarray], fill: int) -> None:
-    """Writes the tiles of what `read` makes of the source, padded with `fill` on the right and at the bottom."""
+    """Writes the tiles of `read(source)`, padded with `fill` on the right and at the bottom."""
     array = read(source)
     beyond = [max(0, max(box[i] for box in places.values()) - array.shape[axis]) for axis, i in enumerate((1, 3))]
     array = np.pad(array, [(0, more) for more in beyond] + [(0, 0)] * (array.ndim - 2), constant_values=fill)
@@ -207,13 +176,8 @@ def cut(source: Path, places: dict[Path, Box], read: Callable[[Path], np.ndarray
         write_image(target, np.ascontiguousarray(array[top:bottom, left:right]), compress_level=1)  # for speed
 
 
-def copy(source: Path, target: Path) -> None:
-    """The same bytes elsewhere."""
-    write_atomic(target, partial(shutil.copyfile, source))
-
-
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) RGB of an image of 8 bits of any mode. Raises OvssError for others, which Pillow would cut."""
+    """(H, W, 3) RGB of an 8-bit image of any mode. Raises OvssError for other depths, which Pillow would clip."""
     refuse_odd(f"image {path}", path.read_bytes())
     with Image.open(path) as image:
         if image.mode[0] in "IF":
@@ -230,7 +194,7 @@ def isaid_label(path: Path) -> np.ndarray:
 
 
 def uavid_label(path: Path) -> np.ndarray:
-    """Raises OvssError if more than a few pixels have other colours than the official ones."""
+    """Raises OvssError if more than a few pixels have unofficial colours."""
     return _decoded(path, partial(by_colour, colours=UAVID_COLOURS, default=255), FEW)
 
 
@@ -240,10 +204,10 @@ def _isprs_values(image: np.ndarray) -> np.ndarray:
 
 
 def _decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], most: float = 1, rows: int = 128) -> np.ndarray:
-    """(H, W) uint8: `values` of the colours of a label map, some rows at a time, since the maps have up to 60 million pixels;
-    0 and a note for colours of no class (255), as the converters have it.
+    """(H, W) uint8: `values` of the colours of a label map, in blocks of rows, since maps have up to 60 million pixels. Colours
+    of no class (255) become 0, as in the original converters, with a note.
 
-    Raises OvssError for a map that is not in colours, or of which a larger share than `most` has colours of no class.
+    Raises OvssError for a map without colours, or if the share of colours of no class exceeds `most`.
     """
     with Image.open(path) as file:
         if file.mode in ("1", "L", "I", "I;16"):
@@ -253,7 +217,7 @@ def _decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], most: float
     other = label == 255
     if other.mean() > most:
         wrong = np.unique(image[other][:10_000], axis=0)[:3].tolist()
-        raise OvssError(f"label map {path} has the colours {wrong} (RGB), which stand for no class. Unpack it again.")
+        raise OvssError(f"label map {path} has the colours {wrong} (RGB), which belong to no class. Unpack it again.")
     note_pixels(other.sum(), "have a colour of no class; they count as 0")
     label[other] = 0
     return label

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ....errors import OvssError
-from ..conversion import CONVERTERS, Task, files, read_array, require, write_label
+from ..conversion import CONVERTERS, Task, files, read_pixels, require, write_label
 from .values import replace
 
 IDS = (
@@ -39,11 +39,11 @@ def cityscapes(folder: Path) -> Iterator[Task]:
 
 
 def from_ids(source: Path, target: Path) -> None:
-    write_label(target, replace(read_array(source), TRAIN_IDS, source).astype(np.uint8))
+    write_label(target, replace(read_pixels(source), TRAIN_IDS, source).astype(np.uint8))
 
 
 def from_polygons(source: Path, target: Path) -> None:
-    """Draws the objects in the order of the file, the later above the earlier."""
+    """Draws the objects in the order of the file, later ones on top."""
     try:
         annotation = json.loads(source.read_text("utf-8"))
         label = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
@@ -52,12 +52,12 @@ def from_polygons(source: Path, target: Path) -> None:
             if item["label"] != NOT_DRAWN and not item.get("deleted"):
                 drawer.polygon([tuple(point) for point in item["polygon"]], fill=TRAIN_IDS[_id(item["label"], source)])
     except (ValueError, KeyError, TypeError) as error:
-        raise OvssError(f"{source} is not a file of polygons as Cityscapes has them: {error!r}. Unpack it again.") from error
+        raise OvssError(f"{source} is not a polygon file of Cityscapes: {error!r}. Unpack it again.") from error
     write_label(target, np.array(label))
 
 
 def _id(name: str, path: Path) -> int:
-    """The id of a name; a group of objects (`cargroup`) has that of one."""
+    """The id of a name; a group of objects (`cargroup`) has the id of a single one."""
     if name not in IDS:
         name = name.removesuffix("group")
     if name not in IDS:

@@ -1,19 +1,17 @@
 """COCO-Stuff and COCO-Object from the pixel maps of COCO-Stuff.
 
-164k: `annotations/val2017/<id>.png` (stuffthingmaps) holds the COCO category id less one, 0 to 181, and 255 where nothing is
+164k: `annotations/val2017/<id>.png` (stuffthingmaps) holds the COCO category id minus one, 0 to 181, and 255 where nothing is
 labelled. 10k: `raw/annotations/<id>.mat`, field `S`, holds the category id, and 0 where nothing is labelled.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ....files import write_atomic
-from ..conversion import CONVERTERS, Task, files, read_array, require, words, write_label
+from ..conversion import CONVERTERS, Task, copy, files, read_pixels, require, words, write_label
 from .values import read_matlab, replace
 
 # Without the categories that COCO never used, the 182 values are 80 things (up to value 90) and 91 kinds of stuff.
@@ -47,27 +45,21 @@ def _beside(folder: Path, suffix: str, make: Callable[[Path, Path], None]) -> It
 
 
 def write_stuff(source: Path, target: Path) -> None:
-    write_label(target, replace(read_array(source), STUFF_164K, source).astype(np.uint8))
+    write_label(target, replace(read_pixels(source), STUFF_164K, source).astype(np.uint8))
 
 
 def write_object(source: Path, target: Path) -> None:
-    write_label(target, replace(read_array(source), OBJECT, source).astype(np.uint8))
+    write_label(target, replace(read_pixels(source), OBJECT, source).astype(np.uint8))
 
 
 @CONVERTERS.register_module(name="coco_stuff10k")
 def coco_stuff10k(folder: Path) -> Iterator[Task]:
     """The images of raw/imageLists/test.txt as images/test2014/<id>.jpg, and annotations/test2014/<id>_labelTrainIds.png with 0
     for unlabelled pixels and classes from 1 on (mmseg, coco_stuff10k.py)."""
-    listed = folder / "raw/imageLists/test.txt"
-    require([listed])
-    for name in words(listed):
+    for name in words(folder / "raw/imageLists/test.txt"):
         image, label = folder / f"images/test2014/{name}.jpg", folder / f"annotations/test2014/{name}_labelTrainIds.png"
         yield Task(copy, (folder / f"raw/images/{name}.jpg", image), (image,))
         yield Task(write_stuff10k, (folder / f"raw/annotations/{name}.mat", label), (label,))
-
-
-def copy(source: Path, target: Path) -> None:
-    write_atomic(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def write_stuff10k(source: Path, target: Path) -> None:

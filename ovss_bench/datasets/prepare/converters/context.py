@@ -17,8 +17,8 @@ CONTEXT_60 = (
     *(187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416),
     *(420, 424, 427, 440, 445, 454, 458),
 )
-# The one of VOC 2010's 5105 validation images that papers do not evaluate: mmseg's converter writes 5104 of val and 4996 of
-# train (mmsegmentation's issue 394, PyTorch-Encoding's issue 155), and the lists of CAT-Seg and CLIPer have those 5104, too.
+# Papers evaluate all of VOC 2010's 5105 validation images but this one: mmseg's converter writes 5104 of val and 4996 of train
+# (mmsegmentation's issue 394, PyTorch-Encoding's issue 155), and the lists of CAT-Seg and CLIPer hold the same 5104.
 LEFT_OUT = "2010_001606"
 TO_60 = dict.fromkeys(range(460), 0) | {value: new for new, value in enumerate(CONTEXT_60)}
 TO_459 = {value: value - 1 for value in range(1, 460)} | {0: 65535}
@@ -29,16 +29,15 @@ def context60(folder: Path) -> Iterator[Task]:
     """SegmentationClassContext/<id>.png: the position in `CONTEXT_60`, and background for the other 400 classes.
 
     mmseg takes its maps from trainval_merged.json instead, through the package `detail`. The ids are the same, but whether that
-    file counts some of the other 400 classes among the 59 has not been verified. Maps that mmseg's converter has written are
-    kept as they are.
+    file merges some of the other 400 classes into the 59 has not been verified. Existing maps of mmseg's converter are kept.
     """
     return _tasks(folder, "SegmentationClassContext", ".png", write_60)
 
 
 @CONVERTERS.register_module(name="context459")
 def context459(folder: Path) -> Iterator[Task]:
-    """annotations_detectron2/pc459_val/<id>.tif: the value less one in 16 bits, unlabelled pixels 65535 (CAT-Seg; MESS,
-    prepare_pascal_context_459.py, which skips images without a map; here a missing one is an error)."""
+    """annotations_detectron2/pc459_val/<id>.tif: the value minus one in 16 bits, unlabelled pixels 65535 (CAT-Seg; MESS,
+    prepare_pascal_context_459.py, which skips images without a map; here a missing map is an error)."""
     return _tasks(folder, "annotations_detectron2/pc459_val", ".tif", write_459)
 
 
@@ -53,12 +52,11 @@ def _tasks(folder: Path, labels: str, suffix: str, make: Callable[[Path, Path], 
 
 
 def _ids(folder: Path) -> list[str]:
-    """The validation images: those of VOC 2010's main task but one, or a list of one's own."""
-    own, main = folder / "raw/pascalcontext_val.txt", folder / "ImageSets/Main/val.txt"
-    if own.is_file():
-        return words(own)
-    require([main])
-    return [name for name in words(main) if name != LEFT_OUT]
+    """The validation images: those of VOC 2010's main task except one, or the user's list."""
+    listed = folder / "raw/pascalcontext_val.txt"
+    if listed.is_file():
+        return words(listed)
+    return [name for name in words(folder / "ImageSets/Main/val.txt") if name != LEFT_OUT]
 
 
 def write_60(source: Path, target: Path) -> None:

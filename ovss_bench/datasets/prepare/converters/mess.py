@@ -1,10 +1,10 @@
-"""The data sets of MESS (arXiv 2306.15521), from their raw files to what blumenstiel/MESS's preparation scripts make.
+"""The data sets of MESS (arXiv 2306.15521), from their raw files to the output of blumenstiel/MESS's preparation scripts.
 
-That is `images_detectron2/<split>` and `annotations_detectron2/<split>` below the data set's folder, label maps being PNG files
-of class numbers, 255 ignored. Where MESS saves JPEG images as JPEG again, `images` says whether this is done (`mess`), or
-the files are copied (`original`). The `note` of each configs/dataset/<name>.yaml says where the raw files must lie. FoodSeg103,
-Corrosion CS, PST900 and ZeroWaste-f need no conversion; WorldFloods has none here, for MESS scales its bands by statistics of
-its own.
+The output is `images_detectron2/<split>` and `annotations_detectron2/<split>` below the data set's folder, with PNG label maps
+of class numbers, 255 ignored. Where MESS saves JPEG images as JPEG again, `images` chooses between that (`mess`) and copies of
+the files (`original`). The `note` of each configs/dataset/<name>.yaml says where the raw files must lie. FoodSeg103, Corrosion
+CS, PST900 and ZeroWaste-f need no conversion; there is no converter for WorldFloods, whose bands MESS scales by its own
+statistics.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def dark_zurich(folder: Path) -> Iterator[Task]:
 
 
 def valid_ids(source: Path, invalid: Path, target: Path) -> None:
-    """What the annotators could not tell at night, 255 in the mask of invalid pixels, is ignored."""
+    """Pixels that the annotators could not recognise at night, 255 in the mask of invalid pixels, are ignored."""
     label, mask = numbers(source, DARK_ZURICH), first_channel(invalid)
     if mask.shape != label.shape:
         raise OvssError(f"{invalid} has another size than {source}. Unpack the official archive again.")
@@ -78,7 +78,6 @@ def mhp_v1(folder: Path, images: str = "mess") -> Iterator[Task]:
         persons.setdefault(path.stem.rsplit("_", 2)[0], []).append(path)
     for name in listed(folder / "test_list.txt"):
         image, target = folder / "images" / f"{name}.jpg", folder / LABELS / "test" / f"{name}.png"
-        require([image])
         if name not in persons:
             raise OvssError(f"there is no {name}_*.png in {folder / 'annotations'}. Unpack the official archive again.")
         yield pictured(image, folder / IMAGES / "test" / image.name, images)
@@ -86,7 +85,7 @@ def mhp_v1(folder: Path, images: str = "mess") -> Iterator[Task]:
 
 
 def highest(sources: Sequence[Path], target: Path) -> None:
-    """The maximum of the masks of all persons: where they overlap, the higher class number stands."""
+    """The maximum of the masks of all persons: where they overlap, the higher class number wins."""
     masks = [numbers(source, {number: number for number in range(19)}) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
@@ -96,14 +95,13 @@ def highest(sources: Sequence[Path], target: Path) -> None:
 
 @CONVERTERS.register_module(name="atlantis")
 def atlantis(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """Classes 1 to 56; the folders in which the images are sorted are flattened."""
+    """Classes 1 to 56; the folders of the images are flattened."""
     raw = folder / "images/test"
     pictures = files(raw, "**/*.jpg")
     unique((image.stem for image in pictures), raw)
     read = partial(numbers, codes={0: 255} | {number: number - 1 for number in range(1, 57)})
     for image in pictures:
         label = folder / "masks/test" / image.relative_to(raw).with_suffix(".png")
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / image.name, images)
         yield labelled(read, label, folder / LABELS / "test" / label.name)
 
@@ -113,13 +111,12 @@ DRAM = {old: new for new, old in enumerate((3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 1
 
 @CONVERTERS.register_module(name="dram")
 def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """What is none of the eleven classes is background, 11. Names get the artist, after whom the folder is called, in front."""
+    """Other classes than the eleven become background, 11. Names are prefixed with the artist, the name of the folder."""
     raw = folder / "raw/images"
     named = [(image, f"{image.parent.name}_{image.stem}") for image in files(raw, "**/*.jpg")]
     unique((name for _, name in named), raw)
     for image, name in named:
         label = folder / "raw/labels" / image.relative_to(raw).with_suffix(".png")
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / f"{name}.jpg", images)
         yield labelled(partial(some_numbers, codes=DRAM, others=11), label, folder / LABELS / "test" / f"{name}.png")
 
@@ -129,7 +126,7 @@ def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="mess_isaid")
 def mess_isaid(folder: Path) -> Iterator[Task]:
-    """Colours that stand for no class are background, as in mmsegmentation's converter."""
+    """Colours of no class become background, as in mmsegmentation's converter."""
     for image in files(folder / "raw/images", "*.png"):
         label = folder / "raw/Semantic_masks" / f"{image.stem}_instance_color_RGB.png"
         yield from tiles(isaid_label, image, label, image.stem, folder / IMAGES / "val", folder / LABELS / "val")
@@ -149,7 +146,7 @@ def mess_potsdam_rgb(folder: Path) -> Iterator[Task]:
 
 
 def potsdam_tiles(folder: Path, orthophotos: str, kind: str) -> Iterator[Task]:
-    """Those images of mmsegmentation's val split that are there, with the labels that include boundaries."""
+    """The existing images of mmsegmentation's val split, with the labels that include boundaries."""
     images, labels = (
         {path.name: path for path in files(folder / "raw" / where, "**/top_potsdam_*.tif")}
         for where in (orthophotos, "5_Labels_all")
@@ -167,7 +164,7 @@ def potsdam_tiles(folder: Path, orthophotos: str, kind: str) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="floodnet")
 def floodnet(folder: Path) -> Iterator[Task]:
-    """Tiles of the images are JPEG files again, at Pillow's default quality."""
+    """Tiles of the images are JPEG files of Pillow's default quality."""
     read = partial(numbers, codes={number: number for number in range(10)})
     for image in files(folder / "test/test-org-img", "*.jpg"):
         label = folder / "test/test-label-img" / f"{image.stem}_lab.png"
@@ -193,18 +190,16 @@ def mess_uavid(folder: Path) -> Iterator[Task]:
 def kvasir_instrument(folder: Path) -> Iterator[Task]:
     for name in listed(folder / "test.txt"):
         image, label = one_of(folder / "images", name, (".jpg", ".png")), folder / "masks" / f"{name}.png"
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / f"{name}.png")
         yield labelled(black_or_white, label, folder / LABELS / "test" / f"{name}.png")
 
 
 @CONVERTERS.register_module(name="chase_db1")
 def chase_db1(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """The vessels of the first observer, of the images from the ninth on; 128 and more is white, as in mmsegmentation's
-    converter, which says that not all maps are of black and white only."""
+    """The first observer's vessels in all images from the ninth on; values of 128 and more are white, as in mmsegmentation's
+    converter, according to which some maps are not purely black and white."""
     for image in files(folder / "raw", "Image_*.jpg")[8:]:
         label = image.with_name(f"{image.stem}_1stHO.png")
-        require([label])
         yield pictured(image, folder / IMAGES / "test" / image.name, images)
         yield labelled(partial(brighter, threshold=127, number=1), label, folder / LABELS / "test" / f"{image.stem}.png")
 
@@ -239,12 +234,11 @@ def suim(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="cub_200")
 def cub_200(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """The bird is where the mask is above 128; its class is the number with which the name of its folder begins."""
+    """The bird is where the mask exceeds 128; its class is the number at the start of its folder's name."""
     training = dict(columns(folder / "train_test_split.txt"))
     for number, name in columns(folder / "images.txt"):
         if training.get(number) == "0":
             image, label = folder / "images" / name, (folder / "segmentations" / name).with_suffix(".png")
-            require([image, label])
             read = partial(brighter, threshold=128, number=species(name, folder))
             yield pictured(image, folder / IMAGES / "test" / image.name, images)
             yield labelled(read, label, folder / LABELS / "test" / label.name)
@@ -263,7 +257,7 @@ CWFID_TEST = (1, 3, 4, 9, 10, 13, 15, 21, 22, 26, 28, 29, 30, 32, 35, 39, 44, 47
 
 @CONVERTERS.register_module(name="cwfid")
 def cwfid(folder: Path) -> Iterator[Task]:
-    """Those images of the test split that are there."""
+    """The existing images of the test split."""
     ids = {path.name.removesuffix("_annotation.png") for path in files(folder / "annotations", "*_annotation.png")}
     test = [name for name in (f"{number:03}" for number in CWFID_TEST) if name in ids]
     if not test:
@@ -272,7 +266,6 @@ def cwfid(folder: Path) -> Iterator[Task]:
         )
     for name in test:
         image, label = folder / "images" / f"{name}_image.png", folder / "annotations" / f"{name}_annotation.png"
-        require([image])
         yield pictured(image, folder / IMAGES / "test" / image.name)
         yield labelled(partial(colours, codes=CWFID), label, folder / LABELS / "test" / label.name)
 
@@ -283,7 +276,7 @@ def cwfid(folder: Path) -> Iterator[Task]:
 def tiles(
     read: Reader, image: Path, label: Path, name: str, images: Path, labels: Path, suffix: str = ".png"
 ) -> Iterator[Task]:
-    """Two tasks, which cut an image and its label map into `<name>_<k>` below the folders `images` and `labels`."""
+    """Two tasks that cut an image and its label map into `<name>_<k>` below the folders `images` and `labels`."""
     require([label])
     size = image_size(label)
     if image_size(image) != size:
@@ -295,5 +288,5 @@ def tiles(
 
 
 def grid(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Top, bottom, left and right of MESS's tiles: row by row beside each other, the last ones reach beyond the image."""
+    """Top, bottom, left and right of MESS's tiles: row by row without overlap; the last ones extend beyond the image."""
     return [(top, top + TILE, left, left + TILE) for top in range(0, height, TILE) for left in range(0, width, TILE)]

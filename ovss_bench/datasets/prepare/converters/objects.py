@@ -1,7 +1,7 @@
-"""Buildings, roads and water in aerial images: masks of one class, as likyoo/SegEarth-OV's converters binarise them.
+"""Buildings, roads and water in aerial images: masks of one class, binarised as by likyoo/SegEarth-OV's converters.
 
-Folders are those of SegEarth-OV's dataset_prepare.md and converters: what ends in `_cvt` (or `_pre`) is made here. The folders
-in which the data come have several names in use; configs/dataset lists them (`prepare.raw`: images, masks).
+Folders are those of SegEarth-OV's dataset_prepare.md and converters; those ending in `_cvt` or `_pre` are written here. The raw
+folders have several names in use, which configs/dataset lists (`prepare.raw`: images, masks).
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import numpy as np
 from PIL import Image
 
 from ....errors import OvssError
-from ....files import data_files
-from ...config import alternatives, dataset_config, first_suffix, first_there
-from ..conversion import CONVERTERS, Task, files, words, write_label, write_lines
-from .aerial import copy, tiled
+from ....files import DATASET_FACTS, data_files
+from ...config import alternatives, dataset_config
+from ...layout import first_existing, first_suffix
+from ..conversion import CONVERTERS, Task, copy, files, words, write_label, write_lines
+from .aerial import tiled
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-# Masks of JPEG files may be a little coloured.
+# JPEG masks may be slightly coloured: the largest difference between channels.
 NOISE = 48
 
 
 def binarised(name: str, folder: Path) -> Iterator[Task]:
-    """Masks that have the names of their images."""
+    """Masks with the names of their images."""
     config = dataset_config(name)[1]
     images, source = raw(name, folder)
     suffix = alternatives(config["label_suffix"])[0]
@@ -33,7 +34,7 @@ def binarised(name: str, folder: Path) -> Iterator[Task]:
 
 
 def satellite_roads(name: str, folder: Path) -> Iterator[Task]:
-    """Images <id>_sat.jpg and masks <id>_mask.png lose the ends of their names."""
+    """Images <id>_sat.jpg and masks <id>_mask.png lose these endings."""
     images, source = raw(name, folder, "*_sat")
     ids = [path.stem.removesuffix("_sat") for path in images]
     yield from copies(zip(images, (folder / "image_cvt" / f"{key}.jpg" for key in ids), strict=True))
@@ -51,7 +52,7 @@ _register(satellite_roads, "chn6_cug", "deepglobe_road")
 
 @CONVERTERS.register_module(name="xbd")
 def xbd(folder: Path) -> Iterator[Task]:
-    """The images from before the disasters; a target holds 1 (and, after a disaster, the damage) where buildings are."""
+    """The images from before the disasters; targets hold 1 (after a disaster, the damage) for buildings."""
     images, source = raw("xbd", folder, "*pre*")
     yield from copies((path, folder / "images_pre" / path.name) for path in images)
     yield from masks((source, folder / "targets_cvt_pre"), [path.stem for path in images], end="_target", threshold=1)
@@ -59,7 +60,7 @@ def xbd(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="inria")
 def inria(folder: Path) -> Iterator[Task]:
-    """27 labelled images <id>.tif of raw/train, in tiles of 1000 x 1000. Choice, tiles and names are SegEarth-OV's own: the
+    """27 labelled images <id>.tif of raw/train, in tiles of 1000 x 1000. Selection, tiles and names are SegEarth-OV's; the
     official data have whole images."""
     images, gt = raw_folders("inria", folder)
     ids = listed_images("inria_split_test.txt", images, ".tif")
@@ -75,19 +76,19 @@ def wbs_si(folder: Path) -> Iterator[Task]:
     ids = listed_images("wbs_si_val.txt", images, ".jpg")
     listed = folder / "val.txt"
     if listed.is_file() and set(words(listed)) < set(ids):
-        listed.unlink()  # images were added since
+        listed.unlink()  # images were added since it was written
     yield from masks((source, folder / "Masks_cvt"), ids)
     yield Task(write_lines, (listed, ids), (listed,))
 
 
 def raw_folders(name: str, folder: Path) -> tuple[Path, Path]:
-    """The folders of images and masks as a data set comes: of the names in its configuration those that are there."""
-    images, source = (folder / first_there(names, folder) for names in dataset_config(name)[1]["prepare"]["raw"])
+    """The raw folders of images and masks: for each the first existing name in the configuration."""
+    images, source = (folder / first_existing(names, folder) for names in dataset_config(name)[1]["prepare"]["raw"])
     return images, source
 
 
 def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
-    """The images of a data set as it comes, sorted, and the folder of their masks. Raises OvssError if there is no image."""
+    """The raw images of a data set, sorted, and the folder of their masks. Raises OvssError if there is no image."""
     images, source = raw_folders(name, folder)
     return files(images, stem + first_suffix(dataset_config(name)[1]["image_suffix"], images)), source
 
@@ -95,7 +96,7 @@ def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
 def masks(
     folders: tuple[Path, Path], ids: Iterable[str], suffix: str = ".png", end: str = "", threshold: int = 128
 ) -> Iterator[Task]:
-    """Tasks that make the label maps of the images, from masks <id><end> in the first folder, into the second."""
+    """Tasks that write the images' label maps to the second folder, from masks <id><end> in the first."""
     source, target = folders
     found = {path.stem: path for path in data_files(source) if path.suffix.lower() in SUFFIXES}
     left = [key for key in ids if key + end in found or not (target / f"{key}{suffix}").exists()]
@@ -125,16 +126,16 @@ def binary(path: Path, threshold: int) -> np.ndarray:
             raise OvssError(f"mask {path} is in colours, expected black and white. Unpack the official archive again.")
         grey, lossy = np.array(image.convert("L")), image.format == "JPEG"  # in which black may be 1
     if threshold > 1 and grey.max() == 1 and not lossy:
-        raise OvssError(f"mask {path} holds 0 and 1, expected 0 and 255: it is converted already. Put the official one there.")
+        raise OvssError(f"mask {path} holds 0 and 1, expected 0 and 255: it is already converted. Restore the official one.")
     return (grey >= threshold).astype(np.uint8)
 
 
 def listed_images(name: str, folder: Path, suffix: str) -> list[str]:
-    """The ids of a list beside this file of which the image is there. Raises OvssError if there is none."""
-    ids = words(Path(__file__).parent / name)
+    """The ids of a list in datasets/ids whose images exist. Raises OvssError if there is none."""
+    ids = words(DATASET_FACTS / "ids" / name)
     there = [key for key in ids if (folder / f"{key}{suffix}").is_file()]
     if not there:
         raise OvssError(
-            f"{folder} has none of the {len(ids)} images that are used, {ids[0]}{suffix} and others. Unpack them there."
+            f"{folder} has none of the {len(ids)} images of {name}, {ids[0]}{suffix} and others. Unpack them there."
         )
     return there

@@ -1,4 +1,4 @@
-"""PAXRay: chest X-rays and, for each, 166 binary masks in one file, of which MESS takes four."""
+"""PAXRay: chest X-rays with 166 binary masks each in one file; MESS uses four of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from ....errors import OvssError
-from ..conversion import CONVERTERS, Task, read_text, require, write_label
+from ....files import read_text
+from ..conversion import CONVERTERS, Task, require, write_label
 from .mess_parts import IMAGES, LABELS, listed, pictured
 
-PLANES = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # of the masks
+PLANES = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # indices of the masks
 
 
 @CONVERTERS.register_module(name="paxray")
 def paxray(folder: Path) -> Iterator[Task]:
-    """Four data sets of the same images, each of one binary mask."""
+    """Four data sets with the same images and one binary mask each."""
     for image, masks in _pairs(folder):
         targets = tuple(folder / LABELS / "test" / part / f"{image.stem}.png" for part in PLANES)
         yield pictured(image, folder / IMAGES / "test" / image.name)
@@ -26,9 +27,8 @@ def paxray(folder: Path) -> Iterator[Task]:
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Image and masks of each test image: by the split of the official paxray.json, whose entries name images/<id>.png and
-    labels/<id>.npy; or, in a folder that was arranged by hand, by raw/test.txt, of raw/images/<id>.png and raw/masks/<id>.npy.
-    """
+    """Image and masks of each test image: from the official paxray.json, whose entries name images/<id>.png and
+    labels/<id>.npy; or, in a manually arranged folder, from raw/test.txt, with raw/images/<id>.png and raw/masks/<id>.npy."""
     raw = folder / "raw"
     for place in (folder, raw):
         if (place / "paxray.json").is_file():
@@ -43,9 +43,9 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _split(path: Path) -> list[tuple[str, str]]:
-    """Image and masks of each entry of `test`, by their suffixes: the entry may be a pair, or name them by any keys."""
+    """Image and masks of each entry of `test`, told apart by suffix: an entry may be a pair, or have any keys."""
     try:
-        entries = json.loads(read_text(path))["test"]
+        entries = json.loads(read_text(path, "list"))["test"]
         entries = list(entries.values() if isinstance(entries, dict) else entries)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise OvssError(f"{path} has no list of the test split ({error!r}). Unpack the official archive again.") from error

@@ -1,4 +1,4 @@
-"""Raw label maps of fixed values: reading MATLAB files, and replacing values with errors that name the file."""
+"""Raw label maps: reading MATLAB files, and replacing values with errors that name the file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def read_matlab(path: Path, field: str) -> np.ndarray:
         return loadmat(path, variable_names=[field])[field].astype(np.int32)
     except FileNotFoundError:
         raise
-    except Exception as error:  # scipy lets many kinds of errors out of a damaged file
+    except Exception as error:  # for damaged files scipy raises many kinds of errors
         raise OvssError(
             f"{path} is not a readable MATLAB file with the field {field}: {error}. Unpack the official archive again."
         ) from error
 
 
 def replace(label: np.ndarray, values: Mapping[int, int], path: Path) -> np.ndarray:
-    """(H, W) of any integers -> (H, W) uint16: `values[v]` for each v, from the label map as it was read (never in a chain).
+    """(H, W) of any integers -> (H, W) uint16: `values[v]` for each v, all at once, never in a chain.
 
     Raises OvssError for a map of colours and for a v that is not among `values`, which are not negative.
     """
@@ -33,7 +33,7 @@ def replace(label: np.ndarray, values: Mapping[int, int], path: Path) -> np.ndar
     last = max(values) + 1
     table = np.full(last + 1, -1, np.int32)
     table[list(values)] = list(values.values())
-    result = table[label.astype(np.int32).clip(-1, last)]  # all that is outside the table falls on its last entry
+    result = table[label.astype(np.int32).clip(-1, last)]  # values outside the table map to its last entry
     if result.min() < 0:
         foreign = np.unique(label[result < 0])[:8].tolist()
         raise OvssError(f"{path} holds the values {foreign}, which the official labels never have. Is it the official file?")

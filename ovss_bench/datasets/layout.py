@@ -1,0 +1,115 @@
+"""Where the files of a data set are: the data root and the folders below it, for which a configuration may name
+alternatives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import OvssError
+from ..files import DATASET_FACTS, PACKAGE, config_names, environment, on_disk, user_path
+from .config import alternatives, pattern_of
+
+# While a folder of images or labels is being written, it holds a file of this name, perhaps with a suffix.
+UNFINISHED = ".unfinished"
+
+
+class MissingData(OvssError):
+    """Some or all files of a data set are missing."""
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that holds all data sets: the argument, the environment variable OVSS_DATA, or `datasets` (of the checkout; of
+    the working directory for an installed wheel)."""
+    default = "datasets" if DATASET_FACTS.parent == PACKAGE else DATASET_FACTS
+    return user_path(root or environment("OVSS_DATA") or default)
+
+
+def root_hint(root: str | Path | None) -> str:
+    """How to choose another data root, for errors; nothing if one was chosen."""
+    chosen = root or environment("OVSS_DATA")
+    return "" if chosen else " (the default; choose another with data_root=DIR or the environment variable OVSS_DATA)"
+
+
+def find_folder(name: str, config: dict[str, Any], root: str | Path | None) -> Path:
+    """The data set's folder: the first of `folders` below the data root that holds images, labels and list. Raises MissingData
+    if there is none, or a preparation has not finished."""
+    base = data_root(root)
+    required = [config["images"], config["labels"], *filter(None, [config.get("ids")])]
+    for folder in config["folders"]:
+        _refuse_unfinished(name, config, base / folder)
+        if all(any(os.path.exists(base / folder / on_disk(path)) for path in alternatives(paths)) for paths in required):
+            return base / folder
+    raise MissingData(f"data set '{name}' was not found in {base}{root_hint(root)}. Expected:\n{tree(name, config, base)}")
+
+
+def _refuse_unfinished(name: str, config: dict[str, Any], folder: Path) -> None:
+    for path in written_paths(config):
+        for mark in (folder / on_disk(path)).glob(UNFINISHED + "*"):
+            command = mark.read_text("utf-8", "replace").strip() or f"python tools/datasets.py prepare {name}"
+            raise MissingData(f"data set '{name}' is half prepared: {mark.parent} is incomplete. Resume with: {command}")
+
+
+@contextmanager
+def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[None]:
+    """Marks folders as being written until the block ends without an error; `command` resumes it."""
+    folders = {folder for folder in folders if folder.suffix not in (".txt", ".json")}  # lists: files that are written at once
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{UNFINISHED}-{stage}").write_text(command, "utf-8", "backslashreplace")
+    except OSError as error:
+        raise OvssError(
+            f"cannot write {error.filename}: {error.strerror}. Choose another folder with data_root=DIR."
+        ) from error
+    yield
+    for folder in folders:
+        (folder / f"{UNFINISHED}-{stage}").unlink()
+
+
+def prepared_folder(config: dict[str, Any], root: Path) -> Path:
+    """The folder that a preparation writes to: the first of `folders` that holds any file of the data set, or the first."""
+    paths = written_paths(config)
+    existing = (folder for folder in config["folders"] if any((root / folder / path).exists() for path in paths))
+    return root / next(existing, config["folders"][0])
+
+
+def written_paths(config: dict[str, Any]) -> list[str]:
+    """The folders of images, labels and raw files, with all alternatives."""
+    raw = config.get("prepare", {}).get("raw", ())
+    return [path for names in (config["images"], config["labels"], *raw) for path in alternatives(names)]
+
+
+def tree(name: str, config: dict[str, Any], root: str | Path) -> str:
+    """The expected files, for messages."""
+    first, *others = config["folders"]
+    lines = [f"  {root}/{first}/" + (f"    (or {', '.join(others)})" if others else "")]
+    lines += [f"    {pattern_of(config, kind)}" for kind in ("image", "label")]
+    if config.get("ids"):
+        lines.append(f"    {config['ids']}    (one <id> per line)")
+    if name in config_names("dataset"):
+        lines.append(f"  Where to get it and how it is converted: python tools/datasets.py list {name}")
+    return "\n".join(lines)
+
+
+def first_existing(names: str | list[str], folder: Path) -> str:
+    """The first name that exists in a folder; if none does, the first."""
+    names = alternatives(names)
+    return next((name for name in names if (folder / name).exists()), names[0])
+
+
+def first_suffix(suffixes: str | list[str], folder: Path) -> str:
+    """The first suffix that a file at any depth of a folder has; if none has, the first."""
+    first, *others = alternatives(suffixes)
+    names = [name for _, _, names in os.walk(folder, followlinks=True) for name in names if name[0] != "."] if others else []
+    return next((suffix for suffix in (first, *others) if any(name.endswith(suffix) for name in names)), first)
+
+
+def chosen(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """A configuration in which alternative folders and suffixes of images and labels are replaced by those found in `root`."""
+    folders = {key: first_existing(config[key], root) for key in ("images", "labels")}
+    suffixes = {f"{key[:-1]}_suffix": first_suffix(config[f"{key[:-1]}_suffix"], root / path) for key, path in folders.items()}
+    return config | folders | suffixes

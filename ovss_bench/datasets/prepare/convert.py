@@ -1,0 +1,98 @@
+"""Running the tasks of a converter in processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...errors import OvssError, reading
+from ...files import as_text, below
+from ...process import in_processes
+from ...progress import Progress
+from ..config import alternatives
+from ..layout import UNFINISHED, unfinished
+from . import converters  # noqa: F401  it registers them
+from .archives import sweep
+from .conversion import CONVERTERS, Task, noted
+from .preparation import Preparation
+
+DAMAGED = "If they are damaged, unpack the official archive again."
+
+
+def convert(preparation: Preparation, keep: bool) -> None:
+    """Writes the missing files of a data set, or all with `rerun`. Raises OvssError for missing or bad raw files, but `keep`
+    accepts the existing files if the raw ones are missing."""
+    name, config, folder, rerun = preparation.name, preparation.config, preparation.folder, preparation.rerun
+    converter, say = config["prepare"]["converter"], preparation.progress.say
+    options = {"images": preparation.images} if preparation.images else {}
+    try:
+        with preparation.explained(), reading(f"raw files of {name} in {folder}", DAMAGED):
+            tasks = list(CONVERTERS.get(converter)(folder, **options))
+    except OvssError as error:
+        if not keep:
+            raise
+        say(f"note: the existing files are kept as they are: {str(error).splitlines()[0]}")
+        return
+    written = {target for task in tasks for target in task.targets}
+    for target in written:
+        below(folder, as_text(os.path.relpath(target, folder)), links=True)
+    _refuse_collisions(tasks)
+    left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
+    if len(left) < len(tasks):
+        say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
+    folders = {folder / path for key in ("images", "labels") for path in alternatives(config[key])}
+    folders &= {parent for target in written for parent in target.parents}
+    if not left:
+        for target in folders:
+            (target / f"{UNFINISHED}-{converter}").unlink(missing_ok=True)
+        return
+    with unfinished(folders, converter, preparation.command):
+        preparation.record_images()
+        run_tasks(left, f"conversion of {name}", preparation.workers, preparation.progress)
+
+
+def _refuse_collisions(tasks: Iterable[Task]) -> None:
+    """Raises OvssError for two tasks with the same target: raw files of one name in several folders."""
+    makers: dict[Path, Task] = {}
+    for task in tasks:
+        for target in task.targets:
+            if makers.setdefault(target, task) is not task:
+                both = " and ".join(_raw_files(each) for each in (makers[target], task))
+                raise OvssError(f"{both} would both become {target}. Remove the one that does not belong to the data set.")
+
+
+def _raw_files(task: Task) -> str:
+    paths = [argument for argument in task.arguments if isinstance(argument, Path) and argument not in task.targets]
+    return ", ".join(str(path) for path in paths if path.exists())
+
+
+def run_tasks(tasks: Iterable[Task], title: str, workers: int, progress: Progress) -> None:
+    """Runs the tasks in processes; errors of single tasks are raised together after the others have finished."""
+    tasks = list(tasks)
+    failed: list[str] = []
+    odd: dict[str, list[tuple[int, str]]] = {}  # note -> pixels and raw files
+    sweep(target for task in tasks for target in task.targets)
+    with progress.start(title, len(tasks), "files") as bar:
+        for task, outcome in in_processes(run_task, tasks, workers):
+            if isinstance(outcome, OvssError):
+                failed.append(str(outcome))
+            else:
+                for note, pixels in outcome:
+                    odd.setdefault(note, []).append((pixels, _raw_files(task)))
+            bar.advance()
+    for note, found in odd.items():
+        pixels, where = max(found)
+        total = sum(number for number, _ in found)
+        progress.say(f"note: {total} pixels of {len(found)} label maps {note} (most of them, {pixels}, in {where})")
+    if failed:
+        shown = "".join(f"\n  {reason}" for reason in sorted(failed)[:10])
+        raise OvssError(f"{len(failed)} of {len(tasks)} files could not be converted; the others are kept:{shown}")
+
+
+def run_task(task: Task) -> list[tuple[str, int]]:
+    """Runs a task and returns its notes; errors of reading and decoding become an OvssError that names the file."""
+    noted()  # discards the notes of a failed task
+    with reading(_raw_files(task), DAMAGED):
+        task.make(*task.arguments)
+    return noted()
