@@ -41,9 +41,10 @@ def main() -> int:
 
 def list_datasets(names: list[str], words: list[str]) -> int:
     from ovss_bench.reports.datasets import card, overview
+    from ovss_bench.reports.terminal import terminal
 
     root = parse_options(words, COMMON)["data_root"]
-    for part in map(card, names, [root] * len(names)) if names else [overview(root)]:
+    for part in map(card, names, [root] * len(names)) if names else [terminal(overview(root))]:
         _print(part)
     return 0
 

@@ -16,7 +16,8 @@ from ovss_bench import progress
 from ovss_bench.cli.options import run_tool
 from ovss_bench.errors import OvssError, print_error
 from ovss_bench.files import user_path
-from ovss_bench.reports.tables import frame, terminal, without_labels
+from ovss_bench.reports.results import results_table, without_labels
+from ovss_bench.reports.terminal import terminal
 from ovss_bench.runs.merge import merge, part_folders
 
 
@@ -41,7 +42,7 @@ def merged(folder: Path) -> int:
         for note in notes:
             console.print(f"note: {result['segmentor']} on {result['dataset']}: {note}")
     if results:
-        console.print(terminal(frame(results)))
+        console.print(terminal(results_table(results)))
         console.print(f"Results: {folder}/")
     wrong = [*without_labels(results), *errors]
     for error in wrong:

@@ -23,9 +23,10 @@ from ovss_bench.cli.options import is_place, parse_options, run_tool
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.errors import OvssError, unknown, visible
 from ovss_bench.files import environment, user_path, write_text
+from ovss_bench.reports.csv import csv
 from ovss_bench.reports.latex import latex
-from ovss_bench.reports.markdown import csv, markdown
-from ovss_bench.reports.table import interval_of, make_report, select
+from ovss_bench.reports.markdown import markdown
+from ovss_bench.reports.report import interval_of, make_report, select
 from ovss_bench.runs.load import LARGE, frame_of, read_results
 
 FILTERS = ("segmentor", "clip", "dataset", "protocol")
