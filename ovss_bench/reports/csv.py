@@ -10,28 +10,23 @@ from .table import Cell, Column, Figure, Table, Text
 
 def csv(table: Table) -> str:
     """Parts of figures (bounds, published, difference) have columns where there are any."""
-    columns: dict[str, list[str]] = {}
+    head, columns = [], []
     for index, column in enumerate(table.columns):
         cells = [row.cells[index] for row in table.rows]
-        columns[table.head(column)] = [_value(cell, table.digits) for cell in cells]
+        head.append(table.head(column))
+        columns.append([cell.text if isinstance(cell, Text) else _number(cell.value, table.digits) for cell in cells])
         parts = [_parts(cell) for cell in cells]
         for number, name in enumerate(("low", "high", "published", "difference")):
             if any(part[number] is not None for part in parts):
-                columns[f"{column.name} {name}"] = [_number(part[number], table.digits) for part in parts]
+                head.append(f"{column.name} {name}")
+                columns.append([_number(part[number], table.digits) for part in parts])
     if table.noted or table.footnotes:
-        columns["notes"] = [
-            "; ".join(note for cell, column in zip(row.cells, table.columns, strict=True) for note in _notes(cell, column))
-            for row in table.rows
-        ]
+        head.append("notes")
+        pairs = [zip(row.cells, table.columns, strict=True) for row in table.rows]
+        columns.append(["; ".join(note for cell, column in row for note in _notes(cell, column)) for row in pairs])
     buffer = io.StringIO()
-    writer = writing.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+    writing.writer(buffer, lineterminator="\n").writerows([head, *zip(*columns, strict=True)])
     return buffer.getvalue()
-
-
-def _value(cell: Cell, digits: int) -> str:
-    return cell.text if isinstance(cell, Text) else _number(cell.value, digits)
 
 
 def _parts(cell: Cell) -> tuple[float | None, ...]:
