@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pandas as pd
-
-from ..reports.tables import markdown
+from ..reports.markdown import markdown
+from ..reports.table import Table
 from .measure import OFFICIAL
 
 
@@ -30,7 +29,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
                     "same labels": f"{min(equal):.4f} %" if equal else "",
                 }
             )
-    return markdown(pd.DataFrame(rows))
+    return markdown(Table.of(rows))
 
 
 def stages(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -39,7 +38,7 @@ def stages(results: Mapping[str, Mapping[str, Any]]) -> str:
         {"case": name} | {key: f"{1000 * value / result['case']['images']:.0f} ms" for key, value in result["stages"].items()}
         for name, result in results.items()
     ]
-    return markdown(pd.DataFrame(rows).fillna(""))
+    return markdown(Table.of(rows))
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:

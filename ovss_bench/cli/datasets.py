@@ -43,8 +43,9 @@ def run(words: list[str]) -> int:
 
 def _list(names: list[str], root: str | None, options: dict[str, Any]) -> int:
     from ..reports.datasets import card, overview
+    from ..reports.terminal import terminal
 
-    for part in [card(name, root) for name in names] or [overview(root)]:
+    for part in [card(name, root) for name in names] or [terminal(overview(root))]:
         console().print(part)
     return 0
 

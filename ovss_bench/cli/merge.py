@@ -6,7 +6,8 @@ from __future__ import annotations
 from .. import progress
 from ..errors import OvssError, print_error
 from ..files import user_path
-from ..reports.tables import frame, terminal, without_labels
+from ..reports.results import results_table, without_labels
+from ..reports.terminal import terminal
 from ..runs.merge import merge, part_folders
 from .options import Command
 
@@ -29,7 +30,7 @@ def run(words: list[str]) -> int:
         for note in notes:
             console.print(f"note: {result['segmentor']} on {result['dataset']}: {note}")
     if results:
-        console.print(terminal(frame(results)))
+        console.print(terminal(results_table(results)))
         console.print(f"Results: {folder}/")
     wrong = [*without_labels(results), *errors]
     for error in wrong:

@@ -11,9 +11,10 @@ from ..config.validation import Count
 from ..datasets.suites import load_suite
 from ..errors import OvssError, visible
 from ..files import environment, user_path, write_text
+from ..reports.csv import csv
 from ..reports.latex import latex
-from ..reports.markdown import csv, markdown
-from ..reports.table import interval_of, make_report, select
+from ..reports.markdown import markdown
+from ..reports.report import interval_of, make_report, select
 from ..runs.load import LARGE, frame_of, read_results
 from .eval_options import EVAL
 from .options import Command, Option, Text, Texts

@@ -1,10 +1,13 @@
-"""Comparisons as text for a terminal or a log of CI."""
+"""Comparisons as text, for a terminal or a CI log."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from .table import Column, Figure, Row, Table, Text
+from .terminal import lines as text_of
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -17,23 +20,38 @@ def lines_of(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def method_lines(comparisons: list[Mapping[str, Any]]) -> list[str]:
-    """A line per CLIP and data set on which two methods were compared, and for each CLIP the mean over its data sets."""
-    lines, by_clip = [], {}
+    """The errors, and `methods_table` as text."""
+    compared = [comparison for comparison in comparisons if comparison["level"] != "error"]
+    errors = [line for comparison in comparisons if comparison["level"] == "error" for line in lines_of(comparison)]
+    return [*errors, *(text_of(methods_table(compared)) if compared else [])]
+
+
+def methods_table(comparisons: list[Mapping[str, Any]]) -> Table:
+    """A row per CLIP and data set on which two methods were compared, and for each CLIP the mean over its data sets."""
+    first = comparisons[0]
+    columns = [Column("data set"), Column("CLIP")]
+    columns += [Column(f"{first[side]['segmentor']} mIoU", right=True) for side in "ab"]
+    columns += [Column("difference", right=True, signed=True), Column("level")]
+    rows, pairs = [], {}
     for comparison in comparisons:
-        if comparison["level"] == "error":
-            lines += lines_of(comparison)
-            continue
         a, b, difference = comparison["a"], comparison["b"], comparison["difference"]
-        by_clip.setdefault(a["clip"], []).append((a["mIoU"], b["mIoU"]))
-        bounds = "" if difference["low"] != difference["low"] else f" [{difference['low']:+.2f}, {difference['high']:+.2f}]"
-        names = (_name(run).partition(" with ")[0] for run in (a, b))
-        values = " -> ".join(f"{name} {_percent(run['mIoU'])}" for name, run in zip(names, (a, b), strict=True))
-        lines.append(f"{a['dataset']}, {a['clip']}: {values}, {difference['value']:+.2f}{bounds}: {comparison['level']}")
-    for clip, pairs in by_clip.items():
-        if len(pairs) > 1:
-            a, b = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-            lines.append(f"mean of {len(pairs)} data sets with {clip}: {a:.2f} -> {b:.2f}: {b - a:+.2f}")
-    return lines
+        bounds = difference["low"], difference["high"]
+        if None not in (a["mIoU"], b["mIoU"]):
+            pairs.setdefault(a["clip"], []).append((a["mIoU"], b["mIoU"]))
+        labels = Text(a["dataset"]), Text(a["clip"])
+        change = Figure(difference["value"], interval=None if bounds[0] != bounds[0] else bounds)
+        rows.append(Row([*labels, _figure(a), _figure(b), change, Text(comparison["level"])]))
+    for clip, values in pairs.items():
+        if len(values) > 1:
+            a, b = (sum(side) / len(values) for side in zip(*values, strict=True))
+            rows.append(Row([Text(f"mean of {len(values)}"), Text(clip), Figure(a), Figure(b), Figure(b - a), Text("")]))
+    return Table(columns, rows)
+
+
+def _figure(run: Mapping[str, Any]) -> Figure:
+    settings = ", ".join(f"{name}={value}" for name, value in run["overridden"].items())
+    notes = [f"overridden: {settings}"] if settings else []
+    return Figure(run["mIoU"], notes=notes + ["partial"] * run["partial"])
 
 
 def summary(comparisons: list[Mapping[str, Any]]) -> str:
@@ -56,7 +74,7 @@ def _runs(comparison: Mapping[str, Any]) -> list[str]:
         f"  of {images['compared']} images {images['other_maps']} have other label maps, {images['other_counts']} other counts"
     )
     if comparison["other_labels"]:
-        lines.append(f"  the truth of {comparison['other_labels']} images is not the same: other labels, or another size")
+        lines.append(f"  the ground truth of {comparison['other_labels']} images differs: other labels, or another size")
     lines += settings
     if comparison["contributing_classes"]:
         lines.append("  classes that contribute most (points of the difference; IoU):")

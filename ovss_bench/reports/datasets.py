@@ -1,4 +1,4 @@
-"""What `tools/datasets.py list` shows: every data set with what is here of it, or all that is known about one."""
+"""The list of data sets: a row for each with its state on this machine, or a card with everything about one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from ..datasets.base import MissingData, SegDataset, load_dataset
@@ -20,22 +19,21 @@ from ..errors import OvssError
 from ..files import CONFIGS, config_names
 from ..runs.published import published_figures
 from ..vocabulary import read_names
+from .table import Table
 
 WIDTH = 80  # columns of a terminal as it opens
 
 
 def overview(root: str | None) -> Table:
     """A row per data set."""
-    view = Table(box=None, pad_edge=False)
-    for column in ("data set", "classes", "images", "here", "MB", "licence"):
-        view.add_column(column, justify="right" if column in ("classes", "images", "MB") else "left", overflow="fold")
+    records = []
     for name in config_names("dataset"):
         config = dataset_config(name)[1]
         state, dataset = state_of(name, root)
         size = "" if dataset is None else f"{_bytes(dataset) / 1e6:.0f}"
-        images = in_words(config, str(config.get("scenes", "?")))
-        view.add_row(name, str(class_count(name)), images, state, size, config["licence"])
-    return view
+        facts = (name, class_count(name), in_words(config, str(config.get("scenes", "?"))), state, size, config["licence"])
+        records.append(dict(zip(("data set", "classes", "images", "here", "MB", "licence"), facts, strict=True)))
+    return Table.of(records, right=("classes", "images", "MB"))
 
 
 def card(name: str, root: str | None) -> Text:

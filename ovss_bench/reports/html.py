@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,24 @@ from ..runs.load import result_paths
 from ..runs.schema import schema
 from ..runs.store import maps_folder, read_counts, read_result
 from .overlays import ERROR, Pictures, choose, image_ious, side_for
-from .tables import marked_name
+from .results import marked_name, results_table
+from .table import Markup, Table
+from .templates import FOLDER, render
 
-PAGE = Path(__file__).parent / "page"
 DETAILED = 24  # runs of a page that have intervals, confusions and pictures, the latest: more would make it large and slow
 CONFUSED = 14  # classes of the heat map
 PAIRS = 12  # confusions that are listed
+ROW = ("segmentor", "clip", "dataset", "protocol", "partial", "overridden", "sources", "metrics")
+MARKUP = Markup(escape, "<strong>{}</strong>", "<u>{}</u>", "<small>{}</small>", "<sup>{}</sup>")
 # What the page shows at a place of its own; all else of a result is provenance.
 ELSEWHERE = {"segmentor", "clip", "dataset", "protocol", "metrics", "partial", "overridden", "recipe", "per_class", "published"}
+
+
+def html(table: Table) -> str:
+    """A table as an HTML fragment, with remarks and footnotes below."""
+    table = table.collapsed()
+    groups = [[MARKUP.line(row, table) for row in group] for group in table.groups()]
+    return render("table.html", table=table, head=MARKUP.head(table), groups=groups, notes=MARKUP.notes(table))
 
 
 def write_html(
@@ -90,6 +99,7 @@ class Page:
         self.title, self.datasets, self.data_root, self.images = title, datasets, data_root, images
         self.notes: list[str] = []
         self.metrics: dict[str, None] = {}
+        self.rows: list[dict[str, Any]] = []  # what the table needs of each result
         self.runs: dict[str, str] = {}
         self.details: dict[str, str] = {}
         self.shared: dict[str, int] = {}
@@ -108,6 +118,7 @@ class Page:
         first = next(iter(published["figures"]), {})
         rows = [(c["IoU"], c["Acc"], c["predicted"], c["true"]) for c in result["per_class"]]
         self.metrics |= dict.fromkeys(result["metrics"])
+        self.rows.append({name: result[name] for name in ROW})
         self._started[key] = result["timing"]["started"], file
         run = {name: result[name] for name in ("segmentor", "clip", "dataset", "protocol")} | {
             "marks": marked_name(result).removeprefix(result["segmentor"]).strip(),
@@ -184,6 +195,8 @@ class Page:
         return self._pictures[dataset]
 
     def text(self) -> str:
+        from markupsafe import Markup as Safe
+
         common = {"notes": self.notes, "metrics": list(self.metrics), "fields": dict(descriptions(schema()))}
         common["errors"] = [[name, _colour(colour)] for name, colour in ERROR.items()]
         block = ",".join(
@@ -194,17 +207,17 @@ class Page:
                 f'"shared":[{",".join(self.shared)}]}}',
             ]
         )
-        style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-        parts = {
-            "title": html.escape(self.title),
-            "style": style,
-            "script": script,
-            "style_hash": _hash(style),
-            "script_hash": _hash(script),
-            "data": block.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
-        }
-        template = (PAGE / "template.html").read_text(encoding="utf-8")
-        return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], template)
+        style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+        return render(
+            "page.html",
+            title=self.title,
+            style=Safe(style),
+            script=Safe(script),
+            style_hash=_hash(style),
+            script_hash=_hash(script),
+            table=Safe(html(results_table(self.rows))),
+            data=Safe(block.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")),
+        )
 
 
 def confusions(matrix: np.ndarray) -> dict[str, Any]:

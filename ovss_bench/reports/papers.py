@@ -1,35 +1,41 @@
-"""A paper's table as a grid (configs/table/*.yaml): its rows as runs of ours, its figures beside ours."""
+"""A paper's table (configs/table/*.yaml): its rows as runs of ours, its figures beside ours."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from annotated_types import MinLen
 
 from ..config.recipe import segmentor_names
+from ..config.validation import Expected, validate, validate_all
 from ..errors import OvssError, unknown
-from ..files import CONFIGS, config_names, read_yaml
-from ..runs.published import figures_of, listed, meant, published_figures, settings, stand_ins, unconfirmed
+from ..files import CONFIGS, config_names, read_yaml, write_text
+from ..runs.published import Filled, figures_of, listed, located, meant, published_figures, settings, stand_ins, unconfirmed
+from .csv import csv
+from .markdown import markdown
+from .table import Column, Figure, Row, Table, Text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = ("title", "source", "datasets", "rows", "averages")
 PRINTED = ("method", "variant", "backbone", "pretrained", "extra_model")
+Overrides = Annotated[dict[str, Any], Expected("overrides as {NAME: VALUE}")]
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A line of a table: a run of ours (`segmentor`, `clip`, overrides in `recipe` and for single data sets in `per_dataset`),
-    or a line that was printed (`method` and what else tells it from others, as in results/published), or both."""
+    """A row of a table: a run of ours (`segmentor`, `clip`, overrides in `recipe`, and in `per_dataset` those of single data
+    sets), or a row of the paper (`method` and the columns of results/published that identify it), or both."""
 
-    name: str
+    name: Filled
     segmentor: str | None = None
     clip: str | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
-    per_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipe: Overrides = field(default_factory=dict)
+    per_dataset: Annotated[dict[str, Overrides], Expected("{DATASET: {NAME: VALUE}}")] = field(default_factory=dict)
     method: str | None = None
     variant: str | None = None
     backbone: str | None = None
@@ -41,7 +47,7 @@ class PaperRow:
         return self.recipe | self.per_dataset.get(dataset, {})
 
     def printed(self) -> pd.DataFrame:
-        """The published figures of the line on all data sets; none if the row names no method."""
+        """The published figures of the row on all data sets; none if it names no method."""
         figures = published_figures()
         if self.method is None:
             return figures[:0]
@@ -53,7 +59,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A grid of `rows` and `datasets`, and the `averages` that the paper takes: name -> columns."""
+    """`rows` by `datasets`, and the `averages` that the paper reports: name -> data sets."""
 
     name: str
     title: str
@@ -63,36 +69,33 @@ class PaperTable:
     averages: dict[str, tuple[str, ...]]
 
     def figures(self, row: PaperRow, dataset: str) -> list[dict[str, Any]]:
-        """Every figure of a cell: what is printed in the row's own line, then what is published elsewhere for the same run.
-        `comparable` marks those that the run reproduces; of others the settings differ, or are not known."""
+        """Every figure of a cell: first those that identify the row, then those published elsewhere for the same run.
+        `comparable`: the run reproduces the figure; otherwise its settings differ or are unknown."""
         same = figures_of(row.segmentor, row.clip, dataset, row.overrides(dataset)) if row.segmentor else []
         printed = row.printed()
-        own = listed(printed[printed["dataset"] == dataset])
-        figures = own + [figure for figure in same if figure not in own]
+        figures = listed(printed[printed["dataset"] == dataset])
+        figures += [figure for figure in same if figure not in figures]
         return [figure | {"comparable": figure in same} for figure in figures]
 
 
 def load_table(name: str | Path) -> PaperTable:
-    """A table of configs/table by name, or a file in the same form. Raises OvssError for what is not in order in it."""
+    """A table of configs/table by name, or a YAML file of the same layout. Raises OvssError for anything invalid in it."""
     path = CONFIGS / "table" / f"{name}.yaml"
     if str(name) not in config_names("table"):
         path = Path(name)
         if not path.is_file():
             raise unknown("table (neither an entry of configs/table nor a file)", name, config_names("table"))
     content = read_yaml(path, "table")
-    try:
+    with located(f"table {path}"):
         return _table(path.stem, content)
-    except OvssError as error:
-        raise OvssError(f"table {path}: {error}") from error
 
 
 def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A line per row and column of the table: `ours` (NaN without a complete result of that run), for what something untrained
-    `stood_in`, which settings are `unconfirmed`, `published` (the first figure of the cell), their `difference` in points where
-    they are comparable and nothing stood in or is unconfirmed,
-    `second_hand`, `source`, and `also`, what others state for the same cell.
+    """A line per row and column of the table: `ours` (NaN without a complete result of that run), the sources for which
+    something untrained `stood_in`, which settings are `unconfirmed`, `published` (the first figure of the cell), the
+    `difference` in points if the two are comparable, `second_hand`, `source`, and `also`: what others state for the same cell.
 
-    Averages follow the columns of each row. They are NaN unless all their columns are there.
+    Averages follow the data sets of each row. They are NaN if any of their members is missing.
     """
     import pandas as pd
 
@@ -107,6 +110,36 @@ def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.
     frame = pd.DataFrame(lines, columns=["row", "column", "average", *_cell(table, table.rows[0], table.datasets[0], [])])
     frame["difference"] = frame["difference"].astype(float).round(2)
     return frame
+
+
+def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder: Path) -> Table:
+    """table_<name>.csv, a line per cell with sources, and table_<name>.md in the layout of the paper, which is returned."""
+    cells = side_by_side(table, results)
+    view = paper_view(table, cells)
+    write_text(folder / f"table_{table.name}.csv", csv(Table.of(cells.to_dict("records"))))
+    write_text(folder / f"table_{table.name}.md", markdown(view))
+    return view
+
+
+def paper_view(table: PaperTable, cells: pd.DataFrame) -> Table:
+    """The `cells` of `side_by_side` in the layout of the paper: a row per run, a column per data set and average."""
+    columns = [Column("ours (published, difference)")]
+    columns += [Column(dataset, right=True) for dataset in table.datasets]
+    columns += [Column(average, right=True, average=True) for average in table.averages]
+    rows, also, doubts = [], [], {}
+    for name, of_row in cells.groupby("row", sort=False):
+        figures: list[Figure] = []
+        for cell in of_row.astype(object).where(of_row.notna(), None).itertuples():
+            figures.append(Figure(cell.ours, published=cell.published, difference=cell.difference))
+            if cell.stood_in:
+                figures[-1].notes.append(f"with a stand-in for {cell.stood_in}")
+            if cell.unconfirmed:
+                figures[-1].notes.append("with a generator of unconfirmed settings")
+                doubts[cell.unconfirmed] = None
+            if cell.also:
+                also.append(f"Also published for {name} on {cell.column}: {cell.also}")
+        rows.append(Row([Text(name), *figures]))
+    return Table(columns, rows, table.title, remarks=(f"Published: {table.source}", *doubts, *also))
 
 
 def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -132,7 +165,7 @@ def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapp
 
 
 def _result(row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The result of the run that a cell stands for, if there is one on all images."""
+    """The result of the run that belongs to a cell, if there is one on all images."""
     for result in results:
         if (result["segmentor"], result["clip"], result["dataset"]) != (row.segmentor, row.clip, dataset):
             continue
@@ -144,67 +177,59 @@ def _result(row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -
     return None
 
 
+# The files
+
+Names = Annotated[list[str], MinLen(1), Expected("a list of names")]
+KEYS = {
+    "title": Filled,
+    "source": Filled,
+    "datasets": Names,
+    "rows": Annotated[list[Any], MinLen(1), Expected("a list of rows")],
+    "averages": Annotated[dict[str, Names], Expected("{NAME: [DATASET, ...]}")],
+}
+ROW = get_type_hints(PaperRow, include_extras=True)
+
+
 def _table(name: str, content: Any) -> PaperTable:
-    """What a file says, checked."""
     if not isinstance(content, dict):
         raise OvssError(f"expected {', '.join(KEYS)}.")
-    for key in content:
-        if key not in KEYS:
-            raise unknown("key", key, KEYS)
-    for key in KEYS[:4]:
-        if not content.get(key):
-            raise OvssError(f"{key} is missing.")
-    datasets, averages = content["datasets"], content.get("averages") or {}
-    if not (isinstance(datasets, list) and isinstance(content["rows"], list) and isinstance(averages, dict)):
-        raise OvssError("expected lists of datasets and of rows, and averages as name: [columns].")
-    for dataset in datasets:
-        if dataset not in config_names("dataset"):
-            raise unknown("dataset", dataset, config_names("dataset"))
-    for average, columns in averages.items():
-        if not isinstance(columns, list) or not columns:
-            raise OvssError(f"average '{average}': expected a list of columns.")
-        for column in columns:
-            if column not in datasets:
-                raise unknown(f"column of the average '{average}'", column, datasets)
-    rows = tuple(_row(number, row, datasets) for number, row in enumerate(content["rows"], 1))
+    values = validate_all(dict.fromkeys(KEYS) | {"averages": {}} | content, KEYS, "key")
+    datasets, averages = values["datasets"], values["averages"]
+    _known("dataset", datasets, config_names("dataset"))
+    for average, members in averages.items():
+        _known(f"column of the average '{average}'", members, datasets)
+    rows = tuple(_row(number, row, datasets) for number, row in enumerate(values["rows"], 1))
     for what, names in {"row": [row.name for row in rows], "dataset": datasets, "average": [*averages, *datasets]}.items():
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise OvssError(f"{what} '{twice[0]}' is there twice.")
-    averages = {average: tuple(columns) for average, columns in averages.items()}
-    return PaperTable(name, content["title"], content["source"], tuple(datasets), rows, averages)
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise OvssError(f"{what} '{repeated[0]}' occurs twice.")
+    averages = {average: tuple(members) for average, members in averages.items()}
+    return PaperTable(name, values["title"], values["source"], tuple(datasets), rows, averages)
 
 
 def _row(number: int, content: Any, datasets: Sequence[str]) -> PaperRow:
-    if not isinstance(content, dict) or not content.get("name"):
-        raise OvssError(f"row {number}: name is missing.")
-    where, known = f"row '{content['name']}'", [f.name for f in fields(PaperRow)]
-    for key in content:
-        if key not in known:
-            raise unknown(f"key of {where}", key, known)
-    row = PaperRow(**content)
-    if not all(isinstance(overrides, dict) for overrides in (row.recipe, row.per_dataset, *row.per_dataset.values())):
-        raise OvssError(f"{where}: expected overrides as {{name: value}} in recipe, and those of each data set in per_dataset.")
-    if row.segmentor is None and row.method is None:
-        raise OvssError(f"{where} names neither a segmentor with its clip nor a method.")
-    for dataset in row.per_dataset:
-        if dataset not in datasets:
-            raise unknown(f"per_dataset of {where}", dataset, datasets)
-    if row.segmentor is None:
-        if row.clip or row.recipe or row.per_dataset:
-            raise OvssError(f"{where}: clip, recipe and per_dataset need a segmentor.")
-    else:
-        if row.segmentor not in segmentor_names():
-            raise unknown(f"segmentor of {where}", row.segmentor, segmentor_names())
-        if row.clip not in config_names("clip"):
-            raise unknown(f"clip of {where}", row.clip, config_names("clip"))
-        for dataset in datasets:
-            try:
+    content = validate(f"row {number}", content, Annotated[dict[str, Any], Expected("{name: NAME, ...}")])
+    with located(f"row '{content['name']}'" if content.get("name") else f"row {number}"):
+        row = PaperRow(**validate_all({"name": None} | content, ROW, "key"))
+        _known("key of per_dataset", row.per_dataset, datasets)
+        if row.segmentor is None:
+            if row.method is None:
+                raise OvssError("it names neither a segmentor with its clip nor a method.")
+            if row.clip or row.recipe or row.per_dataset:
+                raise OvssError("clip, recipe and per_dataset need a segmentor.")
+        else:
+            _known("segmentor", [row.segmentor], segmentor_names())
+            _known("clip", [row.clip], config_names("clip"))
+            for dataset in datasets:
                 settings(row.segmentor, row.clip, dataset, row.overrides(dataset))
-            except OvssError as error:
-                raise OvssError(f"{where}: {error}") from error
-    if row.method is None and any(getattr(row, column) is not None for column in PRINTED):
-        raise OvssError(f"{where}: {', '.join(PRINTED[1:])} need a method.")
-    if row.method is not None and not row.printed()["dataset"].isin(datasets).any():
-        raise OvssError(f"{where}: results/published has no such figure. Check {', '.join(PRINTED)}.")
-    return row
+        if row.method is None and any(getattr(row, column) is not None for column in PRINTED):
+            raise OvssError(f"{', '.join(PRINTED[1:])} need a method.")
+        if row.method is not None and not row.printed()["dataset"].isin(datasets).any():
+            raise OvssError(f"results/published has no such figure. Check {', '.join(PRINTED)}.")
+        return row
+
+
+def _known(kind: str, names: Iterable[Any], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Le, Predicate
 
-from ..errors import OvssError, reading, unknown
+from ..config.recipe import compose_recipe, segmentor_names
+from ..config.validation import Expected, validate_all
+from ..errors import OvssError, reading
 from ..evaluation.metrics import RULES
 from ..files import PUBLISHED, config_names, load_config, user_path
-from ..config.recipe import compose_recipe, segmentor_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,7 @@ COLUMNS = (
     "method", "variant", "backbone", "pretrained", "extra_model", "dataset", "miou", "postprocess", "source",
     "table", "second_hand", "metric", "segmentor", "clip", "overrides",
 )  # fmt: skip
+Filled = Annotated[str, Predicate(str.strip), Expected("a text that is not empty")]
 # Figures were published on these, too, but nothing here evaluates them: only the unseen classes of a zero-shot split, other
 # classes, or images with noise.
 NOT_EVALUATED = ("voc12_unseen", "context_unseen", "coco_stuff_unseen", "coco_stuff27", "voc20_speckle_noise_1")
@@ -43,12 +47,14 @@ def load_figures(folder: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    choices = {
-        "dataset": [*config_names("dataset"), *NOT_EVALUATED],
-        "metric": list(RULES),
-        "second_hand": ["yes", "no"],
-        "segmentor": ["", *segmentor_names()],
-        "clip": ["", *config_names("clip")],
+    hints = dict.fromkeys(COLUMNS, str) | {
+        "miou": Annotated[float, Ge(0), Le(100), Expected("a percentage, 0 to 100")],
+        **dict.fromkeys(("method", "source", "table"), Filled),
+        "dataset": Literal[(*config_names("dataset"), *NOT_EVALUATED)],
+        "metric": Literal[tuple(RULES)],
+        "second_hand": Literal["yes", "no"],
+        "segmentor": Literal[("", *segmentor_names())],
+        "clip": Literal[("", *config_names("clip"))],
     }
     rows, seen = [], {}
     for path in sorted(folder.glob("*.csv")):
@@ -59,10 +65,8 @@ def load_figures(folder: Path) -> pd.DataFrame:
                 raise OvssError(f"{path}, line 1: expected the columns {', '.join(COLUMNS)}; differing: {wrong}.")
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
-                try:
-                    rows.append(_checked(row, choices))
-                except OvssError as error:
-                    raise OvssError(f"{where}: {error}") from error
+                with located(where):
+                    rows.append(_figure(row, hints))
                 key = tuple(row[column] for column in COLUMNS if column != "miou")
                 if key in seen:
                     raise OvssError(f"{where}: the same figure as in {seen[key]}. Keep one of the two.")
@@ -102,7 +106,7 @@ def generator(source: Mapping[str, Any]) -> str | None:
     folder = user_path(source["name"])
     if not folder.is_dir():
         return None
-    from ..auxiliary.regions import RegionFolder# which takes PyTorch's second or two
+    from ..auxiliary.regions import RegionFolder  # which takes PyTorch's second or two
 
     try:
         maps = RegionFolder(folder)
@@ -197,22 +201,15 @@ def stand_ins(result: Mapping[str, Any]) -> list[str]:
     return [kind for kind, source in result.get("sources", {}).items() if source["stand_in"]]
 
 
-def _checked(row: Mapping[str, str], choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """A row of a file with its values parsed; `choices`: what columns may hold. Raises OvssError for what cannot be right."""
+def _figure(row: Mapping[Any, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a file, parsed. Raises OvssError for anything invalid."""
     if None in row or None in row.values():
         raise OvssError(f"expected {len(COLUMNS)} values.")
-    for column in ("method", "source", "table"):
-        if not row[column].strip():
-            raise OvssError(f"{column} is empty. Every figure says whose it is and where it stands.")
     try:
-        miou = float(row["miou"])
+        miou: Any = float(row["miou"])
     except ValueError:
-        miou = float("nan")
-    if not 0 <= miou <= 100:
-        raise OvssError(f"miou is '{row['miou']}', expected a number of percent, 0 to 100.")
-    for column, known in choices.items():
-        if row[column] not in known:
-            raise unknown(column, row[column], filter(None, known))
+        miou = row["miou"]
+    values = validate_all({**row, "miou": miou}, hints, "column")
     if row["clip"]:
         clip = load_config("clip", row["clip"])
         if (clip["architecture"], clip["pretrained"]) != (row["backbone"], row["pretrained"]):
@@ -224,7 +221,16 @@ def _checked(row: Mapping[str, str], choices: Mapping[str, Sequence[str]]) -> di
         settings(row["segmentor"], row["clip"], row["dataset"], overrides)
     elif overrides:
         raise OvssError("overrides need a segmentor.")
-    return {**row, "miou": miou, "second_hand": row["second_hand"] == "yes", "overrides": overrides}
+    return values | {"second_hand": row["second_hand"] == "yes", "overrides": overrides}
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Names the place of an error."""
+    try:
+        yield
+    except OvssError as error:
+        raise OvssError(f"{where}: {error}") from error
 
 
 def _not_comparable(result: Mapping[str, Any]) -> str | None:

@@ -89,11 +89,12 @@ def test_two_files_and_a_tolerance(compare, folder):
 def test_two_methods_of_a_folder(compare, folder, tmp_path):
     status, text = compare("before", "clip", "sclip", f"out={tmp_path}/found.json")
     assert status == 1
-    line, *others = text.splitlines()
-    assert line.startswith("demo, demo: clip resize=none ")
-    assert " -> sclip resize=none " in line
-    assert line.endswith(": different")
-    assert others == []
+    head, line, *notes = text.splitlines()
+    assert head.split() == ["data", "set", "CLIP", "clip", "mIoU", "sclip", "mIoU", "difference", "level"]
+    assert line.split()[:2] == ["demo", "demo"]
+    assert line.endswith("  different")
+    assert len(notes) == 2
+    assert notes[0].startswith("(a) overridden: resize=none, ")
     (found,) = json.loads((tmp_path / "found.json").read_text())["comparisons"]
     assert (found["a"]["segmentor"], found["b"]["segmentor"]) == ("clip", "sclip")
     status, text = compare("before", "clip", "slcip")

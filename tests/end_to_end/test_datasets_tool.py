@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from end_to_end.tools import command, run
+from end_to_end.tools import ROOT, command, run
 from miniatures import MINIATURES
 from ovss_bench.cli.main import main
 from ovss_bench.datasets.base import load_dataset

@@ -26,8 +26,9 @@ from ovss_bench.datasets.check.manifest import compare, read_manifest, view
 from ovss_bench.datasets.check.run import check
 from ovss_bench.files import PUBLISHED, digest
 from ovss_bench.progress import console
+from ovss_bench.reports.csv import csv as to_csv
 from ovss_bench.reports.html import write_html
-from ovss_bench.reports.tables import differences, frame
+from ovss_bench.reports.results import differences, results_table
 from ovss_bench.runs.evaluate import Runtime, make_job, run_jobs
 from ovss_bench.runs.grid import Grid
 from ovss_bench.runs.load import read_results, result_paths
@@ -223,12 +224,12 @@ def test_label_maps_of_results(shown, draw, other, size):
 def test_tables_that_are_expected(shown, tmp_path_factory, draw):
     results = list(read_results(shown)[0].values())
     path = tmp_path_factory.getbasetemp() / "expected.csv"
-    known = frame(results).to_csv(index=False).encode()
+    known = to_csv(results_table(results)).encode()
     cells = NASTY.map(repr) | st.sampled_from(["", "x", "-", "inf", '"', "1e999"])
     text = known.decode().replace(known.decode().split(",")[-2], draw if isinstance(draw, str) else draw.draw(cells))
     content = text.encode("utf-8", "replace")
     path.write_bytes(content if isinstance(draw, str) else draw.draw(st.just(content) | damaged(content)))
-    lines = outcome(differences, frame(results), path, 0.1)
+    lines = outcome(differences, results, path, 0.1)
     assert isinstance(lines, ob.OvssError) or all(isinstance(line, str) for line in lines)
 
 

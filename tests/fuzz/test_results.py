@@ -15,12 +15,14 @@ import ovss_bench as ob
 from fuzz.common import VALUES, damaged, inputs, outcome
 from ovss_bench.reports.compare import compare_paths
 from ovss_bench.reports.compare_view import lines_of
+from ovss_bench.reports.csv import csv
 from ovss_bench.reports.html import write_html
 from ovss_bench.reports.latex import latex
-from ovss_bench.reports.markdown import csv, markdown
+from ovss_bench.reports.markdown import markdown
+from ovss_bench.reports.report import interval_of, make_report
 from ovss_bench.reports.reproduced import compare_with_published
-from ovss_bench.reports.table import interval_of, make_report
-from ovss_bench.reports.tables import terminal, write_tables
+from ovss_bench.reports.results import write_results
+from ovss_bench.reports.terminal import terminal
 from ovss_bench.runs.evaluate import make_job, run_jobs
 from ovss_bench.runs.load import frame_of, load_results, read_results, result_paths
 from ovss_bench.runs.schema import VERSION, schema, validate_result
@@ -93,7 +95,7 @@ def show(path):
     folder = path.parent / "shown"
     texts = [markdown(report), csv(report), latex(report, "fuzzed"), frame_of(results).to_csv()]
     with (folder.with_suffix(".txt")).open("w", encoding="utf-8") as file:
-        Console(file=file, markup=False).print(terminal(write_tables(list(results.values()), folder)))
+        Console(file=file, markup=False).print(terminal(write_results(list(results.values()), folder)))
         file.writelines(texts)
     write_html(path.parent, folder / "report.html", partial=True, images=1)
     compared = compare_paths(path, path)

@@ -3,7 +3,6 @@
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -14,7 +13,6 @@ from ovss_bench.datasets.suites import Average, expand, load_suite, mean_of
 from ovss_bench.evaluation.boundary import boundary_total, mean_boundary_iou
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.files import config_names
-from ovss_bench.reports.averages import write_averages
 from ovss_bench.runs.evaluate import make_job, run_jobs
 from ovss_bench.runs.store import RunStore, read_counts
 
@@ -273,29 +271,6 @@ def test_averages_are_never_over_fewer_data_sets():
     assert mean_of(averages, figures) == {"ab": (15.0, []), "abc": (30.0, []), "object": (7.0, [])}
     del figures["b", "mIoU"]
     assert mean_of(averages, figures) == {"ab": (None, ["b"]), "abc": (None, ["b"]), "object": (7.0, [])}
-
-
-def test_a_suite_averages_the_rows_of_each_segmentor(tmp_path):
-    suite = load_suite("sclip8")
-
-    def result(segmentor, dataset, miou, partial=False):
-        return {
-            "segmentor": segmentor, "clip": "vit_b16", "protocol": "paper", "dataset": dataset, "partial": partial,
-            "overridden": {}, "sources": {}, "metrics": {"mIoU": miou},
-        }  # fmt: skip
-
-    values = np.arange(8) + 30.125
-    results = [result("sclip", name, value) for name, value in zip(suite.datasets, values, strict=True)]
-    results += [result("naclip", name, 50.0, partial=name == "voc21") for name in suite.datasets[:3]]
-    table = write_averages(suite, results, tmp_path).set_index("segmentor")
-    assert table.loc["sclip", "all eight"] == round(values.mean(), 2)
-    assert table.loc["sclip", "with background"] == round(values[:3].mean(), 2)
-    assert table.loc["naclip (partial)", "with background"] == 50.0
-    assert np.isnan(table.loc["naclip (partial)", "all eight"])
-    assert table.loc["naclip (partial)", "missing"] == ", ".join(suite.datasets[3:])
-    written = pd.read_csv(tmp_path / "sclip8.csv").set_index("segmentor")
-    assert written.loc["sclip", "all eight"] == table.loc["sclip", "all eight"]
-    assert "–" in (tmp_path / "sclip8.md").read_text()
 
 
 MINE = """\

@@ -1,0 +1,232 @@
+"""Tables of results in the layout of the papers: a row per segmentor, a column per data set, the averages of a suite, and
+footnotes for anything that qualifies a number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..datasets.config import facts_of
+from ..datasets.suites import Average, Suite, mean_of
+from ..errors import OvssError, unknown
+from ..evaluation.metrics import RULES
+from ..runs.published import stand_ins, unconfirmed
+from ..runs.store import read_counts, read_result
+from .table import Column, Figure, Row, Table, Text
+
+Results = Mapping[Path, Mapping[str, Any]]
+
+
+def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool) -> dict[Path, Mapping[str, Any]]:
+    """The results with these segmentors, clips, ..., where any are given. Raises OvssError for names that no result has, and if
+    nothing is left."""
+    for key, names in chosen.items():
+        for name in names:
+            known = {result[key] for result in results.values()}
+            if name not in known:
+                raise unknown(f"{key} among the results", name, known)
+    left = {path: r for path, r in results.items() if all(not names or r[key] in names for key, names in chosen.items())}
+    complete = {path: result for path, result in left.items() if partial or not result["partial"]}
+    if not complete:
+        raise OvssError(
+            f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked."
+            if left
+            else ("no result can be read." if not results else "no result has all that is asked for.")
+        )
+    return complete
+
+
+def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
+    """The 95 % interval of a result's metric in percent, from the counts beside it; None for metrics that are no rule of whole
+    matrices. Raises OvssError if the counts are missing or damaged."""
+    if metric not in RULES:
+        return None
+    from ..evaluation import bootstrap
+
+    result = read_result(path)
+    records, *_ = read_counts(path.with_suffix(".npz"), result["fingerprint"], len(result["per_class"]))
+    found = bootstrap.interval(records.values(), len(result["per_class"]), metric, facts_of(result["dataset"]))
+    ours = result["metrics"].get(metric)
+    same = ours is not None and abs(100 * found.value - ours) < 1e-4  # else the facts are not those of the run
+    return (100 * found.low, 100 * found.high) if same and found.low == found.low else None
+
+
+def make_report(
+    results: Results,
+    suite: Suite | None = None,
+    *,
+    datasets: Sequence[str] = (),
+    metric: str | None = None,
+    digits: int = 2,
+    published: bool = False,
+    interval: Callable[[Path, str], tuple[float, float] | None] | None = None,
+) -> Table:
+    """The table of the results on the data sets of a suite, or on `datasets`, or on all.
+
+    `metric`: of all columns; by default mIoU, or the metric that the suite's averages use for a data set. `interval`: returns
+    the interval of a result file and a metric. Raises OvssError if nothing is left.
+    """
+    known = {name for result in results.values() for name in result["metrics"]}
+    if metric is not None and metric not in known:
+        raise unknown("metric", metric, known)
+    averages = [Average(a.name, a.members, metric or a.metric) for a in suite.averages] if suite else []
+    metric_of = {member: average.metric for average in reversed(averages) for member in average.members}
+    names = suite.datasets if suite else datasets or sorted({result["dataset"] for result in results.values()})
+    columns = [Column(name, metric_of.get(name, metric or "mIoU"), right=True) for name in names]
+    chosen, older = _newest(results, names)
+    if not chosen:
+        raise OvssError(f"none of {len(results)} results is on {', '.join(names)}.")
+    notes = provenance_notes({path: results[path] for cells in chosen.values() for path in cells.values()})
+    rows = []
+    for (clip, protocol, segmentor, *qualifiers), paths in chosen.items():
+        figures = []
+        for column in columns:
+            path = paths.get(column.name)
+            figure = _figure(results[path], column.metric, notes[path], published) if path else Figure()
+            if interval and path and figure.value is not None:
+                figure.interval = interval(path, column.metric)
+            figures.append(figure)
+        label = Text(segmentor, [*filter(None, qualifiers), *_lifted_notes(figures)])
+        figures += _averages(averages, columns, figures)
+        rows.append(Row([label, Text(clip), Text(protocol), *figures], group=(clip, protocol)))
+    columns += [Column(average.name, average.metric, right=True, average=True) for average in averages]
+    labels = [Column("segmentor"), Column("clip", common=True), Column("protocol", common=True)]
+    table = Table([*labels, *columns], rows, digits=digits, noted=True)
+    measured = table.metrics[0] if len(table.metrics) == 1 else "the metric of each column"
+    title = f"{suite.full_name if suite else 'Results'}: {measured} in percent"
+    remarks = _remarks([figure for row in rows for figure in row.cells[3:]], _rank(table), published, older)
+    return replace(table, title=title, remarks=remarks).collapsed()
+
+
+def _remarks(figures: Sequence[Figure], ranked: bool, published: bool, older: int) -> tuple[str, ...]:
+    """How the table is to be read."""
+    remarks = ["Best bold, second underlined, among the rows of the same CLIP and protocol."] if ranked else []
+    if any(figure.published is not None for figure in figures):
+        remarks.append("In parentheses: the published figure, and the difference of ours from it.")
+    elif published:
+        remarks.append("No figure is published for any of these runs.")
+    if any(figure.interval for figure in figures):
+        remarks.append("In brackets: 95 % confidence intervals over the sampling of images (evaluation/bootstrap.py).")
+    if older:
+        remarks.append(f"Left out: older results with the same settings ({older}).")
+    return tuple(remarks)
+
+
+def _newest(results: Results, datasets: Sequence[str]) -> tuple[dict[tuple[str, ...], dict[str, Path]], int]:
+    """Of each row and data set the file that counts, the last one that is not partial; and how many others there were."""
+    cells: dict[tuple[str, ...], dict[str, list[Path]]] = {}
+    for path, result in results.items():
+        if result["dataset"] in datasets:
+            cells.setdefault(_key(result), {}).setdefault(result["dataset"], []).append(path)
+
+    def age(path: Path) -> tuple:
+        result = results[path]
+        return not result["partial"], result["timing"]["started"], result["fingerprint"]
+
+    chosen = {key: {name: max(paths, key=age) for name, paths in cells[key].items()} for key in sorted(cells)}
+    return chosen, sum(len(paths) - 1 for row in cells.values() for paths in row.values())
+
+
+def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes a row: also settings and stand-ins, which become its footnotes."""
+    overridden = ", ".join(f"{name}={value}" for name, value in result["overridden"].items())
+    kinds = ", ".join(stand_ins(result))
+    notes = (f"overridden: {overridden}" if overridden else "", f"stand-in {kinds}" if kinds else "")
+    return result["clip"], result["protocol"], result["segmentor"], *notes
+
+
+def provenance_notes(results: Results) -> dict[Path, list[str]]:
+    """For each result in what its provenance is another than that of most: packages, source, precision, the weights of a
+    CLIP, the files of a data set."""
+    facts = {path: _facts(result) for path, result in results.items()}
+    values: dict[tuple[str, str], Counter] = {}
+    for own in facts.values():
+        for fact, value in own.items():
+            values.setdefault(fact, Counter())[value] += 1
+    usual = {fact: min(counts, key=lambda value, counts=counts: (-counts[value], value)) for fact, counts in values.items()}
+    notes = {}
+    for path, own in facts.items():
+        different: dict[str, list[str]] = {}
+        for fact, value in own.items():
+            if value != usual[fact]:
+                different.setdefault(fact[0], []).append(f"{fact[1]} {value} instead of {usual[fact]}".strip())
+        notes[path] = [f"{kind} {', '.join(texts)}" for kind, texts in different.items()]
+    return notes
+
+
+def _facts(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Kind and name of what is compared -> value."""
+    provenance = result["provenance"]
+    code = provenance.get("code") or {"core": provenance["source_digest"]}  # before there was one by file
+    return {
+        ("precision", ""): result["precision"],
+        **{("source digest", f"of {name}"): digest[:12] for name, digest in sorted(code.items())},
+        ("weights digest", f"of {result['clip']}"): result["weights_digest"][:12],
+        ("fingerprint of the data set", result["dataset"]): result["dataset_fingerprint"][:12],
+        **{("packages", name): str(version) for name, version in sorted(provenance["packages"].items())},
+    }
+
+
+def _figure(result: Mapping[str, Any], metric: str, notes: Sequence[str], published: bool) -> Figure:
+    cell = Figure(result["metrics"].get(metric), partial=result["partial"], notes=list(notes))
+    if cell.partial:
+        images = result["images"]
+        cell.notes.insert(0, f"partial: {images['evaluated']} of {images['expected']} images")
+    figures = result["published"]["figures"] if published else []
+    if figures:
+        figure = next((figure for figure in figures if figure["metric"] == metric), figures[0])
+        cell.published, cell.difference = figure["miou"], figure["difference"]
+        if figure["metric"] != metric:
+            cell.notes.append(f"published, and held against ours, as {figure['metric']}")
+        cell.notes += unconfirmed(result)
+        if figure["second_hand"]:
+            cell.notes.append(f"published by others: {figure['source']}")
+    return cell
+
+
+def _lifted_notes(figures: Sequence[Figure]) -> list[str]:
+    """Moves the notes that all figures of a row share to the row."""
+    there = [figure for figure in figures if figure.value is not None]
+    lifted = [note for note in (there[0].notes if there else ()) if all(note in figure.notes for figure in there)]
+    for figure in there:
+        figure.notes = [note for note in figure.notes if note not in lifted]
+    return lifted
+
+
+def _averages(averages: Sequence[Average], columns: Sequence[Column], figures: Sequence[Figure]) -> list[Figure]:
+    """The averages of a row. One that lacks a member is empty, and has no comparison unless all its members do."""
+    by_column = {column.name: (column.metric, figure) for column, figure in zip(columns, figures, strict=True)}
+
+    def means(name: str) -> list[float | None]:
+        values = {(dataset, metric): getattr(figure, name) for dataset, (metric, figure) in by_column.items()}
+        return [mean for mean, _ in mean_of(averages, values).values()]
+
+    def members(average: Average) -> set[str]:
+        inner = {other.name: other for other in averages}
+        return {name for member in average.members for name in (members(inner[member]) if member in inner else [member])}
+
+    result = []
+    for average, value, *compared in zip(averages, *map(means, ("value", "published", "difference")), strict=True):
+        partial = value is not None and any(by_column[name][1].partial for name in members(average))
+        notes = ["average of partial results"] if partial else []
+        result.append(Figure(value, None, *compared, partial, notes=notes))
+    return result
+
+
+def _rank(table: Table) -> bool:
+    """Ranks the rounded figures of each column within their group, partial results left out; whether there are any to rank."""
+    found = False
+    for group in table.groups():
+        for cells in zip(*(row.cells for row in group), strict=True):
+            ranked = [cell for cell in cells if isinstance(cell, Figure) and cell.value is not None and not cell.partial]
+            best = sorted({round(cell.value, table.digits) for cell in ranked}, reverse=True)[:2]
+            if len(ranked) < 2:
+                continue
+            found = True
+            for cell in ranked:
+                value = round(cell.value, table.digits)
+                cell.rank = best.index(value) + 1 if value in best else None
+    return found

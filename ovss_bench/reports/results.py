@@ -1,0 +1,134 @@
+"""Tables of one evaluation: a row per result, and the averages of suites."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..datasets.suites import Suite, mean_of
+from ..errors import reading
+from ..files import write_text
+from ..runs.published import stand_ins
+from .csv import csv as to_csv
+from .markdown import markdown
+from .table import Figure, Table
+
+PARTIAL = " (partial)"
+METRICS = (
+    "mIoU",
+    "mAcc",
+    "aAcc",
+    "fwIoU",
+    "mIoU_seen",
+    "mIoU_unseen",
+    "hIoU",
+    "IoU_object",
+    "CoI_mIoU",
+    "mIoU_quirk255",
+    "mBoundaryIoU",
+)
+LABELS = ("clip", "dataset", "protocol")
+
+
+def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per result, metrics in percent; the best mIoU of each data set is marked."""
+    records = [
+        {"segmentor": marked_name(result)}
+        | {name: result[name] for name in LABELS}
+        | {name: _float(result["metrics"][name]) for name in METRICS if name in result["metrics"]}
+        for result in results
+    ]
+    table = Table.of(records, common=LABELS)
+    by_dataset: dict[str, list[Figure]] = {}
+    for result, figure in zip(results, table.cells("mIoU"), strict=False):  # results without mIoU have no such column
+        if figure.value is not None:
+            by_dataset.setdefault(result["dataset"], []).append(figure)
+    for figures in by_dataset.values():
+        best = max(round(figure.value, table.digits) for figure in figures)
+        for figure in figures:
+            figure.rank = 1 if round(figure.value, table.digits) == best else None
+    return table
+
+
+def marked_name(result: Mapping[str, Any]) -> str:
+    """The segmentor, marked if the result is partial, overrides the recipe, or was made with a stand-in."""
+    marks = PARTIAL if result["partial"] else ""
+    marks += "".join(f" {name}={value}" for name, value in result["overridden"].items())
+    kinds = ", ".join(stand_ins(result))
+    return result["segmentor"] + marks + (f" (stand-in {kinds})" if kinds else "")
+
+
+def averages_table(suite: Suite, results: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per segmentor, CLIP and protocol, a column per average of the suite. An average that lacks a data set has no value;
+    the last column names what is missing."""
+    rows: dict[tuple, dict[tuple[str, str], float]] = {}
+    partial = set()
+    for result in results:
+        key = marked_name({**result, "partial": False}), result["clip"], result["protocol"]
+        rows.setdefault(key, {}).update({(result["dataset"], name): value for name, value in result["metrics"].items()})
+        if result["partial"]:
+            partial.add(key)
+    records = []
+    for key, figures in rows.items():
+        means = mean_of(suite.averages, figures)
+        missing = dict.fromkeys(name for _, names in means.values() for name in names)
+        segmentor, clip, protocol = key
+        labels = {"segmentor": segmentor + PARTIAL * (key in partial), "clip": clip, "protocol": protocol}
+        records.append(labels | {name: _float(value) for name, (value, _) in means.items()} | {"missing": ", ".join(missing)})
+    return Table.of(records, common=LABELS)
+
+
+def write_results(results: Sequence[Mapping[str, Any]], folder: Path) -> Table:
+    """table.md and table.csv."""
+    return write_table(results_table(results), folder / "table")
+
+
+def write_averages(suite: Suite, results: Sequence[Mapping[str, Any]], folder: Path) -> Table:
+    """<suite>.md and <suite>.csv."""
+    table = write_table(averages_table(suite, results), folder / suite.name)
+    return replace(table, title=f"{suite.full_name}: averages")
+
+
+def write_table(table: Table, base: Path) -> Table:
+    """<base>.md and <base>.csv."""
+    for suffix, text in ((".md", markdown(table)), (".csv", to_csv(table))):
+        write_text(base.with_name(base.name + suffix), text)
+    return table
+
+
+def without_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each result that has no mIoU because no pixel counted."""
+    return [
+        f"{result['segmentor']} on {result['dataset']}: no mIoU, since none of the {result['images']['evaluated']} images has "
+        "a labelled pixel that counts. Are all labels ignored (ignore_index), or is recipe.min_foreground too large?"
+        for result in results
+        if math.isnan(_float(result["metrics"]["mIoU"]))
+    ]
+
+
+def differences(results: Sequence[Mapping[str, Any]], expected: str | Path, tolerance: float) -> list[str]:
+    """A line for each result whose mIoU differs by more than `tolerance` points from that in a table.csv, or is not in it.
+    Raises OvssError if the file cannot be read."""
+    keys = ("segmentor", *LABELS)
+    with (
+        reading(f"table {expected}", "Expected a table.csv of tools/eval.py."),
+        open(expected, encoding="utf-8", newline="") as file,
+    ):
+        known = {tuple(row[key] for key in keys): float(row["mIoU"] or "nan") for row in csv.DictReader(file)}
+    lines = []
+    for result in results:
+        key = (marked_name(result), *(result[name] for name in LABELS))
+        value, name = round(_float(result["metrics"]["mIoU"]), 2), f"{key[0]} on {result['dataset']}"
+        if key not in known:
+            lines.append(f"{name}: not in {expected}")
+        elif not (abs(value - known[key]) <= tolerance or (math.isnan(value) and math.isnan(known[key]))):
+            lines.append(f"{name}: {value:.2f} mIoU, expected {known[key]:.2f} +- {tolerance}")
+    return lines
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
