@@ -37,6 +37,24 @@ def test_links_and_anchors_resolve(page):
         assert not anchor or anchor in anchors(file), f"{page}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page):
+    for path in re.findall(r"`((?:ovss_bench|configs|tests|tools|docs|results/published)/[\w./-]*)`", page.read_text()):
+        assert re.search("[A-Z]{4,}", path) or "my_" in path or "valueclip" in path or (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_a_corruption_of_images_goes_where_contributing_says(tmp_path, voc):
+    @ob.DATASETS.register_module(name="dark")
+    class Dark(ob.SegDataset):
+        def image(self, sample):
+            return super().image(sample) // 2
+
+    (tmp_path / "voc21_dark.yaml").write_text("extends: voc21\nloader: dark\n")
+    data, clean = ob.load_dataset(tmp_path / "voc21_dark.yaml", voc), ob.load_dataset("voc21", voc)
+    assert (data.image(data[0]) == clean.image(clean[0]) // 2).all()
+    assert (data.label(data[0]) == clean.label(clean[0])).all()
+
+
 def test_readme_is_short():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 130
