@@ -37,7 +37,8 @@ def page(method):
 
 def test_every_method_has_a_page_and_every_page_a_method():
     assert sorted(path.stem for path in PAGES.glob("*.md")) == METHODS
-    assert {*METHODS} <= {*ob.segmentor_names()}
+    assert all(ob.SEGMENTORS.get(method) for method in METHODS)
+    assert sorted(ob.SEGMENTORS.module_dict) == METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)
