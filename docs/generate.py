@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import ovss_bench as ob
-from ovss_bench.config.hyperparameters import declared
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.figures import palette
@@ -50,7 +49,7 @@ def methods_table(pages: str) -> str:
     """Methods, what they take beside CLIP, and the benchmarks with a published figure of the very same run."""
     published, order = reproducible(), load_config("tools", "eval")["segmentor"]
     lines = [["method", "beside CLIP", *BENCHMARKS.values(), "also"], ["---", "---", *[":-:"] * len(BENCHMARKS), "---"]]
-    for method in sorted(declared(), key=order.index):
+    for method in sorted(TITLES, key=order.index):
         values = ob.compose_recipe(method).values()
         takes = [f"`{kind}={values[kind]}`" if values[kind] else f"`{kind}`" for kind in BESIDE_CLIP if kind in values]
         known = set().union(*(published.get(name, ()) for name in variants(method)))

@@ -5,10 +5,10 @@ import re
 import pytest
 
 import ovss_bench as ob
-from ovss_bench.config.hyperparameters import declared
 from ovss_bench.files import CONFIGS, config_names, load_config
 
 PAGES = CONFIGS.parent / "docs" / "methods"
+METHODS = sorted({load_config("segmentor", name).get("method", name) for name in config_names("segmentor")})
 HEADINGS = [
     "Idea",
     "Settings",
@@ -36,11 +36,12 @@ def page(method):
 
 
 def test_every_method_has_a_page_and_every_page_a_method():
-    methods = {load_config("segmentor", name).get("method", name) for name in config_names("segmentor")}
-    assert {path.stem for path in PAGES.glob("*.md")} == methods == set(declared())
+    assert sorted(path.stem for path in PAGES.glob("*.md")) == METHODS
+    assert all(ob.SEGMENTORS.get(method) for method in METHODS)
+    assert sorted(ob.SEGMENTORS.module_dict) == METHODS
 
 
-@pytest.mark.parametrize("method", sorted(declared()))
+@pytest.mark.parametrize("method", METHODS)
 def test_a_page_names_all_hyperparameters_and_nothing_else(method):
     text = page(method)
     assert re.findall(r"^## (.+)", text, re.MULTILINE) == HEADINGS
@@ -57,7 +58,7 @@ def test_a_page_says_what_published_figures_may_hold(method):
     assert all(words in text for words in CAVEATS[method])
 
 
-@pytest.mark.parametrize("method", sorted(declared()))
+@pytest.mark.parametrize("method", METHODS)
 def test_links_lead_somewhere(method):
     for target in re.findall(r"\]\(([^)#]+)\)", page(method)):
         assert target.startswith("https://") or (PAGES / target).exists(), target
