@@ -19,18 +19,9 @@ from .table import Figure, Table
 
 PARTIAL = " (partial)"
 METRICS = (
-    "mIoU",
-    "mAcc",
-    "aAcc",
-    "fwIoU",
-    "mIoU_seen",
-    "mIoU_unseen",
-    "hIoU",
-    "IoU_object",
-    "CoI_mIoU",
-    "mIoU_quirk255",
+    "mIoU", "mAcc", "aAcc", "fwIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "IoU_object", "CoI_mIoU", "mIoU_quirk255",
     "mBoundaryIoU",
-)
+)  # fmt: skip
 LABELS = ("clip", "dataset", "protocol")
 
 

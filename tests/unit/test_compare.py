@@ -313,7 +313,7 @@ def test_two_methods_are_compared_wherever_both_were_run(folder, copied):
 
 
 def test_without_a_published_figure_the_reason_is_given(folder):
-    with pytest.raises(ob.OvssError, match=r"no published figure is meant for .*the demo CLIP is this project's own"):
+    with pytest.raises(ob.OvssError, match=r"no published figure belongs to .*the demo CLIP is this project's own"):
         compare_with_published(folder)
 
 
