@@ -281,7 +281,7 @@ def test_damage_is_named(copied):
 def test_other_classes_and_other_images_are_refused():
     a = made(by_id(drawn(1, 5, 4, 8)))
     b = made(a.counts, per_class=[{"class": name} for name in "abcd"], dataset="voc21")
-    with pytest.raises(ob.OvssError, match=r"other classes \(demo, voc21\)"):
+    with pytest.raises(ob.OvssError, match=r"different classes \(demo, voc21\)"):
         compare_runs(a, b)
     with pytest.raises(ob.OvssError, match=r"1 of 5 images are not in the second run: image 00004"):
         compare_runs(a, made(by_id(drawn(1, 4, 4, 8))))
