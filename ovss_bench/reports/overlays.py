@@ -1,4 +1,4 @@
-"""The images of the HTML page: which of a run's images are shown, and thumbnails of input, ground truth, prediction and error."""
+"""The images of the HTML page: which are shown of a run, and thumbnails of input, ground truth, prediction and error."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, 
     """Every figure that this run should reproduce, the authors' own before those that others quote or measured. Papers may
     disagree."""
     run = segmentor, clip, dataset
-    figures = _select(segmentor=segmentor, clip=clip, dataset=dataset)
+    figures = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     same = [settings(*run, published) == settings(*run, overrides) for published in figures["overrides"]]
     return listed(figures[same]) if same else []
 
@@ -264,21 +264,21 @@ def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
 
 def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> str:
     """Why there is no figure for this run, and which similar ones there are."""
-    similar = _select(segmentor=segmentor, clip=clip, dataset=dataset)
+    similar = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     if len(similar):
         known = dict.fromkeys(_shown(published) or "the recipe as it is" for published in similar["overrides"])
         published = f"figures for {segmentor} with {clip} on {dataset} are published with {' or '.join(known)}"
         given = _shown(settings(segmentor, clip, dataset, overrides))
         return f"overridden: {given}; {published}" if given else f"{published} only"
     parts = [f"no figure is published for {segmentor} with {clip} on {dataset}"]
-    if len(clips := _select(segmentor=segmentor, dataset=dataset)["clip"].unique()):
+    if len(clips := figures_with(segmentor=segmentor, dataset=dataset)["clip"].unique()):
         parts.append(f"on {dataset} there are figures with {', '.join(clips)}")
-    if len(datasets := _select(segmentor=segmentor, clip=clip)["dataset"].unique()):
+    if len(datasets := figures_with(segmentor=segmentor, clip=clip)["dataset"].unique()):
         parts.append(f"with {clip} there are figures on {', '.join(datasets)}")
-    if len(parts) == 1 and len(others := _select(segmentor=segmentor)):
+    if len(parts) == 1 and len(others := figures_with(segmentor=segmentor)):
         parts.append(f"there are figures with {', '.join(others['clip'].unique())} on {', '.join(others['dataset'].unique())}")
     method, architecture = _config("segmentor", segmentor, "method"), _config("clip", clip, "architecture")
-    unmatched = _select(method=method, dataset=dataset, segmentor="")
+    unmatched = figures_with(method=method, dataset=dataset, segmentor="")
     unmatched = unmatched[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
     if len(unmatched):
         shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in listed(unmatched)[:3]]
@@ -292,7 +292,7 @@ def _config(group: str, name: str, key: str) -> str:
     return load_config(group, name).get(key, name) if name in config_names(group) else name
 
 
-def _select(**values: str) -> pd.DataFrame:
+def figures_with(**values: str) -> pd.DataFrame:
     """The published figures with these values in their columns."""
     figures = published_figures()
     for column, value in values.items():
