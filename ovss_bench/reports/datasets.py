@@ -65,19 +65,16 @@ def card(name: str, root: str | None) -> Text:
         "note": prepare.get("note"),
         "prepare": f"python tools/datasets.py prepare {given} data_root=DIR" if prepare else None,
     }
-    left = max(len(key) for key, value in facts.items() if value is not None) + 2
+    facts = {key: str(value).splitlines() for key, value in facts.items() if value is not None}
+    left = max(map(len, facts)) + 2
     view = Text("\n".join(textwrap.wrap(f"{name}: {config.get('full_name', 'of your own')}", WIDTH)))
-    for key, value in facts.items():
-        if value is not None:
-            beside = [part for line in str(value).splitlines() for part in _wrapped(line, WIDTH - left)]
-            if max(map(len, beside)) > WIDTH - left:
-                view.append(f"\n{key}", "bold")
-                lines = str(value).splitlines()
-                if key != "prepare":
-                    lines = [part for line in lines for part in _wrapped(line, WIDTH - 2, broken=True)]
-                view.append("".join(f"\n  {line}" for line in lines))
-            else:
-                view.append(f"\n{key:{left}}", "bold").append(f"\n{'':{left}}".join(beside))
+    for key, lines in facts.items():
+        beside = [part for line in lines for part in _wrapped(line, WIDTH - left)]
+        if max(map(len, beside)) <= WIDTH - left:
+            view.append(f"\n{key:{left}}", "bold").append(f"\n{'':{left}}".join(beside))
+        else:
+            below = [part for line in lines for part in _wrapped(line, WIDTH - 2, broken=True)]
+            view.append(f"\n{key}", "bold").append("".join(f"\n  {line}" for line in (lines if key == "prepare" else below)))
     return view
 
 

@@ -188,7 +188,7 @@ def test_every_setting_that_differs_is_named():
     }
     text = lines_of(compare_runs(a, b))
     assert "    weights_digest: 222222222222 -> 999999999999" in text
-    assert "    recipe.stride: not there -> 8" in text
+    assert "    recipe.stride: none -> 8" in text
 
 
 # Files and folders
