@@ -135,16 +135,16 @@ def paper_view(table: PaperTable, cells: pd.DataFrame) -> Table:
     rows, also, doubts = [], [], {}
     for name, of_row in cells.groupby("row", sort=False):
         figures: list[Figure] = []
-        for cell in of_row.astype(object).where(of_row.notna(), None).itertuples():
-            figures.append(Figure(cell.ours, published=cell.published, difference=cell.difference))
-            if cell.stood_in:
-                figures[-1].notes.append(f"with a stand-in for {cell.stood_in}")
-            if cell.unconfirmed:
+        for cell in of_row.astype(object).where(of_row.notna(), None).to_dict("records"):
+            figures.append(Figure(cell["ours"], published=cell["published"], difference=cell["difference"]))
+            if cell["stood_in"]:
+                figures[-1].notes.append(f"with a stand-in for {cell['stood_in']}")
+            if cell["unconfirmed"]:
                 figures[-1].notes.append("with a generator of unconfirmed settings")
-                doubts[cell.unconfirmed] = None
-            if cell.also:
-                also.append(f"Also published for {name} on {cell.column}: {cell.also}")
-        rows.append(Row([Text(name), *figures]))
+                doubts[cell["unconfirmed"]] = None
+            if cell["also"]:
+                also.append(f"Also published for {name} on {cell['column']}: {cell['also']}")
+        rows.append(Row([Text(str(name)), *figures]))
     return Table(columns, rows, table.title, remarks=(f"Published: {table.source}", *doubts, *also))
 
 

@@ -222,11 +222,11 @@ def _rank(table: Table) -> bool:
     for group in table.groups():
         for cells in zip(*(row.cells for row in group), strict=True):
             ranked = [cell for cell in cells if isinstance(cell, Figure) and cell.value is not None and not cell.partial]
-            best = sorted({round(cell.value, table.digits) for cell in ranked}, reverse=True)[:2]
+            best = sorted({cell.rounded(table.digits) for cell in ranked}, reverse=True)[:2]
             if len(ranked) < 2:
                 continue
             found = True
             for cell in ranked:
-                value = round(cell.value, table.digits)
+                value = cell.rounded(table.digits)
                 cell.rank = best.index(value) + 1 if value in best else None
     return found

@@ -36,12 +36,12 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
     table = Table.of(records, common=LABELS)
     by_dataset: dict[str, list[Figure]] = {}
     for result, figure in zip(results, table.cells("mIoU"), strict=False):  # results without mIoU have no such column
-        if figure.value is not None:
+        if isinstance(figure, Figure) and figure.value is not None:
             by_dataset.setdefault(result["dataset"], []).append(figure)
     for figures in by_dataset.values():
-        best = max(round(figure.value, table.digits) for figure in figures)
+        best = max(figure.rounded(table.digits) for figure in figures)
         for figure in figures:
-            figure.rank = 1 if round(figure.value, table.digits) == best else None
+            figure.rank = 1 if figure.rounded(table.digits) == best else None
     return table
 
 

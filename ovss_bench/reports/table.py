@@ -45,6 +45,9 @@ class Figure:
     rank: int | None = None
     notes: list[str] = field(default_factory=list)
 
+    def rounded(self, digits: int) -> float:
+        return float("nan") if self.value is None else round(self.value, digits)
+
 
 Cell = Text | Figure
 
@@ -88,7 +91,9 @@ class Table:
         """Without the common columns in which all rows agree; the caption names their values instead."""
         shared, columns = list(self.shared), list(self.columns)
         for index, column in enumerate(columns):
-            texts = {row.cells[index].text for row in self.rows} if column.common and not column.hidden else ()
+            texts = (
+                {str(getattr(row.cells[index], "text", "")) for row in self.rows} if column.common and not column.hidden else ()
+            )
             if len(texts) == 1:
                 shared.append(f"{column.name} {texts.pop()}")
                 columns[index] = replace(column, hidden=True)

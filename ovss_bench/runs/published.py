@@ -27,7 +27,7 @@ COLUMNS = (
     "method", "variant", "backbone", "pretrained", "extra_model", "dataset", "miou", "postprocess", "source",
     "table", "second_hand", "metric", "segmentor", "clip", "overrides",
 )  # fmt: skip
-Filled = Annotated[str, Predicate(str.strip), Expected("a text that is not empty")]
+Filled = Annotated[str, Predicate(lambda text: bool(text.strip())), Expected("a text that is not empty")]
 # Published, but not evaluated here: only the unseen classes of a zero-shot split, other classes, or noisy images.
 NOT_EVALUATED = ("voc12_unseen", "context_unseen", "coco_stuff_unseen", "coco_stuff27", "voc20_speckle_noise_1")
 
