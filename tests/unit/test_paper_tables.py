@@ -250,7 +250,10 @@ def test_mistakes_in_a_table_are_named(change, message, tmp_path):
         ({"name": "X", "segmentor": "naclip", "clip": "vit_b61"}, r"row 'X': unknown clip 'vit_b61'.*vit_b16"),
         ({"name": "X", "segmentor": "naclip", "clip": "vit_b16", "recipe": {"sigm": 1}}, r"row 'X': .*'sigm'.*sigma"),
         ({"name": "X", "segmentor": "naclip", "clip": "vit_b16", "recipe": {"sigma": "wide"}}, r"row 'X': sigma='wide'"),
-        ({"name": "X", "segmentor": "naclip", "clip": "vit_b16", "recipe": ["sigma"]}, r"row 'X': recipe=.*: expected overrides as"),
+        (
+            {"name": "X", "segmentor": "naclip", "clip": "vit_b16", "recipe": ["sigma"]},
+            r"row 'X': recipe=.*: expected overrides as",
+        ),
         (
             {"name": "X", "segmentor": "naclip", "clip": "vit_b16", "per_dataset": {"loveda": {}}},
             r"row 'X': unknown key of per_dataset 'loveda'",
