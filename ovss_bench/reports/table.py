@@ -91,10 +91,8 @@ class Table:
         """Without the common columns in which all rows agree; the caption names their values instead."""
         shared, columns = list(self.shared), list(self.columns)
         for index, column in enumerate(columns):
-            texts = (
-                {str(getattr(row.cells[index], "text", "")) for row in self.rows} if column.common and not column.hidden else ()
-            )
-            if len(texts) == 1:
+            texts = {cell.text for row in self.rows if isinstance(cell := row.cells[index], Text)}
+            if column.common and not column.hidden and len(texts) == 1:
                 shared.append(f"{column.name} {texts.pop()}")
                 columns[index] = replace(column, hidden=True)
         return replace(self, columns=columns, shared=tuple(shared))

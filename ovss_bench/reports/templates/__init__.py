@@ -23,7 +23,6 @@ def render(name: str, **values: Any) -> str:
 def _environment(is_latex: bool) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    options: dict[str, Any] = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True) | (
-        LATEX if is_latex else {}
-    )
+    options: dict[str, Any] = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True)
+    options |= LATEX if is_latex else {}
     return Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, autoescape=not is_latex, **options)
