@@ -1,4 +1,5 @@
-"""Two runs on the same images: identical, equivalent, different or inconclusive, and where a difference comes from."""
+"""Compares two runs on the same images: identical, equivalent, different or inconclusive, and what contributes to the
+difference."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from ..evaluation.metrics import iou
 from ..runs.load import result_paths
 from ..runs.store import disagreements, read_counts, read_result
 
-# Exit statuses; of several comparisons the first in this order is the tool's.
+# Exit statuses; of several comparisons, the first in this order wins.
 STATUS = {"error": 2, "different": 1, "inconclusive": 3, "equivalent": 0, "identical": 0}
 LISTED = 10  # images and classes that contribute most
 DECIMALS = 4  # of points
-Groups = dict[tuple[str, ...], list[tuple[str, Path]]]  # settings and file of every result, by what it is about
-CHUNK = 256  # images whose counts are in memory at a time as dense arrays
+Groups = dict[tuple[str, ...], list[tuple[str, Path]]]  # settings and file of every result, by segmentor, CLIP and data set
+CHUNK = 256  # images whose counts are held as dense arrays at a time
 
 
 @dataclass(frozen=True)
@@ -53,35 +54,31 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """Raises OvssError if result or counts are missing or damaged, or do not belong together."""
+    """Raises OvssError if the result or its counts are missing, damaged or inconsistent."""
     path = Path(path)
     result, beside = read_result(path), path.with_suffix(".npz")
     if not beside.is_file():
         raise OvssError(f"the counts of {path} are missing: expected {beside}. Copy both files, or run again.")
     counts, hashes, _ = read_counts(beside, result["fingerprint"], len(result["per_class"]))
-    run = Run(path, result, counts, hashes)
     if reasons := disagreements(result, counts, list(counts)):
-        raise OvssError(
-            f"{path} and its counts {beside} do not state the same images and pixels ({reasons}). Delete both and run again."
-        )
-    return run
+        what = f"{path} and its counts {beside} do not state the same images and pixels"
+        raise OvssError(f"{what} ({reasons}). Delete both and run again.")
+    return Run(path, result, counts, hashes)
 
 
 def compare_runs(a: Run, b: Run, tolerance: float = 0.1) -> dict[str, Any]:
-    """How `b` differs from `a`, in points of mIoU. The levels, of which the first that holds counts:
+    """How `b` differs from `a`, in points of mIoU. The level is the first of these that applies:
 
     - identical: the same label maps and the same counts;
     - equivalent: the 95 % interval of the difference (evaluation/bootstrap.py) lies within `tolerance`;
     - different: the interval excludes 0;
     - inconclusive.
 
-    Raises OvssError for runs with other classes or other images.
+    Raises OvssError for runs with different classes or images.
     """
     if a.classes != b.classes:
-        raise OvssError(
-            f"{a.path} and {b.path} have other classes ({a.result['dataset']}, {b.result['dataset']}): only runs on the same "
-            "data set can be compared."
-        )
+        what = f"{a.path} and {b.path} have different classes ({a.result['dataset']}, {b.result['dataset']})"
+        raise OvssError(f"{what}: only runs on the same data set can be compared.")
     counts = paired(a.counts, b.counts)
     ids = sorted(a.counts)
     other_counts = [not np.array_equal(*both) for both in zip(*counts, strict=True)]
@@ -104,8 +101,9 @@ def compare_runs(a: Run, b: Run, tolerance: float = 0.1) -> dict[str, Any]:
 
 
 def compare_paths(a: str | Path, b: str | Path, tolerance: float = 0.1) -> list[dict[str, Any]]:
-    """Two result files, or the results of two folders by segmentor, CLIP and data set, and where that is not enough by protocol
-    and overridden settings as well. What is in one folder only, or cannot be compared, is an entry of the level error."""
+    """Compares two result files, or the results of two folders, matched by segmentor, CLIP and data set, and if that is
+    ambiguous by protocol and overrides too. A result without a counterpart, or that cannot be compared, is an entry with the
+    level error."""
     a, b = Path(a), Path(b)
     if a.is_file() and b.is_file():
         return [compare_runs(read_run(a), read_run(b), tolerance)]
@@ -122,9 +120,9 @@ def compare_paths(a: str | Path, b: str | Path, tolerance: float = 0.1) -> list[
 
 
 def compare_methods(folder: str | Path, a: str, b: str, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
-    """Two segmentors of one folder, on every data set and with every CLIP that both were run with; and what only one was run
-    with. Where one has several results there, those belong together whose protocol and overridden settings are equal. Raises
-    OvssError for a segmentor without a result, and if nothing belongs together."""
+    """Compares two segmentors of one folder on every data set and with every CLIP that both were run with; and lists what only
+    one was run with. Several results of one are matched by protocol and overrides. Raises OvssError for a segmentor without a
+    result, and if nothing matches."""
     sides = [_grouped(folder, ("clip", "dataset"), segmentor=name) for name in (a, b)]
     for name, side in zip((a, b), sides, strict=True):
         if not side:
@@ -160,7 +158,7 @@ def _level(points: Interval, tolerance: float) -> str:
 
 
 def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
-    """The `wanted` results below a folder by the fields of `key`, each with the settings that tell it from others there."""
+    """The `wanted` results below a folder by the fields of `key`, each with the settings that distinguish it."""
     groups: Groups = {}
     for path in result_paths(folder):
         result = read_result(path)
@@ -171,8 +169,8 @@ def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
 
 
 def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = None) -> Iterator[list[Path | None]]:
-    """The files that belong together, sorted; None for what is not there. `only`: the side of which every file counts, while
-    of the other only counterparts do."""
+    """Matching files, sorted; None for a missing counterpart. `only`: the side all of whose files are matched, while extra ones
+    of the other side are ignored."""
     counting = sides if only is None else [sides[only]]
     for key in sorted({key for side in counting for key in side}):
         entries = [side.get(key, []) for side in sides]
@@ -184,16 +182,14 @@ def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = Non
             for name, paths in zip(names, found, strict=True):
                 if len(paths) > 1:
                     *segmentor, clip, dataset = key
-                    of = "".join(f" of {one}" for one in segmentor)
-                    raise OvssError(
-                        f"{name} holds {len(paths)} results{of} with {clip} on {dataset}: "
-                        f"{', '.join(path.name for path in paths)}. Name the files to compare, or delete those that are old."
-                    )
+                    which = f"results{''.join(f' of {one}' for one in segmentor)} with {clip} on {dataset}"
+                    files = ", ".join(path.name for path in paths)
+                    raise OvssError(f"{name} holds {len(paths)} {which}: {files}. Name the files, or delete the old ones.")
             yield [paths[0] if paths else None for paths in found]
 
 
 def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> list[dict[str, Any]]:
-    """What the difference would lose, in points, if an image were in `b` as it is in `a`: the largest first."""
+    """How many points of the difference would vanish if `b` had the counts of `a` on an image; the largest first."""
     ours, theirs = class_counts(a, classes), class_counts(b, classes)
     changed = np.unique((theirs - ours).nonzero()[0])
     everything = theirs.sum(axis=0)
@@ -207,28 +203,21 @@ def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
 
 
 def _classes(a: Run, b: Run) -> list[dict[str, Any]]:
-    """What a class adds to the difference, in points, which all of them add up to: the largest first."""
+    """The contribution of each class to the difference, in points; they sum to it. The largest first."""
     each = [100 * iou(run.matrix) for run in (a, b)]
     counted = [~np.isnan(values) for values in each]
-    # Counted from the middle of both means, a class that only one run has adds what it takes from the mean or lifts it by.
+    # Relative to the midpoint of both means, a class that only one run has contributes what it shifts that run's mean by.
     middle = sum(values[used].mean() if used.any() else 0 for values, used in zip(each, counted, strict=True)) / 2
     shares = [np.where(used, values - middle, 0) / max(used.sum(), 1) for values, used in zip(each, counted, strict=True)]
     points = shares[1] - shares[0]
-    entries = [
-        {
-            "class": name,
-            "a": round(float(each[0][c]), DECIMALS),
-            "b": round(float(each[1][c]), DECIMALS),
-            "points": round(float(points[c]), DECIMALS),
-        }
-        for c, name in enumerate(a.classes)
-    ]
-    largest = sorted(range(len(entries)), key=lambda c: (-abs(points[c]), c))[:LISTED]
-    return [entries[c] for c in largest if entries[c]["points"]]
+    largest = np.argsort(-np.abs(points), kind="stable")[:LISTED]
+    rows = [[round(float(values[c]), DECIMALS) for values in (*each, points)] for c in largest]
+    names = [a.classes[c] for c in largest]
+    return [{"class": name, "a": x, "b": y, "points": share} for name, (x, y, share) in zip(names, rows, strict=True) if share]
 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What is not the same in the two results of what may move a number: name and both values, None where there is none."""
+    """The settings and provenance that differ between two results: name and both values, None where one has none."""
     ours, theirs = (dict(_flat(result)) for result in (a, b))
     for name in dict.fromkeys([*ours, *theirs]):
         if ours.get(name) != theirs.get(name):
@@ -249,9 +238,9 @@ def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _other_labels(a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> int:
-    """In how many images the true pixels of the classes are others: other labels, or scored at another size."""
+    """In how many images the pixels per class of the ground truth differ: other labels, or scored at another size."""
 
-    def true(records: np.ndarray) -> np.ndarray:
+    def target(records: np.ndarray) -> np.ndarray:
         return np.bincount(records["truth"], records["pixels"], classes + 1)
 
-    return sum(not np.array_equal(true(ours), true(theirs)) for ours, theirs in zip(a, b, strict=True))
+    return sum(not np.array_equal(target(ours), target(theirs)) for ours, theirs in zip(a, b, strict=True))

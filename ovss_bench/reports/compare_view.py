@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .table import Column, Figure, Row, Table, Text
@@ -16,7 +16,7 @@ def lines_of(comparison: Mapping[str, Any]) -> list[str]:
     """A comparison of two runs (compare.py) or of one with what is published (reproduced.py)."""
     if comparison["level"] == "error":
         return [f"error: {comparison['what']}"]
-    return _published(comparison) if "figure" in comparison else _runs(comparison)
+    return list(_published(comparison) if "figure" in comparison else _runs(comparison))
 
 
 def method_lines(comparisons: list[Mapping[str, Any]]) -> list[str]:
@@ -60,50 +60,47 @@ def summary(comparisons: list[Mapping[str, Any]]) -> str:
     return ", ".join(f"{levels.count(level)} {level}" for level in dict.fromkeys(levels))
 
 
-def _runs(comparison: Mapping[str, Any]) -> list[str]:
+def _runs(comparison: Mapping[str, Any]) -> Iterator[str]:
     a, b, images = comparison["a"], comparison["b"], comparison["images"]
-    lines = [f"{_name(a)}{'' if _name(a) == _name(b) else f' and {_name(b)}'}: {comparison['level']}"]
-    settings = [f"    {entry['name']}: {_short(entry['a'])} -> {_short(entry['b'])}" for entry in comparison["settings"]]
-    settings = ["  settings that differ:", *settings] if settings else ["  no setting differs"]
+    title = f"{_name(a)}{'' if _name(a) == _name(b) else f' and {_name(b)}'}: {comparison['level']}"
     if comparison["level"] == "identical":
-        return [f"{lines[0]} (label maps and counts of {images['compared']} images)", *settings]
-    lines.append(
-        f"  mIoU {_percent(a['mIoU'])} -> {_percent(b['mIoU'])}, {_interval(comparison)}, tolerance {comparison['tolerance']:g}"
-    )
-    lines.append(
-        f"  of {images['compared']} images {images['other_maps']} have other label maps, {images['other_counts']} other counts"
-    )
-    if comparison["other_labels"]:
-        lines.append(f"  the ground truth of {comparison['other_labels']} images differs: other labels, or another size")
-    lines += settings
+        yield f"{title} (label maps and counts of {images['compared']} images)"
+    else:
+        yield title
+        yield f"  mIoU {_percent(a['mIoU'])} -> {_percent(b['mIoU'])}, {_interval(comparison)}"
+        maps, counts = images["other_maps"], images["other_counts"]
+        yield f"  of {images['compared']} images {maps} have other label maps, {counts} other counts"
+        if comparison["other_labels"]:
+            yield f"  the ground truth of {comparison['other_labels']} images differs: other labels, or another size"
+    yield "  settings that differ:" if comparison["settings"] else "  no setting differs"
+    for entry in comparison["settings"]:
+        yield f"    {entry['name']}: {_short(entry['a'])} -> {_short(entry['b'])}"
     if comparison["contributing_classes"]:
-        lines.append("  classes that contribute most (points of the difference; IoU):")
-        for entry in comparison["contributing_classes"]:
-            lines.append(f"    {entry['points']:+8.3f}  {entry['class']}: {_percent(entry['a'])} -> {_percent(entry['b'])}")
+        yield "  classes that contribute most (points of the difference; IoU):"
+    for entry in comparison["contributing_classes"]:
+        yield f"    {entry['points']:+8.3f}  {entry['class']}: {_percent(entry['a'])} -> {_percent(entry['b'])}"
     if comparison["contributing_images"]:
-        lines.append("  images that contribute most (points that the difference would lose without theirs):")
-        lines += [f"    {entry['points']:+8.3f}  {entry['image']}" for entry in comparison["contributing_images"]]
-    return lines
+        yield "  images that contribute most (points by which the difference would shrink without theirs):"
+    for entry in comparison["contributing_images"]:
+        yield f"    {entry['points']:+8.3f}  {entry['image']}"
 
 
-def _published(comparison: Mapping[str, Any]) -> list[str]:
-    run, figure = comparison["run"], comparison["figure"]
-    lines = [f"{_name(run)}: {comparison['level']}"]
-    lines.append(
-        f"  {figure['metric']} {comparison['ours']:.2f}, published {figure['miou']:g} ({figure['variant']}; {figure['source']}"
-        f"{'; second-hand' if figure['second_hand'] else ''})"
-    )
+def _published(comparison: Mapping[str, Any]) -> Iterator[str]:
+    figure, difference = comparison["figure"], comparison["difference"]
+    yield f"{_name(comparison['run'])}: {comparison['level']}"
+    source = f"{figure['variant']}; {figure['source']}{'; second-hand' if figure['second_hand'] else ''}"
+    yield f"  {figure['metric']} {comparison['ours']:.2f}, published {figure['miou']:g} ({source})"
     if comparison.get("caveat"):
-        lines.append(f"  not the published run: {comparison['caveat']}")
-    lines.append(f"  {_interval(comparison)}, tolerance {comparison['tolerance']:g}")
-    low, high = comparison["difference"]["low"], comparison["difference"]["high"]
-    if low == low:
-        side = "inside" if low <= 0 <= high else "outside"
-        lines.append(f"  the published figure lies {side} the interval of ours")
-    lines += [f"  also published: {other['miou']:g} ({other['source']})" for other in comparison["others"]]
-    lines.append("  usual reasons for a gap:")
-    lines += [f"    {entry['state']:10}  {entry['what']}: {entry['says']}" for entry in comparison["checklist"]]
-    return lines
+        yield f"  not the published run: {comparison['caveat']}"
+    yield f"  {_interval(comparison)}"
+    if difference["low"] == difference["low"]:
+        side = "inside" if difference["low"] <= 0 <= difference["high"] else "outside"
+        yield f"  the published figure lies {side} the interval of ours"
+    for other in comparison["others"]:
+        yield f"  also published: {other['miou']:g} ({other['source']})"
+    yield "  usual reasons for a gap:"
+    for entry in comparison["checklist"]:
+        yield f"    {entry['state']:10}  {entry['what']}: {entry['says']}"
 
 
 def _name(run: Mapping[str, Any]) -> str:
@@ -113,15 +110,14 @@ def _name(run: Mapping[str, Any]) -> str:
 
 
 def _interval(comparison: Mapping[str, Any]) -> str:
-    difference = comparison["difference"]
-    text = f"difference {difference['value']:+.2f} points"
-    if difference["low"] != difference["low"]:
-        return f"{text} (no interval: it takes two images or more)"
-    return f"{text}, 95 % interval of image sampling [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+    value, low, high = (comparison["difference"][name] for name in ("value", "low", "high"))
+    bounds = f", 95 % interval of image sampling [{low:+.2f}, {high:+.2f}]"
+    bounds = " (no interval: it takes two images or more)" if low != low else bounds
+    return f"difference {value:+.2f} points{bounds}, tolerance {comparison['tolerance']:g}"
 
 
 def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) and DIGEST.fullmatch(value) else "not there" if value is None else str(value)
+    return value[:12] if isinstance(value, str) and DIGEST.fullmatch(value) else "none" if value is None else str(value)
 
 
 def _percent(value: float | None) -> str:

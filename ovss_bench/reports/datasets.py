@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def overview(root: str | None) -> Table:
 
 
 def card(name: str, root: str | None) -> Text:
-    """Everything about one data set, in lines of 80 columns; a command stays in one line."""
+    """Everything about one data set, wrapped to 80 columns; commands are not wrapped."""
     given, (name, config, _) = name, dataset_config(name)
     folder = f"{root or 'DATA_ROOT'}/{config.get('folders', ['(drawn)'])[0]}"
     state, dataset = state_of(given, root)
@@ -56,44 +56,37 @@ def card(name: str, root: str | None) -> Text:
         "ignored value": config.get("ignore_index", 255),
         "names": ", ".join(names_variants(config.get("names_of", name))) or "canonical only",
     }
-    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in _archives(config)]
-    facts["archives"] = "\n".join(archives) or None
-    figures = published_figures()
-    suites = [suite for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
-    facts["suites"] = ", ".join(f"suite/{suite}" for suite in suites) or None
-    facts["reported by"] = (
-        ", ".join(sorted(figures["method"][figures["dataset"] == name].unique())) or "no published figure here"
-    )
-    facts["note"] = config.get("prepare", {}).get("note")
-    facts["prepare"] = f"python tools/datasets.py prepare {given} data_root=DIR" if "prepare" in config else None
-    left = max(len(key) for key, value in facts.items() if value is not None) + 2
+    prepare, figures = config.get("prepare", {}), published_figures()
+    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in prepare.get("archives", ())]
+    suites = [f"suite/{suite}" for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
+    facts |= {
+        "archives": "\n".join(archives) or None,
+        "suites": ", ".join(suites) or None,
+        "reported by": ", ".join(sorted(figures["method"][figures["dataset"] == name].unique())) or "no published figure",
+        "note": prepare.get("note"),
+        "prepare": f"python tools/datasets.py prepare {given} data_root=DIR" if prepare else None,
+    }
+    facts = {key: str(value).splitlines() for key, value in facts.items() if value is not None}
+    left = max(map(len, facts)) + 2
     view = Text("\n".join(textwrap.wrap(f"{name}: {config.get('full_name', 'of your own')}", WIDTH)))
-    for key, value in facts.items():
-        if value is not None:
-            beside = [part for line in str(value).splitlines() for part in _wrapped(line, WIDTH - left)]
-            if max(map(len, beside)) > WIDTH - left:
-                view.append(f"\n{key}", "bold")
-                lines = str(value).splitlines()
-                if key != "prepare":
-                    lines = [part for line in lines for part in _wrapped(line, WIDTH - 2, broken=True)]
-                view.append("".join(f"\n  {line}" for line in lines))
-            else:
-                view.append(f"\n{key:{left}}", "bold").append(f"\n{'':{left}}".join(beside))
+    for key, lines in facts.items():
+        beside = [part for line in lines for part in _wrapped(line, WIDTH - left)]
+        if max(map(len, beside)) <= WIDTH - left:
+            view.append(f"\n{key:{left}}", "bold").append(f"\n{'':{left}}".join(beside))
+        else:
+            below = [part for line in lines for part in _wrapped(line, WIDTH - 2, broken=True)]
+            view.append(f"\n{key}", "bold").append("".join(f"\n  {line}" for line in (lines if key == "prepare" else below)))
     return view
 
 
 def _wrapped(line: str, width: int, broken: bool = False) -> list[str]:
-    """A line in lines of a width, longer words by themselves, or `broken`, where there are alternatives if it can be."""
+    """Wraps a line. Words longer than the width stay whole, or are `broken`, at alternatives (|) if possible."""
     line = line.replace("|", " | ") if broken else line
     return textwrap.wrap(line, width, break_long_words=broken, break_on_hyphens=False)
 
 
-def _archives(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return config.get("prepare", {}).get("archives", ())
-
-
 def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str]:
-    """What a data set lacks: folders and lists below the data root, or else its first files."""
+    """What is missing of a data set: folders and lists below the data root, or its first missing files."""
     root = data_root(root)
     wanted = [alternatives(config[key]) for key in ("images", "labels", "ids") if config.get(key)]
     places = [Path(root) / folder for folder in config["folders"]]
@@ -103,12 +96,12 @@ def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str
         return [f"{root}/{config['folders'][best]}/{'|'.join(paths)}" for paths in lacking[best]]
     try:
         return [f"{len(load_dataset(name, root).samples)} images are there"]
-    except OvssError as error:  # names the files that are not there
+    except OvssError as error:  # names the missing files
         return str(error).partition("\nExpected")[0].splitlines()
 
 
 def state_of(name: str, root: str | None) -> tuple[str, SegDataset | None]:
-    """In words what is there of a data set, and the data set if all its files are."""
+    """The state of a data set on this machine in words, and the data set if it is complete enough to load."""
     try:
         dataset = load_dataset(name, root)
         found = len(dataset.samples)
@@ -127,7 +120,7 @@ def class_count(name: str) -> int:
     if "classes" in config:
         return len(config["classes"])
     files = sorted((CONFIGS / "names" / config.get("names_of", name)).glob("*.txt"))
-    if files:  # mmseg, which takes seconds to import, has as many
+    if files:  # as many as in mmseg, which takes seconds to import
         return len(read_names(files[0])[0])
     return len(mmseg_class(config["mmseg"]).METAINFO["classes"])
 

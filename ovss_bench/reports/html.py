@@ -1,8 +1,8 @@
-"""One HTML file of results that opens from disk: a table to sort and filter, and of each run classes, confusions, pictures,
-recipe and provenance.
+"""Tables in HTML, and a self-contained page of results: a table to sort and filter, and for each run its classes, confusions,
+images, recipe and provenance.
 
-The page is page/template.html with its style sheet and script, which build everything from one JSON block. Names reach it
-as text only: in the block `<`, `>` and `&` are escaped, the script sets no HTML, and the page's policy allows no other script.
+The script of the page builds everything from one JSON block (templates/page.html). Names reach it as text only: in the block
+`<`, `>` and `&` are escaped, the script sets no HTML, and the page's policy allows no other script.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .results import marked_name, results_table
 from .table import Markup, Table
 from .templates import FOLDER, render
 
-DETAILED = 24  # runs of a page that have intervals, confusions and pictures, the latest: more would make it large and slow
+DETAILED = 24  # runs, the latest, with intervals, confusions and pictures: more would make the page large and slow
 CONFUSED = 14  # classes of the heat map
-PAIRS = 12  # confusions that are listed
+PAIRS = 12  # confusions in the list
 ROW = ("segmentor", "clip", "dataset", "protocol", "partial", "overridden", "sources", "metrics")
 MARKUP = Markup(escape, "<strong>{}</strong>", "<u>{}</u>", "<small>{}</small>", "<sup>{}</sup>")
-# What the page shows at a place of its own; all else of a result is provenance.
+# Fields with their own place on the page; everything else in a result is provenance.
 ELSEWHERE = {"segmentor", "clip", "dataset", "protocol", "metrics", "partial", "overridden", "recipe", "per_class", "published"}
 
 
@@ -63,9 +63,8 @@ def write_html(
     """Writes the page of a folder's results, or of result files, and returns its path. The same input gives the same bytes.
     Raises OvssError if there is no result to show.
 
-    Pictures of `images` images per run need its label maps (runtime.maps=true) and the data set: in `data_root`, or one of the
-    YAML files `datasets`. `intervals`: 95 % intervals of the mIoU in percent, which are made of the latest runs anyway.
-    Partial results only if asked for.
+    Pictures of `images` images per run need its label maps (runtime.maps=true) and the data set, in `data_root` or one of the
+    YAML files `datasets`. `intervals`: 95 % intervals of the mIoU in percent; those of the latest runs are computed anyway.
     """
     files = result_paths(results) if isinstance(results, str | Path) else list(results)
     page = Page(title, {dataset_config(file)[0]: file for file in datasets}, data_root, images)
@@ -86,28 +85,27 @@ def write_html(
     if len(page.runs) > DETAILED:
         page.notes.append(f"Of {len(page.runs)} runs the latest {DETAILED} have intervals, confusions and pictures.")
     page.add_details()
-    text = page.text()
-    write_text(Path(path), text)
+    write_text(Path(path), page.text())
     return Path(path)
 
 
 class Page:
-    """Collects what the page shows, as JSON texts. Whatever recurs (pictures, class names, lines of recipes) is held once, in
-    `shared`, and referred to by its number."""
+    """Collects the content of the page. Values that recur (pictures, class names, lines of recipes) are stored once, in
+    `shared` as JSON, and referred to by their number."""
 
     def __init__(self, title: str, datasets: Mapping[str, str | Path], data_root: str | Path | None, images: int) -> None:
         self.title, self.datasets, self.data_root, self.images = title, datasets, data_root, images
         self.notes: list[str] = []
         self.metrics: dict[str, None] = {}
         self.rows: list[dict[str, Any]] = []  # what the table needs of each result
-        self.runs: dict[str, str] = {}
-        self.details: dict[str, str] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.details: dict[str, dict[str, Any]] = {}
         self.shared: dict[str, int] = {}
         self._started: dict[str, tuple[str, Path]] = {}
         self._pictures: dict[str, Pictures | OvssError] = {}
 
     def share(self, value: Any) -> int:
-        return self.shared.setdefault(_json(value), len(self.shared))
+        return self.shared.setdefault(json.dumps(value), len(self.shared))
 
     def add(self, file: Path, result: Mapping[str, Any], bounds: tuple[float, float] | None) -> None:
         key, copies = result["fingerprint"][:12], 1
@@ -120,7 +118,7 @@ class Page:
         self.metrics |= dict.fromkeys(result["metrics"])
         self.rows.append({name: result[name] for name in ROW})
         self._started[key] = result["timing"]["started"], file
-        run = {name: result[name] for name in ("segmentor", "clip", "dataset", "protocol")} | {
+        self.runs[key] = {name: result[name] for name in ("segmentor", "clip", "dataset", "protocol")} | {
             "marks": marked_name(result).removeprefix(result["segmentor"]).strip(),
             "images": result["images"]["evaluated"],
             "metrics": {name: _rounded(value) for name, value in result["metrics"].items()},
@@ -134,18 +132,17 @@ class Page:
             "recipe": [self.share([name, _text(v["value"]), v["origin"]]) for name, v in result["recipe"].items()],
             "provenance": [self.share(line) for line in provenance_lines(file, result)],
         }
-        self.runs[key] = _json(run)
 
     def add_details(self) -> None:
-        """Of the latest runs."""
+        """Adds intervals, confusions and pictures of the latest runs."""
         latest = sorted(self._started, key=lambda key: self._started[key])[-DETAILED:]
         side = side_for(self.images * len(latest))
         for key in sorted(latest, key=list(self.runs).index):
             file = self._started[key][1]
-            self.details[key] = _json(self._details(file, read_result(file), side))
+            self.details[key] = self._details(file, read_result(file), side)
 
     def _details(self, file: Path, result: Mapping[str, Any], side: int) -> dict[str, Any]:
-        """Interval, confusions and pictures, or why there are none."""
+        """Interval, confusions and pictures, or the reason why there are none."""
         classes = len(result["per_class"])
         try:
             counts, _, _ = read_counts(file.with_suffix(".npz"), result["fingerprint"], classes)
@@ -164,25 +161,21 @@ class Page:
             details["why_no_pictures"] = str(pictures)
         else:
             details["colours"] = self.share([_colour(colour) for colour in pictures.colours[:classes].tolist()])
+
+        def picture(image: str) -> dict[str, Any]:
+            if isinstance(pictures, OvssError):
+                return {}
+            try:
+                made = pictures.of(image, below(maps_folder(file), f"{image}.png"), recipe, counts[image])
+            except OvssError as error:
+                return {"why_not": str(error)}
+            return {key: value if key == "classes" else self.share(value) for key, value in made.items()}
+
         details["pictures"] = {
-            kind: [
-                {"id": name, "mIoU": round(ious[name], 2)} | self._picture(pictures, file, name, recipe, counts[name])
-                for name in names
-            ]
-            for kind, names in chosen.items()
+            kind: [{"id": image, "mIoU": round(ious[image], 2)} | picture(image) for image in images]
+            for kind, images in chosen.items()
         }
         return details
-
-    def _picture(
-        self, pictures: Pictures | OvssError, file: Path, image: str, recipe: Mapping[str, Any], records: np.ndarray
-    ) -> dict[str, Any]:
-        if isinstance(pictures, OvssError):
-            return {}
-        try:
-            made = pictures.of(image, below(maps_folder(file), f"{image}.png"), recipe, records)
-        except OvssError as error:
-            return {"why_not": str(error)}
-        return {key: value if key == "classes" else self.share(value) for key, value in made.items()}
 
     def _pictures_of(self, file: Path, dataset: str, side: int) -> Pictures | OvssError:
         if not maps_folder(file).is_dir():
@@ -195,37 +188,29 @@ class Page:
         return self._pictures[dataset]
 
     def text(self) -> str:
-        from markupsafe import Markup as Safe
-
-        common = {"notes": self.notes, "metrics": list(self.metrics), "fields": dict(descriptions(schema()))}
-        common["errors"] = [[name, _colour(colour)] for name, colour in ERROR.items()]
-        block = ",".join(
-            [
-                _json(common)[:-1],
-                f'"runs":{_object(self.runs)}',
-                f'"details":{_object(self.details)}',
-                f'"shared":[{",".join(self.shared)}]}}',
-            ]
-        )
+        content = {
+            "notes": self.notes,
+            "metrics": list(self.metrics),
+            "fields": dict(descriptions(schema())),
+            "errors": [[name, _colour(colour)] for name, colour in ERROR.items()],
+            "runs": self.runs,
+            "details": self.details,
+            "shared": list(map(json.loads, self.shared)),
+        }
+        block = json.dumps(content, separators=(",", ":"))
         style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-        return render(
-            "page.html",
-            title=self.title,
-            style=Safe(style),
-            script=Safe(script),
-            style_hash=_hash(style),
-            script_hash=_hash(script),
-            table=Safe(html(results_table(self.rows))),
-            data=Safe(block.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")),
-        )
+        escaped = block.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        parts = {"style": style, "script": script, "table": html(results_table(self.rows)), "data": escaped}
+        hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+        return render("page.html", title=self.title, **hashes, **parts)
 
 
 def confusions(matrix: np.ndarray) -> dict[str, Any]:
-    """What is taken for what, from the (C+1, C+1) matrix of `confusion.total`: the `pairs` that cost most [true, predicted,
-    percent of the true class, percent of what is predicted as the other], and the `classes` in them with the percentages of
-    the true classes among each other, `cells`.
+    """The confusions in the (C+1, C+1) matrix of `confusion.total`: the costliest `pairs` as [class of the ground truth, of the
+    prediction, percent of the pixels with that ground truth, percent of those with that prediction]; the `classes` in them;
+    and `cells`, the percentages of each class's ground truth that are predicted as each of these.
 
-    A confusion costs its pixels in the unions of both classes: n / union_t + n / union_p. Class C is "no class".
+    A confusion of n pixels costs n / union_t + n / union_p, by the unions of both classes. Class C is "no class".
     """
     correct, predicted, true = areas(matrix)
     union = np.append(predicted + true - correct, 0)
@@ -250,7 +235,7 @@ def confusions(matrix: np.ndarray) -> dict[str, Any]:
 
 
 def provenance_lines(file: Path, result: Mapping[str, Any]) -> Iterator[list[str]]:
-    """[field, value] of all that is not shown elsewhere."""
+    """[field, value] of everything in a result without its own place on the page."""
 
     def walk(name: str, value: Any) -> Iterator[list[str]]:
         if isinstance(value, Mapping) and value:
@@ -266,7 +251,7 @@ def provenance_lines(file: Path, result: Mapping[str, Any]) -> Iterator[list[str
 
 
 def descriptions(part: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """What the schema says about its fields, by their names with dots."""
+    """The schema's descriptions of its fields, by dotted name."""
     for key, inner in part.get("properties", {}).items():
         if "description" in inner:
             yield above + key, inner["description"]
@@ -279,15 +264,6 @@ def _colour(colour: Sequence[int]) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _object(members: Mapping[str, str]) -> str:
-    """A JSON object of members that are JSON already."""
-    return "{" + ",".join(f"{_json(key)}:{text}" for key, text in members.items()) + "}"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The images of a report: which of a run's are shown, and small pictures of input, truth, prediction and error."""
+"""The images of the HTML page: which are shown of a run, and thumbnails of input, ground truth, prediction and error."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..files import digest
 from ..image import resize_target
 
 NO_CLASS, IGNORED = (20, 20, 20), (245, 245, 245)
-# Of pictures of errors, told apart by lightness, too.
-ERROR = {"right": (214, 226, 240), "wrong": (200, 55, 35), "without truth": (140, 150, 160)}
+# Colours of error maps; they differ in lightness too.
+ERROR = {"right": (214, 226, 240), "wrong": (200, 55, 35), "unlabelled": (140, 150, 160)}
 CLASSES_NAMED = 8  # below a picture
 
 
 def image_ious(counts: Mapping[str, np.ndarray], classes: int) -> dict[str, float]:
-    """Percent by image: the mean IoU of the classes in its truth. Images without a counted pixel are left out."""
+    """Percent by image: the mean IoU of the classes in its ground truth. Images without a counted pixel are left out."""
     found = {}
     for image, records in counts.items():
         correct, predicted, true = image_areas(records, classes)
@@ -38,8 +38,8 @@ def image_ious(counts: Mapping[str, np.ndarray], classes: int) -> dict[str, floa
 
 
 def choose(ious: Mapping[str, float], number: int, seed: str) -> dict[str, list[str]]:
-    """A third each of `number` images: the best, the worst (worst first), and random ones, which for one seed are the same in
-    all runs unless they are among a run's best or worst."""
+    """Of `number` images a third each: the best, the worst (worst first), and random ones. A seed draws the same random images
+    for all runs, unless they are among a run's best or worst."""
     ranked = sorted(ious, key=lambda image: (-ious[image], image))
     best, rest = ranked[: (number + 2) // 3], ranked[(number + 2) // 3 :]
     split = max(0, len(rest) - (number + 1) // 3)
@@ -48,28 +48,28 @@ def choose(ious: Mapping[str, float], number: int, seed: str) -> dict[str, list[
 
 
 def side_for(pictures: int) -> int:
-    """The longer side of a picture such that a page with that many images stays below about 15 MB."""
+    """The longer side of a thumbnail that keeps a page with this many images below about 15 MB."""
     return int(np.clip(256 * (400 / max(pictures, 1)) ** 0.5, 112, 256))
 
 
 class Pictures:
-    """Makes the pictures of the runs on one data set, of which the longer side has `side` pixels at most."""
+    """Draws the thumbnails of the runs on one data set; their longer side has at most `side` pixels."""
 
     def __init__(self, dataset: SegDataset, side: int) -> None:
         self.dataset, self.side = dataset, side
         self.samples: dict[str, Sample] = {sample.id: sample for sample in dataset.listed}
         classes = len(dataset.classes)
         colours = np.array(dataset.palette, np.uint8).reshape(-1, 3)
-        if len(np.unique(colours, axis=0)) != classes:  # none of its own, or one that does not tell the classes apart
+        if len(np.unique(colours, axis=0)) != classes:  # it has none, or repeats colours
             colours = palette(classes)
         self.colours = np.concatenate([colours, np.array([NO_CLASS, IGNORED], np.uint8)])
         self._inputs: dict[tuple, str] = {}
 
     def of(self, image: str, map_path: Path, recipe: Mapping[str, Any], records: np.ndarray) -> dict[str, Any]:
-        """Pictures as data URIs, and the classes of one image with their IoU, the largest first.
+        """Thumbnails of one image as data URIs, and its classes with their IoU, the largest first.
 
-        `recipe`: values by name. `records`: what the run counted on the image. Raises OvssError if image, truth or label map
-        cannot be read or are not those of the run.
+        `recipe`: values by name. `records`: the run's counts of the image. Raises OvssError if image, ground truth or label map
+        cannot be read, or have changed since the run.
         """
         if image not in self.samples:
             raise OvssError(f"{self.dataset.name} has no image {image}.")
@@ -79,26 +79,26 @@ class Pictures:
         if label_map.ndim != 2 or not 0 <= label_map.min() <= label_map.max() <= classes:
             raise OvssError(f"{map_path} is no label map of {self.dataset.name}.")
         original, label = self.dataset.image(sample), self.dataset.label(sample)
-        truth = self.dataset.scored(label, label_map.shape, recipe["resize"], recipe["min_foreground"])
-        if truth is None:
-            truth = np.full(label_map.shape, self.dataset.ignore_index)
-        elif not np.array_equal(confusion(truth, label_map, classes, self.dataset.ignore_index), records):
-            raise OvssError(f"image {image} of {self.dataset.name}, its truth or its label map changed since the run.")
-        ignored = truth == self.dataset.ignore_index
-        error = np.where(ignored, 2, truth != label_map)
+        target = self.dataset.scored(label, label_map.shape, recipe["resize"], recipe["min_foreground"])
+        if target is None:
+            target = np.full(label_map.shape, self.dataset.ignore_index)
+        elif not np.array_equal(confusion(target, label_map, classes, self.dataset.ignore_index), records):
+            raise OvssError(f"image {image} of {self.dataset.name}, its ground truth or its label map changed since the run.")
+        ignored = target == self.dataset.ignore_index
+        error = np.where(ignored, 2, target != label_map)
         key = image, label_map.shape, recipe["resize"]
         if key not in self._inputs:
             self._inputs[key] = self._input(original, recipe, label_map.shape)
         return {
             "input": self._inputs[key],
-            "truth": self._map(np.where(ignored, classes + 1, truth), self.colours),
+            "target": self._map(np.where(ignored, classes + 1, target), self.colours),
             "prediction": self._map(label_map, self.colours),
             "error": self._map(error, np.array(list(ERROR.values()), np.uint8)),
             "classes": _classes(records, classes),
         }
 
     def _input(self, image: np.ndarray, recipe: Mapping[str, Any], size: tuple[int, ...]) -> str:
-        """What of the image was scored, as JPEG."""
+        """The scored part of the image, as JPEG."""
         picture = Image.fromarray(image)
         if recipe["resize"] == "center_crop":
             channels = [resize_target(channel, recipe["resize"], size) for channel in np.moveaxis(image, -1, 0)]
@@ -108,7 +108,7 @@ class Pictures:
         return _uri("jpeg", buffer)
 
     def _map(self, label_map: np.ndarray, colours: np.ndarray) -> str:
-        """A palette PNG with only the colours that occur, whatever the number of classes."""
+        """A palette PNG of the colours that occur, or RGB if they are more than 256."""
         picture = Image.fromarray(label_map.astype(np.int32)).resize(self._small(*label_map.shape), Image.Resampling.NEAREST)
         present, indices = np.unique(np.array(picture), return_inverse=True)
         if len(present) <= 256:
@@ -121,13 +121,13 @@ class Pictures:
         return _uri("png", buffer)
 
     def _small(self, height: int, width: int) -> tuple[int, int]:
-        """(width, height), never larger than it is."""
+        """(width, height), never enlarged."""
         scale = min(1.0, self.side / max(height, width))
         return max(1, round(scale * width)), max(1, round(scale * height))
 
 
 def _classes(records: np.ndarray, classes: int) -> list[list[Any]]:
-    """[class, IoU in percent] of the largest classes in truth and prediction."""
+    """[class, IoU in percent] of the largest classes in ground truth and prediction."""
     correct, predicted, true = image_areas(records, classes)
     union = predicted + true - correct
     largest = np.argsort(-union, kind="stable")[:CLASSES_NAMED]

@@ -14,7 +14,18 @@ from ..config.recipe import segmentor_names
 from ..config.validation import Expected, validate, validate_all
 from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names, read_yaml, write_text
-from ..runs.published import Filled, figures_of, listed, located, meant, published_figures, settings, stand_ins, unconfirmed
+from ..runs.published import (
+    Filled,
+    figures_of,
+    figures_with,
+    listed,
+    located,
+    meant,
+    published_figures,
+    settings,
+    stand_ins,
+    unconfirmed,
+)
 from .csv import csv
 from .markdown import markdown
 from .table import Column, Figure, Row, Table, Text
@@ -48,13 +59,8 @@ class PaperRow:
 
     def printed(self) -> pd.DataFrame:
         """The published figures of the row on all data sets; none if it names no method."""
-        figures = published_figures()
-        if self.method is None:
-            return figures[:0]
-        for column in PRINTED:
-            if getattr(self, column) is not None:
-                figures = figures[figures[column] == getattr(self, column)]
-        return figures
+        columns = {column: getattr(self, column) for column in PRINTED if getattr(self, column) is not None}
+        return figures_with(**columns) if self.method else published_figures()[:0]
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class PaperTable:
     source: str
     datasets: tuple[str, ...]
     rows: tuple[PaperRow, ...]
-    averages: dict[str, tuple[str, ...]]
+    averages: dict[str, list[str]]
 
     def figures(self, row: PaperRow, dataset: str) -> list[dict[str, Any]]:
         """Every figure of a cell: first those that identify the row, then those published elsewhere for the same run.
@@ -129,26 +135,24 @@ def paper_view(table: PaperTable, cells: pd.DataFrame) -> Table:
     rows, also, doubts = [], [], {}
     for name, of_row in cells.groupby("row", sort=False):
         figures: list[Figure] = []
-        for cell in of_row.astype(object).where(of_row.notna(), None).itertuples():
-            figures.append(Figure(cell.ours, published=cell.published, difference=cell.difference))
-            if cell.stood_in:
-                figures[-1].notes.append(f"with a stand-in for {cell.stood_in}")
-            if cell.unconfirmed:
+        for cell in of_row.astype(object).where(of_row.notna(), None).to_dict("records"):
+            figures.append(Figure(cell["ours"], published=cell["published"], difference=cell["difference"]))
+            if cell["stood_in"]:
+                figures[-1].notes.append(f"with a stand-in for {cell['stood_in']}")
+            if cell["unconfirmed"]:
                 figures[-1].notes.append("with a generator of unconfirmed settings")
-                doubts[cell.unconfirmed] = None
-            if cell.also:
-                also.append(f"Also published for {name} on {cell.column}: {cell.also}")
-        rows.append(Row([Text(name), *figures]))
+                doubts[cell["unconfirmed"]] = None
+            if cell["also"]:
+                also.append(f"Also published for {name} on {cell['column']}: {cell['also']}")
+        rows.append(Row([Text(str(name)), *figures]))
     return Table(columns, rows, table.title, remarks=(f"Published: {table.source}", *doubts, *also))
 
 
 def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    figures = table.figures(row, dataset)
-    first = figures[0] if figures else {"miou": math.nan, "metric": "mIoU", "comparable": False}
-    result = _result(row, dataset, results)
-    stood_in = ", ".join(stand_ins(result)) if result else ""
-    doubts = "; ".join(unconfirmed(result)) if result else ""
-    ours = result["metrics"].get(first["metric"] if first["comparable"] else "mIoU") if result else None
+    first, *others = table.figures(row, dataset) or [{"miou": math.nan, "metric": "mIoU", "comparable": False}]
+    result = _result(row, dataset, results) or {"metrics": {}}
+    stood_in, doubts = ", ".join(stand_ins(result)), "; ".join(unconfirmed(result))
+    ours = result["metrics"].get(first["metric"] if first["comparable"] else "mIoU")
     ours = math.nan if ours is None else float(ours)
     return {
         "ours": ours,
@@ -158,21 +162,16 @@ def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapp
         "difference": ours - first["miou"] if first["comparable"] and not (stood_in or doubts) else math.nan,
         "second_hand": first.get("second_hand"),
         "source": first.get("source"),
-        "also": "; ".join(
-            f"{figure['miou']:g} ({figure['source']})" for figure in figures[1:] if figure["miou"] != first["miou"]
-        ),
+        "also": "; ".join(f"{other['miou']:g} ({other['source']})" for other in others if other["miou"] != first["miou"]),
     }
 
 
 def _result(row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The result of the run that belongs to a cell, if there is one on all images."""
+    run = row.segmentor, row.clip, dataset
     for result in results:
-        if (result["segmentor"], result["clip"], result["dataset"]) != (row.segmentor, row.clip, dataset):
-            continue
-        if result["protocol"] != "paper" or result["partial"]:
-            continue
-        run = (row.segmentor, row.clip, dataset)
-        if settings(*run, meant(result)) == settings(*run, row.overrides(dataset)):
+        same = (result["segmentor"], result["clip"], result["dataset"]) == run and result["protocol"] == "paper"
+        if same and not result["partial"] and settings(*run, meant(result)) == settings(*run, row.overrides(dataset)):
             return result
     return None
 
@@ -203,7 +202,6 @@ def _table(name: str, content: Any) -> PaperTable:
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
             raise OvssError(f"{what} '{repeated[0]}' occurs twice.")
-    averages = {average: tuple(members) for average, members in averages.items()}
     return PaperTable(name, values["title"], values["source"], tuple(datasets), rows, averages)
 
 

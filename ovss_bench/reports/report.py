@@ -21,27 +21,27 @@ Results = Mapping[Path, Mapping[str, Any]]
 
 
 def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool) -> dict[Path, Mapping[str, Any]]:
-    """The results with these segmentors, clips, ..., where any are given. Raises OvssError for names that no result has, and if
-    nothing is left."""
+    """The results with the `chosen` segmentors, CLIPs, ...; without partial ones unless `partial`. Raises OvssError for a name
+    that no result has, and if nothing is left."""
     for key, names in chosen.items():
         for name in names:
             known = {result[key] for result in results.values()}
             if name not in known:
                 raise unknown(f"{key} among the results", name, known)
+    if not results:
+        raise OvssError("no result can be read.")
     left = {path: r for path, r in results.items() if all(not names or r[key] in names for key, names in chosen.items())}
+    if not left:
+        raise OvssError("no result matches all filters.")
     complete = {path: result for path, result in left.items() if partial or not result["partial"]}
     if not complete:
-        raise OvssError(
-            f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked."
-            if left
-            else ("no result can be read." if not results else "no result has all that is asked for.")
-        )
+        raise OvssError(f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked.")
     return complete
 
 
 def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of a result's metric in percent, from the counts beside it; None for metrics that are no rule of whole
-    matrices. Raises OvssError if the counts are missing or damaged."""
+    """The 95 % interval of a result's metric in percent, from the counts beside it; None for metrics that are not computed from
+    the confusion matrix of all images. Raises OvssError if the counts are missing or damaged."""
     if metric not in RULES:
         return None
     from ..evaluation import bootstrap
@@ -50,7 +50,7 @@ def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
     records, *_ = read_counts(path.with_suffix(".npz"), result["fingerprint"], len(result["per_class"]))
     found = bootstrap.interval(records.values(), len(result["per_class"]), metric, facts_of(result["dataset"]))
     ours = result["metrics"].get(metric)
-    same = ours is not None and abs(100 * found.value - ours) < 1e-4  # else the facts are not those of the run
+    same = ours is not None and abs(100 * found.value - ours) < 1e-4  # else the facts of the data set have changed
     return (100 * found.low, 100 * found.high) if same and found.low == found.low else None
 
 
@@ -116,7 +116,7 @@ def _remarks(figures: Sequence[Figure], ranked: bool, published: bool, older: in
 
 
 def _newest(results: Results, datasets: Sequence[str]) -> tuple[dict[tuple[str, ...], dict[str, Path]], int]:
-    """Of each row and data set the file that counts, the last one that is not partial; and how many others there were."""
+    """The newest complete file of each row and data set, or the newest partial one; and how many others there are."""
     cells: dict[tuple[str, ...], dict[str, list[Path]]] = {}
     for path, result in results.items():
         if result["dataset"] in datasets:
@@ -131,7 +131,7 @@ def _newest(results: Results, datasets: Sequence[str]) -> tuple[dict[tuple[str, 
 
 
 def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """What makes a row: also settings and stand-ins, which become its footnotes."""
+    """What identifies a row. Overrides and stand-ins become its footnotes."""
     overridden = ", ".join(f"{name}={value}" for name, value in result["overridden"].items())
     kinds = ", ".join(stand_ins(result))
     notes = (f"overridden: {overridden}" if overridden else "", f"stand-in {kinds}" if kinds else "")
@@ -139,28 +139,28 @@ def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def provenance_notes(results: Results) -> dict[Path, list[str]]:
-    """For each result in what its provenance is another than that of most: packages, source, precision, the weights of a
-    CLIP, the files of a data set."""
+    """For each result, how its provenance differs from that of most: packages, source, precision, the weights of a CLIP, the
+    files of a data set."""
     facts = {path: _facts(result) for path, result in results.items()}
     values: dict[tuple[str, str], Counter] = {}
-    for own in facts.values():
-        for fact, value in own.items():
+    for of_result in facts.values():
+        for fact, value in of_result.items():
             values.setdefault(fact, Counter())[value] += 1
     usual = {fact: min(counts, key=lambda value, counts=counts: (-counts[value], value)) for fact, counts in values.items()}
     notes = {}
-    for path, own in facts.items():
-        different: dict[str, list[str]] = {}
-        for fact, value in own.items():
-            if value != usual[fact]:
-                different.setdefault(fact[0], []).append(f"{fact[1]} {value} instead of {usual[fact]}".strip())
-        notes[path] = [f"{kind} {', '.join(texts)}" for kind, texts in different.items()]
+    for path, of_result in facts.items():
+        differing: dict[str, list[str]] = {}
+        for (kind, name), value in of_result.items():
+            if value != usual[kind, name]:
+                differing.setdefault(kind, []).append(f"{name} {value} instead of {usual[kind, name]}".strip())
+        notes[path] = [f"{kind} {', '.join(texts)}" for kind, texts in differing.items()]
     return notes
 
 
 def _facts(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """Kind and name of what is compared -> value."""
+    """(kind, name) -> value of everything in the provenance that is compared."""
     provenance = result["provenance"]
-    code = provenance.get("code") or {"core": provenance["source_digest"]}  # before there was one by file
+    code = provenance.get("code") or {"core": provenance["source_digest"]}  # older results have one digest for all files
     return {
         ("precision", ""): result["precision"],
         **{("source digest", f"of {name}"): digest[:12] for name, digest in sorted(code.items())},
@@ -180,7 +180,7 @@ def _figure(result: Mapping[str, Any], metric: str, notes: Sequence[str], publis
         figure = next((figure for figure in figures if figure["metric"] == metric), figures[0])
         cell.published, cell.difference = figure["miou"], figure["difference"]
         if figure["metric"] != metric:
-            cell.notes.append(f"published, and held against ours, as {figure['metric']}")
+            cell.notes.append(f"published as {figure['metric']}; the difference is in that metric")
         cell.notes += unconfirmed(result)
         if figure["second_hand"]:
             cell.notes.append(f"published by others: {figure['source']}")
@@ -222,11 +222,11 @@ def _rank(table: Table) -> bool:
     for group in table.groups():
         for cells in zip(*(row.cells for row in group), strict=True):
             ranked = [cell for cell in cells if isinstance(cell, Figure) and cell.value is not None and not cell.partial]
-            best = sorted({round(cell.value, table.digits) for cell in ranked}, reverse=True)[:2]
+            best = sorted({cell.rounded(table.digits) for cell in ranked}, reverse=True)[:2]
             if len(ranked) < 2:
                 continue
             found = True
             for cell in ranked:
-                value = round(cell.value, table.digits)
+                value = cell.rounded(table.digits)
                 cell.rank = best.index(value) + 1 if value in best else None
     return found

@@ -1,4 +1,5 @@
-"""A run against the published figure that it should reproduce, and the usual reasons for a gap, checked by its provenance."""
+"""A run compared with the published figure that it should reproduce, and the usual reasons for a gap, checked against its
+provenance."""
 
 from __future__ import annotations
 
@@ -32,16 +33,15 @@ Check = tuple[str, str, str]  # what, state, what there is to say
 
 
 def compare_with_published(path: str | Path, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
-    """A comparison, in points of the figure's metric, of a result file or of each in a folder that has a published figure; and
-    why the others have none. The levels, of which the first that holds counts:
+    """Comparisons, in points of the figure's metric, of a result file, or of every result in a folder that has a published
+    figure; and why the others have none. The level is the first of these that applies:
 
-    - equivalent: ours is the figure, as far as it was printed, within `tolerance`; never of a part of the images;
+    - equivalent: ours equals the figure within `tolerance` and the figure's rounding; never for partial results;
     - different: the 95 % interval of ours excludes the figure;
-    - inconclusive: another sample of images could make up for the difference.
+    - inconclusive: the difference may be due to the sample of images.
 
-    `caveat` says what keeps a run from being the published one: a part of the images, or settings that nobody published.
-
-    Raises OvssError if there is nothing to compare with.
+    `caveat` says why a run isn't exactly the published one: partial, or with unpublished settings. Raises OvssError if there
+    is nothing to compare with.
     """
     comparisons, reasons = [], []
     for file in result_paths(path):
@@ -52,7 +52,7 @@ def compare_with_published(path: str | Path, tolerance: float = 0.1) -> tuple[li
         else:
             reasons.append(f"{run.result['segmentor']} on {run.result['dataset']}: {published['why_not']}")
     if not comparisons:
-        raise OvssError(f"no published figure is meant for {path}. " + "; ".join(dict.fromkeys(reasons)))
+        raise OvssError(f"no published figure belongs to {path}. " + "; ".join(dict.fromkeys(reasons)))
     return comparisons, reasons
 
 
@@ -92,44 +92,41 @@ def checklist(result: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _weights(result: Mapping[str, Any]) -> Check:
-    entry = load_config("clip", result["clip"]) if result["clip"] in config_names("clip") else {}
-    known, digest, what = entry.get("weights_digest"), result["weights_digest"], "weights"
-    if known is not None:
-        if digest == known:
-            return what, OK, f"the digest {digest[:12]} is that of {result['clip']}"
-        return what, SUSPICIOUS, f"the digest is {digest[:12]}, that of {result['clip']} is {known[:12]}"
-    if weights_of(result):  # of another CLIP than this they would not have come here
-        return what, OK, f"the file has the SHA-256 of {weights_of(result)[0]}"
-    given = [
-        word for word in result["provenance"]["command"].split() if word.startswith(("weights=", f"clip={result['clip']}:"))
-    ]
-    if given:
-        return what, SUSPICIOUS, f"{given[0]} was given, whose SHA-256 is none of those on record here; digest {digest[:12]}"
-    return what, UNKNOWN, f"digest {digest[:12]}; no digest of {result['clip']} is on record here"
+    clip, digest = result["clip"], result["weights_digest"][:12]
+    known = (load_config("clip", clip) if clip in config_names("clip") else {}).get("weights_digest")
+    words = result["provenance"]["command"].split()
+    given = [word for word in words if word.startswith(("weights=", f"clip={clip}:"))]
+    if known == result["weights_digest"]:
+        check = OK, f"the digest {digest} is that of {clip}"
+    elif known is not None:
+        check = SUSPICIOUS, f"the digest is {digest}, that of {clip} is {known[:12]}"
+    elif weights_of(result):  # weights of another CLIP have no published figures
+        check = OK, f"the file has the SHA-256 of {weights_of(result)[0]}"
+    elif given:
+        check = SUSPICIOUS, f"{given[0]} was given, whose SHA-256 is not on record; digest {digest}"
+    else:
+        check = UNKNOWN, f"digest {digest}; no digest of {clip} is on record"
+    return "weights", *check
 
 
 def _recipe(result: Mapping[str, Any]) -> Iterator[Check]:
-    """The recipe against that of the figure: the paper's, with what was overridden and is known to be meant by the figure."""
+    """The recipe compared with the paper's, with the overrides that the published figure implies."""
     run = result["segmentor"], result["clip"], result["dataset"]
-    overrides = settings(*run, meant(result))
-    values = compose_recipe(run[0], clip=run[1], dataset=run[2], overrides=overrides).values()
+    values = compose_recipe(run[0], clip=run[1], dataset=run[2], overrides=settings(*run, meant(result))).values()
     wanted = json.loads(json.dumps({name: value for name, value in values.items() if name != "precision"}))
     found = {name: entry["value"] for name, entry in result["recipe"].items() if name != "precision"}
     found |= {kind: maps for kind, maps in ((kind, generator(source)) for kind, source in result["sources"].items()) if maps}
     known = {name for names in REASONS.values() for name in names}
     others = tuple(name for name in dict.fromkeys([*wanted, *found]) if name not in known)
     for what, names in {**REASONS, "other settings": others}.items():
-        wrong = [
-            f"{name} is {found.get(name)}, the recipe has {wanted.get(name)}"
-            for name in names
-            if found.get(name) != wanted.get(name)
-        ]
+        differing = [name for name in names if found.get(name) != wanted.get(name)]
+        wrong = "; ".join(f"{name} is {found.get(name)}, the recipe has {wanted.get(name)}" for name in differing)
         said = ", ".join(f"{name} {'not set' if found[name] is None else found[name]}" for name in names if name in found)
-        yield what, SUSPICIOUS if wrong else OK, "; ".join(wrong) or said or "none"
+        yield what, SUSPICIOUS if wrong else OK, wrong or said or "none"
 
 
 def _names(result: Mapping[str, Any]) -> Check:
-    """Names, synonyms, templates and background as they were put to the text encoder, against the files that are here."""
+    """Names, synonyms, templates and background of the prompts, compared with the files in configs/names."""
     what, recipe = "texts", {name: entry["value"] for name, entry in result["recipe"].items()}
     classes = [entry["class"] for entry in result["per_class"]]
     try:
@@ -138,12 +135,12 @@ def _names(result: Mapping[str, Any]) -> Check:
         if recipe["names"] is not None:
             entries, distractors = read_names(names_path(config.get("names_of", name), recipe["names"]))
         options = {"templates": recipe["templates"], "distractors": distractors, "classes": classes}
-        here = Vocabulary.from_names(entries, background=config.get("background"), **options).digest
+        current = Vocabulary.from_names(entries, background=config.get("background"), **options).digest
     except OvssError as error:
         return what, UNKNOWN, str(error)
-    if here == result["names_digest"]:
-        return what, OK, f"the digest {here[:12]} is that of the names {recipe['names'] or 'of the data set'}"
-    return what, SUSPICIOUS, f"the digest is {result['names_digest'][:12]}, that of the names that are here {here[:12]}"
+    if current == result["names_digest"]:
+        return what, OK, f"the digest {current[:12]} is that of the names {recipe['names'] or 'of the data set'}"
+    return what, SUSPICIOUS, f"the digest is {result['names_digest'][:12]}, that of the current names {current[:12]}"
 
 
 def _precision(result: Mapping[str, Any]) -> Check:
@@ -154,22 +151,17 @@ def _precision(result: Mapping[str, Any]) -> Check:
 
 
 def _data(result: Mapping[str, Any]) -> Iterator[Check]:
-    images, dataset = result["images"], result["dataset"]
+    images, dataset, classes = result["images"], result["dataset"], result["per_class"]
     expected = number(dataset_config(dataset)[1], images["expected"]) or images["expected"]
     complete = images["evaluated"] == expected and not images["failed"]
     says = f"{images['evaluated']} of {expected}" + (f", {len(images['failed'])} failed" if images["failed"] else "")
     yield "images", OK if complete else SUSPICIOUS, says
-    empty = [entry["class"] for entry in result["per_class"] if not entry["true"]]
-    if empty:
-        yield (
-            "classes",
-            SUSPICIOUS,
-            f"{len(empty)} of {len(result['per_class'])} never occur in the labels: {', '.join(empty[:5])}",
-        )
+    if empty := [entry["class"] for entry in classes if not entry["true"]]:
+        yield "classes", SUSPICIOUS, f"{len(empty)} of {len(classes)} never occur in the labels: {', '.join(empty[:5])}"
     known, found = load_config("dataset", dataset).get("fingerprint"), result["dataset_fingerprint"]
     hint = f"python tools/datasets.py check {dataset} against=MANIFEST compares with another copy"
     if known is None:
-        yield "data set", UNKNOWN, f"fingerprint {found[:12]}; none is on record here. {hint}"
+        yield "data set", UNKNOWN, f"fingerprint {found[:12]}; none is on record. {hint}"
     else:
         says = f"fingerprint {found[:12]}" + ("" if found == known else f", that of the official data is {known[:12]}. {hint}")
         yield "data set", OK if found == known else SUSPICIOUS, says
@@ -180,13 +172,10 @@ def _code(result: Mapping[str, Any]) -> Iterator[Check]:
     known = known_code(result["segmentor"], result["dataset"], result["sources"])
     if known and not source["plugins"]:
         same = source["source_digest"] == source_digest(*known)
-        says = "as it is here" if same else "of another version than this: run again to be sure"
-        yield "code", OK if same else SUSPICIOUS, says
+        yield "code", OK if same else SUSPICIOUS, "the current version" if same else "of another version: run again to be sure"
     if source["plugins"]:
-        yield "plug-ins", SUSPICIOUS, f"loaded were {', '.join(source['plugins'])}"
-    doubts = unconfirmed(result)
-    if doubts:
+        yield "plug-ins", SUSPICIOUS, f"loaded: {', '.join(source['plugins'])}"
+    if doubts := unconfirmed(result):
         yield "generator", SUSPICIOUS, "; ".join(doubts)
     for kind, other in result["sources"].items():
-        digest = (other["digest"] or "none")[:12]
-        yield kind, UNKNOWN, f"{other['name']}, digest {digest}; no digest of it is on record here"
+        yield kind, UNKNOWN, f"{other['name']}, digest {(other['digest'] or 'none')[:12]}; no digest of it is on record"

@@ -19,18 +19,9 @@ from .table import Figure, Table
 
 PARTIAL = " (partial)"
 METRICS = (
-    "mIoU",
-    "mAcc",
-    "aAcc",
-    "fwIoU",
-    "mIoU_seen",
-    "mIoU_unseen",
-    "hIoU",
-    "IoU_object",
-    "CoI_mIoU",
-    "mIoU_quirk255",
+    "mIoU", "mAcc", "aAcc", "fwIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "IoU_object", "CoI_mIoU", "mIoU_quirk255",
     "mBoundaryIoU",
-)
+)  # fmt: skip
 LABELS = ("clip", "dataset", "protocol")
 
 
@@ -45,12 +36,12 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
     table = Table.of(records, common=LABELS)
     by_dataset: dict[str, list[Figure]] = {}
     for result, figure in zip(results, table.cells("mIoU"), strict=False):  # results without mIoU have no such column
-        if figure.value is not None:
+        if isinstance(figure, Figure) and figure.value is not None:
             by_dataset.setdefault(result["dataset"], []).append(figure)
     for figures in by_dataset.values():
-        best = max(round(figure.value, table.digits) for figure in figures)
+        best = max(figure.rounded(table.digits) for figure in figures)
         for figure in figures:
-            figure.rank = 1 if round(figure.value, table.digits) == best else None
+            figure.rank = 1 if figure.rounded(table.digits) == best else None
     return table
 
 
@@ -65,19 +56,16 @@ def marked_name(result: Mapping[str, Any]) -> str:
 def averages_table(suite: Suite, results: Sequence[Mapping[str, Any]]) -> Table:
     """A row per segmentor, CLIP and protocol, a column per average of the suite. An average that lacks a data set has no value;
     the last column names what is missing."""
-    rows: dict[tuple, dict[tuple[str, str], float]] = {}
-    partial = set()
+    rows: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for result in results:
-        key = marked_name({**result, "partial": False}), result["clip"], result["protocol"]
-        rows.setdefault(key, {}).update({(result["dataset"], name): value for name, value in result["metrics"].items()})
-        if result["partial"]:
-            partial.add(key)
+        rows.setdefault((marked_name({**result, "partial": False}), result["clip"], result["protocol"]), []).append(result)
     records = []
-    for key, figures in rows.items():
+    for (segmentor, clip, protocol), members in rows.items():
+        figures = {(result["dataset"], name): value for result in members for name, value in result["metrics"].items()}
         means = mean_of(suite.averages, figures)
         missing = dict.fromkeys(name for _, names in means.values() for name in names)
-        segmentor, clip, protocol = key
-        labels = {"segmentor": segmentor + PARTIAL * (key in partial), "clip": clip, "protocol": protocol}
+        name = segmentor + PARTIAL * any(result["partial"] for result in members)
+        labels = {"segmentor": name, "clip": clip, "protocol": protocol}
         records.append(labels | {name: _float(value) for name, (value, _) in means.items()} | {"missing": ", ".join(missing)})
     return Table.of(records, common=LABELS)
 

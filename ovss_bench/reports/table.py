@@ -3,7 +3,7 @@ markdown.py, latex.py, csv.py and html.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -45,6 +45,9 @@ class Figure:
     rank: int | None = None
     notes: list[str] = field(default_factory=list)
 
+    def rounded(self, digits: int) -> float:
+        return float("nan") if self.value is None else round(self.value, digits)
+
 
 Cell = Text | Figure
 
@@ -81,15 +84,15 @@ class Table:
 
     def cells(self, name: str) -> list[Cell]:
         """The cells of the columns of this name."""
-        pairs = (pair for row in self.rows for pair in zip(self.columns, row.cells, strict=True))
-        return [cell for column, cell in pairs if column.name == name]
+        indices = [index for index, column in enumerate(self.columns) if column.name == name]
+        return [row.cells[index] for row in self.rows for index in indices]
 
     def collapsed(self) -> Table:
         """Without the common columns in which all rows agree; the caption names their values instead."""
         shared, columns = list(self.shared), list(self.columns)
         for index, column in enumerate(columns):
-            texts = {row.cells[index].text for row in self.rows} if column.common and not column.hidden else ()
-            if len(texts) == 1:
+            texts = {cell.text for row in self.rows if isinstance(cell := row.cells[index], Text)}
+            if column.common and not column.hidden and len(texts) == 1:
                 shared.append(f"{column.name} {texts.pop()}")
                 columns[index] = replace(column, hidden=True)
         return replace(self, columns=columns, shared=tuple(shared))
@@ -117,9 +120,8 @@ class Table:
         """The heading of a column."""
         return f"{column.name} ({column.metric})" if column.metric and len(self.metrics) > 1 else column.name
 
-    def groups(self) -> Iterator[list[Row]]:
-        for _, rows in groupby(self.rows, lambda row: row.group):
-            yield list(rows)
+    def groups(self) -> list[list[Row]]:
+        return [list(rows) for _, rows in groupby(self.rows, lambda row: row.group)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Figures that papers, their repositories and listings state (results/published/*.csv), and which of them a result of ours is
-to be held against."""
+"""Figures published in papers, repositories and third-party listings (results/published/*.csv), and which of them a result of
+ours reproduces."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ COLUMNS = (
     "method", "variant", "backbone", "pretrained", "extra_model", "dataset", "miou", "postprocess", "source",
     "table", "second_hand", "metric", "segmentor", "clip", "overrides",
 )  # fmt: skip
-Filled = Annotated[str, Predicate(str.strip), Expected("a text that is not empty")]
-# Figures were published on these, too, but nothing here evaluates them: only the unseen classes of a zero-shot split, other
-# classes, or images with noise.
+Filled = Annotated[str, Predicate(lambda text: bool(text.strip())), Expected("a text that is not empty")]
+# Published, but not evaluated here: only the unseen classes of a zero-shot split, other classes, or noisy images.
 NOT_EVALUATED = ("voc12_unseen", "context_unseen", "coco_stuff_unseen", "coco_stuff27", "voc20_speckle_noise_1")
 
 
@@ -40,10 +39,10 @@ def published_figures() -> pd.DataFrame:
 
 
 def load_figures(folder: Path) -> pd.DataFrame:
-    """The CSV files of a folder as one table: `miou` in percent, `second_hand` as a truth value, `overrides` as a dictionary.
+    """The CSV files of a folder as one table: `miou` in percent, `second_hand` as a bool, `overrides` as a dictionary.
 
-    `segmentor`, `clip` and `overrides` (beside the recipe) name the run of ours that reproduces the figure, empty where none
-    does. Raises OvssError with file and line for what cannot be right.
+    `segmentor`, `clip` and `overrides` of its recipe identify the run of ours that reproduces the figure; empty if none does.
+    Raises OvssError with file and line for anything invalid.
     """
     import pandas as pd
 
@@ -75,17 +74,18 @@ def load_figures(folder: Path) -> pd.DataFrame:
 
 
 def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The published figures for a result (the dictionary of its file), the authors' own first, and what ours is above them:
-    `difference` in points, None if the result is partial or settings are unconfirmed. `why_not` is a sentence where there is
-    nothing to compare with, or no difference."""
-    why_not = _not_comparable(result)
-    if why_not:
+    """The published figures that a result (the dictionary of its file) should reproduce, the authors' own first, and the
+    `difference` of ours from each in points, None if the result is partial or settings are unconfirmed. `why_not` explains why
+    there is no figure, or no difference."""
+    if why_not := _not_comparable(result):
         return {"figures": [], "why_not": why_not}
     run = (result["segmentor"], result["clip"], result["dataset"], meant(result))
     figures = figures_of(*run)
     if not figures:
         return {"figures": [], "why_not": "; ".join([_nothing_for(*run), *_unnamed_maps(result)])}
-    why_not = "; ".join([*_incomplete(result), *unconfirmed(result)]) or None
+    images = result["images"]
+    partial = [f"partial: {images['evaluated']} of {images['expected']} images"] if result["partial"] else []
+    why_not = "; ".join([*partial, *unconfirmed(result)]) or None
     for figure in figures:
         ours = None if why_not else result["metrics"].get(figure["metric"])
         figure["difference"] = None if ours is None else round(ours - figure["miou"], 2)
@@ -93,20 +93,20 @@ def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def meant(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result overrides, with a folder of region maps named by their generator, which is what the recipe is about."""
-    own, made_by = dict(result["overridden"]), {kind: generator(source) for kind, source in result.get("sources", {}).items()}
-    return own | {kind: made_by[kind] for kind in own if made_by.get(kind)}
+    """The overrides of a result. A folder of region maps is replaced by its generator, which is what the recipe names."""
+    overrides, generators = result["overridden"], {k: generator(source) for k, source in result.get("sources", {}).items()}
+    return {name: generators.get(name) or value for name, value in overrides.items()}
 
 
 def generator(source: Mapping[str, Any]) -> str | None:
-    """The entry of configs/regions whose maps a source of a result is, if it is a folder of maps that says so: in the result,
-    or in an index that was made again since."""
+    """The entry of configs/regions that generated a folder of region maps, as the result states, or the folder's index if it
+    has been rebuilt since."""
     if "generator" in source or not source.get("name"):
         return source.get("generator")
     folder = user_path(source["name"])
     if not folder.is_dir():
         return None
-    from ..auxiliary.regions import RegionFolder  # which takes PyTorch's second or two
+    from ..auxiliary.regions import RegionFolder  # imports PyTorch
 
     try:
         maps = RegionFolder(folder)
@@ -116,7 +116,7 @@ def generator(source: Mapping[str, Any]) -> str | None:
 
 
 def unconfirmed(result: Mapping[str, Any]) -> list[str]:
-    """Sentences on sources whose settings nobody published, so that a run with them may be another one than the published."""
+    """A sentence for each source whose settings are unpublished, so that the run may differ from the published one."""
     sentences = []
     for kind, source in result.get("sources", {}).items():
         doubt = source.get("unconfirmed")
@@ -128,59 +128,55 @@ def unconfirmed(result: Mapping[str, Any]) -> list[str]:
 
 
 def why_not_joined(figure: Mapping[str, Any]) -> str | None:
-    """The reason why no run of ours reproduces a figure (a row of `published_figures`): its method is not here, or what the
-    first entry of results/published/reasons.yaml says whose columns all fit. None if a run does, or no entry fits."""
+    """Why no run of ours reproduces a figure (a row of `published_figures`): its method is missing, or the reason of the first
+    entry of results/published/reasons.yaml that matches. None if a run does, or no entry matches."""
     if figure["segmentor"]:
         return None
-    if figure["method"] not in methods_here():
-        return f"{figure['method']} is not among the methods here"
+    if figure["method"] not in methods():
+        return f"{figure['method']} is not implemented here"
     return next((rule["reason"] for rule in reasons() if _fits(rule, figure)), None)
 
 
 @cache
-def methods_here() -> frozenset[str]:
+def methods() -> frozenset[str]:
     return frozenset(load_config("segmentor", name).get("method", name) for name in config_names("segmentor"))
 
 
 @cache
 def reasons() -> list[dict[str, Any]]:
-    """The entries of results/published/reasons.yaml: `reason`, and for columns the value that fits, or a list of them."""
+    """The entries of results/published/reasons.yaml: `reason`, and by column the matching value, or a list of them."""
     return yaml.safe_load((PUBLISHED / "reasons.yaml").read_text(encoding="utf-8"))
 
 
 def _fits(rule: Mapping[str, Any], figure: Mapping[str, Any]) -> bool:
-    own = {column: values if isinstance(values, list) else [values] for column, values in rule.items() if column != "reason"}
-    return all(figure[column] in values for column, values in own.items())
+    columns = {column: values if isinstance(values, list) else [values] for column, values in rule.items()}
+    return all(figure[column] in values for column, values in columns.items() if column != "reason")
 
 
 def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every figure that this run is said to reproduce, the authors' own before those that others quote or measured.
-    Papers may disagree."""
-    here = _select(segmentor=segmentor, clip=clip, dataset=dataset)
-    if here.empty:
-        return []
-    wanted = settings(segmentor, clip, dataset, overrides)
-    return listed(here[[settings(segmentor, clip, dataset, own) == wanted for own in here["overrides"]]])
+    """Every figure that this run should reproduce, the authors' own before those that others quote or measured. Papers may
+    disagree."""
+    run = segmentor, clip, dataset
+    figures = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
+    same = [settings(*run, published) == settings(*run, overrides) for published in figures["overrides"]]
+    return listed(figures[same]) if same else []
 
 
 def listed(figures: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of `published_figures` as result files hold them, first-hand ones first."""
+    """Rows of `published_figures` in the form of result files, first-hand figures first."""
     columns = ["miou", "metric", "method", "variant", "source", "table", "second_hand"]
     return figures.sort_values("second_hand", kind="stable")[columns].to_dict("records")
 
 
 def settings(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides that change something: one to the value that the recipe has anyway does not, and the precision only
-    rounds."""
+    """The overrides that have an effect: not those equal to the recipe's value, nor the precision, which only rounds."""
     return dict(_settings(segmentor, clip, dataset, json.dumps(overrides, default=str)))
 
 
 @cache
 def _settings(segmentor: str, clip: str, dataset: str, text: str) -> dict[str, Any]:
     overrides = json.loads(text)
-    recipe, changed = (
-        compose_recipe(segmentor, clip=clip, dataset=dataset, overrides=given).values() for given in ({}, overrides)
-    )
+    recipe, changed = (compose_recipe(segmentor, clip=clip, dataset=dataset, overrides=o).values() for o in ({}, overrides))
     return {name: changed[name] for name in overrides if name != "precision" and changed[name] != recipe[name]}
 
 
@@ -197,7 +193,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 
 def stand_ins(result: Mapping[str, Any]) -> list[str]:
-    """The kinds of sources for which something else stood in."""
+    """The kinds of sources that were replaced by a stand-in."""
     return [kind for kind, source in result.get("sources", {}).items() if source["stand_in"]]
 
 
@@ -234,7 +230,7 @@ def located(where: str) -> Iterator[None]:
 
 
 def _not_comparable(result: Mapping[str, Any]) -> str | None:
-    """Why no published figure can be meant, whatever the figures are."""
+    """Why the result cannot reproduce any published figure."""
     dataset = result["dataset"]
     if result["clip"] == "demo":
         return "the demo CLIP is this project's own"
@@ -242,8 +238,7 @@ def _not_comparable(result: Mapping[str, Any]) -> str | None:
         return f"the drawn scenes of {dataset} are this project's own"
     if result["protocol"] != "paper":
         return f"protocol {result['protocol']}: published figures are the methods' own settings"
-    kinds = stand_ins(result)
-    if kinds:
+    if kinds := stand_ins(result):
         return f"stand-in {', '.join(kinds)}"
     entry, known = load_config("clip", result["clip"]) if result["clip"] in config_names("clip") else None, weights_of(result)
     if entry and known and f"{entry['architecture']}:{entry['pretrained']}" not in known:
@@ -252,17 +247,12 @@ def _not_comparable(result: Mapping[str, Any]) -> str | None:
 
 
 def weights_of(result: Mapping[str, Any]) -> list[str]:
-    """ARCHITECTURE:TAG of the weights that the file of a result's CLIP holds, if its digest is a known one."""
+    """ARCHITECTURE:TAG of the weights in the checkpoint of a result's CLIP, if its digest is known."""
     return result.get("provenance", {}).get("weights_known", [])
 
 
-def _incomplete(result: Mapping[str, Any]) -> list[str]:
-    images = result["images"]
-    return [f"partial: {images['evaluated']} of {images['expected']} images"] if result["partial"] else []
-
-
 def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
-    """What to do where a folder's index does not say whose maps it holds."""
+    """What to do if the index of a folder of region maps names no generator."""
     folder, source = result["overridden"].get("regions"), result.get("sources", {}).get("regions")
     if folder in (None, *config_names("regions")) or source is None or generator(source):
         return []
@@ -273,39 +263,37 @@ def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
 
 
 def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> str:
-    """What there is in the place of a figure for this run."""
-    here = _select(segmentor=segmentor, clip=clip, dataset=dataset)
-    if len(here):
-        known = dict.fromkeys(_shown(own) or "the recipe as it is" for own in here["overrides"])
+    """Why there is no figure for this run, and which similar ones there are."""
+    similar = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
+    if len(similar):
+        known = dict.fromkeys(_shown(published) or "the recipe as it is" for published in similar["overrides"])
         published = f"figures for {segmentor} with {clip} on {dataset} are published with {' or '.join(known)}"
         given = _shown(settings(segmentor, clip, dataset, overrides))
         return f"overridden: {given}; {published}" if given else f"{published} only"
-    own = _select(segmentor=segmentor)
     parts = [f"no figure is published for {segmentor} with {clip} on {dataset}"]
-    others = own[own["dataset"] == dataset]["clip"].unique()
-    if len(others):
-        parts.append(f"on {dataset} there are figures with {', '.join(others)}")
-    others = own[own["clip"] == clip]["dataset"].unique()
-    if len(others):
-        parts.append(f"with {clip} there are figures on {', '.join(others)}")
-    if len(parts) == 1 and len(own):
-        parts.append(f"there are figures with {', '.join(own['clip'].unique())} on {', '.join(own['dataset'].unique())}")
-    method = (
-        load_config("segmentor", segmentor).get("method", segmentor) if segmentor in config_names("segmentor") else segmentor
-    )
-    unmatched = _select(method=method, dataset=dataset, segmentor="")
-    architecture = load_config("clip", clip).get("architecture", clip) if clip in config_names("clip") else clip
+    if len(clips := figures_with(segmentor=segmentor, dataset=dataset)["clip"].unique()):
+        parts.append(f"on {dataset} there are figures with {', '.join(clips)}")
+    if len(datasets := figures_with(segmentor=segmentor, clip=clip)["dataset"].unique()):
+        parts.append(f"with {clip} there are figures on {', '.join(datasets)}")
+    if len(parts) == 1 and len(others := figures_with(segmentor=segmentor)):
+        parts.append(f"there are figures with {', '.join(others['clip'].unique())} on {', '.join(others['dataset'].unique())}")
+    method, architecture = _config("segmentor", segmentor, "method"), _config("clip", clip, "architecture")
+    unmatched = figures_with(method=method, dataset=dataset, segmentor="")
     unmatched = unmatched[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
     if len(unmatched):
         shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in listed(unmatched)[:3]]
-        why = dict.fromkeys(filter(None, map(why_not_joined, unmatched.to_dict("records"))))
-        parts.append(f"of {method} in settings that are others or not stated there is {', '.join(shown)}")
-        parts += why
+        parts.append(f"for {method} with different or unstated settings there is {', '.join(shown)}")
+        parts += dict.fromkeys(filter(None, map(why_not_joined, unmatched.to_dict("records"))))
     return "; ".join(parts)
 
 
-def _select(**values: str) -> pd.DataFrame:
-    """The published figures with these values."""
+def _config(group: str, name: str, key: str) -> str:
+    """A value of a configuration, by default the name itself."""
+    return load_config(group, name).get(key, name) if name in config_names(group) else name
+
+
+def figures_with(**values: str) -> pd.DataFrame:
+    """The published figures with these values in their columns."""
     figures = published_figures()
     for column, value in values.items():
         figures = figures[figures[column] == value]

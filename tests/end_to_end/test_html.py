@@ -56,17 +56,17 @@ def test_pictures_show_what_was_evaluated(page, page_results, page_data):
     colours = np.array([list(bytes.fromhex(colour[1:])) for colour in shared[run["colours"]]])
     maps = next(page_results.rglob("naclip-*.maps"))
     for entry in entries:
-        truth = own.label(samples[entry["id"]])
+        target = own.label(samples[entry["id"]])
         label_map = np.array(Image.open(maps / f"{entry['id']}.png"))
-        counted = truth != 255
+        counted = target != 255
         assert np.array_equal(picture(shared[entry["prediction"]]), colours[label_map])
-        assert np.array_equal(picture(shared[entry["truth"]])[counted], colours[truth[counted]])
+        assert np.array_equal(picture(shared[entry["target"]])[counted], colours[target[counted]])
         error = picture(shared[entry["error"]])
-        right, wrong, ignored = (np.unique(error[mask], axis=0) for mask in masks(truth, label_map))
+        right, wrong, ignored = (np.unique(error[mask], axis=0) for mask in masks(target, label_map))
         assert len(right) == len(wrong) == len(ignored) == 1
         assert len(np.unique([right, wrong, ignored], axis=0)) == 3
         assert picture(shared[entry["input"]]).shape == (*SIZE, 3)
-        assert {c for c, _ in entry["classes"]} == set(np.unique([truth[counted], label_map[counted]]).tolist())
+        assert {c for c, _ in entry["classes"]} == set(np.unique([target[counted], label_map[counted]]).tolist())
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_pictures_are_of_what_was_scored(page_data, tmp_path, change, size):
     entries = [entry for entries in run["pictures"].values() for entry in entries]
     assert len(entries) == len(IDS)
     for entry in entries:
-        assert {picture(shared[entry[part]]).shape for part in ("input", "truth", "prediction", "error")} == {(*size, 3)}
+        assert {picture(shared[entry[part]]).shape for part in ("input", "target", "prediction", "error")} == {(*size, 3)}
 
 
 def masks(truth, label_map):
@@ -152,7 +152,7 @@ def test_best_worst_and_random_images():
     assert choose({}, 12, "seed") == {"best": [], "worst": [], "random": []}
 
 
-def test_the_iou_of_an_image_is_that_of_the_classes_in_its_truth():
+def test_the_iou_of_an_image_is_that_of_the_classes_in_its_ground_truth():
     truth, prediction = np.array([[0, 0, 1, 255]]), np.array([[0, 2, 1, 1]])
     nothing = np.full((1, 4), 255)
     counts = {"some": confusion(truth, prediction, 3), "nothing": confusion(nothing, prediction, 3)}
@@ -163,7 +163,7 @@ def test_confusions_are_ranked_by_what_they_cost():
     matrix = np.zeros((4, 4), np.int64)
     matrix[0, 0], matrix[0, 1] = 10000, 50  # little of class 0, but most of what is called class 1
     matrix[1, 1], matrix[2, 2], matrix[2, 3] = 10, 60, 20
-    matrix[3, 0] = 10**6  # without truth
+    matrix[3, 0] = 10**6  # without ground truth
     found = confusions(matrix)
     assert found["pairs"] == [[0, 1, 0.5, 83.3], [2, 3, 25.0, 100.0]]
     assert found["classes"] == [0, 1, 2, 3]

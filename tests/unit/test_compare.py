@@ -188,7 +188,7 @@ def test_every_setting_that_differs_is_named():
     }
     text = lines_of(compare_runs(a, b))
     assert "    weights_digest: 222222222222 -> 999999999999" in text
-    assert "    recipe.stride: not there -> 8" in text
+    assert "    recipe.stride: none -> 8" in text
 
 
 # Files and folders
@@ -281,7 +281,7 @@ def test_damage_is_named(copied):
 def test_other_classes_and_other_images_are_refused():
     a = made(by_id(drawn(1, 5, 4, 8)))
     b = made(a.counts, per_class=[{"class": name} for name in "abcd"], dataset="voc21")
-    with pytest.raises(ob.OvssError, match=r"other classes \(demo, voc21\)"):
+    with pytest.raises(ob.OvssError, match=r"different classes \(demo, voc21\)"):
         compare_runs(a, b)
     with pytest.raises(ob.OvssError, match=r"1 of 5 images are not in the second run: image 00004"):
         compare_runs(a, made(by_id(drawn(1, 4, 4, 8))))
@@ -313,7 +313,7 @@ def test_two_methods_are_compared_wherever_both_were_run(folder, copied):
 
 
 def test_without_a_published_figure_the_reason_is_given(folder):
-    with pytest.raises(ob.OvssError, match=r"no published figure is meant for .*the demo CLIP is this project's own"):
+    with pytest.raises(ob.OvssError, match=r"no published figure belongs to .*the demo CLIP is this project's own"):
         compare_with_published(folder)
 
 

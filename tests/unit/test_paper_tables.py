@@ -252,7 +252,7 @@ def test_mistakes_in_a_table_are_named(change, message, tmp_path):
         ({"name": "X", "segmentor": "naclip", "clip": "vit_b16", "recipe": {"sigma": "wide"}}, r"row 'X': sigma='wide'"),
         (
             {"name": "X", "segmentor": "naclip", "clip": "vit_b16", "recipe": ["sigma"]},
-            r"row 'X': recipe=.*: expected overrides as",
+            r"'X': recipe=.*: expected overrides as",
         ),
         (
             {"name": "X", "segmentor": "naclip", "clip": "vit_b16", "per_dataset": {"loveda": {}}},

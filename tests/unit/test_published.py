@@ -316,10 +316,10 @@ def test_a_figure_is_compared_by_the_metric_it_was_computed_with():
         (result("naclip", "vit_l14"), r"^figures for naclip with vit_l14 on voc21 are published with pamr_steps=0 only$"),
         (
             result("scclip", "vit_l14", "ade20k"),
-            r"with vit_b16; .*not stated there is 21\.7 \(best backbone.*; the listing does not",
+            r"with vit_b16; .*unstated settings there is 21\.7 \(best backbone.*; the listing does not",
         ),
         (result("corrclip_v2", "vit_b16_metaclip"), r"75\.8 \(no_bank\), 82\.2 \(bank_coco\)"),
-        (result("maskclip", dataset="voc21"), r"of maskclip in settings .* 38\.8 .* 43\.4"),
+        (result("maskclip", dataset="voc21"), r"for maskclip with .* settings .* 38\.8 .* 43\.4"),
         (result("mine"), r"^no figure is published for mine with vit_b16 on voc21$"),
         (result("naclip", "demo"), r"^the demo CLIP is this project's own$"),
         (result("naclip", dataset="demo"), r"^the drawn scenes of demo are this project's own$"),

@@ -222,7 +222,7 @@ def test_published_figures_stand_beside_ours(made):
     assert cliper[2] == "**41.00** (40.5, +1.25)<sup>a,b</sup>"
     assert cliper[-2] == "**41.00** (40.50, +1.25)"
     assert cliper[-1] == "**41.00**"  # voc21 has no figure
-    assert "published, and held against ours, as mIoU_cliper" in notes[-2]
+    assert "published as mIoU_cliper; the difference is in that metric" in notes[-2]
     assert "published by others: a paper" in notes[-1]
     assert "(41.5" not in markdown(make_report(made.results, SCLIP8))
     only = {path: result for path, result in made.results.items() if not result["published"]["figures"]}

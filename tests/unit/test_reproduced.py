@@ -197,7 +197,7 @@ def test_known_weights_are_not_asked_about():
     given = published()["provenance"] | {"command": "python tools/eval.py clip=vit_b16 weights=my.pt"}
     (check,) = [check for check in checklist(published(provenance=given)) if check[0] == "weights"]
     assert check[1] == "suspicious"
-    assert "my.pt was given, whose SHA-256 is none of those on record" in check[2]
+    assert "my.pt was given, whose SHA-256 is not on record" in check[2]
     known = given | {"weights_known": ["ViT-B-16:openai"]}
     (check,) = [check for check in checklist(published(provenance=known)) if check[0] == "weights"]
     assert check[1:] == ("ok", "the file has the SHA-256 of ViT-B-16:openai")

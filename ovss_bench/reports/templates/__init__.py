@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-# Jinja's own delimiters, {% and {{, are LaTeX.
-LATEX = {"block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>"}
+# Jinja's default delimiters, such as {%, occur in LaTeX.
+LATEX = {
+    **{"block_start_string": "<%", "block_end_string": "%>", "comment_start_string": "<#", "comment_end_string": "#>"},
+    **{"variable_start_string": "<<", "variable_end_string": ">>"},
+}
 
 
 def render(name: str, **values: Any) -> str:
@@ -20,13 +23,6 @@ def render(name: str, **values: Any) -> str:
 def _environment(is_latex: bool) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    options = LATEX | {"comment_start_string": "<#", "comment_end_string": "#>"} if is_latex else {}
-    return Environment(
-        loader=FileSystemLoader(FOLDER),
-        undefined=StrictUndefined,
-        autoescape=not is_latex,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **options,
-    )
+    options: dict[str, Any] = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True)
+    options |= LATEX if is_latex else {}
+    return Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, autoescape=not is_latex, **options)

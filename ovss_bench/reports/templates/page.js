@@ -168,14 +168,14 @@
   }
 
   function classes(run, names, colours) {
-    const rows = run.per_class.map(([iou, acc, predicted, truth], index) => ({ index, name: names[index], iou, acc, predicted, truth }));
+    const rows = run.per_class.map(([iou, acc, predicted, target], index) => ({ index, name: names[index], iou, acc, predicted, target }));
     const view = sortable([
       { label: "#", numeric: true, value: (row) => -row.index, cell: (row) => String(row.index) },
       { label: "class", value: (row) => row.name, cell: (row) => element("span", {}, swatch(colours && colours[row.index]), row.name) },
       { label: "IoU", numeric: true, value: (row) => row.iou, cell: (row) => element("div", { class: "bar" }, number(row.iou), row.iou === null ? null : element("i", { "--value": row.iou })) },
-      { label: "Acc", numeric: true, value: (row) => row.acc, cell: (row) => number(row.acc), title: "percent of the class's pixels that are found" },
-      { label: "true pixels", numeric: true, value: (row) => row.truth, cell: (row) => row.truth.toLocaleString("en") },
-      { label: "predicted", numeric: true, value: (row) => row.predicted, cell: (row) => row.predicted.toLocaleString("en") },
+      { label: "Acc", numeric: true, value: (row) => row.acc, cell: (row) => number(row.acc), title: "percent of the class's pixels that are predicted as it" },
+      { label: "ground truth", numeric: true, title: "pixels", value: (row) => row.target, cell: (row) => row.target.toLocaleString("en") },
+      { label: "predicted", numeric: true, title: "pixels", value: (row) => row.predicted, cell: (row) => row.predicted.toLocaleString("en") },
     ], rows);
     const search = element("input", { type: "search", oninput: () => view.filter((row) => has(row.name, words(search.value))) });
     return section("Classes", element("div", { class: "controls" }, element("label", {}, "Search classes ", search)), scroll("Classes", view.node, true));
@@ -184,27 +184,27 @@
   function confused(run, names) {
     const found = run.confusions;
     if (!found) return section("Confusions", element("p", {}, missing(run)));
-    if (!found.pairs.length) return section("Confusions", element("p", {}, "Nothing is taken for something else."));
+    if (!found.pairs.length) return section("Confusions", element("p", {}, "No pixel is misclassified."));
     const name = (index) => (index < names.length ? names[index] : "(no class)");
-    const title = (t, p, value) => t === p ? `${value.toFixed(1)} % of ${name(t)} is right` : `${value.toFixed(1)} % of ${name(t)} is taken for ${name(p)}`;
+    const title = (t, p, value) => t === p ? `${value.toFixed(1)} % of ${name(t)} is correct` : `${value.toFixed(1)} % of ${name(t)} is predicted as ${name(p)}`;
     const heat = element("table", { class: "heat" },
       element("thead", {}, element("tr", {}, element("td"), ...found.classes.map((p) => element("th", { scope: "col", title: name(p) }, element("span", {}, name(p)))))),
       element("tbody", {}, ...found.cells.map((row, i) => element("tr", {}, element("th", { scope: "row" }, name(found.classes[i])),
         ...row.map((value, j) => element("td", { class: i === j ? "right" : null, "--value": value, title: title(found.classes[i], found.classes[j], value) }, value < 0.5 ? "" : value.toFixed(0)))))));
-    return section("Confusions", element("p", {}, "Those that cost most IoU:"),
+    return section("Confusions", element("p", {}, "The confusions that cost the most IoU:"),
       element("ul", {}, ...found.pairs.map(([t, p, value, part]) =>
-        element("li", {}, `${title(t, p, value)}: ${part.toFixed(1)} % of what is predicted as that`))),
-      element("p", { class: "faint" }, "Rows: true class; columns: what it is taken for; percent of the row's pixels."),
+        element("li", {}, `${title(t, p, value)}: ${part.toFixed(1)} % of the pixels with that prediction`))),
+      element("p", { class: "faint" }, "Rows: ground truth; columns: prediction; percent of the row's pixels."),
       scroll("Confusion heat map", heat));
   }
 
-  const missing = (run) => run.why_no_counts || "Only the latest runs of a page have confusions and pictures. Make one of this run's folder.";
+  const missing = (run) => run.why_no_counts || "Only the latest runs of a page have confusions and images. Make a page of this run's folder alone to see them.";
 
   function pictures(run, names, colours) {
     if (!run.pictures) return section("Images", element("p", {}, missing(run)));
     const groups = Object.entries(run.pictures).filter(([, entries]) => entries.length);
     const legend = element("p", { class: "small" }, "Error: ", ...data.errors.flatMap(([text, colour]) => [swatch(colour), text + "; "]),
-      "white in the truth: does not count; black in the prediction: no class. Percentages: IoU in this image.");
+      "white in the ground truth: ignored; black in the prediction: no class. Percentages: IoU in this image.");
     return section("Images", run.why_no_pictures ? element("p", { class: "note" }, run.why_no_pictures) : legend,
       ...groups.flatMap(([kind, entries]) => [element("h4", {}, kind[0].toUpperCase() + kind.slice(1)),
         element("div", { class: "pictures" }, ...entries.map((entry) => picture(entry, names, colours)))]));
@@ -214,10 +214,10 @@
     const title = element("div", {}, element("strong", {}, entry.id), ` mIoU ${number(entry.mIoU)}`);
     if (entry.why_not) title.append(element("p", { class: "note" }, entry.why_not));
     if (entry.input === undefined) return element("div", { class: "picture" }, title);
-    const parts = ["input", "truth", "prediction", "error"];
+    const parts = { input: "input", target: "ground truth", prediction: "prediction", error: "error" };
     return element("div", { class: "picture" }, title,
-      element("div", { class: "four" }, ...parts.map((part) => element("figure", {},
-        element("img", { src: shared(entry[part]), alt: `${part} of ${entry.id}` }), element("figcaption", {}, part)))),
+      element("div", { class: "four" }, ...Object.entries(parts).map(([part, name]) => element("figure", {},
+        element("img", { src: shared(entry[part]), alt: `${name} of ${entry.id}` }), element("figcaption", {}, name)))),
       element("ul", { class: "classes" }, ...entry.classes.map(([index, iou]) => element("li", {}, swatch(colours[index]), `${names[index]} ${number(iou, 1)} %`))));
   }
 
@@ -229,7 +229,7 @@
       const others = alike.flatMap((other) => other.provenance.filter((each) => shared(each)[0] === field));
       const odd = !unlike.test(field) && 2 * others.filter((each) => each === line).length < others.length;
       const described = element("span", { title: data.fields[field] }, field);
-      return [described, element("span", {}, value, odd ? element("span", { class: "mark" }, " unlike most runs with this CLIP on this data set") : null)];
+      return [described, element("span", {}, value, odd ? element("span", { class: "mark" }, " differs from most runs with this CLIP on this data set") : null)];
     });
     return element("details", { class: "drawer" }, element("summary", {}, "Provenance"), scroll("Provenance", lines(["field", "value"], rows)));
   }
@@ -270,7 +270,7 @@
   addEventListener("hashchange", show);
   addEventListener("keydown", (event) => { if (event.key === "Escape" && !byId("run").hidden) close(); });
 
-  // Theme: as the system has it until another one is chosen, which is remembered where the browser lets a file do so.
+  // Theme: the system's until another one is chosen. The choice is remembered if the browser allows storage for files.
 
   const theme = byId("theme");
   const remembered = (action) => { try { return action(localStorage); } catch { return null; } };
