@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
-QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values (B, K, T, d) of K heads
+if TYPE_CHECKING:  # commands that only read results take names from here without PyTorch
+    from torch import Tensor
+
+QKV: TypeAlias = "tuple[Tensor, Tensor, Tensor]"  # queries, keys and values (B, K, T, d) of K heads
 
 
 @dataclass

@@ -34,7 +34,7 @@ def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
     assert "Traceback" not in errors
     assert results(disturbed) == {}
     again = evaluate(*arguments[1:], cwd=disturbed)
-    assert "going on" in again.stderr
+    assert "resumed, " in again.stderr
     expected = _undisturbed(quiet, limit)
     for path in sorted(disturbed.rglob("*.npz")):
         counts, hashes, _ = read_counts(path)
