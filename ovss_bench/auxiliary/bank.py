@@ -8,8 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.checkpoints import read_weights, weight_errors
-from ..encoders.clip import ClipSpec, DenseCLIP, state_digest
+from ..encoders.checkpoints import read_weights, state_digest, weight_errors
+from ..encoders.clip import DenseCLIP
+from ..encoders.clip_loading import ClipSpec
 from ..errors import OvssError
 from ..files import digest
 from ..progress import Progress

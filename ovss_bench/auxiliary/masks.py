@@ -21,8 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config.validation import Count, Number
-from ..encoders.checkpoints import weight_errors
-from ..encoders.clip import state_digest
+from ..encoders.checkpoints import state_digest, weight_errors
 from ..encoders.hub import hub
 from ..errors import OvssError
 from ..files import digest, user_path, weights_folders

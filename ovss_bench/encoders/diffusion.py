@@ -22,8 +22,8 @@ from torch import Tensor
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, user_path, weights_folders
 from ..torch_defaults import ordinary_torch
-from .checkpoints import outline, weight_errors
-from .clip import PRECISIONS, state_digest
+from .checkpoints import outline, state_digest, weight_errors
+from .clip import PRECISIONS
 from .hub import hub
 
 if TYPE_CHECKING:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from ..errors import OvssError
+
 SECONDS_TO_ANSWER = 5.0
 
 
@@ -40,3 +42,7 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def download_failed(what: str, source: str, reason: str, hint: str) -> OvssError:
+    return OvssError(f"{what} are not on this machine and could not be downloaded from {source} ({reason}). {hint}")

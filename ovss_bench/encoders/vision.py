@@ -21,8 +21,8 @@ from ..errors import OvssError, unknown
 from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, user_path, weights_folders
 from ..image import STATISTICS, image_key
 from ..torch_defaults import ordinary_torch
-from .checkpoints import outline, read_weights, weight_errors
-from .clip import PRECISIONS, state_digest
+from .checkpoints import outline, read_weights, state_digest, weight_errors
+from .clip import PRECISIONS
 from .hub import hub
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
 from .vit import PlainViT, plain_names
