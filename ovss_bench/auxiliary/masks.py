@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..config.validation import Count, Number
 from ..encoders.checkpoints import state_digest, weight_errors
-from ..encoders.hub import hub
+from ..encoders.hub import WEIGHTS_FOLDER, download_failed, hub, short, whole_network
 from ..errors import OvssError
 from ..files import digest, user_path, weights_folders
 from ..image import normalize
@@ -203,25 +203,14 @@ def load_network(network: str, weights: str) -> nn.Module:
     local = source != weights or Path(weights).exists() or weights.count("/") != 1
     try:
         with nullcontext() if local else hub():
-            model, report = getattr(transformers, network).from_pretrained(
-                source, local_files_only=local, output_loading_info=True, dtype=torch.float32
-            )
+            return whole_network(getattr(transformers, network), source, local_files_only=local, dtype=torch.float32)
+    except OvssError:
+        raise
     except Exception as error:  # parsers and downloads raise nearly anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if local:
             raise OvssError(
                 f"{source} is not a folder with weights of {network} in transformers' layout (config.json, model.safetensors; "
-                f"{reason}). Give a folder that `hf download REPOSITORY --local-dir FOLDER` has made."
+                f"{short(error)}). Give a folder made by `hf download REPOSITORY --local-dir FOLDER`."
             ) from error
-        raise OvssError(
-            f"the weights {weights} are not on this machine and could not be downloaded from https://huggingface.co/{weights} "
-            f"({reason}). Download them elsewhere (hf download {weights} --local-dir {name}), then move that folder into the "
-            f"one given by the environment variable OVSS_WEIGHTS, or give its path: settings.weights=/path/to/{name}."
-        ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise OvssError(
-            f"{source} does not hold the weights of {network}: {len(wrong)} tensors are missing or have another shape "
-            f"({wrong[0]}, ...). Give a folder or repository with the weights of {network}."
-        )
-    return model
+        hint = f"move the folder {name} to {WEIGHTS_FOLDER}, or give its path: settings.weights=/path/to/{name}"
+        raise download_failed(f"the weights {weights}", f"https://huggingface.co/{weights}", error, hint) from error

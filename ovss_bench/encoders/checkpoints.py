@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -24,9 +25,8 @@ WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
 
 @contextmanager
 def weight_errors(what: str) -> Iterator[None]:
-    """Turns any exception into an OvssError that begins with `what`, for code that depends on the content of weights: parsers
-    and mismatched tensors raise nearly anything. OvssErrors and out-of-memory errors of GPUs pass unchanged.
-    """
+    """Turns any exception into an OvssError that begins with `what`: parsers and mismatched tensors raise nearly anything.
+    OvssErrors and out-of-memory errors of GPUs pass unchanged."""
     try:
         yield
     except (OvssError, torch.OutOfMemoryError):
@@ -37,7 +37,7 @@ def weight_errors(what: str) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and its metadata: of safetensors (values parsed if they are JSON), and the activation of OpenAI's
+    """The tensors of a file and its metadata: that of safetensors, with JSON values parsed, or the activation of OpenAI's
     archives."""
     path = Path(path)
     try:
@@ -48,9 +48,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("it holds no state dict")
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
-                raise ValueError(f"it holds no state dict: {str(name)[:60]!r} is no tensor")
+                raise ValueError(f"it holds no state dict: {str(name)[:60]!r} is not a tensor")
             if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or _is_expanded(tensor):
-                raise ValueError(f"{name!r} is no plain tensor")
+                raise ValueError(f"{name!r} is not a plain tensor")
         return content, metadata
     except Exception as error:  # from a safetensors file, a zip file, a pickle, or a web page saved under such a name
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -72,6 +72,13 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         return torch.load(path, map_location="cpu", weights_only=True), {}
 
 
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _is_expanded(tensor: Tensor) -> bool:
     """Whether a tensor claims more elements than its storage has: a few bytes could claim to be a terabyte."""
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
@@ -80,20 +87,25 @@ def _is_expanded(tensor: Tensor) -> bool:
 def as_float32(name: str, tensor: Tensor) -> Tensor:
     """Raises OvssError for tensors that are not floating point: quantised weights are useless without their scales."""
     if not tensor.is_floating_point():
-        raise OvssError(f"tensor {name} is {tensor.dtype}, not of floating point; were these weights quantised?")
+        raise OvssError(f"tensor {name} is {tensor.dtype}, not floating point; were these weights quantised?")
     return tensor.float()
 
 
-def outline(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers on the meta device, for forward passes that only check shapes."""
-    return {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+def on_meta(model: nn.Module, *inputs: Any, **options: Any) -> Tensor:
+    """A forward pass on the meta device, which checks at no cost that all shapes fit together."""
+    parts = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    with torch.inference_mode():
+        return torch.func.functional_call(model, parts, inputs, options)
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def renamed(state_dict: Mapping[str, Tensor], stem: str, rules: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors below a prefix, without it, their names changed by all rules (pattern, replacement) in order."""
+    for name, tensor in state_dict.items():
+        if name.startswith(stem):
+            name = name.removeprefix(stem)
+            for pattern, replacement in rules:
+                name = re.sub(pattern, replacement, name)
+            yield name, tensor
 
 
 def state_digest(state: dict[str, Tensor]) -> str:

@@ -154,8 +154,8 @@ def _find(name: str | Path | None, pretrained: str | Path | None) -> tuple[str |
             path = Path(open_clip.download_pretrained(config))
     except Exception as error:
         source = config.get("url") or f"https://huggingface.co/{str(config.get('hf_hub', '')).rstrip('/')}"
-        hint = "Download the file by hand and give its path: weights=/path/to/file."
-        raise download_failed(f"the weights {architecture}/{pretrained}", source, type(error).__name__, hint) from error
+        hint = "give the path of the file: weights=/path/to/file"
+        raise download_failed(f"the weights {architecture}/{pretrained}", source, error, hint) from error
     return architecture, path, entry.get("activation") or ("quick_gelu" if config.get("quick_gelu") else "gelu"), False
 
 

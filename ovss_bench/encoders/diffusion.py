@@ -22,9 +22,9 @@ from torch import Tensor
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, user_path, weights_folders
 from ..torch_defaults import ordinary_torch
-from .checkpoints import outline, state_digest, weight_errors
+from .checkpoints import on_meta, state_digest, weight_errors
 from .clip import PRECISIONS
-from .hub import hub
+from .hub import WEIGHTS_FOLDER, download_failed, hub, short, whole_network
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -81,11 +81,9 @@ class DiffusionAttention:
         noisy = self.scheduler.add_noise(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), self.timestep[None])
         self.scheduler.scale_model_input(noisy, self.timestep)
         pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=self.vae.dtype)
-        with torch.inference_mode(), suppress(_AllNoted):
-            moments = torch.func.functional_call(self.vae.encoder, outline(self.vae.encoder), (pixels,))
-            latents = moments.chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config.scaling_factor
-            condition = _moved(self.condition, "meta", self.unet.dtype)
-            torch.func.functional_call(self.unet, outline(self.unet), (latents, self.timestep.to("meta")), condition)
+        with suppress(_AllNoted):
+            latents = on_meta(self.vae.encoder, pixels).chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config.scaling_factor
+            on_meta(self.unet, latents, self.timestep.to("meta"), **_moved(self.condition, "meta", self.unet.dtype))
         self._maps.clear()
 
     def _noter(self, layer: int) -> Callable[[Tensor], None]:
@@ -222,39 +220,28 @@ def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device
 
     try:
         options = {"low_cpu_mem_usage": False, "torch_dtype": dtype}  # True would need accelerate
-        unet = _whole(diffusers.UNet2DConditionModel, source, "unet", **options)
+        unet = whole_network(diffusers.UNet2DConditionModel, source, subfolder="unet", **options)
         xl = unet.config.addition_embed_type == "text_time"
         if xl:
             options["torch_dtype"] = torch.float32  # SDXL's autoencoder overflows in half precision
-        vae = _whole(diffusers.AutoencoderKL, source, "vae", **options)
+        vae = whole_network(diffusers.AutoencoderKL, source, subfolder="vae", **options)
         kind = diffusers.PNDMScheduler.load_config(source, subfolder="scheduler")["_class_name"]
         if not issubclass(getattr(diffusers, kind), diffusers.SchedulerMixin):
             raise ValueError(f"{kind} is not a scheduler")
         scheduler = getattr(diffusers, kind).from_pretrained(source, subfolder="scheduler")
         condition, text = _empty_prompt(source, xl, dtype, device)
+    except OvssError:
+        raise
     except Exception as error:  # parsers and downloads raise nearly anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if Path(source).is_dir():
             raise OvssError(
                 f"{source} is not a complete diffusion model in the layout of diffusers (unet, vae, scheduler, text_encoder, "
-                f"tokenizer): {reason}. Copy or download it again."
+                f"tokenizer): {short(error)}. Copy or download it again."
             ) from error
-        raise OvssError(
-            f"diffusion model '{name}' is not on this machine and could not be downloaded from "
-            f"https://huggingface.co/{source} ({reason}). Download the repository by hand, then give its folder "
-            f"(diffusion=/path/to/{source.rpartition('/')[2]}) or move it to the folder given by the "
-            "environment variable OVSS_WEIGHTS."
-        ) from error
+        hint = f"give the folder (diffusion=/path/to/{source.rpartition('/')[2]}) or move it to {WEIGHTS_FOLDER}"
+        repository = f"https://huggingface.co/{source}"
+        raise download_failed(f"the weights of diffusion model '{name}'", repository, error, hint) from error
     return (unet, vae, scheduler), condition, text
-
-
-def _whole(kind: type, source: str, folder: str, **options: Any) -> Any:
-    """A network with all of its weights: both libraries would initialise missing ones at random."""
-    model, report = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, **options)
-    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if missing:
-        raise ValueError(f"{len(missing)} tensors of {folder} are missing or of another shape ({missing[0]}, ...)")
-    return model
 
 
 @torch.inference_mode()
@@ -267,7 +254,7 @@ def _empty_prompt(
     tensors, embeddings, pooled = {}, [], None
     for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 2 if xl else 1]:
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}")
-        model = _whole(kind, source, f"text_encoder{suffix}", dtype=dtype).eval()
+        model = whole_network(kind, source, subfolder=f"text_encoder{suffix}", dtype=dtype).eval()
         tensors |= {f"{suffix}.{key}": tensor for key, tensor in model.state_dict().items()}
         length = tokenizer.model_max_length
         tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
