@@ -79,12 +79,14 @@ def load_clip(
         activation = activation or trained_with
         dtype = PRECISIONS[precision]
         model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-        if not isinstance(architecture, str):
+        named = architecture if isinstance(architecture, str) else None
+        if named is None:
             _check_sizes(config, state_dict)
         cast = None if dtype == torch.float32 else dtype
         model = model_class(**config, quick_gelu=activation == "quick_gelu", cast_dtype=cast)
         model.load_state_dict(_adapted(state_dict, model), strict=True)
-        clip = DenseCLIP(model, _tokenizer(architecture, config), label, activation, layer_norm_eps)
+        tokenizer = _tokenizer(named, config["text_cfg"].get("context_length", 77))
+        clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
         clip.weights_known = known
         clip.changed |= {"activation": activation} if activation != trained_with else {}
         clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
@@ -179,20 +181,12 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
     return dict(config)
 
 
-def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
-    import open_clip
-
-    if isinstance(architecture, str):
-        return open_clip.get_tokenizer(architecture)
-    return _openai_tokenizer(config["text_cfg"]["context_length"])
-
-
 @cache
-def _openai_tokenizer(context_length: int) -> Callable:
-    """Cached, as reading its vocabulary takes longer than running a small model."""
+def _tokenizer(architecture: str | None, context_length: int) -> Callable:
+    """open_clip's tokenizer of an architecture, else OpenAI's; cached, as reading a vocabulary is slow."""
     import open_clip
 
-    return open_clip.SimpleTokenizer(context_length=context_length)
+    return open_clip.get_tokenizer(architecture) if architecture else open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def _stated_architecture(metadata: Mapping[str, Any]) -> str | dict[str, Any] | None:
