@@ -63,8 +63,8 @@ class BlockView:
         return attention_maps(*self.qkv(self.ln_1(x))[:2])
 
     def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The block's values (B, H*W, D) of the patches of x (B, 1+h*w, D), heads concatenated, bilinearly resized to another
-        grid (H, W)."""
+        """The block's values (B, H*W, D) for the patches of x (B, 1+h*w, D), heads concatenated, bilinearly resized to a grid
+        (H, W)."""
         values = self.qkv(self.ln_1(x))[2][:, :, 1:].transpose(1, 2).flatten(2)
         if grid == self.grid:
             return values
@@ -93,16 +93,13 @@ class DenseCLIP:
         blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
         plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
         if not plain or any(type(b) is not ResidualAttentionBlock or not isinstance(b.ls_1, nn.Identity) for b in blocks):
-            raise OvssError(
-                f"clip '{name}' is not a plain CLIP ViT with a class token; of open_clip's models only these are supported."
-            )
+            raise OvssError(f"clip '{name}' is not a plain CLIP ViT with a class token; only these are supported.")
         self.tokenizer, self.name = tokenizer, name
         self.activation = self.text_activation = activation
-        self.layer_norm_eps = layer_norm_eps
-        self._trained_with = activation, layer_norm_eps
+        self.layer_norm_eps = self._loaded_eps = layer_norm_eps
         self.changed: dict[str, str | float] = {}  # options of `load_clip` that differ from the training of the weights
         self._run_block: Callable[[BlockView, Tensor], tuple[Tensor, QKV]] = BlockView.run
-        self.patch_size: int = self.model.visual.patch_size[0]
+        self.patch_size: int = visual.patch_size[0]
         self.stored_grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())
@@ -121,8 +118,8 @@ class DenseCLIP:
         """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None
         keeps the loaded one."""
         other = copy.copy(self)
-        other.activation = activation or self._trained_with[0]
-        other.layer_norm_eps = layer_norm_eps or self._trained_with[1]
+        other.activation = activation or self.text_activation
+        other.layer_norm_eps = layer_norm_eps or self._loaded_eps
         return other
 
     def to(self, device: str | torch.device, precision: str) -> None:
@@ -158,8 +155,8 @@ class DenseCLIP:
     ) -> Trunk:
         """All blocks but the last, for normalised pixels (B, 3, H, W), cropped to whole patches.
 
-        `keep` and `keep_qkv` name blocks (0 to depth-1) whose inputs, or inputs and queries, keys and values, the result holds
-        (see `qkv`); `position` is a rule of ops/position.py.
+        The result holds the inputs of the blocks in `keep`, and inputs, queries, keys and values of those in `keep_qkv`
+        (indices 0 to depth-1; see `qkv`). `position` is a rule of ops/position.py.
         """
         visual = self.model.visual
         x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
@@ -179,21 +176,21 @@ class DenseCLIP:
         return Trunk(x, grid, states, kept)
 
     def qkv(self, trunk: Trunk, index: int) -> QKV:
-        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept: the ones that the trunk computed.
-        For the last block, and for inputs from the trunk cache, they are computed on first use."""
+        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept. Those of the last block, and for inputs
+        from the trunk cache, are computed on first use."""
         if index not in trunk.qkv:
             block = self.block(index, trunk.grid)
             trunk.qkv[index] = block.qkv(block.ln_1(trunk.states[index]))
         return trunk.qkv[index]
 
     def attention(self, trunk: Trunk, index: int, windows: slice = slice(None)) -> Tensor:
-        """The attention maps (B, K, T, T) of such a block, rows of sum 1; of some `windows` only, as they are large."""
+        """The attention maps (B, K, T, T) of such a block, rows of sum 1; for some `windows` only, as they are large."""
         q, k, _ = self.qkv(trunk, index)
         return attention_maps(q[windows], k[windows])
 
     @torch.inference_mode()
     def embeddings(self, trunk: Trunk) -> Tensor:
-        """CLIP's image embeddings of whole windows, unit rows (B, E) float32: the projected class token of the last block."""
+        """CLIP's image embeddings of windows, unit rows (B, E) float32: the projected class token of the last block."""
         return self.head(self.block(-1, trunk.grid)(trunk.tokens)[:, :1])[:, 0]
 
     def project(self, x: Tensor) -> Tensor:

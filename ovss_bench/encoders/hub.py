@@ -18,8 +18,8 @@ WEIGHTS_FOLDER = "the folder given by the environment variable OVSS_WEIGHTS"
 
 @contextmanager
 def hub() -> Iterator[None]:
-    """In the block, huggingface_hub is quiet, and if its server is unreachable it uses its cache or fails at once. By default
-    it retries for half a minute and prints a dozen lines, even for cached files."""
+    """In the block, huggingface_hub is quiet, and with an unreachable server it uses its cache or fails at once. By default it
+    retries for half a minute and prints a dozen lines, even for cached files."""
     from huggingface_hub import constants
 
     logger = logging.getLogger("huggingface_hub")

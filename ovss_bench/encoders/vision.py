@@ -36,7 +36,7 @@ TOKENS = {"cpu": 8192, "cuda": 65536}  # in one forward pass: bounds the memory
 
 
 class VisionEncoder:
-    """Features of windows or images, float32, on the device that the pixels are on.
+    """Features of windows or images, float32, on the device of the pixels.
 
     `feature`: "tokens" (the output of the last block after the final norm), or "q", "k", "v" or "q+k" of the last block, heads
     concatenated; patches only. "tokens" of SAM and SAM 2 are the image embedding. `digest` depends on weights and settings
@@ -53,8 +53,8 @@ class VisionEncoder:
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Windows (B, 3, H, W) normalised for CLIP -> (B, C, h, w).
 
-        The normalisation is undone with CLIP's exact statistics, even if the windows were normalised with rounded ones, as in
-        the official codes (ProxyCLIP, CorrCLIP, Trident).
+        Undoes the normalisation with CLIP's exact statistics, even of windows that were normalised with rounded ones, as the
+        official codes do (ProxyCLIP, CorrCLIP, Trident).
         """
         pixels = batch.pixels.float()
         statistics = torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]], device=pixels.device)
@@ -77,7 +77,7 @@ class VisionEncoder:
 
 class FeatureFolder:
     """Precomputed features of whole images (C-RADIOv3, ...), for methods whose encoder sees the whole image (CorrCLIPv2):
-    `features` (C, h, w) in an npz file for each image, named by `image_key` of the image."""
+    `features` (C, h, w) in an npz file for each image, named by its `image_key`."""
 
     patch_size = 1  # any size
 
@@ -104,7 +104,7 @@ class FeatureFolder:
 
 
 def _checksums(file: Path) -> list[int]:
-    """Checksums of the arrays in an npz file, from its directory, so that large files need not be read."""
+    """Checksums of the arrays in an npz file, from its directory: large files need not be read."""
     try:
         with zipfile.ZipFile(file) as archive:
             return [entry.CRC for entry in archive.infolist()]
@@ -128,12 +128,12 @@ def load_vision(
     features; `state_dict` its tensors.
 
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
-    tensors. `heads` does not: it comes from the entry, the file's metadata, or the width if a published model has it; else it
-    must be given. `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled,
-    `offset` (the code of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see
-    ops/position.py. As in DINO it is never resampled if the number of patches agrees and the input is square. `feature`:
-    "tokens" by default; see `VisionEncoder`. The file of an entry is searched in the folder given by the environment variable
-    OVSS_WEIGHTS, in the package, then in the usual cache, to which it is downloaded.
+    tensors. `heads`: from the entry, the file's metadata, or the width of a published model; else it must be given.
+    `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled, `offset` (the code
+    of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO it is
+    never resampled if the number of patches agrees and the input is square. `feature`: "tokens" by default; see
+    `VisionEncoder`. The file of an entry is searched for in the folder given by the environment variable OVSS_WEIGHTS, in the
+    package, then in the usual cache, to which it is downloaded.
 
     Raises OvssError for an unknown name, a missing file, mismatched tensors, or an unknown number of heads.
     """

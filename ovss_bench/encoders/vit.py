@@ -43,7 +43,7 @@ RENAMED = [
 ]
 STEM = re.compile(r"(|.*\.)(patch_embed\.proj|embeddings\.patch_embeddings(\.projection)?)\.weight")
 UNUSED = re.compile(r"(mask_token|head|pooler|decoder|local_cls_norm)\b.*|decoder_.*|rope.*")
-# Widths at which every published model has heads of 64 channels; for other widths the number of heads must be given.
+# At these widths every published model has heads of 64 channels; at others the number of heads must be given.
 KNOWN_WIDTHS = (384, 768, 1024, 1536)
 
 
