@@ -199,7 +199,7 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
         if line.count("{}") != 1:
             raise OvssError(
                 f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template needs "
-                "it once, in place of the name."
+                "it once, for the name."
             )
     if not found:
         raise OvssError(f"templates file {path} is empty. Expected a template per line, such as 'a photo of a {{}}.'")

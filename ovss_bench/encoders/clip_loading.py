@@ -96,7 +96,7 @@ def load_clip(
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """A CLIP that is yet to be loaded: `name` and `pretrained` as in `load_clip`, `label` as in `clip_label`."""
+    """A CLIP that is not loaded yet: `name` and `pretrained` as in `load_clip`, `label` as in `clip_label`."""
 
     name: str
     pretrained: str | None

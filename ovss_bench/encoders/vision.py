@@ -179,7 +179,7 @@ def load_vision(
 
 
 def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """The model, built by the names and shapes of the tensors, and its tensors under its own names."""
+    """The model, built by the names and shapes of the tensors, and the tensors under the model's names."""
     eps = settings.get("layer_norm_eps")
     if any(map(SAM2.fullmatch, state_dict)):
         state = sam2_names(state_dict)
