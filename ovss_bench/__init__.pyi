@@ -5,7 +5,8 @@ from .config.hyperparameters import File, Folder
 from .config.recipe import compose_recipe, segmentor_names
 from .config.registry import DATASETS, SEGMENTORS, load_plugin
 from .datasets.base import SegDataset, load_dataset
-from .encoders.clip import DenseCLIP, load_clip
+from .encoders.clip import DenseCLIP
+from .encoders.clip_loading import load_clip
 from .encoders.diffusion import load_diffusion
 from .encoders.vision import load_vision
 from .errors import OvssError

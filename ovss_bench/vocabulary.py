@@ -45,8 +45,8 @@ class Vocabulary:
     """Queries and their classes.
 
     `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes part in the softmax and is
-    then dropped. `background` is the index of the background class, or None. `classes` are the names to print. `templates` is
-    the name of the set or file of the `prompts`, texts with one `{}` each.
+    then dropped. `background` is the index of the background class, or None. `classes` are display names. `templates` names
+    the set or file of the `prompts`, texts with one `{}` each.
     """
 
     queries: tuple[str, ...]
@@ -71,22 +71,19 @@ class Vocabulary:
         `read_templates`). Raises OvssError for an empty entry or a class listed twice."""
         prompts = read_templates(templates)
         synonyms = [[entry] if isinstance(entry, str) else entry for entry in names]
-        for i, entry in enumerate(synonyms):
-            if not isinstance(entry, list | tuple) or not all(isinstance(name, str) for name in entry):
-                raise OvssError(f"class {i} is {entry!r}: expected a name, or a list of synonyms.")
         if not synonyms:
             raise OvssError("a vocabulary needs at least one class name.")
         first: dict[str, int] = {}
         for i, entry in enumerate(synonyms):
-            if not entry or any(not query.strip() for query in entry):
+            if not isinstance(entry, list | tuple) or not all(isinstance(name, str) for name in entry):
+                raise OvssError(f"class {i} is {entry!r}: expected a name, or a list of synonyms.")
+            if not entry or not all(query.strip() for query in entry):
                 raise OvssError(
                     f"class {i} has an empty name among {entry}. Every class needs at least one name, and no name may be empty."
                 )
             if entry[0] in first:
-                raise OvssError(
-                    f"class '{entry[0]}' is listed twice: as class {first[entry[0]]} and as class "
-                    f"{i}. Merge the two or rename one."
-                )
+                places = f"as class {first[entry[0]]} and as class {i}"
+                raise OvssError(f"class '{entry[0]}' is listed twice: {places}. Merge the two or rename one.")
             first[entry[0]] = i
         queries = [query for entry in synonyms for query in entry] + list(distractors)
         group = [i for i, entry in enumerate(synonyms) for _ in entry] + [-1] * len(distractors)
@@ -113,7 +110,7 @@ class Vocabulary:
         group = tuple(range(len(features))) if group is None else tuple(int(g) for g in group)
         if len(group) != len(features):
             raise OvssError(f"{len(features)} text features but {len(group)} entries in group; give one class per feature.")
-        count = max(group) + 1
+        count = max(group, default=-1) + 1
         if count < 1:
             raise OvssError("no text feature belongs to a class: all are distractors (group -1).")
         names = tuple(f"query {q}" for q in range(len(group)))
@@ -164,8 +161,7 @@ class Vocabulary:
         return entry["features"].to(clip.device)
 
     def _encoded(self, clip: DenseCLIP, progress: Progress | None) -> Tensor:
-        """Features from the text tower, in batches of queries of similar length, as the longest prompt determines the cost of a
-        batch."""
+        """Features from the text tower, in batches of queries of similar length, since the longest one determines the cost."""
         import torch
         import torch.nn.functional as F
 
@@ -198,25 +194,22 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
                 f"photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
             )
         raise unknown("template set (or file)", name, TEMPLATES)
-    found = []
-    for number, line in read_lines(path, "templates file", "UTF-8 text, a template per line"):
-        if line:
-            if line.count("{}") != 1:
-                raise OvssError(
-                    f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template "
-                    "needs it once, in place of the name."
-                )
-            found.append(line)
+    found = {n: line for n, line in read_lines(path, "templates file", "UTF-8 text, a template per line") if line}
+    for number, line in found.items():
+        if line.count("{}") != 1:
+            raise OvssError(
+                f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template needs "
+                "it once, for the name."
+            )
     if not found:
         raise OvssError(f"templates file {path} is empty. Expected a template per line, such as 'a photo of a {{}}.'")
-    return tuple(found)
+    return tuple(found.values())
 
 
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query with a comma in
     double quotes, surrounding white space ignored. A line `distractors: ...` lists queries without a class; lines that begin
-    with `#` are comments. Warns of semicolons, which separate classes in `tools/segment.py --classes` but here are part of a
-    name."""
+    with `#` are comments. Warns of semicolons: they separate classes only in `tools/segment.py --classes`."""
     lines = read_lines(path, "names file", "UTF-8 text, a line per class, synonyms separated by commas")
     strange = [number for number, line in lines if ";" in line]
     if strange:
@@ -226,23 +219,25 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
             "tools/segment.py --classes only.",
             stacklevel=1,  # always the same place, so that Python shows it once
         )
-    distractors = [line.removeprefix("distractors:") for _, line in lines if line.startswith("distractors:")]
-    lines = [(number, line) for number, line in lines if not line.startswith("distractors:")]
-    extra, names = [_split(line, path) for line in distractors], []
-    seen: dict[str, int] = {}
+    names: list[list[str]] = []
+    distractors: list[str] = []
+    first: dict[str, int] = {}
     for number, line in lines:
-        entry = _split(line, path)
+        entry = _split(line.removeprefix("distractors:"), path)
+        if line.startswith("distractors:"):
+            distractors += entry
+            continue
         if not all(entry):
             raise OvssError(
                 f"names file {path}, line {number}: an empty name. Every line is one class, its synonyms separated by commas."
             )
-        if entry[0] in seen:
-            raise OvssError(f"names file {path}: class '{entry[0]}' is listed twice, in lines {seen[entry[0]]} and {number}.")
-        seen[entry[0]] = number
+        if entry[0] in first:
+            raise OvssError(f"names file {path}: class '{entry[0]}' is listed twice, in lines {first[entry[0]]} and {number}.")
+        first[entry[0]] = number
         names.append(entry)
     if not names:
         raise OvssError(f"names file {path} is empty. Expected a line per class.")
-    return names, [query for entry in extra for query in entry]
+    return names, distractors
 
 
 def _split(line: str, path: str | Path) -> list[str]:
@@ -258,7 +253,7 @@ def _split(line: str, path: str | Path) -> list[str]:
 def _background(background: bool | int | None, count: int) -> int | None:
     if background is None or background is False:
         return None
-    index = int(background) if background is not True else 0
+    index = 0 if background is True else int(background)
     if not 0 <= index < count:
         raise OvssError(f"background class {index} is not among the {count} classes.")
     return index

@@ -8,8 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.checkpoints import read_weights, weight_errors
-from ..encoders.clip import ClipSpec, DenseCLIP, state_digest
+from ..encoders.checkpoints import read_weights, state_digest, weight_errors
+from ..encoders.clip import DenseCLIP
+from ..encoders.clip_loading import ClipSpec
 from ..errors import OvssError
 from ..files import digest
 from ..progress import Progress
@@ -18,9 +19,9 @@ from ..vocabulary import Vocabulary
 
 
 class RegionBank:
-    """`keys` (R, C): features of R regions by the vision encoder; `values` (R, E): by the CLIP of the segmentor; `aux_values`
-    (R, F): by another CLIP, whose text features of the queries are `aux_vocabulary` (a Vocabulary made from features, a tensor
-    (Q, F), or that CLIP itself, which then encodes the segmentor's queries). Rows are normalised; the search is exact.
+    """`keys` (R, C): features of R regions by the vision encoder; `values` (R, E): by the segmentor's CLIP; `aux_values`
+    (R, F): by another CLIP, whose text features of the queries come from `aux_vocabulary`: a tensor (Q, F), a Vocabulary made
+    from features, or that CLIP itself, which encodes the segmentor's queries. Rows are normalised; the search is exact.
 
     Raises OvssError if the numbers of rows differ, or auxiliary values come without their vocabulary.
     """
@@ -32,31 +33,35 @@ class RegionBank:
         aux_values: Tensor | None = None,
         aux_vocabulary: Vocabulary | Tensor | DenseCLIP | None = None,
     ) -> None:
-        for name, part in {"keys": keys, "values": values, "aux_values": aux_values}.items():
-            if part is not None and not (part.ndim == 2 and part.is_floating_point() and part.isfinite().all()):
+        given = {"keys": keys, "values": values, "aux_values": aux_values}
+        given = {name: part for name, part in given.items() if part is not None}
+        for name, part in given.items():
+            if part.ndim != 2 or not part.is_floating_point() or not part.isfinite().all():
                 raise OvssError(
                     f"the {name} of a region bank are {part.dtype} of the shape {tuple(part.shape)}, or hold NaN or infinity; "
                     "expected finite numbers, a row for each region."
                 )
-        rows = {len(part) for part in (keys, values, aux_values) if part is not None}
+        rows = {len(part) for part in given.values()}
         if len(rows) != 1 or 0 in rows:
             raise OvssError(f"a region bank needs as many keys as values, and at least one; these have {sorted(rows)} rows.")
         if (aux_values is None) != (aux_vocabulary is None):
             raise OvssError("aux_values and aux_vocabulary of a region bank go together: give both or none.")
-        self.keys, self.values = F.normalize(keys.float(), dim=-1), F.normalize(values.float(), dim=-1)
-        self.aux_values = None if aux_values is None else F.normalize(aux_values.float(), dim=-1)
-        self.aux_vocabulary = aux_vocabulary
-        tensors, aux = {"keys": self.keys, "values": self.values}, aux_vocabulary
-        if self.aux_values is not None:
-            tensors |= {"aux_values": self.aux_values} | ({"aux_vocabulary": aux} if isinstance(aux, Tensor) else {})
+        tensors = {name: F.normalize(part.float(), dim=-1) for name, part in given.items()}
+        self.keys, self.values, self.aux_values = tensors["keys"], tensors["values"], tensors.get("aux_values")
+        self.aux_vocabulary = aux = aux_vocabulary
+        tensors |= {"aux_vocabulary": aux} if isinstance(aux, Tensor) else {}
         named = aux.weights_digest if isinstance(aux, DenseCLIP) else aux.digest if isinstance(aux, Vocabulary) else ""
         self.digest = digest(state_digest(tensors), named)
         self._aux_texts: dict[str, Tensor] = {}
 
-    def encode_text(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
-        """Encodes the queries with the CLIP of the auxiliary values, if there is one."""
-        if isinstance(self.aux_vocabulary, DenseCLIP) and vocabulary.digest not in self._aux_texts:
-            self._aux_texts[vocabulary.digest] = vocabulary.features(self.aux_vocabulary, progress)
+    def encode_text(self, vocabulary: Vocabulary, progress: Progress | None = None) -> Any:
+        """Text features (Q, F) for the auxiliary values, None without these; those of a CLIP are encoded once."""
+        aux = self.aux_vocabulary
+        if not isinstance(aux, DenseCLIP):
+            return aux.given_features if isinstance(aux, Vocabulary) else aux
+        if vocabulary.digest not in self._aux_texts:
+            self._aux_texts[vocabulary.digest] = vocabulary.features(aux, progress)
+        return self._aux_texts[vocabulary.digest]
 
     def search(self, keys: Tensor, count: int) -> Tensor:
         """Indices (N, count) of the regions whose keys are most similar to each of `keys` (N, C), best first."""
@@ -70,15 +75,9 @@ class RegionBank:
     def cosines(self, found: Tensor, text: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Retrieved regions (N, count) -> cosines (Q, N) of their mean values with the queries, averaged over both CLIPs."""
         cosines = _compare(text, self.values, found)
-        if self.aux_values is None:
-            return cosines.to(text)
-        aux: Any = self.aux_vocabulary
-        if isinstance(aux, Vocabulary):
-            aux = aux.given_features
-        elif isinstance(aux, DenseCLIP):
-            self.encode_text(vocabulary)
-            aux = self._aux_texts[vocabulary.digest]
-        return ((cosines + _compare(aux, self.aux_values, found)) / 2).to(text)
+        if self.aux_values is not None:
+            cosines = (cosines + _compare(self.encode_text(vocabulary), self.aux_values, found)) / 2
+        return cosines.to(text)
 
 
 def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
@@ -112,6 +111,6 @@ def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
         if "aux_clip" not in metadata:
             raise OvssError(f"the region bank {path} has aux_values, but its metadata does not name their CLIP (aux_clip).")
         aux = ClipSpec.of(metadata["aux_clip"]).load(device=device)
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    parts = {name: tensors[name].to(device) for name in ("keys", "values", "aux_values") if name in tensors}
     with weight_errors(f"the region bank {path} cannot be used"):
-        return RegionBank(moved["keys"], moved["values"], moved.get("aux_values"), aux)
+        return RegionBank(**parts, aux_vocabulary=aux)

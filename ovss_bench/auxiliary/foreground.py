@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.checkpoints import read_weights
-from ..encoders.clip import state_digest
+from ..encoders.checkpoints import read_weights, state_digest
 from ..encoders.vision import VisionEncoder, find_weights, load_vision
 from ..errors import OvssError
 from ..files import digest

@@ -21,9 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config.validation import Count, Number
-from ..encoders.checkpoints import weight_errors
-from ..encoders.clip import state_digest
-from ..encoders.hub import hub
+from ..encoders.checkpoints import state_digest, weight_errors
+from ..encoders.hub import WEIGHTS_FOLDER, download_failed, hub, short, whole_network
 from ..errors import OvssError
 from ..files import digest, user_path, weights_folders
 from ..image import normalize
@@ -35,10 +34,10 @@ MASKS_AT_ONCE = 32  # upsampled to the size of the image together: bounds the me
 class Sam:
     """SAM (Kirillov et al., ICCV 2023, arXiv 2304.02643): an image (H, W, 3) uint8 RGB -> regions (H, W) int32, 0 for none.
 
-    Settings have the names of the official `SamAutomaticMaskGenerator`; those not listed keep their defaults (crop_n_layers 0,
+    Settings have the names of the official `SamAutomaticMaskGenerator`; others keep its defaults (crop_n_layers 0,
     min_mask_region_area 0). `weights`: a repository on huggingface.co or a folder, in transformers' layout. `precision`: fp16
     casts the weights to fp16 and runs under autocast, `autocast` keeps the weights in fp32; both on GPUs only, a CPU computes
-    in fp32. `digest` depends on tensors and settings only, not on where the tensors came from.
+    in fp32. `digest` depends on tensors and settings only, not on the source of the tensors.
     """
 
     kind: ClassVar[str] = "sam"
@@ -61,8 +60,8 @@ class Sam:
         self.device = torch.device(self.device)
         self.half = self.precision != "fp32" and self.device.type == "cuda"
         self.model: Any = load_network(self.network, self.weights)
+        self.precision = self.precision if self.half else "fp32"
         with weight_errors(f"the weights {self.weights} of {self.kind} cannot be used"):
-            self.precision = self.precision if self.half else "fp32"
             described = {**self.settings, "weights": state_digest(self.model.state_dict())}
             del described["points_per_batch"]  # changes rounding at most
             self.digest = digest(self.kind, json.dumps(described, sort_keys=True))
@@ -113,13 +112,15 @@ class Sam:
 
     def promising(self, logits: Tensor, iou: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Low-resolution masks (N, h, w) whose predicted IoU is high enough, in float32, a few at a time."""
-        keep = iou.float() > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(iou, dtype=torch.bool)
-        logits, iou = logits[keep].float(), iou[keep].float()
+        if self.pred_iou_thresh > 0:
+            keep = iou.float() > self.pred_iou_thresh
+            logits, iou = logits[keep], iou[keep]
+        logits, iou = logits.float(), iou.float()
         return ((a, b) for a, b in zip(logits.split(MASKS_AT_ONCE), iou.split(MASKS_AT_ONCE), strict=True) if len(a))
 
     def stable(self, logits: Tensor) -> Tensor:
-        """Which of the masks (N, H, W) are stable: the IoU of the masks at a higher and a lower threshold is high enough. Empty
-        masks are not stable."""
+        """(N,) bool for masks (N, H, W): whether the IoU of the masks at a higher and a lower threshold is high enough. Empty
+        masks are unstable."""
         if self.stability_score_thresh == 0:
             return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         higher, lower = ((logits > self.mask_threshold + sign * self.stability_score_offset).sum((1, 2)) for sign in (1, -1))
@@ -181,9 +182,8 @@ def boxes_of(masks: Tensor) -> Tensor:
 
 
 def paint(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Masks as rows of packed bits (`np.packbits` of (N, H*W)), best first -> (H, W) int32: painted with ids 1, 2, ... in order
-    of area, as in CorrCLIP's code, so that larger masks cover smaller ones; 0 where there is none. Equal areas keep their
-    order."""
+    """Masks as rows of packed bits (`np.packbits` of (N, H*W)), best first -> (H, W) int32: ids 1, 2, ... painted in order of
+    area (stable), as in CorrCLIP's code, so that larger masks cover smaller ones; 0 outside of all masks."""
     regions = np.zeros(size[0] * size[1], np.int32)
     areas = np.bitwise_count(masks).sum(1, dtype=np.int64)
     for number, i in enumerate(np.argsort(areas, kind="stable"), 1):
@@ -204,25 +204,14 @@ def load_network(network: str, weights: str) -> nn.Module:
     local = source != weights or Path(weights).exists() or weights.count("/") != 1
     try:
         with nullcontext() if local else hub():
-            model, report = getattr(transformers, network).from_pretrained(
-                source, local_files_only=local, output_loading_info=True, dtype=torch.float32
-            )
+            return whole_network(getattr(transformers, network), source, local_files_only=local, dtype=torch.float32)
+    except OvssError:
+        raise
     except Exception as error:  # parsers and downloads raise nearly anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if local:
             raise OvssError(
                 f"{source} is not a folder with weights of {network} in transformers' layout (config.json, model.safetensors; "
-                f"{reason}). Give a folder that `hf download REPOSITORY --local-dir FOLDER` has made."
+                f"{short(error)}). Give a folder made by `hf download REPOSITORY --local-dir FOLDER`."
             ) from error
-        raise OvssError(
-            f"the weights {weights} are not on this machine and could not be downloaded from https://huggingface.co/{weights} "
-            f"({reason}). Download them elsewhere (hf download {weights} --local-dir {name}), then move that folder into the "
-            f"one given by the environment variable OVSS_WEIGHTS, or give its path: settings.weights=/path/to/{name}."
-        ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise OvssError(
-            f"{source} does not hold the weights of {network}: {len(wrong)} tensors are missing or have another shape "
-            f"({wrong[0]}, ...). Give a folder or repository with the weights of {network}."
-        )
-    return model
+        hint = f"move the folder {name} to {WEIGHTS_FOLDER}, or give its path: settings.weights=/path/to/{name}"
+        raise download_failed(f"the weights {weights}", f"https://huggingface.co/{weights}", error, hint) from error

@@ -1,7 +1,7 @@
 """Region maps, for `regions=`: superpixels of scikit-image, masks of SAM and SAM 2, and precomputed maps in files.
 
 Sources map an image (H, W, 3) uint8 RGB to (H, W) int32: regions count from 1, 0 marks pixels in no region. Maps from files are
-used as stored: methods take their smallest value as "no region", which is -1 in some of CorrCLIP's files.
+not changed: methods take their smallest value as "no region", which is -1 in some of CorrCLIP's files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .masks import Sam, Sam2
 
 INDEX = "regions.json"
 SUFFIXES = (".npz", ".png")
-# Settings that do not change which generator it is, and what an entry of configs/regions has beside its settings.
+# Keys of configs/regions other than the settings by which a generator is recognised.
 NO_SETTINGS = ("weights", "precision", "points_per_batch", "kind", "source", "stand_in", "unconfirmed")
 
 
@@ -87,8 +87,7 @@ class Slic(Superpixels):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import slic
 
-        options = {"compactness": self.compactness, "sigma": self.sigma, "start_label": 0}
-        return slic(image, self.n_segments, **options).astype(np.int32) + 1
+        return slic(image, self.n_segments, self.compactness, sigma=self.sigma, start_label=1).astype(np.int32)
 
 
 KINDS = {kind.kind: kind for kind in (Felzenszwalb, Slic, Sam, Sam2)}
@@ -102,39 +101,41 @@ def load_regions(
     folder of region maps with the index that tools/regions.py makes.
 
     It maps an image (H, W, 3) uint8 RGB to (H, W) int32; `digest` is SHA-256 over its kind, settings and weights, `stand_in`
-    marks the demo's substitute for a better one. An entry whose generator is not available in a library refers to the indexed
-    folders of its maps below OVSS_WEIGHTS. Raises OvssError for unknown names and settings, bad values, missing weights or
-    maps, or a folder without an index.
+    marks the demo's substitute for a better one. An entry whose generator no library provides refers to the indexed folders of
+    its maps below OVSS_WEIGHTS. Raises OvssError for unknown names and settings, bad values, missing weights or maps, or a
+    folder without an index.
     """
     if str(name) not in config_names("regions"):
         folder = user_path(name)
-        if not folder.is_dir():
-            if os.sep in str(name):
-                raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with an index.")
-            raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
-        if settings:
-            raise OvssError(f"the regions in {folder} are precomputed: leave {', '.join(settings)} out.")
-        return RegionFolder(folder)
+        if folder.is_dir():
+            _refuse_settings(settings, f"the regions in {folder} are precomputed")
+            return RegionFolder(folder)
+        if os.sep in str(name):
+            raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with an index.")
+        raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
     config = load_config("regions", str(name))
     if config["kind"] == "files":
-        return _published_maps(str(name), config["source"], settings)
+        _refuse_settings(settings, f"the regions '{name}' come in files and have no settings")
+        return _published_maps(str(name), config["source"])
     config = config | {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    stand_in, kind, _ = bool(config.pop("stand_in", False)), config.pop("kind"), config.pop("unconfirmed", None)
-    kind = KINDS[kind]
+    kind = KINDS[config["kind"]]
+    given = {key: value for key, value in config.items() if key not in ("kind", "stand_in", "unconfirmed")}
     hints = get_type_hints(kind, include_extras=True)
     known = {field.name: hints[field.name] for field in fields(kind) if field.name != "device"}
-    values = validate_all(config, known, "setting", lambda _: f"regions '{name}'")
+    values = validate_all(given, known, "setting", lambda _: f"regions '{name}'")
     source = kind(**values, device=device) if issubclass(kind, Sam) else kind(**values)
-    source.stand_in = stand_in
+    source.stand_in = bool(config.get("stand_in"))
     return source
 
 
-def _published_maps(name: str, source: str, settings: Mapping[str, Any]) -> RegionFolder:
-    """All maps of a generator that is not available in a library: the indexed folders below OVSS_WEIGHTS/<name>."""
+def _refuse_settings(settings: Mapping[str, Any], reason: str) -> None:
     if settings:
-        raise OvssError(f"the regions '{name}' come in files and have no settings: leave {', '.join(settings)} out.")
-    places = [folder / name for folder in weights_folders()]
-    folders = [index.parent for place in places for index in sorted(place.rglob(INDEX))]
+        raise OvssError(f"{reason}: leave {', '.join(settings)} out.")
+
+
+def _published_maps(name: str, source: str) -> RegionFolder:
+    """All maps of a generator that no library provides: the indexed folders below OVSS_WEIGHTS/<name>."""
+    folders = [index.parent for folder in weights_folders() for index in sorted((folder / name).rglob(INDEX))]
     if not folders:
         raise OvssError(
             f"regions '{name}' come in files ({source}): unpack them into the folder {name} below the one given by the "
@@ -153,23 +154,29 @@ def _published_maps(name: str, source: str, settings: Mapping[str, Any]) -> Regi
 class RegionFolder:
     """Precomputed region maps, looked up by the content of the image; `digest` is that of their generator, or of the files.
 
-    `generator` is the entry of configs/regions whose settings they were made with, or as which they are indexed; None if the
-    index does not say, or if settings were changed. `unconfirmed` is that entry's note on unpublished settings, for maps made
-    by this project only, as those from elsewhere have the settings of their publisher.
+    `generator` is the entry of configs/regions that made them, by the index and by its settings there; None if it is not stated
+    or its settings were changed. `unconfirmed` is that entry's note on unpublished settings, only for maps that this project
+    made: others have the settings of their publisher.
     """
 
     def __init__(self, *folders: str | Path) -> None:
-        each = [_index_of(Path(folder)) for folder in folders]
-        generators = {_generator(index) for index in each}
         self.folder = Path(os.path.commonpath(folders))
-        self.files, self.contents = {}, {}
-        for folder, index in zip(folders, each, strict=True):
-            inner = os.path.relpath(folder, self.folder)
+        self.files, self.contents, each = {}, {}, []
+        for folder in folders:
+            index, inner = read_index(Path(folder)), os.path.relpath(folder, self.folder)
+            if index is None:
+                raise OvssError(
+                    f"folder {folder} has no {INDEX}, which records how its regions were made. Make regions with: python "
+                    f"tools/regions.py dataset=NAME regions=NAME out=DIR; or index existing region files with: python "
+                    f"tools/regions.py index {folder} dataset=NAME regions=GENERATOR"
+                )
+            each.append(index)
             self.files |= {key: os.path.normpath(f"{inner}/{file}") for key, file in index["images"].items()}
             self.contents |= {os.path.normpath(f"{inner}/{file}"): text for file, text in index["contents"].items()}
         digests = sorted({index["digest"] for index in each})
         self.digest = digests[0] if len(digests) == 1 else digest("folders", *digests)
         self.stand_in = any(index["stand_in"] for index in each)
+        generators = {_generator(index) for index in each}
         self.generator = generators.pop() if len(generators) == 1 else None
         made = self.generator is not None and any(index["regions"] for index in each)
         self.unconfirmed = load_config("regions", self.generator).get("unconfirmed") if made else None
@@ -194,37 +201,25 @@ def _generator(index: Mapping[str, Any]) -> str | None:
     """The entry of configs/regions that generated the maps of an index."""
     made_by = index["regions"]
     if made_by is None:
-        return index.get("generator")
+        return index["generator"]
     if made_by not in config_names("regions"):
         return None
     entry = load_config("regions", made_by)
-    names = [name for name in entry if name not in NO_SETTINGS]
-    return made_by if all(index["settings"].get(name) == entry[name] for name in names) else None
-
-
-def _index_of(folder: Path) -> dict[str, Any]:
-    index = read_index(folder)
-    if index is None:
-        raise OvssError(
-            f"folder {folder} has no {INDEX}, which records how its regions were made. Make regions with: python "
-            f"tools/regions.py dataset=NAME regions=NAME out=DIR; or index existing region files with: python "
-            f"tools/regions.py index {folder} dataset=NAME regions=GENERATOR"
-        )
-    return index
+    same = all(index["settings"].get(name) == entry[name] for name in entry if name not in NO_SETTINGS)
+    return made_by if same else None
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
     """{digest, regions, generator, settings, stand_in, command, images: {key of the image: file}, contents: {file:
-    `content_digest`}}, or None if there is none. `regions` is the entry of configs/regions with which this project made the
-    maps, `generator` the one stated for maps from elsewhere; both may be None. Earlier versions recorded neither `generator`
-    nor `contents`."""
+    `content_digest`}}; None without an index. `regions` is the entry of configs/regions by which this project made the maps,
+    `generator` the one stated for maps from elsewhere; both may be None. Earlier versions had no `generator` and `contents`."""
     path = folder / INDEX
     if not path.is_file():
         return None
     try:
         index = {"contents": {}, "generator": None} | read_json(path)
-        kinds = {"digest": str, "regions": str | None, "settings": dict, "stand_in": bool, "command": str}
-        kinds["generator"] = str | None
+        kinds = {"digest": str, "regions": str | None, "generator": str | None}
+        kinds |= {"settings": dict, "stand_in": bool, "command": str}
         index = {key: index[key] for key in (*kinds, "images", "contents")}
         wrong = [key for key, kind in kinds.items() if not isinstance(index[key], kind)]
         wrong += [key for key in ("images", "contents") if not all(isinstance(file, str) for file in index[key].values())]
@@ -253,8 +248,8 @@ def write_regions(path: Path, regions: np.ndarray) -> None:
 def read_regions(path: Path, size: tuple[int, int] | None = None, content: str | None = None) -> np.ndarray:
     """(H, W) int32 from `instance_mask` of an npz file or from a PNG of 8 or 16 bits, values unchanged.
 
-    Raises OvssError if the file is missing, damaged, no map of whole numbers, or not of the expected `size` or `content` (its
-    digest).
+    Raises OvssError if the file is missing or damaged, not a map of whole numbers, or differs from `size` or the digest
+    `content`.
     """
     try:
         regions = read_array(path, "instance_mask") if path.suffix == ".npz" else np.array(Image.open(path))
@@ -273,6 +268,6 @@ def read_regions(path: Path, size: tuple[int, int] | None = None, content: str |
     if content not in (None, content_digest(regions)):
         raise OvssError(
             f"region map {path} is damaged, or has changed since {INDEX} was made. Copy it again, or rerun tools/regions.py: "
-            "it makes damaged maps again."
+            "damaged maps are recomputed."
         )
     return regions.astype(np.int32)

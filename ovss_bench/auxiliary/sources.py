@@ -1,4 +1,4 @@
-"""Auxiliary models: what methods use beside CLIP, by kind and name, and the cache of what these make of images."""
+"""Auxiliary models, which methods use beside CLIP, by kind and name; and the cache of their outputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ class NamedSource:
 
     @cached_property
     def loaded(self) -> Any:
-        return _load(*self.named)
+        kind, name, feature, precision, device = self.named
+        module = MODULES[kind]
+        load = getattr(import_module(f"ovss_bench.{module}"), f"load_{module.rpartition('.')[2]}")
+        options = {"vfm": {"feature": feature, "precision": precision}, "diffusion": {"precision": precision}}
+        return load(name, device=device, **options.get(kind, {}))
 
     def __call__(self, *arguments: Any) -> Any:
         return self.loaded(*arguments)
@@ -56,13 +60,6 @@ def _named_source(kind: str, name: str, feature: str | None, precision: str, dev
     return NamedSource(kind, name, feature, precision, device)
 
 
-def _load(kind: str, name: str, feature: str | None, precision: str, device: str) -> Any:
-    module = MODULES[kind]
-    load = getattr(import_module(f"ovss_bench.{module}"), f"load_{module.rpartition('.')[2]}")
-    options = {"vfm": {"feature": feature, "precision": precision}, "diffusion": {"precision": precision}}
-    return load(name, device=device, **options.get(kind, {}))
-
-
 def describe(source: Any) -> str:
     """How a recipe records a model that was passed as an object: by its digest if it has one, else by its qualified name."""
     known = getattr(source, "digest", None)
@@ -71,17 +68,15 @@ def describe(source: Any) -> str:
 
 
 def stated(name: str | None, source: Any) -> dict[str, Any]:
-    """What a result records of a model that its recipe calls `name`; for a folder of region maps, also their generator."""
+    """The record in a result of a model that its recipe calls `name`; for a folder of region maps, also their generator."""
     facts = {"name": name, "digest": getattr(source, "digest", None), "stand_in": getattr(source, "stand_in", False)}
     more = {key: getattr(source, key, None) for key in ("generator", "unconfirmed")}
     return facts | {key: value for key, value in more.items() if value is not None}
 
 
 class FeatureCache:
-    """A folder of arrays that depend on a single image, for later runs.
-
-    The key is a digest of `maker` (weights and settings), the code and the image's bytes.
-    """
+    """A folder of arrays that depend on a single image, for later runs. The key is a digest of `maker` (weights and settings),
+    the code and the image's bytes."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = user_path(folder)
@@ -91,7 +86,7 @@ class FeatureCache:
 
         from ..cache import read_entry, write_entry
 
-        # What `ImageContext.once` asks for is made by auxiliary models alone, so that editing a method keeps it.
+        # `ImageContext.once` asks for outputs of auxiliary models alone: editing a method does not invalidate them.
         methods = () if compute.__module__ == ImageContext.__module__ else ("segmentors",)
         key = digest(maker, code("auxiliary", "encoders", "ops", "image.py", *methods), image_key(image))
         path = self.folder / key[:2] / f"{key}.safetensors"

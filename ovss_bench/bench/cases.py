@@ -17,7 +17,8 @@ from torch import nn
 
 from ..datasets.base import SegDataset, load_dataset
 from ..datasets.demo.scenes import DEMO_CLOTHS, draw_scene
-from ..encoders.clip import PRECISIONS, DenseCLIP, default_precision, load_clip
+from ..encoders.clip import PRECISIONS, DenseCLIP, default_precision
+from ..encoders.clip_loading import load_clip
 from ..errors import OvssError, unknown
 from ..files import config_names
 from ..image import normalize, resize

@@ -35,7 +35,7 @@ def run(words: list[str]) -> None:
 
     import ovss_bench as ob
 
-    from ..encoders.clip import ClipSpec
+    from ..encoders.clip_loading import ClipSpec
     from ..figures import legend_picture, palette, palette_image
     from ..image import read_image
     from ..progress import Progress

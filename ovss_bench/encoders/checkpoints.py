@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -16,23 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError
+from ..files import digest
 from .torchscript import is_torchscript, read_torchscript
 
-# The keys of open_clip's configuration of a plain ViT.
-SIZES = {
-    "": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"),
-    "vision_cfg": ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"),
-    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
-}
 # Keys under which training codes store the state dict (DINO: the teacher; FOUND: its decoder).
 WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
 
 
 @contextmanager
 def weight_errors(what: str) -> Iterator[None]:
-    """Turns any exception into an OvssError that begins with `what`, for code that depends on the content of weights: parsers
-    and mismatched tensors raise nearly anything. OvssErrors and out-of-memory errors of GPUs pass unchanged.
-    """
+    """Turns any exception into an OvssError that begins with `what`: parsers and mismatched tensors raise nearly anything.
+    OvssErrors and out-of-memory errors of GPUs pass unchanged."""
     try:
         yield
     except (OvssError, torch.OutOfMemoryError):
@@ -43,7 +37,7 @@ def weight_errors(what: str) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and its metadata: of safetensors (values parsed if they are JSON), and the activation of OpenAI's
+    """The tensors of a file and its metadata: that of safetensors, with JSON values parsed, or the activation of OpenAI's
     archives."""
     path = Path(path)
     try:
@@ -54,9 +48,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("it holds no state dict")
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
-                raise ValueError(f"it holds no state dict: {str(name)[:60]!r} is no tensor")
+                raise ValueError(f"it holds no state dict: {str(name)[:60]!r} is not a tensor")
             if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or _is_expanded(tensor):
-                raise ValueError(f"{name!r} is no plain tensor")
+                raise ValueError(f"{name!r} is not a plain tensor")
         return content, metadata
     except Exception as error:  # from a safetensors file, a zip file, a pickle, or a web page saved under such a name
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -78,6 +72,13 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         return torch.load(path, map_location="cpu", weights_only=True), {}
 
 
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _is_expanded(tensor: Tensor) -> bool:
     """Whether a tensor claims more elements than its storage has: a few bytes could claim to be a terabyte."""
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
@@ -86,100 +87,31 @@ def _is_expanded(tensor: Tensor) -> bool:
 def as_float32(name: str, tensor: Tensor) -> Tensor:
     """Raises OvssError for tensors that are not floating point: quantised weights are useless without their scales."""
     if not tensor.is_floating_point():
-        raise OvssError(f"tensor {name} is {tensor.dtype}, not of floating point; were these weights quantised?")
+        raise OvssError(f"tensor {name} is {tensor.dtype}, not floating point; were these weights quantised?")
     return tensor.float()
 
 
-def outline(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers on the meta device, for forward passes that only check shapes."""
-    return {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+def on_meta(model: nn.Module, *inputs: Any, **options: Any) -> Tensor:
+    """A forward pass on the meta device, which checks at no cost that all shapes fit together."""
+    parts = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    with torch.inference_mode():
+        return torch.func.functional_call(model, parts, inputs, options)
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def renamed(state_dict: Mapping[str, Tensor], stem: str, rules: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors below a prefix, without it, their names changed by all rules (pattern, replacement) in order."""
+    for name, tensor in state_dict.items():
+        if name.startswith(stem):
+            name = name.removeprefix(stem)
+            for pattern, replacement in rules:
+                name = re.sub(pattern, replacement, name)
+            yield name, tensor
 
 
-def stated_architecture(metadata: Mapping[str, Any]) -> str | dict[str, Any] | None:
-    """The architecture in a file's metadata: open_clip's name, or a configuration that holds nothing but sizes, since open_clip
-    would download something for other entries. Raises OvssError for anything else."""
-    stated = metadata.get("architecture")
-    if isinstance(stated, str | None):
-        return stated
-    for part, known in SIZES.items():
-        sizes = stated.get(part) if part and isinstance(stated, dict) else stated
-        if not isinstance(sizes, dict):
-            raise OvssError(
-                f"{part or 'architecture'} in the metadata is {str(sizes)[:60]}; expected a configuration of open_clip."
-            )
-        for key, value in sizes.items():
-            if key not in known or not (key in SIZES or isinstance(value, bool | int | float)):
-                raise OvssError(f"{part} {key} in the metadata is {str(value)[:60]}, which is not a size of a CLIP ViT.")
-    return stated
-
-
-def check_sizes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> None:
-    """Checks that a configuration, from metadata or single tensors, does not need more parameters than there are, before a
-    model of wrong sizes exhausts the memory. Raises ValueError."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    needed = [text["vocab_size"] * text["width"], text["context_length"] ** 2, vision["width"] * vision["patch_size"] ** 2]
-    needed += [config["embed_dim"] * tower["width"] for tower in (vision, text)]
-    needed += [4 * tower["layers"] * tower["width"] ** 2 for tower in (vision, text)]  # of attention
-    needed.append((vision["image_size"] // vision["patch_size"]) ** 2 * vision["width"])
-    available = sum(tensor.numel() for tensor in state_dict.values())
-    if min(needed) <= 0 or sum(needed) > available:
-        raise ValueError(f"sizes {dict(config)} need at least {sum(needed)} parameters, the tensors have {available}.")
-
-
-def openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
-    """open_clip's configuration of a ViT in OpenAI's naming, inferred from the shapes; as in all of theirs, width/64 heads."""
-    state_dict = _clean(state_dict)
-    needed = "visual.conv1.weight visual.proj visual.positional_embedding ln_final.weight text_projection positional_embedding"
-    missing = [name for name in [*needed.split(), "token_embedding.weight"] if name not in state_dict]
-    if missing:
-        raise OvssError(
-            f"these weights are not a CLIP ViT in OpenAI's naming (no {', '.join(missing)}); give their open_clip architecture."
-        )
-    width, _, _, patch = state_dict["visual.conv1.weight"].shape
-    text_width = state_dict["ln_final.weight"].shape[0]
-
-    def layers(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split(".")[0] for name in state_dict if name.startswith(prefix)})
-
-    return {
-        "embed_dim": state_dict["text_projection"].shape[1],
-        "vision_cfg": {
-            "image_size": patch * math.isqrt(state_dict["visual.positional_embedding"].shape[0] - 1),
-            "patch_size": patch,
-            "width": width,
-            "layers": layers("visual.transformer.resblocks."),
-            "head_width": 64,
-        },
-        "text_cfg": {
-            "context_length": state_dict["positional_embedding"].shape[0],
-            "vocab_size": state_dict["token_embedding.weight"].shape[0],
-            "width": text_width,
-            "heads": max(text_width // 64, 1),
-            "layers": layers("transformer.resblocks."),
-        },
-    }
-
-
-def adapt_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors under the open_clip model's names, in float32 without a detour through half precision."""
-    import open_clip
-
-    whole = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}  # counters of a ResNet
-    state_dict = {name: t if name in whole else as_float32(name, t) for name, t in _clean(state_dict).items()}
-    if isinstance(model, open_clip.CustomTextCLIP) and "positional_embedding" in state_dict:
-        state_dict = open_clip.model.convert_to_custom_text_state_dict(state_dict)
-    return {name: t.reshape(model.logit_scale.shape) if name == "logit_scale" else t for name, t in state_dict.items()}
-
-
-def _clean(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix of distributed training and the extra entries of OpenAI's archives."""
-    extra = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask"}
-    named = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    return {name: tensor for name, tensor in named.items() if name not in extra and not name.endswith("position_ids")}
+def state_digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors, independent of the file format."""
+    parts: list[str | bytes] = []
+    for name, tensor in sorted(state.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", tensor.reshape(-1).view(torch.uint8).numpy().data]
+    return digest(*parts)

@@ -1,5 +1,4 @@
-"""DenseCLIP: an open_clip ViT taken apart into its blocks, and `load_clip`, which loads one from a tag, a file or a state dict.
-Methods are in segmentors/.
+"""DenseCLIP: an open_clip ViT taken apart into its blocks (loaded by clip_loading.py). Methods are in segmentors/.
 
 Shapes: B windows, T tokens (class token first), N = h*w patches, D width, K heads, d = D/K, E joint width, Q queries.
 """
@@ -7,27 +6,18 @@ Shapes: B windows, T tokens (class token first), N = h*w patches, D width, K hea
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cache
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, digest, load_config, user_path
+from ..errors import OvssError
 from ..ops.position import resample_position
-from ..torch_defaults import ordinary_torch
 from ..types import QKV, Trunk
-from .checkpoints import adapt_state_dict, check_sizes, openai_architecture, read_weights, stated_architecture, weight_errors
-from .deferred import deferred
-from .hub import hub
-from .known_weights import known_weights
+from .checkpoints import state_digest
 from .text import encode_tokens, text_tower
 
 if TYPE_CHECKING:
@@ -39,8 +29,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
 }
 LAYER_NORM_EPS = 1e-5  # CLIP was trained with it
-# Imports of open_clip for models other than plain ViTs, and of torchvision for one function; they take several seconds.
-OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
 
 
 class BlockView:
@@ -75,8 +63,8 @@ class BlockView:
         return attention_maps(*self.qkv(self.ln_1(x))[:2])
 
     def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The block's values (B, H*W, D) of the patches of x (B, 1+h*w, D), heads concatenated, bilinearly resized to another
-        grid (H, W)."""
+        """The block's values (B, H*W, D) for the patches of x (B, 1+h*w, D), heads concatenated, bilinearly resized to a grid
+        (H, W)."""
         values = self.qkv(self.ln_1(x))[2][:, :, 1:].transpose(1, 2).flatten(2)
         if grid == self.grid:
             return values
@@ -105,16 +93,13 @@ class DenseCLIP:
         blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
         plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
         if not plain or any(type(b) is not ResidualAttentionBlock or not isinstance(b.ls_1, nn.Identity) for b in blocks):
-            raise OvssError(
-                f"clip '{name}' is not a plain CLIP ViT with a class token; of open_clip's models only these are supported."
-            )
+            raise OvssError(f"clip '{name}' is not a plain CLIP ViT with a class token; only these are supported.")
         self.tokenizer, self.name = tokenizer, name
         self.activation = self.text_activation = activation
-        self.layer_norm_eps = layer_norm_eps
-        self._trained_with = activation, layer_norm_eps
+        self.layer_norm_eps = self._loaded_eps = layer_norm_eps
         self.changed: dict[str, str | float] = {}  # options of `load_clip` that differ from the training of the weights
         self._run_block: Callable[[BlockView, Tensor], tuple[Tensor, QKV]] = BlockView.run
-        self.patch_size: int = self.model.visual.patch_size[0]
+        self.patch_size: int = visual.patch_size[0]
         self.stored_grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())
@@ -133,8 +118,8 @@ class DenseCLIP:
         """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None
         keeps the loaded one."""
         other = copy.copy(self)
-        other.activation = activation or self._trained_with[0]
-        other.layer_norm_eps = layer_norm_eps or self._trained_with[1]
+        other.activation = activation or self.text_activation
+        other.layer_norm_eps = layer_norm_eps or self._loaded_eps
         return other
 
     def to(self, device: str | torch.device, precision: str) -> None:
@@ -170,8 +155,8 @@ class DenseCLIP:
     ) -> Trunk:
         """All blocks but the last, for normalised pixels (B, 3, H, W), cropped to whole patches.
 
-        `keep` and `keep_qkv` name blocks (0 to depth-1) whose inputs, or inputs and queries, keys and values, the result holds
-        (see `qkv`); `position` is a rule of ops/position.py.
+        The result holds the inputs of the blocks in `keep`, and inputs, queries, keys and values of those in `keep_qkv`
+        (indices 0 to depth-1; see `qkv`). `position` is a rule of ops/position.py.
         """
         visual = self.model.visual
         x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
@@ -191,21 +176,21 @@ class DenseCLIP:
         return Trunk(x, grid, states, kept)
 
     def qkv(self, trunk: Trunk, index: int) -> QKV:
-        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept: the ones that the trunk computed.
-        For the last block, and for inputs from the trunk cache, they are computed on first use."""
+        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept. Those of the last block, and for inputs
+        from the trunk cache, are computed on first use."""
         if index not in trunk.qkv:
             block = self.block(index, trunk.grid)
             trunk.qkv[index] = block.qkv(block.ln_1(trunk.states[index]))
         return trunk.qkv[index]
 
     def attention(self, trunk: Trunk, index: int, windows: slice = slice(None)) -> Tensor:
-        """The attention maps (B, K, T, T) of such a block, rows of sum 1; of some `windows` only, as they are large."""
+        """The attention maps (B, K, T, T) of such a block, rows of sum 1; for some `windows` only, as they are large."""
         q, k, _ = self.qkv(trunk, index)
         return attention_maps(q[windows], k[windows])
 
     @torch.inference_mode()
     def embeddings(self, trunk: Trunk) -> Tensor:
-        """CLIP's image embeddings of whole windows, unit rows (B, E) float32: the projected class token of the last block."""
+        """CLIP's image embeddings of windows, unit rows (B, E) float32: the projected class token of the last block."""
         return self.head(self.block(-1, trunk.grid)(trunk.tokens)[:, :1])[:, 0]
 
     def project(self, x: Tensor) -> Tensor:
@@ -242,187 +227,3 @@ def attention_maps(q: Tensor, k: Tensor) -> Tensor:
 def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float) -> Tensor:
     """LayerNorm in float32, in any precision of x, as in the official fp16 codes."""
     return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), eps).to(x.dtype)
-
-
-def state_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors, independent of the file format."""
-    parts: list[str | bytes] = []
-    for name, tensor in sorted(state.items()):
-        tensor = tensor.detach().cpu().contiguous()
-        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", tensor.reshape(-1).view(torch.uint8).numpy().data]
-    return digest(*parts)
-
-
-@ordinary_torch()
-def load_clip(
-    name: str | Path | None = None,
-    *,
-    pretrained: str | Path | None = None,
-    state_dict: dict[str, Tensor] | None = None,
-    activation: str | None = None,
-    layer_norm_eps: float = LAYER_NORM_EPS,
-    precision: str | None = None,
-    device: str | torch.device = "cpu",
-) -> DenseCLIP:
-    """A CLIP ViT, split into its blocks.
-
-    `name`: an entry of configs/clip (`demo`, `vit_b16`, ...), an open_clip architecture (`ViT-B-16`), or a file whose
-    architecture follows from its tensors (OpenAI's TorchScript archives and state dicts) or is given in its metadata.
-    `pretrained`: open_clip's tag or a local file for that architecture. `state_dict`: a state dict in OpenAI's naming.
-    `activation`: `quick_gelu` or `gelu`; by default the one that the weights were trained with (QuickGELU for a state dict or
-    file that does not state it, as for OpenAI's). Weights are cast to `precision`, by default fp32 on a CPU and fp16 on a GPU.
-
-    Raises OvssError for an unknown name or tag, a missing file, mismatched tensors, or an architecture without a class token.
-    """
-    if not isinstance(name, str | Path | None):
-        raise OvssError(f"clip {name!r}: expected a name or a file, not {type(name).__name__}.")
-    precision = precision or default_precision(device)
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
-    if activation not in (None, *ACTIVATIONS):
-        raise unknown("activation", activation, ACTIVATIONS)
-    with deferred(*OTHERS):
-        import open_clip
-    architecture: Any = None  # a name of open_clip, or its configuration
-    entry, known = {}, []
-    label = clip_label(name, pretrained)
-    asked, activation = activation, None
-    if state_dict is None:
-        if name in config_names("clip"):
-            entry = load_config("clip", name)
-            architecture, pretrained = entry.get("architecture"), pretrained or entry["pretrained"]
-        elif name is not None and Path(name).is_file():
-            pretrained = name
-        elif name in open_clip.list_models():
-            architecture = name
-        else:
-            _not_a_path(name)
-            raise unknown("clip", name, [*config_names("clip"), *open_clip.list_models()])
-        if pretrained is None:
-            raise OvssError(
-                f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(_tags(str(name)))}) or a file."
-            )
-        path, tag_activation = _locate(architecture, str(pretrained))
-        state_dict, metadata = read_weights(path)
-        known = known_weights(path) if tag_activation is None and path.parent != WEIGHTS else []
-        with weight_errors(f"weights {path} cannot be used"):
-            architecture = architecture or stated_architecture(metadata)
-        # Tags, entries and the metadata of this project's files state the activation that the weights were trained with.
-        activation = entry.get("activation") or tag_activation or metadata.get("activation")
-        if activation not in (None, *ACTIVATIONS):
-            raise unknown(f"activation in the metadata of {path}", activation, ACTIVATIONS)
-    activation = activation or ("quick_gelu" if architecture is None else None)
-    with weight_errors(f"the weights of clip '{label}' do not fit its architecture"):
-        config = _model_config(architecture, state_dict)
-        activation = activation or ("quick_gelu" if config.pop("quick_gelu", False) else "gelu")
-        trained_with, activation = activation, asked or activation
-        config["quick_gelu"] = activation == "quick_gelu"
-        dtype = PRECISIONS[precision]
-        model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-        if not isinstance(architecture, str):
-            check_sizes(config, state_dict)
-        model = model_class(**config, cast_dtype=None if dtype == torch.float32 else dtype)
-        model.load_state_dict(adapt_state_dict(state_dict, model), strict=True)
-        tokenizer = _tokenizer(architecture, config)
-        clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
-        clip.weights_known = known
-        clip.changed |= {"activation": activation} if activation != trained_with else {}
-        clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
-        clip.to(device, precision)
-    return clip
-
-
-@dataclass(frozen=True)
-class ClipSpec:
-    """A CLIP that is yet to be loaded: `name` and `pretrained` as in `load_clip`, `label` as in `clip_label`."""
-
-    name: str
-    pretrained: str | None
-    label: str
-
-    @classmethod
-    def of(cls, text: str | Path, weights: str | None = None) -> ClipSpec:
-        """From NAME, NAME:TAG or a file, and perhaps a file of `weights`."""
-        name, _, tag = (str(text), "", "") if os.path.isfile(text) else str(text).partition(":")
-        pretrained = weights or tag or None
-        return cls(name, pretrained, clip_label(name, pretrained))
-
-    def load(self, precision: str | None = None, device: str = "cpu") -> DenseCLIP:
-        return load_clip(self.name, pretrained=self.pretrained, precision=precision, device=device)
-
-
-def clip_label(name: str | Path | None, pretrained: str | Path | None = None) -> str:
-    """The name of a CLIP in recipes and results: its entry in configs/clip, else the architecture or the file's name."""
-    if name is None:
-        return "state_dict"
-    for entry in config_names("clip"):
-        config = load_config("clip", entry)
-        if name == entry or (name, pretrained) == (config.get("architecture"), config["pretrained"]):
-            return entry
-    return Path(name).stem if Path(name).is_file() else str(name)
-
-
-def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]) -> dict:
-    if isinstance(architecture, dict):
-        return dict(architecture)
-    if architecture is None:
-        return openai_architecture(state_dict)
-    import open_clip
-
-    config = dict(open_clip.get_model_config(architecture) or {})
-    if not config:
-        raise unknown("open_clip architecture", architecture, open_clip.list_models())
-    return config
-
-
-def _tokenizer(architecture: str | dict | None, config: dict) -> Callable:
-    import open_clip
-
-    if isinstance(architecture, str):
-        return open_clip.get_tokenizer(architecture)
-    return _openai_tokenizer(config["text_cfg"]["context_length"])
-
-
-@cache
-def _openai_tokenizer(context_length: int) -> Callable:
-    """Cached, as reading its vocabulary takes longer than running a small model."""
-    import open_clip
-
-    return open_clip.SimpleTokenizer(context_length=context_length)
-
-
-def _tags(architecture: str) -> list[str]:
-    import open_clip
-
-    return open_clip.list_pretrained_tags_by_model(architecture)
-
-
-def _not_a_path(name: str | Path | None) -> None:
-    """Raises OvssError for a name that can only be a path."""
-    path = Path(name or "")
-    if os.sep in str(name) or path.suffix:
-        problem = "are a folder" if user_path(path).is_dir() else "do not exist"
-        raise OvssError(f"weights {name} {problem}. Give the path of a file (safetensors, .pt or .bin).")
-
-
-def _locate(architecture: str | None, pretrained: str) -> tuple[Path, str | None]:
-    """The weights file, and the activation in open_clip's table of tags."""
-    for path in (user_path(pretrained), WEIGHTS / pretrained):
-        if path.is_file():
-            return path, None
-    if architecture is None or pretrained not in _tags(architecture):
-        _not_a_path(pretrained)
-        raise unknown(f"weights tag for {architecture}", pretrained, _tags(architecture) if architecture else [])
-    import open_clip
-
-    config = open_clip.get_pretrained_cfg(architecture, pretrained)
-    try:
-        with hub():
-            path = Path(open_clip.download_pretrained(config))
-    except Exception as error:
-        source = config.get("url") or f"https://huggingface.co/{str(config.get('hf_hub', '')).rstrip('/')}"
-        raise OvssError(
-            f"the weights {architecture}/{pretrained} are not on this machine and could not be downloaded from {source} "
-            f"({type(error).__name__}). Download the file by hand and give its path: weights=/path/to/file."
-        ) from error
-    return path, "quick_gelu" if config.get("quick_gelu") else "gelu"

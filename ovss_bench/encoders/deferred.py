@@ -1,6 +1,6 @@
-"""Importing a library without those of its imports that this project never uses: seconds at every start.
+"""Imports a library without the dependencies that this project never uses, which saves seconds at every start.
 
-Written by hand: `importlib.util.LazyLoader` has to import the parent packages, and `lazy_loader` a change of the library.
+Written by hand: `importlib.util.LazyLoader` must import the parent packages, and `lazy_loader` requires changes to the library.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 @contextmanager
 def deferred(*modules: str) -> Iterator[None]:
-    """Replaces `modules` by placeholders for imports in the block, unless they are imported already. A name imported from a
-    placeholder loads its module when it is called, or its attributes or instances are checked."""
+    """Replaces `modules` that are not imported yet by placeholders in the block. A name imported from a placeholder loads its
+    module on a call, a look-up of its attributes, or a check of instances."""
     placeholders = {module: _Module(module) for module in modules if module not in sys.modules}
     sys.modules.update(placeholders)
     try:

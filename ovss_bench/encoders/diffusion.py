@@ -22,9 +22,9 @@ from torch import Tensor
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, user_path, weights_folders
 from ..torch_defaults import ordinary_torch
-from .checkpoints import outline, weight_errors
-from .clip import PRECISIONS, state_digest
-from .hub import hub
+from .checkpoints import on_meta, state_digest, weight_errors
+from .clip import PRECISIONS
+from .hub import WEIGHTS_FOLDER, download_failed, hub, short, whole_network
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -38,11 +38,10 @@ class DiffusionAttention:
     """An image (H, W, 3) uint8 -> self-attention maps (heads, N, N), float32 with rows of sum 1, one per `attention_layers` in
     that order, on the device of the model.
 
-    `attention_layers` count the attentions of the UNet in order of execution: in each transformer block its self-attention,
+    `attention_layers` index the attentions of the UNet in order of execution: in each transformer block its self-attention,
     then its cross-attention; negative ones from the end. `time_step` is an index into the `steps` of the schedule. The image is
-    resized to `image_size` square. The noise is drawn on the CPU from `seed` for each image, the same for all, so that maps do
-    not depend on previous images or the device (in the official code it is unseeded). `stand_in`: whether this is the demo's
-    network with random weights.
+    resized to `image_size` square. The noise is drawn on the CPU from `seed`, the same for every image, so that maps do not
+    depend on previous images or the device (unseeded in the official code). `stand_in`: the demo's network with random weights.
     """
 
     def __init__(
@@ -58,43 +57,35 @@ class DiffusionAttention:
         steps: int,
         image_size: int,
         seed: int,
-        own_digest: str,
+        identity: str,
         stand_in: bool = False,
     ) -> None:
         self.unet, self.vae, self.scheduler, self.condition = unet, vae, scheduler, condition
-        self.name, self.image_size, self.seed, self.digest, self.stand_in = name, image_size, seed, own_digest, stand_in
+        self.name, self.image_size, self.seed, self.digest, self.stand_in = name, image_size, seed, identity, stand_in
         scheduler.set_timesteps(steps)
         if not 0 <= time_step < len(scheduler.timesteps):
             raise OvssError(f"time_step={time_step}: the schedule of diffusion model '{name}' has {len(scheduler.timesteps)}.")
         self.timestep = scheduler.timesteps[time_step]
-        self._order, self._maps = [int(layer) for layer in attention_layers], {}
+        self._order = [int(layer) for layer in attention_layers]
+        self._maps: dict[int, Tensor] = {}
         attentions = attentions_of(unet)
         for layer in set(self._order):
             if not -len(attentions) <= layer < len(attentions):
                 raise OvssError(f"attention layer {layer}: the UNet of diffusion model '{name}' has {len(attentions)}.")
             if layer % 2:
                 raise OvssError(f"attention layer {layer} is a cross-attention; self-attentions have even numbers.")
-            attentions[layer].set_processor(_Noting(attentions[layer].processor, self._noter(layer)))
+            recorder = _Recorder(attentions[layer].processor, self._maps, layer, len(set(self._order)))
+            attentions[layer].set_processor(recorder)
 
     def rehearse(self) -> None:
         """A forward pass on the meta device, which checks at no cost that all shapes fit together."""
         noisy = self.scheduler.add_noise(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), self.timestep[None])
         self.scheduler.scale_model_input(noisy, self.timestep)
         pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=self.vae.dtype)
-        with torch.inference_mode(), suppress(_AllNoted):
-            moments = torch.func.functional_call(self.vae.encoder, outline(self.vae.encoder), (pixels,))
-            latents = moments.chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config.scaling_factor
-            condition = _moved(self.condition, "meta", self.unet.dtype)
-            torch.func.functional_call(self.unet, outline(self.unet), (latents, self.timestep.to("meta")), condition)
+        with suppress(_AllRecorded):
+            latents = on_meta(self.vae.encoder, pixels).chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config.scaling_factor
+            on_meta(self.unet, latents, self.timestep.to("meta"), **_moved(self.condition, "meta", self.unet.dtype))
         self._maps.clear()
-
-    def _noter(self, layer: int) -> Callable[[Tensor], None]:
-        def note(attention: Tensor) -> None:
-            self._maps[layer] = attention
-            if len(self._maps) == len(set(self._order)):
-                raise _AllNoted
-
-        return note
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> list[Tensor]:
@@ -103,7 +94,7 @@ class DiffusionAttention:
         noisy = self.scheduler.add_noise(latents, noise, self.timestep[None].to(latents.device))
         noisy = self.scheduler.scale_model_input(noisy, self.timestep).to(self.unet.dtype)
         self._maps.clear()
-        with suppress(_AllNoted):
+        with suppress(_AllRecorded):
             self.unet(noisy, self.timestep.to(noisy.device), **self.condition)
         maps = [self._maps[layer] for layer in self._order]
         self._maps.clear()
@@ -119,19 +110,21 @@ class DiffusionAttention:
         return posterior.mean.float() * self.vae.config.scaling_factor
 
 
-class _AllNoted(Exception):
+class _AllRecorded(Exception):
     """Raised inside the UNet once all maps are recorded: the rest need not run."""
 
 
-class _Noting:
-    """Wraps a layer's attention processor and records its map first. Other layers keep their fast processors."""
+class _Recorder:
+    """An attention processor that first records the map of its layer. Other layers keep their fast processors."""
 
-    def __init__(self, processor: Callable, note: Callable[[Tensor], None]) -> None:
-        self.processor, self.note = processor, note
+    def __init__(self, processor: Callable, maps: dict[int, Tensor], layer: int, count: int) -> None:
+        self.processor, self.maps, self.layer, self.count = processor, maps, layer, count
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         q, k = (attn.head_to_batch_dim(project(hidden_states)).float() for project in (attn.to_q, attn.to_k))
-        self.note(attn.get_attention_scores(q, k))
+        self.maps[self.layer] = attn.get_attention_scores(q, k)
+        if len(self.maps) == self.count:
+            raise _AllRecorded
         return self.processor(attn, hidden_states, *args, **kwargs)
 
 
@@ -177,7 +170,8 @@ def load_diffusion(
     given = {"attention_layers": attention_layers, "time_step": time_step, "image_size": image_size, "seed": seed}
     with weight_errors(f"diffusion model '{name}' cannot be used"):
         unet, vae, scheduler = parts
-        settings = DEFAULTS | {"image_size": unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1), "seed": 0}
+        trained_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+        settings = DEFAULTS | {"image_size": trained_size, "seed": 0}
         settings |= {key: entry[key] for key in settings if key in entry}
         settings |= {key: value for key, value in given.items() if value is not None}
         settings["attention_layers"] = list(settings["attention_layers"])
@@ -187,11 +181,10 @@ def load_diffusion(
         configs = [{key: value for key, value in part.config.items() if not key.startswith("_")} for part in parts]
         states = (state_digest(state) for state in (unet.state_dict(), vae.state_dict(), text))
         identity = digest(json.dumps([settings, configs], sort_keys=True, default=str), *states)
-        for model in (unet, vae):
-            model.eval().requires_grad_(False).to(device)
-        condition = _moved(condition, device, dtype)
-        labels = {"name": str(name), "own_digest": identity, "stand_in": source is None}
-        model = DiffusionAttention(unet, vae, scheduler, condition, **labels, **settings)
+        for part in (unet, vae):
+            part.eval().requires_grad_(False).to(device)
+        labels = {"name": str(name), "identity": identity, "stand_in": source is None}
+        model = DiffusionAttention(unet, vae, scheduler, _moved(condition, device, dtype), **labels, **settings)
         model.rehearse()
         return model
 
@@ -222,39 +215,28 @@ def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device
 
     try:
         options = {"low_cpu_mem_usage": False, "torch_dtype": dtype}  # True would need accelerate
-        unet = _whole(diffusers.UNet2DConditionModel, source, "unet", **options)
+        unet = whole_network(diffusers.UNet2DConditionModel, source, subfolder="unet", **options)
         xl = unet.config.addition_embed_type == "text_time"
         if xl:
             options["torch_dtype"] = torch.float32  # SDXL's autoencoder overflows in half precision
-        vae = _whole(diffusers.AutoencoderKL, source, "vae", **options)
+        vae = whole_network(diffusers.AutoencoderKL, source, subfolder="vae", **options)
         kind = diffusers.PNDMScheduler.load_config(source, subfolder="scheduler")["_class_name"]
         if not issubclass(getattr(diffusers, kind), diffusers.SchedulerMixin):
             raise ValueError(f"{kind} is not a scheduler")
         scheduler = getattr(diffusers, kind).from_pretrained(source, subfolder="scheduler")
         condition, text = _empty_prompt(source, xl, dtype, device)
+    except OvssError:
+        raise
     except Exception as error:  # parsers and downloads raise nearly anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if Path(source).is_dir():
             raise OvssError(
                 f"{source} is not a complete diffusion model in the layout of diffusers (unet, vae, scheduler, text_encoder, "
-                f"tokenizer): {reason}. Copy or download it again."
+                f"tokenizer): {short(error)}. Copy or download it again."
             ) from error
-        raise OvssError(
-            f"diffusion model '{name}' is not on this machine and could not be downloaded from "
-            f"https://huggingface.co/{source} ({reason}). Download the repository by hand, then give its folder "
-            f"(diffusion=/path/to/{source.rpartition('/')[2]}) or move it to the folder given by the "
-            "environment variable OVSS_WEIGHTS."
-        ) from error
+        hint = f"give the folder (diffusion=/path/to/{source.rpartition('/')[2]}) or move it to {WEIGHTS_FOLDER}"
+        repository = f"https://huggingface.co/{source}"
+        raise download_failed(f"the weights of diffusion model '{name}'", repository, error, hint) from error
     return (unet, vae, scheduler), condition, text
-
-
-def _whole(kind: type, source: str, folder: str, **options: Any) -> Any:
-    """A network with all of its weights: both libraries would initialise missing ones at random."""
-    model, report = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, **options)
-    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if missing:
-        raise ValueError(f"{len(missing)} tensors of {folder} are missing or of another shape ({missing[0]}, ...)")
-    return model
 
 
 @torch.inference_mode()
@@ -267,7 +249,7 @@ def _empty_prompt(
     tensors, embeddings, pooled = {}, [], None
     for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 2 if xl else 1]:
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=f"tokenizer{suffix}")
-        model = _whole(kind, source, f"text_encoder{suffix}", dtype=dtype).eval()
+        model = whole_network(kind, source, subfolder=f"text_encoder{suffix}", dtype=dtype).eval()
         tensors |= {f"{suffix}.{key}": tensor for key, tensor in model.state_dict().items()}
         length = tokenizer.model_max_length
         tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

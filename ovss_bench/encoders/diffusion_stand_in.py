@@ -1,4 +1,4 @@
-"""The demo's stand-in for a diffusion model: diffusers' own modules at a fraction of the size, with weights from a seed.
+"""The demo's stand-in for a diffusion model: diffusers' modules at a fraction of the size, with weights from a seed.
 
 It is untrained and has no weights file. The autoencoder's weights are set so that its latents are smoothed colours; the UNet's
 are random, with three restrictions that make its attention follow similar colours: convolutions mix channels at random but
@@ -23,7 +23,7 @@ BRANCH = 0.2  # scale of residual branches
 
 @torch.no_grad()
 def build(seed: int, dtype: torch.dtype) -> tuple[tuple[Any, Any, Any], dict[str, Tensor]]:
-    """UNet, autoencoder and scheduler; and a single token in place of the text encoder's output."""
+    """UNet, autoencoder and scheduler; and a single token as the output of the text encoder."""
     import diffusers
 
     # The schedule of Stable Diffusion 1.x and 2.x.
@@ -55,7 +55,7 @@ def build(seed: int, dtype: torch.dtype) -> tuple[tuple[Any, Any, Any], dict[str
     _smooth_colours(vae)
     _restricted_random(unet, seed)
     for model in (unet, vae):
-        nn.Module.to(model, dtype)  # diffusers' own method warns that this is unusual
+        nn.Module.to(model, dtype)  # the method of diffusers warns that this is unusual
     return (unet, vae, scheduler), {"encoder_hidden_states": _normal(seed, "condition", (1, 1, WIDTH))}
 
 

@@ -1,4 +1,4 @@
-"""Downloads from huggingface.co without repeated attempts and warnings if the server is unreachable."""
+"""Networks from huggingface.co: downloads without retries and warnings if the server is unreachable, and errors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
+from ..errors import OvssError
+
 SECONDS_TO_ANSWER = 5.0
+WEIGHTS_FOLDER = "the folder given by the environment variable OVSS_WEIGHTS"
 
 
 @contextmanager
 def hub() -> Iterator[None]:
-    """In the block, huggingface_hub is quiet, and if its server is unreachable it uses its cache or fails at once. By default
-    it retries for half a minute and prints a dozen lines, even for cached files."""
+    """In the block, huggingface_hub is quiet, and with an unreachable server it uses its cache or fails at once. By default it
+    retries for half a minute and prints a dozen lines, even for cached files."""
     from huggingface_hub import constants
 
     logger = logging.getLogger("huggingface_hub")
@@ -40,3 +44,27 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def whole_network(kind: type, source: str, **options: Any) -> Any:
+    """A network of diffusers or transformers with all of its weights: both libraries initialise missing ones at random."""
+    model, report = kind.from_pretrained(source, output_loading_info=True, **options)
+    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if wrong:
+        raise OvssError(
+            f"{source} does not hold all weights: {len(wrong)} tensors of {kind.__name__} are missing or have another shape "
+            f"({wrong[0]}, ...). Copy or download it again, or give another folder or repository."
+        )
+    return model
+
+
+def short(error: Exception) -> str:
+    """The type and the first line of an error, for those of parsers and downloads."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def download_failed(what: str, source: str, error: Exception, hint: str) -> OvssError:
+    return OvssError(
+        f"{what} are not on this machine and could not be downloaded from {source} ({short(error)}). Download them by hand, "
+        f"then {hint}."
+    )

@@ -13,22 +13,21 @@ def known_weights(path: Path, addresses: Mapping[str, str] | None = None) -> lis
     name, by default those of the installed open_clip."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    stated = {name: stated_digest(url) for name, url in (open_clip_addresses() if addresses is None else addresses).items()}
+    stated = {name: stated_digest(url) for name, url in (addresses or open_clip_addresses()).items()}
     return [name for name, start in stated.items() if start and found.startswith(start)]
 
 
 def open_clip_addresses() -> dict[str, str]:
     import open_clip
 
-    pairs = open_clip.list_pretrained()
-    return {f"{name}:{tag}": open_clip.pretrained.get_pretrained_url(name, tag) or "" for name, tag in pairs}
+    address = open_clip.pretrained.get_pretrained_url
+    return {f"{name}:{tag}": address(name, tag) or "" for name, tag in open_clip.list_pretrained()}
 
 
 def stated_digest(url: str) -> str:
-    """The SHA-256, or its start, in a URL: OpenAI's contain it as a folder, open_clip's its first eight digits at the end of
-    the file name; empty for others."""
-    folder, _, name = url.rpartition("/")
+    """The SHA-256, or its start, in a URL: OpenAI's have it as a folder, open_clip's the first eight digits at the end of the
+    file name; empty for others."""
     if "openaipublic" in url:
-        return folder.rpartition("/")[2]
-    start = Path(name).stem.rpartition("-")[2]
+        return url.split("/")[-2]
+    start = Path(url).stem.rpartition("-")[2]
     return start if "mlfoundations" in url and re.fullmatch("[0-9a-f]{8}", start) else ""

@@ -1,4 +1,4 @@
-"""The image encoders of SAM and SAM 2, built from tensors in the naming of Meta or transformers; they give the image embedding.
+"""The image encoders of SAM and SAM 2, which give the image embedding, from tensors in the naming of Meta or transformers.
 
 Both resize the input to the square that they were trained on (bilinear, aspect ratio not kept), as ProxyCLIP does.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import as_float32
+from .checkpoints import as_float32, renamed
 
 # Rules that rename tensors to timm's names, applied in order.
 RENAMED = [
@@ -24,8 +24,9 @@ RENAMED = [
     (r"\.mlp\.(lin1|layers\.0|proj_in)\.", ".mlp.fc1."),  # SAM, SAM 2, transformers' SAM 2
     (r"\.mlp\.(lin2|layers\.1|proj_out)\.", ".mlp.fc2."),
 ]
-NECK = {"conv1": "0", "norm1": "1", "conv2": "2", "norm2": "3"}  # transformers' names of SAM's neck
-# The tensor by which each is recognised; the group is the prefix of its names.
+NECK = [(r"^neck\.conv1", "neck.0"), (r"^neck\.norm1", "neck.1"), (r"^neck\.conv2", "neck.2"), (r"^neck\.norm2", "neck.3")]
+NECK2 = [(r"^backbone\.", "trunk."), (r"^neck\.convs\.([01])\.(conv\.)?", r"convs.\1.")]
+# The tensor that identifies each encoder; the group is the prefix of its names.
 SAM = re.compile(r"(.*)(?:blocks|layers)\.0\.attn\.rel_pos_h")
 SAM2 = re.compile(r"(.*)(?:trunk|backbone)\.pos_embed_window")
 EPS = 1e-6  # of every LayerNorm, in both encoders
@@ -35,34 +36,35 @@ WEIGHT = 4
 
 def sam_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """SAM's image encoder in float32, in timm's naming."""
-    state = {}
-    for name, tensor in _renamed(state_dict, SAM):
-        state[re.sub(r"^neck\.(conv\d|norm\d)", lambda match: f"neck.{NECK[match[1]]}", name)] = tensor
-    return state
+    pairs = renamed(state_dict, _stem(state_dict, SAM), [*RENAMED, *NECK])
+    return {name: as_float32(name, tensor) for name, tensor in pairs}
 
 
 def sam2_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """SAM 2's trunk in timm's naming and the two convolutions of the neck that lead to the image embedding, in float32."""
-    state = {}
-    for name, tensor in _renamed(state_dict, SAM2):
-        name = re.sub(r"^neck\.convs\.([01])\.(conv\.)?", r"convs.\1.", re.sub(r"^backbone\.", "trunk.", name))
-        if name.startswith(("trunk.", "convs.")):
-            state[name] = tensor
-    return state
+    pairs = renamed(state_dict, _stem(state_dict, SAM2), [*RENAMED, *NECK2])
+    return {name: as_float32(name, tensor) for name, tensor in pairs if name.startswith(("trunk.", "convs."))}
 
 
-def _renamed(state_dict: dict[str, Tensor], known_by: re.Pattern) -> list[tuple[str, Tensor]]:
-    (stem, *_), pairs = [match[1] for match in map(known_by.fullmatch, state_dict) if match], []
-    for name, tensor in state_dict.items():
-        if name.startswith(stem):
-            name = name.removeprefix(stem)
-            for pattern, replacement in RENAMED:
-                name = re.sub(pattern, replacement, name)
-            pairs.append((name, as_float32(name, tensor)))
-    return pairs
+def _stem(state_dict: dict[str, Tensor], known_by: re.Pattern) -> str:
+    return next(match[1] for match in map(known_by.fullmatch, state_dict) if match)
 
 
-class SAMEncoder(nn.Module):
+class _SquareInput(nn.Module):
+    """An encoder of images stretched to a square of `side` pixels."""
+
+    patch_size: int
+    side: int
+
+    def tokens(self, height: int, width: int) -> int:
+        """The number of tokens of any image, weighted by their memory."""
+        return WEIGHT * (self.side // self.patch_size) ** 2
+
+    def stretched(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.interpolate(pixels, (self.side, self.side), mode="bilinear").to(dtype)
+
+
+class SAMEncoder(_SquareInput):
     """The ViT of SAM with its neck: 256 channels on a grid of 64x64 for the published sizes."""
 
     architecture = "sam"
@@ -96,15 +98,12 @@ class SAMEncoder(nn.Module):
         self.encoder.load_state_dict(state, strict=True, assign=True)
         self.settings = {"layer_norm_eps": eps or EPS}
 
-    def tokens(self, height: int, width: int) -> int:
-        return WEIGHT * (self.side // self.patch_size) ** 2
-
     def forward(self, pixels: Tensor, feature: str) -> Tensor:
         """(B, 3, H, W) normalised pixels -> (B, 256, 64, 64)."""
-        return self.encoder.forward_features(_stretch(pixels, self.side, self.encoder.pos_embed.dtype))
+        return self.encoder.forward_features(self.stretched(pixels, self.encoder.pos_embed.dtype))
 
 
-class SAM2Encoder(nn.Module):
+class SAM2Encoder(_SquareInput):
     """The Hiera of SAM 2 with the part of its feature pyramid that gives the image embedding: 256 channels on a grid of 64x64.
 
     `settings` hold what does not follow from the tensors: `heads` of the first stage, `windows` per stage, `whole_blocks`
@@ -139,12 +138,9 @@ class SAM2Encoder(nn.Module):
         self.load_state_dict(state, strict=True, assign=True)
         self.settings = {"layer_norm_eps": eps or EPS, **settings}
 
-    def tokens(self, height: int, width: int) -> int:
-        return WEIGHT * (self.side // self.patch_size) ** 2
-
     def forward(self, pixels: Tensor, feature: str) -> Tensor:
         """(B, 3, H, W) normalised pixels -> (B, 256, 64, 64)."""
-        x = _stretch(pixels, self.side, self.trunk.pos_embed.dtype)
+        x = self.stretched(pixels, self.trunk.pos_embed.dtype)
         fine, coarse = self.trunk.forward_intermediates(x, indices=[2, 3], intermediates_only=True)
         return self.convs[1](fine) + F.interpolate(self.convs[0](coarse), scale_factor=2, mode="nearest")
 
@@ -152,10 +148,6 @@ class SAM2Encoder(nn.Module):
 def sam2_size(state: dict[str, Tensor]) -> tuple[int, int]:
     """Width of the first stage, and number of blocks."""
     return len(state["trunk.patch_embed.proj.weight"]), sum(name.endswith(".attn.qkv.weight") for name in state)
-
-
-def _stretch(pixels: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-    return F.interpolate(pixels, (side, side), mode="bilinear").to(dtype)
 
 
 def _block_number(name: str) -> int:

@@ -1,5 +1,5 @@
-"""The state dict of a TorchScript archive (OpenAI's CLIP), read from its pickle and its tensors' bytes without running any of
-its code, as `torch.jit.load` would; the unpickler knows nothing but tensors and modules.
+"""The state dict of a TorchScript archive (OpenAI's CLIP), read from its pickle and the bytes of its tensors. Unlike
+`torch.jit.load`, it runs no code of the archive: the unpickler knows only tensors and modules.
 
 An archive is a zip file with a single folder: `data.pkl` is the module tree, `data/N` are the tensors' bytes, and `code/` lists
 the parameters and buffers of each module class (torch/csrc/jit/docs/serialization.md).
@@ -19,18 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STORAGES = {
-    "Float": torch.float32,
-    "Double": torch.float64,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Byte": torch.uint8,
-    "Char": torch.int8,
-    "Short": torch.int16,
-    "Int": torch.int32,
-    "Long": torch.int64,
-    "Bool": torch.bool,
-}
+# The types of storages, most of them named as in torch.
+NAMED = ("Float", "Double", "Half", "BFloat16", "Short", "Int", "Long", "Bool")
+STORAGES = {kind: getattr(torch, kind.lower()) for kind in NAMED} | {"Byte": torch.uint8, "Char": torch.int8}
 # The declaration of a module class: its name, then the names of parameters and buffers.
 DECLARED = re.compile(
     r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)\]\n  __buffers__ = \[([\w", ]*)\]', re.MULTILINE
@@ -38,7 +29,7 @@ DECLARED = re.compile(
 
 
 def is_torchscript(path: Path) -> bool:
-    """By the same file that torch.load looks for, to distinguish such archives from those of torch.save."""
+    """Whether torch.load would take a file for such an archive, not one of torch.save: by the same entry."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -112,8 +103,7 @@ class _Unpickler(pickle.Unpickler):
         """All elements of a storage, by ("storage", type, number, device, count)."""
         _, kind, key, _, count = reference
         if key not in self._storages:
-            content = bytearray(self._read(key))
-            dtype = STORAGES[kind]
+            content, dtype = bytearray(self._read(key)), STORAGES[kind]
             flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
             if len(flat) < count:
                 raise pickle.UnpicklingError(f"storage {key} has {len(flat)} of {count} numbers")

@@ -21,9 +21,9 @@ from ..errors import OvssError, unknown
 from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, user_path, weights_folders
 from ..image import STATISTICS, image_key
 from ..torch_defaults import ordinary_torch
-from .checkpoints import outline, read_weights, weight_errors
-from .clip import PRECISIONS, state_digest
-from .hub import hub
+from .checkpoints import on_meta, read_weights, state_digest, weight_errors
+from .clip import PRECISIONS
+from .hub import WEIGHTS_FOLDER, download_failed, hub
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
 from .vit import PlainViT, plain_names
 
@@ -36,7 +36,7 @@ TOKENS = {"cpu": 8192, "cuda": 65536}  # in one forward pass: bounds the memory
 
 
 class VisionEncoder:
-    """Features of windows or images, float32, on the device that the pixels are on.
+    """Features of windows or images, float32, on the device of the pixels.
 
     `feature`: "tokens" (the output of the last block after the final norm), or "q", "k", "v" or "q+k" of the last block, heads
     concatenated; patches only. "tokens" of SAM and SAM 2 are the image embedding. `digest` depends on weights and settings
@@ -53,12 +53,12 @@ class VisionEncoder:
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Windows (B, 3, H, W) normalised for CLIP -> (B, C, h, w).
 
-        The normalisation is undone with CLIP's exact statistics, even if the windows were normalised with rounded ones, as in
-        the official codes (ProxyCLIP, CorrCLIP, Trident).
+        Undoes the normalisation with CLIP's exact statistics, even of windows that were normalised with rounded ones, as the
+        official codes do (ProxyCLIP, CorrCLIP, Trident).
         """
         pixels = batch.pixels.float()
-        values = torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]], device=pixels.device).view(4, 3, 1, 1)
-        mean, std, new_mean, new_std = values
+        statistics = torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]], device=pixels.device)
+        mean, std, new_mean, new_std = statistics.view(4, 3, 1, 1)
         return self.features((pixels * std + mean - new_mean) / new_std)
 
     @torch.inference_mode()
@@ -77,7 +77,7 @@ class VisionEncoder:
 
 class FeatureFolder:
     """Precomputed features of whole images (C-RADIOv3, ...), for methods whose encoder sees the whole image (CorrCLIPv2):
-    `features` (C, h, w) in an npz file for each image, named by `image_key` of the image."""
+    `features` (C, h, w) in an npz file for each image, named by its `image_key`."""
 
     patch_size = 1  # any size
 
@@ -104,7 +104,7 @@ class FeatureFolder:
 
 
 def _checksums(file: Path) -> list[int]:
-    """Checksums of the arrays in an npz file, from its directory, so that large files need not be read."""
+    """Checksums of the arrays in an npz file, from its directory: large files need not be read."""
     try:
         with zipfile.ZipFile(file) as archive:
             return [entry.CRC for entry in archive.infolist()]
@@ -128,25 +128,25 @@ def load_vision(
     features; `state_dict` its tensors.
 
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
-    tensors. `heads` does not: it comes from the entry, the file's metadata, or the width if a published model has it; else it
-    must be given. `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled,
-    `offset` (the code of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see
-    ops/position.py. As in DINO it is never resampled if the number of patches agrees and the input is square. `feature`:
-    "tokens" by default; see `VisionEncoder`. The file of an entry is searched in the folder given by the environment variable
-    OVSS_WEIGHTS, in the package, then in the usual cache, to which it is downloaded.
+    tensors. `heads`: from the entry, the file's metadata, or the width of a published model; else it must be given.
+    `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled, `offset` (the code
+    of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO it is
+    never resampled if the number of patches agrees and the input is square. `feature`: "tokens" by default; see
+    `VisionEncoder`. The file of an entry is searched for in the folder given by the environment variable OVSS_WEIGHTS, in the
+    package, then in the usual cache, to which it is downloaded.
 
     Raises OvssError for an unknown name, a missing file, mismatched tensors, or an unknown number of heads.
     """
     feature = feature or "tokens"
-    for kind, value, known in (("feature", feature, FEATURES), ("precision", precision, PRECISIONS)):
+    checked = {"feature": (feature, FEATURES), "precision": (precision, PRECISIONS)}
+    checked |= {"position": (position, POSITIONS)} if position is not None else {}
+    for key, (value, known) in checked.items():
         if value not in known:
-            raise unknown(kind, value, known)
-    if position not in (None, *POSITIONS):
-        raise unknown("position", position, POSITIONS)
+            raise unknown(key, value, known)
     label, settings = "state_dict", {}
-    if state_dict is None and name not in config_names("vision") and Path(name or "-").is_dir():
-        return FeatureFolder(Path(name or "-"))
     if state_dict is None:
+        if name not in config_names("vision") and Path(name or "-").is_dir():
+            return FeatureFolder(Path(name or "-"))
         path, settings = find_weights("vision", name)
         state_dict, metadata = read_weights(path)
         settings = {key: metadata[key] for key in ("heads", "layer_norm_eps") if key in metadata} | settings
@@ -155,13 +155,15 @@ def load_vision(
     settings = settings | {key: value for key, value in given.items() if value is not None}
     try:
         with weight_errors("they cannot be put together"):
-            _check(settings)
+            for key, hint in {"heads": Count | None, "layer_norm_eps": Fraction | None}.items():
+                validate(key, settings.get(key), hint)
             model, state = _build(state_dict, settings)
-            _rehearse(model, feature)
+            pixels = torch.empty(1, 3, 2 * model.patch_size, 3 * model.patch_size, device="meta")
+            on_meta(model, pixels, feature if isinstance(model, PlainViT) else "tokens")
     except OvssError as error:
         raise OvssError(f"the weights of vision encoder '{label}' do not fit: {error}") from error
-    names = {"architecture": "architecture", "patch": "patch_size", "width": "width", "depth": "depth", "heads": "heads"}
-    found = {key: getattr(model, attribute) for key, attribute in names.items()}
+    found = {"architecture": model.architecture, "patch": model.patch_size}
+    found |= {key: getattr(model, key) for key in ("width", "depth", "heads")}
     differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
     if differ:
         raise OvssError(
@@ -176,21 +178,8 @@ def load_vision(
     return VisionEncoder(model, label, feature, precision, device, identity)
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    """Checks the settings that may come from a file's metadata."""
-    for name, hint in {"heads": Count | None, "layer_norm_eps": Fraction | None}.items():
-        validate(name, settings.get(name), hint)
-
-
-def _rehearse(model: Any, feature: str) -> None:
-    """A forward pass on the meta device, which checks at no cost that all shapes fit together."""
-    pixels = torch.empty(1, 3, 2 * model.patch_size, 3 * model.patch_size, device="meta")
-    with torch.inference_mode():
-        torch.func.functional_call(model, outline(model), (pixels, "tokens" if not isinstance(model, PlainViT) else feature))
-
-
 def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """The model, built by the names and shapes of the tensors, and its tensors under its own names."""
+    """The model, built by the names and shapes of the tensors, and the tensors under the model's names."""
     eps = settings.get("layer_norm_eps")
     if any(map(SAM2.fullmatch, state_dict)):
         state = sam2_names(state_dict)
@@ -206,8 +195,8 @@ def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[
 
 def _sam2_settings(state: dict[str, Tensor]) -> dict[str, Any]:
     """Settings of SAM 2 that do not follow from the tensors, from the entry of that size."""
-    entries = [load_config("vision", name) for name in config_names("vision")]
-    for entry in entries:
+    for name in config_names("vision"):
+        entry = load_config("vision", name)
         if "sam2" in entry and (entry["width"], entry["depth"]) == sam2_size(state):
             return entry["sam2"]
     raise OvssError("width {} and depth {} do not match any SAM 2 in configs/vision.".format(*sam2_size(state)))
@@ -216,32 +205,27 @@ def _sam2_settings(state: dict[str, Tensor]) -> dict[str, Any]:
 def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, Any]]:
     """The file of a name, and its entry in configs/<group> (empty for files without one).
 
-    An entry gives its official `file` and its origin: `url`, or `hub`, a repository on huggingface.co.
+    An entry states its official `file` and its origin: `url`, or `hub`, a repository on huggingface.co.
     """
-    folders = weights_folders()
     entries = {entry: load_config(group, entry) for entry in config_names(group)}
     if name in entries:
-        name = str(name)
-        entry = entries[name]
-        for folder in folders:
-            if (folder / entry["file"]).is_file():
-                return folder / entry["file"], entry
-        return _download(name, entry, {"vision": "vfm"}.get(group, group)), entry
-    for path in (Path(name or ""), *(folder / (name or "") for folder in folders)):
-        if user_path(path).is_file():
-            return user_path(path), next((entry for entry in entries.values() if entry["file"] == path.name), {})
+        entry = entries[str(name)]
+        local = (folder / entry["file"] for folder in weights_folders())
+        return next((path for path in local if path.is_file()), None) or _download(group, str(name), entry), entry
+    for path in (user_path(name or ""), *(folder / (name or "") for folder in weights_folders())):
+        if path.is_file():
+            return path, next((entry for entry in entries.values() if entry["file"] == path.name), {})
     if Path(name or "").suffix or os.sep in str(name):
         raise OvssError(f"weights {name} do not exist. Give the path of a file (safetensors, .pth, .pt or .bin).")
     raise unknown(group, name, entries)
 
 
-def _download(name: str, entry: Mapping[str, Any], option: str) -> Path:
-    """The entry's file in the usual cache, downloaded if necessary; `option` is the option that would give another file."""
+def _download(group: str, name: str, entry: Mapping[str, Any]) -> Path:
+    """The entry's file in the usual cache, downloaded if necessary."""
     if "url" not in entry and "hub" not in entry:
         raise OvssError(
             f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing. Reinstall it."
         )
-    source = entry.get("url") or f"https://huggingface.co/{entry['hub']}"
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]
     try:
         if "hub" in entry:
@@ -254,8 +238,6 @@ def _download(name: str, entry: Mapping[str, Any], option: str) -> Path:
             torch.hub.download_url_to_file(entry["url"], str(cached))
         return cached
     except Exception as error:
-        raise OvssError(
-            f"the weights of '{name}', {entry['file']}, are not on this machine and could not be downloaded from {source} "
-            f"({type(error).__name__}). Download them by hand, then give the file ({option}=/path/to/{entry['file']}) or move "
-            "it to the folder given by the environment variable OVSS_WEIGHTS."
-        ) from error
+        source, option = entry.get("url") or f"https://huggingface.co/{entry['hub']}", {"vision": "vfm"}.get(group, group)
+        hint = f"give the file ({option}=/path/to/{entry['file']}) or move it to {WEIGHTS_FOLDER}"
+        raise download_failed(f"the weights of '{name}', {entry['file']},", source, error, hint) from error

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import OvssError
 from ..ops.position import resample_position
-from .checkpoints import as_float32
+from .checkpoints import as_float32, renamed
 
 # Rules that rename tensors, applied in order; the comments say where the names come from.
 RENAMED = [
@@ -43,36 +43,34 @@ RENAMED = [
 ]
 STEM = re.compile(r"(|.*\.)(patch_embed\.proj|embeddings\.patch_embeddings(\.projection)?)\.weight")
 UNUSED = re.compile(r"(mask_token|head|pooler|decoder|local_cls_norm)\b.*|decoder_.*|rope.*")
-# Widths at which every published model has heads of 64 channels; for other widths the number of heads must be given.
+# At these widths every published model has heads of 64 channels; at others the number of heads must be given.
 KNOWN_WIDTHS = (384, 768, 1024, 1536)
 
 
 def plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's tensors in float32 under the names of `PlainViT`: a joint projection for queries, keys and values, with
-    bias (0 if there is none), and the class token with its position already added."""
+    """The encoder's tensors in float32 under the names of `PlainViT`: with a joint projection for queries, keys and values, a
+    bias of 0 where the file has none, and the position of the class token added to it."""
     stems = [match[1] for match in map(STEM.fullmatch, state_dict) if match]
     if not stems:
-        raise OvssError("there is no patch embedding in the naming of DINO, MAE, SAM, timm or transformers.")
-    state = {}
-    for name, tensor in state_dict.items():
-        if name.startswith(stems[0]):
-            name = name.removeprefix(stems[0])
-            for pattern, replacement in RENAMED:
-                name = re.sub(pattern, replacement, name)
-            if not UNUSED.fullmatch(name):
-                state[name] = as_float32(name, tensor)
+        raise OvssError("no patch embedding in the naming of DINO, MAE, SAM, timm or transformers.")
+    pairs = renamed(state_dict, stems[0], RENAMED)
+    state = {name: as_float32(name, tensor) for name, tensor in pairs if not UNUSED.fullmatch(name)}
     for i in range(_depth(state)):
         _join(state, f"blocks.{i}.")
     position = state.get("pos_embed")
     if position is not None and "cls_token" in state:
         position = position.flatten(0, -2)
-        if math.isqrt(len(position)) ** 2 != len(position):
+        if not _is_square(len(position)):
             state["cls_token"] = state["cls_token"] + position[0]
             position = position[1:]
-        if math.isqrt(len(position)) ** 2 != len(position):
+        if not _is_square(len(position)):
             raise OvssError(f"the position embedding has {len(position)} patches, which is not a square grid.")
         state["pos_embed"] = position
     return state
+
+
+def _is_square(count: int) -> bool:
+    return math.isqrt(count) ** 2 == count
 
 
 def _depth(state: dict[str, Tensor]) -> int:
@@ -102,7 +100,7 @@ def _join(state: dict[str, Tensor], block: str) -> None:
 
 
 class PlainViT(nn.Module):
-    """Blocks are from timm, but not the stem, as timm resamples positions by a rule of its own.
+    """timm's blocks behind a stem written here, since timm resamples positions by another rule.
 
     `position` is a rule of ops/position.py; models without a position embedding have rotary positions (DINOv3). `square` first
     resizes the input to a square, as for MAE.
@@ -119,7 +117,7 @@ class PlainViT(nn.Module):
         self.depth, self.position, self.square = _depth(state), None if self.rotary else position, square
         self.heads = heads or (self.width // 64 if self.width in KNOWN_WIDTHS else None)
         if not self.heads or self.width % self.heads:
-            wrong = "cannot be told from the weights" if not self.heads else f"{self.heads} do not divide it"
+            wrong = f"{self.heads} do not divide it" if self.heads else "the weights do not determine it"
             raise OvssError(f"the number of heads for a width of {self.width}: {wrong}. Give heads=NUMBER.")
         self.prefix = 1 + (state["registers"].shape[1] if "registers" in state else 0)
         outer, inner = state["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc2.weight"]
@@ -147,10 +145,9 @@ class PlainViT(nn.Module):
         quarter = self.width // self.heads // 4
         # DINOv3's files hold them rounded to bfloat16; other files lack them, and they are computed.
         self.periods = state.get("periods", 100 ** (torch.arange(quarter) / quarter))
-        shapes = {"cls_token": (1, 1, self.width), "periods": (quarter,)}
-        for name, shape in shapes.items():
+        for name, shape in {"cls_token": (1, 1, self.width), "periods": (quarter,)}.items():
             if name in state and state[name].shape != shape:
-                raise OvssError(f"{name} is of the shape {tuple(state[name].shape)} instead of {shape}.")
+                raise OvssError(f"{name} has the shape {tuple(state[name].shape)} instead of {shape}.")
         self.load_state_dict({name: t for name, t in state.items() if name != "periods"}, strict=True, assign=True)
         self.settings = {"heads": self.heads, "layer_norm_eps": eps, "position": self.position, "square": square}
 
@@ -165,7 +162,7 @@ class PlainViT(nn.Module):
     def forward(self, pixels: Tensor, feature: str) -> Tensor:
         """(B, 3, H, W) normalised pixels -> (B, D, h, w), cropped to whole patches."""
         size = self._size(*pixels.shape[2:])
-        if size != tuple(pixels.shape[2:]):
+        if size != pixels.shape[2:]:
             pixels = F.interpolate(pixels, size, mode="bilinear")
         x = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
         grid = (x.shape[2], x.shape[3])
@@ -191,8 +188,7 @@ class PlainViT(nn.Module):
 
 
 def rotary(grid: tuple[int, int], periods: Tensor) -> Tensor:
-    """DINOv3's rotations (h*w, 2d), sines then cosines, of angles 2 pi x / period for patch centres x in -1..1 along each
-    side."""
+    """DINOv3's rotations (h*w, 2d), sines then cosines, by the angles 2 pi x / period for patch centres x in -1..1."""
     lines = [(torch.arange(count) + 0.5) / count * 2 - 1 for count in grid]
     centres = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).view(-1, 2, 1)
     angles = (2 * math.pi * centres / periods.cpu()).flatten(1).tile(2)

@@ -16,7 +16,8 @@ from ..config.validation import is_list
 from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import dataset_config
 from ..datasets.suites import Suite, expand
-from ..encoders.clip import ClipSpec, DenseCLIP, default_precision
+from ..encoders.clip import DenseCLIP, default_precision
+from ..encoders.clip_loading import ClipSpec
 from ..errors import OvssError, unknown
 from .jobs import Job, build_job
 

@@ -9,7 +9,8 @@ from typing import Any
 from ..auxiliary.sources import SOURCES, describe, named_source
 from ..config.plugin_errors import plugin_errors
 from ..config.recipe import Recipe, compose_recipe, segmentor_config
-from ..encoders.clip import ClipSpec, DenseCLIP
+from ..encoders.clip import DenseCLIP
+from ..encoders.clip_loading import ClipSpec
 from ..errors import OvssError
 from ..torch_defaults import ordinary_torch
 from ..vocabulary import Vocabulary

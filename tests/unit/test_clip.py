@@ -359,7 +359,7 @@ def test_bad_metadata_are_refused(metadata, message, weights, tmp_path):
 
 def test_a_tensor_larger_than_its_bytes_is_refused(weights, tmp_path):
     torch.save(weights | {"token_embedding.weight": torch.zeros(1).expand(10**9, 10**3)}, tmp_path / "w.pt")
-    with pytest.raises(ob.OvssError, match=r"'token_embedding.weight' is no plain tensor"):
+    with pytest.raises(ob.OvssError, match=r"'token_embedding.weight' is not a plain tensor"):
         ob.load_clip(tmp_path / "w.pt")
 
 
@@ -369,7 +369,7 @@ def test_a_tensor_larger_than_its_bytes_is_refused(weights, tmp_path):
         (
             "visual.proj",
             lambda tensor: tensor.to(torch.int8),
-            "torch.int8, not of floating point; were these",
+            "torch.int8, not floating point; were these",
         ),
         ("visual.proj", lambda tensor: tensor[0], "do not fit its architecture"),
         ("visual.conv1.weight", lambda tensor: tensor.flatten(), "do not fit its architecture"),

@@ -249,8 +249,8 @@ def test_wrong_settings_are_errors(tiny, tmp_path):
         ("scheduler/scheduler_config.json", lambda config: config | {"_class_name": "DiffusionPipeline"}, "is not a scheduler"),
         ("vae/config.json", lambda config: config | {"scaling_factor": [1]}, "cannot be used"),
         ("unet/config.json", lambda config: config | {"sample_size": [3, 4]}, "cannot be used"),
-        ("unet/diffusion_pytorch_model.safetensors", None, r"1 tensors of unet are missing.*\(conv_in.bias"),
-        ("text_encoder/model.safetensors", None, "1 tensors of text_encoder are missing"),
+        ("unet/diffusion_pytorch_model.safetensors", None, r"1 tensors of UNet2DConditionModel are missing.*\(conv_in.bias"),
+        ("text_encoder/model.safetensors", None, "1 tensors of CLIPTextModel are missing"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(file, change, message, tiny, tmp_path):

@@ -193,7 +193,7 @@ def test_weights_of_another_network_are_refused(networks, tmp_path):
     tensors = load_file(file)
     del tensors["mask_decoder.iou_token.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(OvssError, match=r"1 tensors are missing .*mask_decoder.iou_token.weight"):
+    with pytest.raises(OvssError, match=r"1 tensors of Sam2Model are missing .*mask_decoder.iou_token.weight"):
         load_regions("sam2_8", weights=str(tmp_path / "cut"))
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(OvssError, match="cut is not a folder with weights"):

@@ -228,7 +228,7 @@ def test_bad_names_are_refused(arguments, message):
         load_vision(**arguments)
 
 
-@pytest.mark.parametrize(("heads", "message"), [(None, "cannot be told"), (5, "5 do not divide")])
+@pytest.mark.parametrize(("heads", "message"), [(None, "do not determine it"), (5, "5 do not divide")])
 def test_heads_must_be_known_and_fit(heads, message, weights):
     with pytest.raises(ob.OvssError, match=f"(?s){message}.*heads=NUMBER"):
         loaded(weights, heads=heads)

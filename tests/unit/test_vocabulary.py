@@ -297,3 +297,8 @@ def test_a_text_is_encoded_before_the_images_and_shown(capfd, tmp_path, monkeypa
     assert timing["images_per_second"] == round(1 / (timing["seconds"] - timing["stages"]["text"]), 2)
     run_jobs(jobs)
     assert "texts of" not in capfd.readouterr().err
+
+
+def test_features_without_a_row_are_refused():
+    with pytest.raises(ob.OvssError, match="no text feature belongs to a class"):
+        ob.Vocabulary.from_features(torch.empty(0, 8))

@@ -1,7 +1,7 @@
 """The demo CLIP.
 
 The ordinary contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions; no masks, no boxes.
-Patch dropout is from FLIP (Li et al., CVPR 2023). *Late reading* is our own: a small CLIP collects its information in the class
+Patch dropout is from FLIP (Li et al., CVPR 2023). *Late reading* is new: a small CLIP collects its information in the class
 token in early blocks, which leaves the patch tokens poor. In each block but the last, with a given probability the class token
 does not attend to the patches, so that the patches must carry the semantics themselves.
 """

@@ -69,8 +69,8 @@ def train(args: argparse.Namespace) -> None:
     for step in range(args.steps):
         chosen = torch.randint(len(x), (args.batch,), generator=generator)
         logits = (x[chosen] - mean) / deviation @ weight + bias
-        own = (logits.detach() > 0).float()
-        loss = F.binary_cross_entropy_with_logits(logits, target[chosen] if 2 * step < args.steps else own)
+        predicted = (logits.detach() > 0).float()
+        loss = F.binary_cross_entropy_with_logits(logits, target[chosen] if 2 * step < args.steps else predicted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

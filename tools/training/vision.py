@@ -1,7 +1,7 @@
 """The demo vision encoder: a ViT trained on drawn scenes without labels, captions or index maps.
 
 The objective is redundancy reduction between two views, as in Barlow Twins (Zbontar et al., ICML 2021), on patches as in
-VICRegL (Bardes et al., NeurIPS 2022). Three changes are our own; without any of them the features group patches worse than mean
+VICRegL (Bardes et al., NeurIPS 2022). Three changes are new; without any of them the features group patches worse than mean
 colours do: the positive of a patch in the other view is not the patch at the same place but one a few pixels away, which mostly
 shows the same object; embeddings are centred per image, so that what all patches of an image have in common does not help; and
 each view is a collage of two images, so that a patch cannot be inferred from the rest of its image. Self-distillation to
@@ -111,7 +111,7 @@ def step_loss(model: Embedding, canvases: Tensor, reach: float, generator: torch
     kept = torch.stack([kept for _, kept in collages])
     weight = kept[..., None].float()
     embeddings = embeddings - (embeddings * weight).sum((0, 2), keepdim=True) / weight.sum((0, 2), keepdim=True).clamp(min=1)
-    own, partner = [], []
+    anchor, partner = [], []
     for view, other in ((0, 1), (1, 0)):
         places = views[view].place(lattice(GRID).expand(batch, -1, -1))
         angle = torch.rand(batch, GRID**2, generator=generator) * 2 * math.pi
@@ -120,10 +120,10 @@ def step_loss(model: Embedding, canvases: Tensor, reach: float, generator: torch
         cell = ((points.clamp(-0.999, 0.999) + 1) / 2 * GRID).long()
         cell = cell[..., 1] * GRID + cell[..., 0]
         valid = (points.abs() < 1).all(-1) & kept[view] & kept[other].gather(1, cell)
-        own.append(embeddings[view][valid])
+        anchor.append(embeddings[view][valid])
         partner.append(embeddings[other].gather(1, cell[..., None].expand(-1, -1, embeddings.shape[-1]))[valid])
-    own, partner = ((x - x.mean(0)) / x.std(0).clamp(min=1e-4) for x in (torch.cat(own), torch.cat(partner)))
-    correlation = own.T @ partner / len(own)
+    anchor, partner = ((x - x.mean(0)) / x.std(0).clamp(min=1e-4) for x in (torch.cat(anchor), torch.cat(partner)))
+    correlation = anchor.T @ partner / len(anchor)
     diagonal = correlation.diagonal()
     return (1 - diagonal).square().sum() + 0.02 * (correlation.square().sum() - diagonal.square().sum())
 
