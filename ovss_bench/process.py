@@ -65,7 +65,7 @@ def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]
 
 
 def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], None]) -> None:
-    """Waits for a terminating signal, whose number arrives through the socket, then for the end of the block."""
+    """Waits for a terminating signal, whose number arrives through the socket, and then for the end of the block."""
     with listener:
         while number := listener.recv(1):  # empty once the other side is closed
             if number[0] in ENDING and not ended.wait(SECONDS_TO_OBEY):
@@ -76,11 +76,9 @@ def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], N
                     os._exit(128 + number[0])
 
 
-@contextmanager
-def locked(folder: Path, option: str) -> Iterator[None]:
-    """Keeps other processes from writing to the same folder; `option` chooses another one."""
-    with take_lock(folder / ".lock", option, patience=SECONDS_TO_END):
-        yield
+def locked(folder: Path, option: str) -> IO[str]:
+    """The lock of a folder to which one process at a time may write; `option` chooses another folder."""
+    return take_lock(folder / ".lock", option, patience=SECONDS_TO_END)
 
 
 def take_lock(path: Path, option: str, *, shared: bool = False, patience: float = 0.0) -> IO[str]:
