@@ -8,11 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import OvssError, reading
 from ..evaluation.boundary import boundary_total, mean_boundary_iou
-from ..evaluation.confusion import total
+from ..evaluation.confusion import Records, total
 from ..evaluation.metrics import DatasetFacts, areas, class_metrics, metrics
 from ..evaluation.per_image import per_image
 from .published import compare_published
@@ -26,8 +24,8 @@ FREE = ("command", "world_size", "code", "packages")
 def complete(
     head: Mapping[str, Any],
     facts: DatasetFacts,
-    counts: Mapping[str, np.ndarray],
-    edges: Mapping[str, np.ndarray],
+    counts: Records,
+    edges: Records,
     evaluated: Sequence[str],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -35,8 +33,8 @@ def complete(
     classes = len(head["per_class"])
     records = [counts[image] for image in evaluated]
     matrix = total(records, classes)
-    correct, predicted, true = areas(matrix)
-    per_class = class_metrics(matrix)
+    scores = class_metrics(matrix)
+    columns = [row["class"] for row in head["per_class"]], scores["IoU"], scores["Acc"], *areas(matrix)
     figures = metrics(matrix, facts) | per_image(records, classes)
     if edges:
         figures["mBoundaryIoU"] = mean_boundary_iou(boundary_total((edges[image] for image in evaluated), classes))
@@ -44,23 +42,20 @@ def complete(
     seconds = timing["seconds"] - timing.get("stages", {}).get("text", 0)  # encoding texts is independent of the images
     result = {
         **head,
-        "metrics": {name: round(100 * value, 8) for name, value in figures.items()},
+        "metrics": {name: _percent(value) for name, value in figures.items()},
         "images": {"expected": expected, "evaluated": len(evaluated), "failed": dict(failed)},
         "partial": len(evaluated) != expected,
         "per_class": [
-            {
-                "class": row["class"],
-                "IoU": round(100 * float(per_class["IoU"][c]), 8),
-                "Acc": round(100 * float(per_class["Acc"][c]), 8),
-                "correct": int(correct[c]),
-                "predicted": int(predicted[c]),
-                "true": int(true[c]),
-            }
-            for c, row in enumerate(head["per_class"])
+            {"class": name, "IoU": _percent(iou), "Acc": _percent(acc), "correct": int(c), "predicted": int(p), "true": int(t)}
+            for name, iou, acc, c, p, t in zip(*columns, strict=True)
         ],
         "timing": timing | {"images_per_second": round(timing["images"] / max(seconds, 1e-9), 2)},
     }
     return result | {"published": compare_published(result)}
+
+
+def _percent(value: float) -> float:
+    return round(100 * float(value), 8)
 
 
 def part_of(

@@ -108,13 +108,7 @@ def _resumed(folder: Path, maker: Mapping[str, Any], dataset: str) -> dict[str, 
 
 
 def index_regions(
-    dataset: SegDataset,
-    folder: str | Path,
-    *,
-    generator: str | None = None,
-    limit: int | None = None,
-    workers: int = 2,
-    quiet: bool = False,
+    dataset: SegDataset, folder: str | Path, *, generator: str | None = None, limit: int | None = None, workers=2, quiet=False
 ) -> None:
     """Writes the index of a folder of region files from another source, .npz or .png, with one of `region_names`. `generator`
     is the entry of configs/regions that produced them; runs use it to find published figures.
