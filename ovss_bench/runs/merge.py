@@ -21,7 +21,7 @@ from .store import RunStore, read_parts
 FREE = ("command", "world_size", "code", "packages")
 
 
-def complete(
+def make_result(
     head: Mapping[str, Any],
     facts: DatasetFacts,
     counts: Records,
@@ -91,7 +91,7 @@ def _merged(folder: Path, parts: list[dict[str, Any]], notes: list[str]) -> tupl
             raise OvssError("\n".join([*notes, _missing(store.base, parts, missing)]))
         facts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parts[0]["facts"].items()}
         heads = [part["head"] for part in parts]
-        result = complete(_joined(heads), DatasetFacts(**facts), store.counts, store.edges, evaluated, failed)
+        result = make_result(_joined(heads), DatasetFacts(**facts), store.counts, store.edges, evaluated, failed)
         store.finish(result, evaluated)
     return result, notes + _differences(heads)
 
