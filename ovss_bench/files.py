@@ -34,7 +34,7 @@ DATASET_FACTS = next(path for path in (PACKAGE / "dataset_facts", PACKAGE.parent
 # Exceptions of NumPy and zipfile on damaged files.
 DAMAGES = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError)
 DAMAGES += (struct.error, zlib.error, zipfile.BadZipFile)
-# Files and folders that operating systems, storage and tools leave beside data, in lower case.
+# Files and folders that operating systems, storage and tools leave among the data, in lower case.
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 CLUTTER |= {"system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100", ".git", ".svn"}
 # Not allowed in file names: control characters, and surrogates other than those of undecodable bytes (PEP 383).

@@ -70,7 +70,7 @@ def _decode(data: bytes, flag: int) -> np.ndarray | None:
 
 def refuse_odd(name: str, data: bytes) -> None:
     """Raises OvssError for images without an obvious conversion to 8 bits: five bands or more, floating point, signed or 32-bit
-    numbers, 10, 12 or 14 bits, and 16 bits of which only the lower part is used (12-bit sensors, reflectances), which cv2's
+    numbers, 10, 12 or 14 bits, and 16 bits with only the lower part in use (12-bit sensors, reflectances), which cv2's
     division by 256 would turn black. An entirely black image is accepted."""
     odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
     if odd:
@@ -174,16 +174,16 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
         return cv2.resize(image, (short_side, short_side), interpolation=cv2.INTER_LINEAR)
     if rule == "none":
         return image
-    picture = Image.fromarray(image)
-    if rule == "square":
-        return np.array(picture.resize((short_side, short_side), Image.Resampling.BICUBIC))
+    if rule == "center_crop":
+        return _center_crop(Image.fromarray(image), short_side, Image.Resampling.BICUBIC)
     if rule == "patch_multiple":
         factor = short_side / min(height, width)
         height, width = (max(int(side * factor / patch + 0.5), 1) * patch for side in (height, width))
-        return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
-    if rule == "center_crop":
-        return _center_crop(picture, short_side, Image.Resampling.BICUBIC)
-    raise unknown("resize rule", rule, RESIZE_RULES)
+    elif rule == "square":
+        height = width = short_side
+    else:
+        raise unknown("resize rule", rule, RESIZE_RULES)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
@@ -273,10 +273,9 @@ def as_size(size: Any, name: str = "output_size") -> tuple[int, int] | None:
     if size is None:
         return None
     is_pair = isinstance(size, tuple | list | np.ndarray) and len(size) == 2
-    if not is_pair or not all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size):
-        raise OvssError(f"{name}={size!r}: expected (height, width), two integers in pixels.")
-    if not all(1 <= side <= MOST for side in size):
-        raise OvssError(f"{name}={tuple(size)}: expected (height, width), each 1 to {MOST} pixels.")
+    whole = is_pair and all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size)
+    if not whole or not all(1 <= side <= MOST for side in size):
+        raise OvssError(f"{name}={size!r}: expected (height, width), two integers of 1 to {MOST} pixels.")
     return int(size[0]), int(size[1])
 
 

@@ -228,7 +228,7 @@ def read_counts(
 
 
 def maps_folder(result: Path) -> Path:
-    """The folder of label maps beside a result file; it exists if the run saved them."""
+    """The folder of label maps next to a result file; it exists if the run saved them."""
     return result.with_suffix(".maps")
 
 

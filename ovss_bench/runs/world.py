@@ -65,7 +65,7 @@ class World:
         try:
             dist.all_gather_object(values, value)
         except RuntimeError as error:
-            raise OvssError(f"another process of this run has died (torchrun says which); {KEPT}.") from error
+            raise OvssError(f"another process of this run has died (torchrun names it); {KEPT}.") from error
         return values
 
     @contextmanager
