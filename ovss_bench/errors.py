@@ -49,5 +49,5 @@ def reading(what: object, hint: str) -> Iterator[None]:
     except (OvssError, NameError, ImportError):
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, (OSError, ValueError)) and str(error) else repr(error)
+        reason = str(error) if isinstance(error, (OSError, ValueError, SyntaxError)) and str(error) else repr(error)
         raise OvssError(f"{what} cannot be read: {reason[:1000]}. {hint}") from error

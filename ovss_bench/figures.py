@@ -36,20 +36,18 @@ def legend_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str
     height, width = label_map.shape
     share = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
     order = [int(c) for c in np.argsort(-share, kind="stable") if share[c] > 0]
-    size = 16
-    font = ImageFont.load_default(size)
     lines = [f"{names[c]}  {100 * share[c]:.1f} %" for c in order]
+    size, gap, row = 16, 10, 26
+    font = ImageFont.load_default(size)
     text_width = max(int(font.getlength(line)) for line in lines)
-    gap, row = 10, size + 10
-    canvas = Image.new(
-        "RGB", (2 * width + 4 * gap + row + text_width, max(height, row * len(lines)) + 2 * gap), (255, 255, 255)
-    )
+    extent = 2 * width + 4 * gap + row + text_width, max(height, row * len(lines)) + 2 * gap
+    canvas = Image.new("RGB", extent, "white")
     overlay = np.round(0.4 * image + 0.6 * colours[label_map]).astype(np.uint8)
     canvas.paste(Image.fromarray(image), (gap, gap))
     canvas.paste(Image.fromarray(overlay), (width + 2 * gap, gap))
     draw = ImageDraw.Draw(canvas)
     for i, (c, line) in enumerate(zip(order, lines, strict=True)):
         x, y = 2 * width + 3 * gap, gap + i * row
-        draw.rectangle((x, y, x + size, y + size), fill=tuple(colours[c].tolist()), outline=(0, 0, 0))
-        draw.text((x + row, y - 2), line, fill=(0, 0, 0), font=font)
+        draw.rectangle((x, y, x + size, y + size), fill=tuple(colours[c].tolist()), outline="black")
+        draw.text((x + row, y - 2), line, fill="black", font=font)
     return canvas

@@ -1,21 +1,20 @@
 """Locations on disk (packaged configurations and weights, the cache), atomic writing, safe file names, and reading of text
-files that people wrote."""
+that people wrote."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import io
 import json
 import os
 import re
+import secrets
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from functools import cache, lru_cache
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -35,7 +34,7 @@ DATASET_FACTS = next(path for path in (PACKAGE / "dataset_facts", PACKAGE.parent
 # Exceptions of NumPy and zipfile on damaged files.
 DAMAGES = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError)
 DAMAGES += (struct.error, zlib.error, zipfile.BadZipFile)
-# Files and folders that operating systems, storage and tools leave beside data, in lower case.
+# Files and folders that operating systems, storage and tools leave among the data, in lower case.
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 CLUTTER |= {"system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100", ".git", ".svn"}
 # Not allowed in file names: control characters, and surrogates other than those of undecodable bytes (PEP 383).
@@ -52,8 +51,7 @@ def code(*parts: str) -> str:
 @cache
 def load_config(group: str, name: str) -> dict[str, Any]:
     """configs/<group>/<name>.yaml as a plain dictionary."""
-    folder = CONFIGS / group
-    path = folder / f"{name}.yaml"
+    path = CONFIGS / group / f"{name}.yaml"
     if not path.is_file():
         raise unknown(group, name, config_names(group))
     return read_yaml(path, "configuration")
@@ -78,8 +76,7 @@ def user_path(text: str | Path) -> Path:
 
 def cache_dir() -> Path:
     """`OVSS_CACHE`, else `ovss_bench` in the user's cache folder. Its content can be deleted at any time."""
-    chosen = environment("OVSS_CACHE")
-    if chosen:
+    if chosen := environment("OVSS_CACHE"):
         return user_path(chosen)
     try:
         return user_path(environment("XDG_CACHE_HOME") or "~/.cache") / "ovss_bench"
@@ -88,7 +85,7 @@ def cache_dir() -> Path:
 
 
 def weights_folders() -> list[Path]:
-    """The folders searched for weights before downloading: `OVSS_WEIGHTS`, then the package's own."""
+    """The folders searched for weights before downloading: `OVSS_WEIGHTS`, then that of the package."""
     chosen = environment("OVSS_WEIGHTS")
     return [user_path(chosen), WEIGHTS] if chosen else [WEIGHTS]
 
@@ -100,13 +97,13 @@ def read_text(path: str | Path, kind: str, expected: str = "UTF-8 text") -> str:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise OvssError(f"{kind} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode(encoding)
         reason, before = "it holds NUL characters, like binary files and UTF-16 without a byte-order mark", text.find("\0")
     except UnicodeDecodeError as error:
         reason, before = error.reason, error.start
-        text = data[:before].decode("utf-16" if wide else "utf-8-sig", "ignore")
+        text = data[:before].decode(encoding, "ignore")
     if before < 0:
         return text
     line = text.count("\n", 0, before) + 1
@@ -124,10 +121,9 @@ def read_lines(path: str | Path, kind: str, expected: str = "UTF-8 text") -> lis
 
 
 def read_yaml(path: str | Path, kind: str) -> Any:
-    """A YAML file as dictionaries and lists. Raises OvssError if it cannot be read."""
-    text = read_text(path, kind)
+    """The dictionaries and lists of a YAML file. Raises OvssError if it cannot be read."""
     try:
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        return OmegaConf.to_container(OmegaConf.load(StringIO(read_text(path, kind))))
     except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise OvssError(f"{kind} {path} cannot be read: {error}") from error
 
@@ -189,12 +185,12 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary file beside `path` and renames it, so that readers see the old or the complete new file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.stem}.{secrets.token_urlsafe(6)}{path.suffix}")
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         try:
             write(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(mode)  # safetensors replaces the file by one that other users cannot read
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -273,10 +269,3 @@ def _path_digest(path: Path, files: tuple[Path, ...], stamps: tuple) -> str:
         with file.open("rb") as content:
             parts += [file.relative_to(path).as_posix(), hashlib.file_digest(content, "sha256").hexdigest()]
     return digest(*parts)
-
-
-@cache
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

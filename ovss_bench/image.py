@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from .errors import OvssError, unknown
+from .errors import OvssError, reading, unknown
 from .files import digest, user_path
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ STATISTICS = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
+AGAIN = "Copy or download it again."
 MOST = 32767  # largest side that OpenCV can resize to, in pixels; also the upper limit of counts in configurations
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits
 # A 16-bit image with 99 % of its values below a quarter of the range (63 of 255 after division by 256) does not use 16 bits.
@@ -42,27 +43,21 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises OvssError for a missing, unreadable or truncated file (cv2 would fill the missing part with grey), and for images
     whose conversion to 8 bits is ambiguous, see `refuse_odd`.
     """
-    try:
+    with reading(f"image {path}", AGAIN):
         return _read(f"image {path}", Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise OvssError(f"image {path} cannot be read: {error}. Copy or download it again.") from error
 
 
 def _read(name: str, data: bytes) -> np.ndarray:
-    try:
+    with reading(name, AGAIN):
         refuse_odd(name, data)
         if not _has_end(data):
-            Image.open(io.BytesIO(data)).load()
-    except OvssError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        reason = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "Pillow does not know its format" if data else "it is empty"
-        raise OvssError(f"{name} cannot be read: {reason}. Copy or download it again.") from error
+            try:
+                Image.open(io.BytesIO(data)).load()
+            except UnidentifiedImageError as error:
+                raise ValueError("Pillow does not know its format" if data else "it is empty") from error
     image = _decode(data, cv2.IMREAD_COLOR)
     if image is None:
-        raise OvssError(f"{name} is not an image that OpenCV can decode ({len(data)} bytes). Copy or download it again.")
+        raise OvssError(f"{name} is not an image that OpenCV can decode ({len(data)} bytes). {AGAIN}")
     return np.ascontiguousarray(image[..., ::-1])
 
 
@@ -75,7 +70,7 @@ def _decode(data: bytes, flag: int) -> np.ndarray | None:
 
 def refuse_odd(name: str, data: bytes) -> None:
     """Raises OvssError for images without an obvious conversion to 8 bits: five bands or more, floating point, signed or 32-bit
-    numbers, 10, 12 or 14 bits, and 16 bits of which only the lower part is used (12-bit sensors, reflectances), which cv2's
+    numbers, 10, 12 or 14 bits, and 16 bits with only the lower part in use (12-bit sensors, reflectances), which cv2's
     division by 256 would turn black. An entirely black image is accepted."""
     odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
     if odd:
@@ -128,15 +123,14 @@ def _odd_values(data: bytes) -> str:
     if stored.dtype != np.uint16:
         return f"values of type {stored.dtype}"
     colours = stored[..., :3] if stored.ndim == 3 else stored  # without alpha, which is bright everywhere
-    if colours.any():
-        typical = np.percentile(colours[colours > 0], 99)
-        if typical < DARK:
-            return f"16 bits a band, but 99 % of its values are below {int(typical) + 1} of 65536 ({int(typical) >> 8} of 255)"
-    return ""
+    typical = int(np.percentile(colours[colours > 0], 99)) if colours.any() else DARK
+    if typical >= DARK:
+        return ""
+    return f"16 bits a band, but 99 % of its values are below {typical + 1} of 65536 ({typical >> 8} of 255)"
 
 
 def _has_end(data: bytes) -> bool:
-    """Whether a JPEG or PNG file contains its end marker; a cheap test, after which Pillow decodes the files that fail it."""
+    """Whether a JPEG or PNG file contains its end marker: a cheap test, so that Pillow decodes only the files that fail it."""
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG"):
@@ -180,16 +174,16 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
         return cv2.resize(image, (short_side, short_side), interpolation=cv2.INTER_LINEAR)
     if rule == "none":
         return image
-    picture = Image.fromarray(image)
-    if rule == "square":
-        return np.array(picture.resize((short_side, short_side), Image.Resampling.BICUBIC))
+    if rule == "center_crop":
+        return _center_crop(Image.fromarray(image), short_side, Image.Resampling.BICUBIC)
     if rule == "patch_multiple":
         factor = short_side / min(height, width)
         height, width = (max(int(side * factor / patch + 0.5), 1) * patch for side in (height, width))
-        return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
-    if rule == "center_crop":
-        return _center_crop(picture, short_side, Image.Resampling.BICUBIC)
-    raise unknown("resize rule", rule, RESIZE_RULES)
+    elif rule == "square":
+        height = width = short_side
+    else:
+        raise unknown("resize rule", rule, RESIZE_RULES)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
@@ -262,12 +256,10 @@ def _from_picture(picture: Image.Image) -> np.ndarray:
         raise OvssError(f"expected an RGB image, this one has {picture.height} x {picture.width} pixels.")
     if picture.mode == "F":
         raise OvssError("expected an RGB image, this one is floating point. Scale it to 0..255 and convert it to uint8.")
-    try:
+    with reading("the image", AGAIN):  # Pillow decodes a file when its pixels are first used
         picture = ImageOps.exif_transpose(picture)
         if picture.mode not in DEEP:
             return np.array(picture.convert("RGB"))
-    except Exception as error:  # files are only decoded here, and Pillow raises nearly anything on damaged ones
-        raise OvssError(f"the image cannot be decoded: {str(error) or type(error).__name__}. Copy it again.") from error
     values = np.asarray(picture)
     if values.min() < 0 or values.max() > 65535:
         raise OvssError(f"the image holds {values.min()} to {values.max()}, not 16 bits. Scale it to 0..255 as uint8.")
@@ -281,10 +273,9 @@ def as_size(size: Any, name: str = "output_size") -> tuple[int, int] | None:
     if size is None:
         return None
     is_pair = isinstance(size, tuple | list | np.ndarray) and len(size) == 2
-    if not is_pair or not all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size):
-        raise OvssError(f"{name}={size!r}: expected (height, width), two integers in pixels.")
-    if not all(1 <= side <= MOST for side in size):
-        raise OvssError(f"{name}={tuple(size)}: expected (height, width), each 1 to {MOST} pixels.")
+    whole = is_pair and all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size)
+    if not whole or not all(1 <= side <= MOST for side in size):
+        raise OvssError(f"{name}={size!r}: expected (height, width), two integers of 1 to {MOST} pixels.")
     return int(size[0]), int(size[1])
 
 

@@ -39,8 +39,8 @@ def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]
     """Turns SIGTERM and SIGHUP into `Ended`, as Python turns SIGINT into KeyboardInterrupt, so that pending results get
     written. It has no effect outside the main thread, the only one in which Python handles signals.
 
-    Python handles a signal between two bytecodes, but a single operation on a huge image may take an hour. So a thread watches:
-    if the block still runs SECONDS_TO_OBEY after a signal, the thread calls `save` and exits the process.
+    Python handles a signal between two bytecodes, but a single operation on a huge image may take an hour. If the block still
+    runs SECONDS_TO_OBEY after a signal, a thread calls `save` and exits the process.
     """
 
     def stop(number: int, _: object) -> None:
@@ -65,7 +65,7 @@ def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]
 
 
 def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], None]) -> None:
-    """Waits for a terminating signal, whose number arrives through the socket, then for the end of the block."""
+    """Waits for a terminating signal, whose number arrives through the socket, and then for the end of the block."""
     with listener:
         while number := listener.recv(1):  # empty once the other side is closed
             if number[0] in ENDING and not ended.wait(SECONDS_TO_OBEY):
@@ -76,18 +76,17 @@ def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], N
                     os._exit(128 + number[0])
 
 
-@contextmanager
-def locked(folder: Path, option: str) -> Iterator[None]:
-    """Keeps other processes from writing to the same folder; `option` chooses another one."""
-    with take_lock(folder / ".lock", option, patience=SECONDS_TO_END):
-        yield
+def locked(folder: Path, option: str) -> IO[str]:
+    """The lock of a folder to which one process at a time may write; `option` chooses another folder."""
+    return take_lock(folder / ".lock", option, patience=SECONDS_TO_END)
 
 
 def take_lock(path: Path, option: str, *, shared: bool = False, patience: float = 0.0) -> IO[str]:
-    """Locks a file until it is closed or its process dies, and writes into it who holds the lock.
+    """Locks a file until it is closed or its process dies, and writes the holder's process id and host into it. Raises
+    OvssError if another process still holds the lock after `patience` seconds.
 
-    Raises OvssError if another process still holds it after `patience` seconds. With `flock`, since filelock keeps its shared
-    locks in SQLite, which is not safe on NFS, and falls back to lock files that survive the death of their holder.
+    Not with filelock: it keeps shared locks in SQLite, which is not safe on NFS, and falls back to lock files that survive the
+    death of their holder.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -95,38 +94,33 @@ def take_lock(path: Path, option: str, *, shared: bool = False, patience: float 
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.open("a+", encoding="utf-8")
         except OSError as error:
-            raise OvssError(
-                f"cannot write {path.parent}: {error.strerror}. Change its permissions or choose another folder with "
-                f"{option}=DIR."
-            ) from error
+            hint = f"Change its permissions or choose another folder with {option}=DIR."
+            raise OvssError(f"cannot write {path.parent}: {error.strerror}. {hint}") from error
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if _is_open(path, lock):
+            if _is_at(path, lock):  # else the previous holder has finished and removed the file
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}")
                 lock.flush()
                 return lock
-            lock.close()  # meanwhile the holder has finished and removed the file
+            lock.close()
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read(200).strip()
             lock.close()
             if time.monotonic() >= deadline:
                 named = f" ({holder})" if holder and holder.isprintable() else ""
-                raise OvssError(
-                    f"another process is writing to {path.parent}{named}. Wait for it, or choose another folder with "
-                    f"{option}=DIR."
-                ) from None
+                hint = f"Wait for it, or choose another folder with {option}=DIR."
+                raise OvssError(f"another process is writing to {path.parent}{named}. {hint}") from None
             time.sleep(0.05)
         except OSError as error:
             lock.close()
-            raise OvssError(
-                f"{path.parent} cannot be locked: {error.strerror}. Choose another file system with {option}=DIR."
-            ) from error
+            hint = f"Choose another file system with {option}=DIR."
+            raise OvssError(f"{path.parent} cannot be locked: {error.strerror}. {hint}") from error
 
 
-def _is_open(path: Path, file: IO[str]) -> bool:
-    """Whether the open file is still the one at this path."""
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is still the one at this path; on NFS, deleted files that are open keep a link."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -184,9 +178,8 @@ def _begin(function: Callable[[Any], Any], items: list[Any], parent: int) -> Non
     """Ctrl-C reaches all processes of a terminal; only the parent reacts, once the files in progress are written."""
     global _work
     _work = function, items
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     signal.set_wakeup_fd(-1)  # inherited from the parent
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

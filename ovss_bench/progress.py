@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -45,7 +46,7 @@ class Progress:
         return _Task(self, title, count, unit)
 
 
-class _Task:
+class _Task(AbstractContextManager):
     def __init__(self, progress: Progress, title: str, count: int, unit: str) -> None:
         self.progress, self.title, self.count, self.unit = progress, title, count, unit
         self.done, self.began, self.printed = 0, time.monotonic(), time.monotonic()
@@ -64,27 +65,18 @@ class _Task:
         else:
             progress.say(f"{title}: {count} {unit}")
 
-    @property
-    def _speed(self) -> float:
-        """Units per second."""
-        return self.done / max(time.monotonic() - self.began, 1e-9)
-
-    @property
-    def _shown_speed(self) -> str:
-        speed = self._speed
-        return f"{1 / speed:.1f} s/{self.unit.removesuffix('s')}" if 0 < speed < 1 else f"{speed:.1f} {self.unit}/s"
-
     def advance(self, count: int = 1) -> None:
         self.done += count
         if self.bar:
-            self.bar.update(self.task, completed=self.done, speed=self._shown_speed)
+            self.bar.update(self.task, completed=self.done, speed=self._speed())
         elif time.monotonic() - self.printed > SECONDS_PER_LINE:
             self.printed = time.monotonic()
-            left = (self.count - self.done) / self._speed
-            self.progress.say(f"{self.title}: {self.done}/{self.count} {self.unit}, {self._shown_speed}, {left:.0f} s left")
+            left = (self.count - self.done) * (self.printed - self.began) / max(self.done, 1)
+            self.progress.say(f"{self.title}: {self.done}/{self.count} {self.unit}, {self._speed()}, {left:.0f} s left")
 
-    def __enter__(self) -> _Task:
-        return self
+    def _speed(self) -> str:
+        speed = self.done / max(time.monotonic() - self.began, 1e-9)
+        return f"{1 / speed:.1f} s/{self.unit.removesuffix('s')}" if 0 < speed < 1 else f"{speed:.1f} {self.unit}/s"
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -93,4 +85,4 @@ class _Task:
         if self.bar:
             self.bar.stop()
         seconds = time.monotonic() - self.began
-        self.progress.say(f"{self.title}: {self.done} {self.unit} in {seconds:.0f} s, {self._shown_speed}")
+        self.progress.say(f"{self.title}: {self.done} {self.unit} in {seconds:.0f} s, {self._speed()}")

@@ -1,17 +1,17 @@
-"""Confidence intervals of a metric, and of the difference of two runs on the same images. They describe sampling of images from
-the same distribution; errors of labels, weights and prompts are not included.
+"""Confidence intervals of a metric, and of the difference of two runs on the same images. They describe the sampling of images;
+errors of labels, weights and prompts are not included.
 
-mIoU: the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5).
-Replicates give quantiles of (mIoU* - mIoU) / error*, and the standard error of the images gives the scale. mIoU is a mean of
-ratios of sums: biased if classes are rare, and biased again in each replicate. So 95 % percentile and BCa intervals undercover:
-in simulations with 50 to 500 images and 5 to 36 classes, some of them rare, they covered the true value in 41 to 95 % and 66 to
-92 % of the cases, these intervals in 94 to 99 %. The scale is the jackknife's error, which notices the loss of the few images
-of a rare class; the error of a replicate is the infinitesimal jackknife's, a matrix product.
+mIoU: the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), that
+is quantiles of (mIoU* - mIoU) / error* over replicates, scaled by the standard error. mIoU is a mean of ratios of sums: biased
+if classes are rare, and biased again in each replicate, so 95 % percentile and BCa intervals undercover. In simulations with 50
+to 500 images and 5 to 36 classes, some of them rare, they covered the true value in 41 to 95 % and 66 to 92 % of the cases,
+these intervals in 94 to 99 %. The scale is the jackknife's error, which is sensitive to the few images of a rare class; the
+error of a replicate is that of the infinitesimal jackknife, a matrix product.
 
 A figure that depends on a few images, such as the difference of two runs that differ in two of a hundred, says little about
 other images, and so do its replicates. So no bound is closer than Student's quantile, with the effective number of images (one
-over the sum of squares of their shares in the variance) as degrees of freedom. The number of differing images is random as
-well: if others are equal, the variance is that of one more. In simulations with 1 to 20 differing images of 100 and errors of
+over the sum of squares of their shares in the variance) as degrees of freedom. The number of differing images is random, too:
+if other images are equal, the variance is that of one more. In simulations with 1 to 20 differing images of 100 and errors of
 all sizes, 94 to 100 % of the intervals then cover, 71 to 97 % without; none excludes 0 for fewer than seven images.
 
 Other rules, which are formulas of whole matrices: the jackknife with Student's quantiles.
@@ -19,7 +19,7 @@ Other rules, which are formulas of whole matrices: the jackknife with Student's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from scipy.sparse import csr_array, hstack
 from scipy.special import stdtrit
 
 from ..errors import OvssError
-from .confusion import total
+from .confusion import Records, total
 from .metrics import RULES, DatasetFacts
 
 LEVEL = 0.95
@@ -50,38 +50,21 @@ class Interval:
     low: float
     high: float
 
-    def within(self, least: float, most: float) -> Interval:
-        """With the bounds clipped to the range of the figure."""
-        return Interval(self.value, *(float(np.clip(bound, least, most)) for bound in (self.low, self.high)))
-
 
 def interval(
-    images: Iterable[np.ndarray],
-    classes: int,
-    rule: str = "mIoU",
-    facts: DatasetFacts | None = None,
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
+    images: Iterable[np.ndarray], classes: int, rule: str = "mIoU", facts: DatasetFacts | None = None, *, replicates: int = 1000
 ) -> Interval:
     """The interval of a rule in `metrics.RULES`, as a fraction, from the confusion records of all images."""
     images = list(images)
     if rule == "mIoU":
-        found = _studentised(class_counts(images, classes), mean_iou_and_gradient, 0, replicates, seed)
+        found = _studentised(class_counts(images, classes), mean_iou_and_gradient, 0, replicates)
     else:
         found = _jackknife(*_left_out(images, classes, rule, facts))
-    return found.within(0, 1)
+    return _clipped(found, 0)
 
 
 def paired_interval(
-    a: Mapping[str, np.ndarray],
-    b: Mapping[str, np.ndarray],
-    classes: int,
-    rule: str = "mIoU",
-    facts: DatasetFacts | None = None,
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
+    a: Records, b: Records, classes: int, rule: str = "mIoU", facts: DatasetFacts | None = None, *, replicates=1000, seed=0
 ) -> Interval:
     """The interval of the figure of `b` minus that of `a`, both confusion records by image id; replicates draw the same images
     for both. Raises OvssError if an image is in one of them only."""
@@ -93,10 +76,14 @@ def paired_interval(
     else:
         (value_a, without_a), (value_b, without_b) = (_left_out(images, classes, rule, facts) for images in runs)
         found = _jackknife(value_b - value_a, without_b - without_a, equal)
-    return found.within(-1, 1)
+    return _clipped(found, -1)
 
 
-def paired(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _clipped(found: Interval, least: float) -> Interval:
+    return Interval(found.value, *np.clip((found.low, found.high), least, 1).tolist())
+
+
+def paired(a: Records, b: Records) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The values of both in the order of the sorted ids. Raises OvssError if an id is in one of them only."""
     for which, ids in (("first", b.keys() - a.keys()), ("second", a.keys() - b.keys())):
         if ids:
@@ -139,7 +126,7 @@ def _difference(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return b - a, np.concatenate([-slope_a, slope_b], axis=1)
 
 
-def _studentised(counts: csr_array, figure: Figure, equal: float, replicates: int, seed: int) -> Interval:
+def _studentised(counts: csr_array, figure: Figure, equal: float, replicates: int, seed: int = 0) -> Interval:
     images = len(counts.indptr) - 1  # rows
     everything = np.asarray(counts.sum(axis=0))
     value = float(figure(everything[None])[0][0])

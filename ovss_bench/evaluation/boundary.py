@@ -1,5 +1,5 @@
 """Boundary IoU (Cheng et al., CVPR 2021, arXiv 2103.16562) as LPOSS and CorrCLIP v2 compute it: IoU of the inner edges of each
-class. It needs counts of its own, taken from the label maps."""
+class. Its counts are taken from the label maps, not from confusion records."""
 
 from __future__ import annotations
 
@@ -49,11 +49,6 @@ def boundary_total(images: Iterable[np.ndarray], classes: int) -> np.ndarray:
     return result
 
 
-def boundary_iou(counts: np.ndarray) -> np.ndarray:
-    """(2, C) of `boundary_total` -> (C,), NaN for classes that neither occur nor are predicted."""
-    return divide(counts[0], counts[1])
-
-
 def mean_boundary_iou(counts: np.ndarray) -> float:
-    """mBoundaryIoU, the mean over classes without NaN; NaN if there are none."""
-    return mean(boundary_iou(counts))
+    """mBoundaryIoU from `boundary_total`: the mean over the classes that occur or are predicted; NaN if there are none."""
+    return mean(divide(*counts))

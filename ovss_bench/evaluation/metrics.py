@@ -14,18 +14,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What rules need to know about a data set beside the counts; classes are given by label."""
+    """What rules need to know about a data set in addition to the counts; classes are given by label."""
 
     background: int | None = None
     unseen: tuple[int, ...] = ()  # classes not named in training
-    object_class: int | None = None  # the one class of interest, if the other one is everything else
+    object_class: int | None = None  # of data sets with one object class and the rest
     interest: tuple[int, ...] = ()  # MESS's classes of interest
     ignore_index: int = 255
 
 
 Formula = Callable[[np.ndarray, DatasetFacts], float]
 
-# What a rule may need: a name for messages, and a test of a data set's number of classes and facts.
+# What a rule may need, with a test of a data set's number of classes and facts.
 CONDITIONS: dict[str, Callable[[int, DatasetFacts], bool]] = {
     "nothing": lambda classes, facts: True,
     "two classes": lambda classes, facts: classes == 2,
@@ -42,9 +42,6 @@ class Rule:
 
     formula: Formula
     needs: str = "nothing"
-
-    def applies(self, classes: int, facts: DatasetFacts) -> bool:
-        return CONDITIONS[self.needs](classes, facts)
 
 
 RULES: dict[str, Rule] = {}
@@ -63,8 +60,8 @@ def rule(name: str, needs: str = "nothing") -> Callable[[Formula], Formula]:
 def metrics(matrix: np.ndarray, facts: DatasetFacts | None = None) -> dict[str, float]:
     """The figure of every rule that applies to the data set, in the order of RULES; NaN if there is nothing to average."""
     facts = facts or DatasetFacts()
-    classes = len(matrix) - 1
-    return {name: float(entry.formula(matrix, facts)) for name, entry in RULES.items() if entry.applies(classes, facts)}
+    applying = [name for name, entry in RULES.items() if CONDITIONS[entry.needs](len(matrix) - 1, facts)]
+    return {name: float(RULES[name].formula(matrix, facts)) for name in applying}
 
 
 # Per class, (C,) each.
@@ -101,7 +98,7 @@ def precision(matrix: np.ndarray) -> np.ndarray:
 
 
 def occurs(matrix: np.ndarray) -> np.ndarray:
-    """(C,) bool: which classes have a true pixel."""
+    """(C,) bool: whether the class has a true pixel."""
     return areas(matrix)[2] > 0
 
 
@@ -166,10 +163,7 @@ def mean_precision(matrix: np.ndarray, facts: DatasetFacts) -> float:
     return mean(precision(matrix))
 
 
-@rule("mRecall")
-def mean_recall(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """mAcc, under mmseg's name for it beside mPrecision and mFscore."""
-    return mean(recall(matrix))
+rule("mRecall")(mean_accuracy)  # mmseg's name for it when it reports mPrecision and mFscore
 
 
 # Rules of single repositories, which differ in the classes that they leave out and in epsilons.
@@ -187,7 +181,7 @@ def mean_iou_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
     In its matrix, label 0 is the background. For data sets with a background class the matrix is the same as ours. For the
     others (labels 0 and 255 ignored) no pixel has target 0, so label 0 is not in the mean, and predicting it, our "no class",
-    is a miss and no class's false positive. So one formula covers both."""
+    is a miss and no class's false positive: the formula is the same."""
     return mean(iou(matrix, 1e-5)[occurs(matrix)])
 
 

@@ -26,7 +26,7 @@ from ..stages import Stages
 from ..torch_defaults import ordinary_torch
 from .counting import counted
 from .jobs import Job, Runtime, fingerprint, in_groups, job_of, make_job, split_evenly
-from .merge import added_up, complete, part_of
+from .merge import added_up, make_result, part_of
 from .provenance import provenance
 from .result import EvalResult
 from .schema import VERSION
@@ -249,7 +249,7 @@ class _Pass:
                 title = f"{job.name} on {job.dataset.name}: shard {run.shard}"
                 run.progress.say(f"{title} is done; python tools/merge.py {run.output}")
                 continue
-            data = complete(head, facts, store.counts, store.edges, evaluated, self.failed)
+            data = make_result(head, facts, store.counts, store.edges, evaluated, self.failed)
             store.finish(data, evaluated)
             results.append(EvalResult(data, store.result_path))
         return results

@@ -16,7 +16,7 @@ from .store import read_result
 if TYPE_CHECKING:
     import pandas as pd
 
-LARGE = ("per_class", "recipe")  # fields that need much memory and appear in no table
+LARGE = ("per_class", "recipe")  # fields that need much memory and that no table shows
 NAME = re.compile(r".+-[0-9a-f]{12}\.json")
 
 

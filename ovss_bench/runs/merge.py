@@ -8,25 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import OvssError, reading
 from ..evaluation.boundary import boundary_total, mean_boundary_iou
-from ..evaluation.confusion import total
+from ..evaluation.confusion import Records, total
 from ..evaluation.metrics import DatasetFacts, areas, class_metrics, metrics
 from ..evaluation.per_image import per_image
 from .published import compare_published
 from .store import RunStore, read_parts
 
-# Provenance that may differ between the parts of a result without a note; `source_digest` covers `code`.
-FREE = ("command", "world_size", "code")
+# Provenance that may differ between the parts of a result without a note; `source_digest` covers `code`, and packages are
+# compared one by one.
+FREE = ("command", "world_size", "code", "packages")
 
 
-def complete(
+def make_result(
     head: Mapping[str, Any],
     facts: DatasetFacts,
-    counts: Mapping[str, np.ndarray],
-    edges: Mapping[str, np.ndarray],
+    counts: Records,
+    edges: Records,
     evaluated: Sequence[str],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -34,43 +33,36 @@ def complete(
     classes = len(head["per_class"])
     records = [counts[image] for image in evaluated]
     matrix = total(records, classes)
-    correct, predicted, true = areas(matrix)
-    per_class = class_metrics(matrix)
+    scores = class_metrics(matrix)
+    columns = [row["class"] for row in head["per_class"]], scores["IoU"], scores["Acc"], *areas(matrix)
     figures = metrics(matrix, facts) | per_image(records, classes)
     if edges:
         figures["mBoundaryIoU"] = mean_boundary_iou(boundary_total((edges[image] for image in evaluated), classes))
     expected, timing = head["images"]["expected"], head["timing"]
-    result = dict(head) | {
-        "metrics": {name: round(100 * value, 8) for name, value in figures.items()},
+    seconds = timing["seconds"] - timing.get("stages", {}).get("text", 0)  # encoding texts is independent of the images
+    result = {
+        **head,
+        "metrics": {name: _percent(value) for name, value in figures.items()},
         "images": {"expected": expected, "evaluated": len(evaluated), "failed": dict(failed)},
         "partial": len(evaluated) != expected,
         "per_class": [
-            {
-                "class": row["class"],
-                "IoU": round(100 * float(per_class["IoU"][c]), 8),
-                "Acc": round(100 * float(per_class["Acc"][c]), 8),
-                "correct": int(correct[c]),
-                "predicted": int(predicted[c]),
-                "true": int(true[c]),
-            }
-            for c, row in enumerate(head["per_class"])
+            {"class": name, "IoU": _percent(iou), "Acc": _percent(acc), "correct": int(c), "predicted": int(p), "true": int(t)}
+            for name, iou, acc, c, p, t in zip(*columns, strict=True)
         ],
-        "timing": timing | {"images_per_second": _speed(timing)},
+        "timing": timing | {"images_per_second": round(timing["images"] / max(seconds, 1e-9), 2)},
     }
     return result | {"published": compare_published(result)}
 
 
-def _speed(timing: Mapping[str, Any]) -> float:
-    """Images per second without the time for encoding texts, which does not depend on the number of images."""
-    seconds = timing["seconds"] - timing.get("stages", {}).get("text", 0)
-    return round(timing["images"] / max(seconds, 1e-9), 2)
+def _percent(value: float) -> float:
+    return round(100 * float(value), 8)
 
 
 def part_of(
     head: Mapping[str, Any], facts: DatasetFacts, images: Sequence[str], evaluated: Sequence[str], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What `merge` needs of a shard beside its counts. `images` are those of the whole run, `evaluated` and `failed` the
-    shard's."""
+    """What `merge` needs of a shard in addition to its counts. `images` are those of the whole run, `evaluated` and `failed`
+    those of the shard."""
     return {"head": head, "facts": asdict(facts), "images": images, "own": evaluated, "failed": failed}
 
 
@@ -89,19 +81,17 @@ def _merged(folder: Path, parts: list[dict[str, Any]], notes: list[str]) -> tupl
     head = parts[0]["head"]
     with RunStore(folder.parents[2], head["dataset"], head["clip"], head["segmentor"], head["fingerprint"]) as store:
         notes += store.damaged
-        images, failed = parts[0]["images"], {}
+        images = parts[0]["images"]
         if len(set(images)) < len(images) or any(part["images"] != images for part in parts):
             raise OvssError(f"{folder}: a part lists an image twice, or the parts list different images. Evaluate them again.")
-        for part in parts:
-            failed |= part["failed"]
         evaluated = [image for image in images if image in store.counts]
-        failed = {image: reason for image, reason in failed.items() if image not in store.counts}
+        failed = {image: reason for part in parts for image, reason in part["failed"].items() if image not in store.counts}
         missing = [image for image in images if image not in store.counts and image not in failed]
         if missing:
             raise OvssError("\n".join([*notes, _missing(store.base, parts, missing)]))
         facts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in parts[0]["facts"].items()}
         heads = [part["head"] for part in parts]
-        result = complete(_joined(heads), DatasetFacts(**facts), store.counts, store.edges, evaluated, failed)
+        result = make_result(_joined(heads), DatasetFacts(**facts), store.counts, store.edges, evaluated, failed)
         store.finish(result, evaluated)
     return result, notes + _differences(heads)
 
@@ -133,39 +123,34 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "images": sum(timing["images"] for timing in timings),
         "started": min(timing["started"] for timing in timings),
     }
-    stages = Counter()
-    for each in timings:
-        stages.update(each.get("stages", {}))
+    stages = _sums([timing.get("stages", {}) for timing in timings])
     timing["stages"] = {stage: round(seconds, 3) for stage, seconds in stages.items()}
     if any("peak_gpu_memory_mib" in timing for timing in timings):
         timing["peak_gpu_memory_mib"] = max(timing.get("peak_gpu_memory_mib", 0) for timing in timings)
-    joined = {
+    return {
+        **heads[0],
         "timing": timing,
         "peak_memory_mib": max(head["peak_memory_mib"] for head in heads),
         "provenance": heads[0]["provenance"] | {"world_size": sum(head["provenance"]["world_size"] for head in heads)},
+        **added_up([head.get("observed", {}) for head in heads]),
     }
-    return dict(heads[0]) | joined | added_up([head.get("observed", {}) for head in heads])
 
 
 def added_up(parts: Sequence[Mapping[str, int]]) -> dict[str, dict[str, int]]:
     """`observed` of a head: the sums of what the parts of a pass counted; empty if they counted nothing."""
-    total = Counter()
+    sums = _sums(parts)
+    return {"observed": dict(sorted(sums.items()))} if sums else {}
+
+
+def _sums(parts: Sequence[Mapping[str, Any]]) -> Counter:
+    sums = Counter()
     for part in parts:
-        total.update(part)
-    return {"observed": dict(sorted(total.items()))} if total else {}
+        sums.update(part)
+    return sums
 
 
 def _differences(heads: Sequence[Mapping[str, Any]]) -> list[str]:
     """Notes on differences in the parts' provenance, with which equal counts are not guaranteed."""
-    notes = []
-    first, *others = [_flat(head["provenance"]) for head in heads]
-    for key in sorted(first):
-        values = list(dict.fromkeys(str(each.get(key)) for each in (first, *others)))
-        if len(values) > 1:
-            notes.append(f"the parts were evaluated with different {key}: {', '.join(values)}")
-    return notes
-
-
-def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {key: value for key, value in provenance.items() if key not in FREE and key != "packages"}
-    return flat | provenance["packages"]
+    each = [head["provenance"] | head["provenance"]["packages"] for head in heads]
+    values = {key: list(dict.fromkeys(str(one.get(key)) for one in each)) for key in sorted(each[0]) if key not in FREE}
+    return [f"the parts were evaluated with different {key}: {', '.join(v)}" for key, v in values.items() if len(v) > 1]

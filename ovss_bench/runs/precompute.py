@@ -1,4 +1,4 @@
-"""Precomputed region maps of a data set: a folder of npz files, and an index by which `load_regions` finds an image's map."""
+"""Precomputed region maps of a data set: a folder of npz files, and an index in which `load_regions` finds an image's map."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..auxiliary.regions import (
@@ -53,35 +52,22 @@ def precompute_regions(
     folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
     if isinstance(source, RegionFolder):
         raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
+    command = ["python tools/regions.py", f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
+    command += [f"settings.{name}={value}" for name, value in (settings or {}).items()]
     maker = {"digest": source.digest, "regions": regions, "settings": source.settings, "stand_in": source.stand_in}
-    options = [f"dataset={dataset.name}", f"regions={regions}", f"out={folder}"]
-    options += [f"settings.{name}={value}" for name, value in (settings or {}).items()]
     with locked(folder, "out"):
-        index = read_index(folder)
-        if index is None:
-            others = [path.name for path in data_files(folder) if path.suffix in SUFFIXES]
-            if others:
-                raise OvssError(
-                    f"folder {folder} contains {others[0]}, but no {INDEX} that describes it. Choose another folder with "
-                    f"out=DIR; or, to use its files as region maps, index them: python tools/regions.py index {folder} "
-                    f"dataset={dataset.name}"
-                )
-            index = maker | {"command": " ".join(["python tools/regions.py", *options]), "images": {}, "contents": {}}
-        elif index["digest"] != source.digest:
-            raise OvssError(
-                f"folder {folder} contains other regions ({_difference(index, maker)}). Choose another folder with out=DIR."
-            )
+        index = _resumed(folder, maker, dataset.name) or maker | {"command": " ".join(command), "images": {}, "contents": {}}
         images: dict[str, str] = index["images"]
         owners = {file: key for key, file in images.items()}
 
-        def compute(sample: Sample) -> tuple[str, str, np.ndarray] | None:
+        def make(sample: Sample) -> bool:
             image = dataset.image(sample)
             key, file = image_key(image), f"{sample.id}.npz"
             path, made = below(folder, file), below(folder, images.get(key, file))
             if key in images and made.is_file():
                 try:
                     read_regions(made, image.shape[:2], index["contents"].get(images[key]))
-                    return None
+                    return False
                 except OvssError:
                     warnings.warn(f"region map {made} is damaged; it is recomputed.", stacklevel=1)
             if owners.get(file, key) != key and path.is_file():
@@ -89,33 +75,43 @@ def precompute_regions(
                     f"{path} belongs to another image of that name, of another data set or of an earlier version of this "
                     "one. Choose another folder with out=DIR, or delete that file and run again."
                 )
-            return key, file, source(image)
-
-        def store(key: str, file: str, regions: np.ndarray) -> None:
-            write_regions(below(folder, file), regions)
-            index["contents"][file] = content_digest(regions)
+            found = source(image)
+            write_regions(path, found)
+            index["contents"][file] = content_digest(found)
             images.pop(owners.get(file, ""), None)
             images[key] = file
+            return True
 
         def save() -> None:
             write_index(folder, index)
 
         save()
-        failed = _for_all(dataset.select(limit), compute, store, save, f"{regions} on {dataset.name}", workers, quiet)
+        failed = _for_all(dataset.select(limit), make, save, f"{regions} on {dataset.name}", workers, quiet)
     _complain(failed, "have no regions; those of the others are kept")
 
 
+def _resumed(folder: Path, maker: Mapping[str, Any], dataset: str) -> dict[str, Any] | None:
+    """The index of a folder, None for an empty one. Raises OvssError if its files are not regions of `maker`."""
+    index = read_index(folder)
+    if index is None:
+        others = [path.name for path in data_files(folder) if path.suffix in SUFFIXES]
+        if others:
+            raise OvssError(
+                f"folder {folder} contains {others[0]}, but no {INDEX} that describes it. Choose another folder with out=DIR; "
+                f"or, to use its files as region maps, index them: python tools/regions.py index {folder} dataset={dataset}"
+            )
+    elif index["digest"] != maker["digest"]:
+        raise OvssError(
+            f"folder {folder} contains other regions ({_difference(index, maker)}). Choose another folder with out=DIR."
+        )
+    return index
+
+
 def index_regions(
-    dataset: SegDataset,
-    folder: str | Path,
-    *,
-    generator: str | None = None,
-    limit: int | None = None,
-    workers: int = 2,
-    quiet: bool = False,
+    dataset: SegDataset, folder: str | Path, *, generator: str | None = None, limit: int | None = None, workers=2, quiet=False
 ) -> None:
     """Writes the index of a folder of region files from another source, .npz or .png, with one of `region_names`. `generator`
-    is the entry of configs/regions that produced them, by which runs find their published figures.
+    is the entry of configs/regions that produced them; runs use it to find published figures.
 
     The index of regions that were computed here is rebuilt for the current images. Raises OvssError, after all other images are
     indexed, for images without a file and files of another size.
@@ -129,7 +125,7 @@ def index_regions(
     contents: dict[str, str] = {}
     owners = Counter(stem for sample in dataset.samples for stem in region_names(sample))
 
-    def compute(sample: Sample) -> tuple[str, str, np.ndarray]:
+    def enter(sample: Sample) -> bool:
         names = [f"{stem}{suffix}" for stem in region_names(sample) if owners[stem] == 1 for suffix in SUFFIXES]
         file = next((name for name in names if below(folder, name).is_file()), None)
         if file is None:
@@ -137,24 +133,18 @@ def index_regions(
                 f"there is no {' or '.join(names)} in {folder}. Copy it there, or compute the regions of all images again."
             )
         image = dataset.image(sample)
-        return image_key(image), file, read_regions(below(folder, file), image.shape[:2])
-
-    def store(key: str, file: str, regions: np.ndarray) -> None:
-        images[key], contents[file] = file, content_digest(regions)
+        contents[file] = content_digest(read_regions(below(folder, file), image.shape[:2]))
+        images[image_key(image)] = file
+        return True
 
     with locked(folder, "out"):
         title = f"index of {folder} for {dataset.name}"
-        failed = _for_all(dataset.select(limit), compute, store, lambda: None, title, workers, quiet)
+        failed = _for_all(dataset.select(limit), enter, lambda: None, title, workers, quiet)
         try:
             index = read_index(folder)
         except OvssError:  # a damaged index
             index = None
-        if index and index["regions"]:
-            if generator not in (None, index["regions"]):
-                raise OvssError(
-                    f"the regions in {folder} were made here, by {index['regions']}. Leave regions={generator} out."
-                )
-        else:
+        if not index or not index["regions"]:
             index = {
                 "digest": digest("files", *(part for pair in sorted(contents.items()) for part in pair)),
                 "regions": None,
@@ -163,6 +153,8 @@ def index_regions(
                 "stand_in": False,
                 "command": f"python tools/regions.py index {folder} dataset={dataset.name}, once its file is there",
             }
+        elif generator not in (None, index["regions"]):
+            raise OvssError(f"the regions in {folder} were made here, by {index['regions']}. Leave regions={generator} out.")
         write_index(folder, index | {"images": images, "contents": contents})
     _complain(failed, f"are not in the index; {len(images)} are")
 
@@ -175,37 +167,22 @@ def region_names(sample: Sample) -> list[str]:
 
 
 def _for_all(
-    samples: Sequence[Sample],
-    compute: Callable[[Sample], tuple | None],
-    store: Callable[..., None],
-    save: Callable[[], None],
-    title: str,
-    workers: int,
-    quiet: bool,
+    samples: Sequence[Sample], work: Callable[[Sample], bool], save: Callable[[], None], title: str, workers: int, quiet: bool
 ) -> dict[str, str]:
-    """Calls in threads `compute` for each sample and `store` with its result unless that is None, and `save` every few seconds
-    and on exit. Returns the OvssErrors of `compute` by image id; other errors are raised."""
+    """Calls `work` for each sample in threads, and `save` every few seconds and on exit. `work` returns whether there was
+    anything to do. Returns its OvssErrors by image id; other errors are raised."""
     progress, failed, existing = Progress(quiet), {}, 0
     task, saved = progress.start(title, len(samples)), time.monotonic()
     pool = ThreadPoolExecutor(workers)
-
-    def work(sample: Sample) -> str | bool:
-        try:
-            result = compute(sample)
-        except OvssError as error:
-            return str(error)
-        if result is not None:
-            store(*result)
-        return result is not None
-
     with terminate_cleanly():
         try:
             futures = {pool.submit(work, sample): sample for sample in samples}
             for future in as_completed(futures):
-                outcome = future.result()
-                if isinstance(outcome, str):
-                    failed[futures[future].id] = outcome
-                existing += outcome is False
+                sample, error = futures.pop(future), future.exception()
+                if isinstance(error, OvssError):
+                    failed[sample.id] = str(error)
+                else:
+                    existing += not future.result()
                 task.advance()
                 if time.monotonic() - saved > SECONDS_PER_INDEX:
                     save()

@@ -57,16 +57,14 @@ def documentation() -> str:
     """A markdown table of every field, from the schema."""
     rows = ["| field | |", "| --- | --- |"]
 
-    def walk(name: str, part: dict[str, Any]) -> None:
-        if part.get("description"):
+    def walk(part: dict[str, Any], name: str) -> None:
+        if name and part.get("description"):
             rows.append(f"| `{name}` | {part['description']} |")
-        for key, inner in part.get("properties", {}).items():
-            walk(f"{name}.{key}" if name else key, inner)
-        if isinstance(part.get("items"), dict):
-            walk(f"{name}[]", part["items"])
-        if isinstance(part.get("additionalProperties"), dict):
-            walk(f"{name}.*", part["additionalProperties"])
+        inner = {f"{name}.{key}".lstrip("."): value for key, value in part.get("properties", {}).items()}
+        inner |= {f"{name}[]": part.get("items"), f"{name}.*": part.get("additionalProperties")}
+        for key, value in inner.items():
+            if isinstance(value, dict):
+                walk(value, key)
 
-    for key, inner in schema()["properties"].items():
-        walk(key, inner)
+    walk(schema(), "")
     return "\n".join([*rows, ""])

@@ -1,15 +1,13 @@
 """The only writer below results/: shards of evaluated images during a run, one JSON and one npz at its end.
 
 A run's files are `<dataset>/<clip>/<segmentor>-<fingerprint>.json`, `.npz` (counts per image) and, until it is complete, the
-folder `.shards`. The fingerprint covers everything that identifies a run, so runs never mix, and resuming means reading. Any
-number of processes and machines may add shards to the folder: their names are unique, and all agree on an image's counts.
+folder `.shards`. The fingerprint identifies the run, so runs never mix, and resuming means reading. Any number of processes
+and machines may add shards to the folder: file names are unique, and all writers agree on an image's counts.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import secrets
 import shutil
 import time
@@ -31,6 +29,7 @@ from .world import Shard
 
 IMAGES_PER_SHARD = 16
 SECONDS_PER_SHARD = 10
+SHARDS, PARTS = "[0-9]*.npz", "part-*.json"  # files in the folder of shards
 SECONDS_TO_APPEAR = 90  # of a file written by another machine: NFS refreshes folders at least every 60 s
 
 
@@ -52,9 +51,9 @@ class RunStore:
         helper: bool = False,
     ) -> None:
         self.base = below(user_path(output), f"{dataset}/{clip}/{segmentor}-{fingerprint[:12]}", links=True)
-        suffixes = (".json", ".npz", ".trace.json", ".shards")
-        paths = [self.base.with_name(self.base.name + suffix) for suffix in suffixes]
-        self.result_path, self.counts_path, self.trace_path, self._shards = paths
+        self.result_path, self.counts_path, self.trace_path, self._shards = (
+            self.base.with_name(self.base.name + suffix) for suffix in (".json", ".npz", ".trace.json", ".shards")
+        )
         self.fingerprint, self.shard, self.helper = fingerprint, shard, helper
         self.counts: dict[str, np.ndarray] = {}
         self.hashes: dict[str, str] = {}
@@ -80,24 +79,23 @@ class RunStore:
     def discard(self) -> None:
         """Deletes the counts of an interrupted run; a shard only forgets them, as other shards may have written them."""
         if self.shard is None and not self.helper:
-            for path in [*self._shard_files(), *self._shards.glob("part-*.json")]:
+            for path in [*self._shards.glob(SHARDS), *self._shards.glob(PARTS)]:
                 path.unlink(missing_ok=True)
         self.counts, self.hashes, self.edges = {}, {}, {}
 
     def __enter__(self) -> RunStore:
-        if not self.helper:
-            try:
-                self._locks.enter_context(take_lock(self._shards / "lock", "output", shared=self.shard is not None))
-                if self.shard is not None:
-                    name = f"lock-{self.shard.number}-of-{self.shard.count}"
-                    self._locks.enter_context(take_lock(self._shards / name, "output"))
-            except BaseException:
-                self._locks.close()
-                raise
-            if self.shard is None:
-                for path in self.base.parent.glob(f".{self.base.name}.*"):  # temporary files of a killed process
-                    path.unlink(missing_ok=True)
-            self.read()
+        if self.helper:
+            return self
+        with ExitStack() as locks:
+            locks.enter_context(take_lock(self._shards / "lock", "output", shared=self.shard is not None))
+            if self.shard is not None:
+                name = f"lock-{self.shard.number}-of-{self.shard.count}"
+                locks.enter_context(take_lock(self._shards / name, "output"))
+            self._locks = locks.pop_all()
+        if self.shard is None:
+            for path in self.base.parent.glob(f".{self.base.name}.*"):  # temporary files of a killed process
+                path.unlink(missing_ok=True)
+        self.read()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,14 +104,9 @@ class RunStore:
         finally:
             self._locks.close()
 
-    def _shard_files(self) -> list[Path]:
-        return sorted(self._shards.glob("[0-9]*.npz"))
-
     def read(self) -> None:
         """Reads new shards. Damaged ones are deleted and listed in `damaged`: their images have to be evaluated again."""
-        for path in self._shard_files():
-            if path.name in self._read:
-                continue
+        for path in sorted(path for path in self._shards.glob(SHARDS) if path.name not in self._read):
             self._read.add(path.name)
             try:
                 counts, hashes, edges = read_counts(path, self.fingerprint)
@@ -129,24 +122,22 @@ class RunStore:
         """Waits until the counts of these images, which other processes have evaluated, are visible: a network file system may
         take a while. Raises OvssError if they do not appear."""
         deadline = time.monotonic() + SECONDS_TO_APPEAR
-        while True:
-            self.read()
-            missing = [image for image in images if image not in self.counts]
-            if not missing:
-                return
+        self.read()
+        while missing := [image for image in images if image not in self.counts]:
             if time.monotonic() > deadline:
                 raise OvssError(
                     f"{len(missing)} images that other processes have evaluated, such as {missing[0]}, are not in "
                     f"{self._shards}. All processes need one output folder; without one use shard=I/N and tools/merge.py."
                 )
             time.sleep(0.2)
+            self.read()
 
     def has(self, image: str, with_map: bool) -> bool:
         """Whether an image is counted and, if `with_map`, its label map saved."""
         return image in self.counts and (not with_map or self.map_path(image).is_file())
 
     def map_path(self, image: str) -> Path:
-        """Where the label map of an image is saved on request: an 8 or 16-bit PNG."""
+        """The label map of an image, an 8 or 16-bit PNG that is saved on request."""
         return below(maps_folder(self.result_path), f"{image}.png")
 
     def add(
@@ -157,7 +148,7 @@ class RunStore:
         edges: np.ndarray | None = None,
         label_map: np.ndarray | None = None,
     ) -> None:
-        """Confusion records, hash of the label map, and on request boundary records and the label map itself."""
+        """Adds an image's confusion records, hash of the label map and, on request, boundary records and the label map."""
         if label_map is not None:
             picture = Image.fromarray(label_map.astype(np.uint8) if label_map.max() < 256 else label_map)
             write_atomic(self.map_path(image), picture.save)
@@ -188,7 +179,7 @@ class RunStore:
         shutil.rmtree(self._shards, ignore_errors=True)
 
     def write_part(self, part: dict[str, Any]) -> None:
-        """Writes what tools/merge.py needs of a shard beside its counts (`merge.part_of`)."""
+        """Writes `merge.part_of` a shard, which tools/merge.py needs in addition to its counts."""
         assert self.shard is not None
         text = json.dumps(part | {"shard": [self.shard.number, self.shard.count]})
         write_text(self.part_path, f"{digest(text)}\n{text}\n")
@@ -197,14 +188,14 @@ class RunStore:
         records = [self.counts[image] for image in images]
         content = {
             "fingerprint": np.array(self.fingerprint),
-            "images": np.array(images, dtype=np.str_),
-            "hashes": np.array([self.hashes[image] for image in images], dtype=np.str_),
-            "lengths": np.array([len(r) for r in records], dtype=np.int64),
+            "images": np.array(images, np.str_),
+            "hashes": np.array([self.hashes[image] for image in images], np.str_),
+            "lengths": np.array([len(each) for each in records], np.int64),
             "records": np.concatenate(records) if records else np.empty(0, DTYPE),
         }
         if self.edges:
             edges = [self.edges[image] for image in images]
-            content |= {"edge_lengths": np.array([len(e) for e in edges], np.int64), "edges": np.concatenate(edges)}
+            content |= {"edge_lengths": np.array([len(each) for each in edges], np.int64), "edges": np.concatenate(edges)}
         content["checksum"] = np.array(_checksum(content))
         write_atomic(path, lambda temporary: np.savez_compressed(temporary, **content))
 
@@ -213,7 +204,7 @@ def read_counts(
     path: str | Path, fingerprint: str | None = None, classes: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, np.ndarray]]:
     """Confusion records, label-map hashes, and boundary records (empty if not stored), each by image id. Raises OvssError if
-    the file is damaged, belongs to another run, or has labels beyond `classes`."""
+    the file is damaged, belongs to another run, or has labels above `classes`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             content = dict(file)
@@ -222,7 +213,7 @@ def read_counts(
             images = content["images"].tolist()
             if len(set(images)) < len(images):
                 raise ValueError("it holds an image twice")
-            if not content["hashes"].shape == content["images"].shape == (len(content["images"]),):
+            if not content["hashes"].shape == content["images"].shape == (len(images),):
                 raise ValueError("its arrays do not match")
             records = _by_image(images, content["records"], content["lengths"])
             hashes = dict(zip(images, content["hashes"].tolist(), strict=True))
@@ -237,13 +228,13 @@ def read_counts(
 
 
 def maps_folder(result: Path) -> Path:
-    """The folder of label maps beside a result file; it exists if the run saved them."""
+    """The folder of label maps next to a result file; it exists if the run saved them."""
     return result.with_suffix(".maps")
 
 
 def disagreements(result: Mapping[str, Any], counts: Mapping[str, np.ndarray], images: Sequence[str]) -> str:
-    """How a result contradicts the counts of its images, which must be unique and have the same pixels per class; "" if it
-    does not."""
+    """How a result contradicts the counts of its images, which must be unique and have the same pixels per class; "" if the
+    two agree."""
     counted = areas(total((counts[image] for image in images if image in counts), len(result["per_class"])))
     stated = [(entry["correct"], entry["predicted"], entry["true"]) for entry in result["per_class"]]
     numbers = result["images"]
@@ -258,9 +249,9 @@ def disagreements(result: Mapping[str, Any], counts: Mapping[str, np.ndarray], i
 
 
 def read_parts(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The parts that `RunStore.write_part` left in a folder of shards, in order, and error messages of damaged parts."""
+    """The parts that `RunStore.write_part` wrote to a folder of shards, in order, and error messages of damaged parts."""
     parts, damaged = [], []
-    for path in folder.glob("part-*.json"):
+    for path in folder.glob(PARTS):
         checksum, _, text = path.read_text("utf-8", "replace").partition("\n")
         if checksum == digest(text.rstrip("\n")):
             parts.append(json.loads(text))
@@ -291,14 +282,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return validate_result(content, f"result {path}")
 
 
-def dump(result: dict[str, Any]) -> str:
+def dump(content: dict[str, Any]) -> str:
     """Indented JSON in the order of the keys; NaN becomes null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(clean(result), indent=1, ensure_ascii=False, allow_nan=False) + os.linesep
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -7,7 +7,6 @@ and the result is the union by image id.
 
 from __future__ import annotations
 
-import heapq
 import os
 import re
 import sys
@@ -37,9 +36,10 @@ class Shard:
         if text is None:
             return None
         match = re.fullmatch(r"(\d+)/(\d+)", str(text))
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
+        number, count = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= number <= count:
             raise OvssError(f"shard={text}: expected I/N, part I of N, such as shard=1/16 to shard=16/16.")
-        return cls(int(match[1]), int(match[2]))
+        return cls(number, count)
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -65,20 +65,20 @@ class World:
         try:
             dist.all_gather_object(values, value)
         except RuntimeError as error:
-            raise OvssError(f"another process of this run has died (torchrun says which); {KEPT}.") from error
+            raise OvssError(f"another process of this run has died (torchrun names it); {KEPT}.") from error
         return values
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that succeeds in all processes, or raises in all of them the OvssError of the first process that has one."""
+        """A block that succeeds in all processes, or raises the OvssError of the first failing process in all of them."""
         failure = None
         try:
             yield
         except OvssError as error:
             failure = error
-        first = next((message for message in self.gather(failure and str(failure)) if message is not None), None)
-        if first is not None:
-            raise failure if failure and str(failure) == first else OvssError(first)
+        messages = [message for message in self.gather(failure and str(failure)) if message is not None]
+        if messages:
+            raise failure if failure and str(failure) == messages[0] else OvssError(messages[0])
 
     def speaks(self) -> bool:
         """Whether this process is the first to report an error; the others stay silent."""
@@ -103,9 +103,8 @@ class World:
                 torch.cuda.set_device(device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise OvssError(
-                f"device={kind} cannot be used: {str(error).splitlines()[0]} Use cpu, or cuda for a GPU."
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise OvssError(f"device={kind} cannot be used: {reason} Use cpu, or cuda for a GPU.") from error
         if device.type not in ("cpu", "cuda"):
             raise OvssError(f"device={kind}: expected cpu, cuda or cuda:NUMBER.")
         return kind
@@ -142,7 +141,7 @@ def join() -> World:
 @contextmanager
 def leaving() -> Iterator[None]:
     """Exits one of several processes right after the block, without finalising the interpreter: gloo's threads may still
-    request its lock, which aborts the process, and torchrun would then kill the others before they have finished."""
+    request its lock, which aborts the process, so torchrun would kill the others before they have finished."""
     status: Any = None
     try:
         yield
@@ -158,12 +157,11 @@ def leaving() -> Iterator[None]:
 
 
 def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
-    """Splits item numbers into `parts` lists of about equal cost: the most expensive first, each to the cheapest list so
-    far."""
-    loads = [(0, part) for part in range(parts)]
+    """Splits item numbers into `parts` lists of similar cost: the most expensive first, each to the cheapest list so far."""
+    loads = [0] * parts
     chosen: list[list[int]] = [[] for _ in range(parts)]
-    for number in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
-        load, part = loads[0]
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        part = loads.index(min(loads))
         chosen[part].append(number)
-        heapq.heapreplace(loads, (load + costs[number], part))
+        loads[part] += costs[number]
     return [sorted(numbers) for numbers in chosen]

@@ -79,9 +79,9 @@ def test_variables_that_are_set_but_empty(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "")
     assert cache_dir() == tmp_path / ".cache/ovss_bench"
     assert weights_folders() == [PACKAGE / "weights"]
-    with pytest.raises(ob.OvssError, match=r"datasets \(the default"):
+    with pytest.raises(ob.OvssError, match=r"'voc21' was not found in .*datasets \(the default"):
         ob.load_dataset("voc21")
-    with pytest.raises(ob.OvssError, match=r"datasets \(the default"):
+    with pytest.raises(ob.OvssError, match=r"'voc21' was not found in .*datasets \(the default"):
         evaluate_here("dataset=voc21", *QUICK)
     for name, expected in (("OVSS_CACHE", lambda: cache_dir()), ("OVSS_WEIGHTS", lambda: weights_folders()[0])):
         monkeypatch.setenv(name, "~/x")

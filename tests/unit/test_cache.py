@@ -1,6 +1,7 @@
 """A damaged cache never changes a result: damaged entries are recomputed, with a note."""
 
 import json
+import os
 import warnings
 from functools import cache as once
 from pathlib import Path
@@ -157,3 +158,13 @@ def test_a_run_counts_the_same_with_damaged_caches(cache, tmp_path):
         path.write_bytes(content)
     with pytest.warns(UserWarning, match="is damaged"):
         assert run() == expected
+
+
+def test_other_users_may_read_entries(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_entry(tmp_path / "entry.safetensors", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "entry.safetensors").stat().st_mode & 0o777 == 0o640
+    assert len(list(tmp_path.iterdir())) == 1

@@ -13,6 +13,7 @@ from ovss_bench.reports.markdown import escape_markdown
     [
         (40, 2, "run: 2/10 images, 20.0 s/image, 160 s left"),
         (20, 5, "run: 5/10 images, 4.0 s/image, 20 s left"),
+        (30, 0, "run: 0/10 images, 0.0 images/s, 300 s left"),
         (40, 80, "run: 80/100 images, 2.0 images/s, 10 s left"),
     ],
 )
