@@ -15,7 +15,7 @@ from ..errors import OvssError
 from ..torch_defaults import ordinary_torch
 from ..vocabulary import Vocabulary
 from .base import Segmentor
-from .hooks import checked
+from .hooks import check_declarations
 
 
 @ordinary_torch()
@@ -73,4 +73,4 @@ def instantiate(
             sources[kind] = named_source(kind, values[kind], values.get("feature"), precision, str(clip.device))
     with plugin_errors(f"segmentor '{recipe.segmentor}'", method):
         segmentor = method(clip, vocabulary, recipe, sources)
-    return checked(segmentor)
+    return check_declarations(segmentor)

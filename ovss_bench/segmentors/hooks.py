@@ -16,13 +16,22 @@ from ..config.plugin_errors import is_outside, plugin_errors
 from ..errors import OvssError
 from .base import LastBlockSegmentor, Segmentor
 
+REMOVED = {  # hooks of earlier versions -> their successors
+    "absent": "prior, which returns log-weights: -inf for an absent query, 0 for the others",
+    "prepare": "context.by_products in the hook that needs the by-product first",
+    "final_scores": "scores_sum_to_one = True",
+}
 
-def checked(segmentor: Segmentor) -> Segmentor:
+
+def check_declarations(segmentor: Segmentor) -> Segmentor:
     """The segmentor, after a check of what can be known before the first image. Raises OvssError."""
     method, depth = type(segmentor), segmentor.clip.depth
     name, where = segmentor.recipe.segmentor, _where(type(segmentor))
     if not (method.patch_logits or method.image_logits or method.image_scores):
         raise OvssError(f"{where}: '{name}' has neither patch_logits nor image_logits nor image_scores. Define one of them.")
+    for hook, successor in REMOVED.items():
+        if hasattr(method, hook):
+            raise OvssError(f"{where}: '{name}' defines {hook}, which is no longer a hook. Use {successor}.")
     plain = LastBlockSegmentor
     by_last_block = segmentor.granularity == "window" and method.patch_logits is plain.patch_logits
     if by_last_block and method.last_block is plain.last_block and method.mix is None:

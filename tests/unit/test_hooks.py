@@ -100,6 +100,8 @@ def test_what_a_hook_must_not_return_is_named_with_what_is_expected(hook, result
 
 
 BEFORE = {  # the class's body -> what is said before the first image
+    "absent = None": r"'bad' defines absent, which is no longer a hook\. Use prior",
+    "final_scores = None": r"'bad' defines final_scores, .*scores_sum_to_one",
     "needs = property(lambda self: {99})": r"needs of 'bad' gives \[99\], expected a set of blocks from 0 to \d+, as demo has",
     "needs = property(lambda self: [1])": r"needs of 'bad' gives \[1\], expected a set of blocks",
     "needs = property(lambda self: {'last'})": r"needs of 'bad' gives \{'last'\}, expected a set",
