@@ -207,7 +207,7 @@ def test_foreign_masks_are_refused(tmp_path):
     with pytest.raises(ob.OvssError, match=r"red\.png is in colours"):
         binary(tmp_path / "red.png", 128)
     Image.fromarray(colours[..., 0] // 255).save(tmp_path / "ready.png")
-    with pytest.raises(ob.OvssError, match=r"ready\.png holds 0 and 1.*converted already"):
+    with pytest.raises(ob.OvssError, match=r"ready\.png holds 0 and 1.*already converted"):
         binary(tmp_path / "ready.png", 128)
     assert binary(tmp_path / "ready.png", 1).sum() == 12
 

@@ -31,6 +31,11 @@ class Task:
     arguments: tuple[Any, ...]
     targets: tuple[Path, ...]
 
+    @property
+    def sources(self) -> list[Path]:
+        """The raw files: the paths among the arguments that are not written."""
+        return [argument for argument in self.arguments if isinstance(argument, Path) and argument not in self.targets]
+
 
 def read_pixels(path: Path) -> np.ndarray:
     """The stored values: (H, W) indices or grey values, or (H, W, 3) colours."""
@@ -76,6 +81,15 @@ def noted() -> list[tuple[str, int]]:
     return notes
 
 
+def labelled(read: Callable[[Path], np.ndarray], source: Path, target: Path) -> Task:
+    """The task that writes the label map `read(source)`."""
+    return Task(decode, (read, source, target), (target,))
+
+
+def decode(read: Callable[[Path], np.ndarray], source: Path, target: Path) -> None:
+    write_label(target, read(source))
+
+
 def write_label(path: Path, label: np.ndarray) -> None:
     """(H, W) uint8 as grey PNG, uint16 as deflated TIFF."""
     image = Image.fromarray(label)
@@ -109,20 +123,13 @@ def numbered(colours: str) -> dict[tuple[int, int, int], int]:
     return {(*bytes.fromhex(colour),): number for number, colour in enumerate(colours.split())}
 
 
-def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int) -> np.ndarray:
+def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int = 255) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) uint8: the value of each colour, `default` for the others."""
     keys = image.astype(np.int32) @ np.array([65536, 256, 1])
     label = np.full(keys.shape, default, np.uint8)
     for (red, green, blue), value in colours.items():
         label[keys == (red << 16) + (green << 8) + blue] = value
     return label
-
-
-def starts(length: int, size: int, step: int) -> list[int]:
-    """Where tiles of `size` begin on a side: every `step` pixels, the last one flush with the border."""
-    if length <= size:
-        return [0]
-    return sorted({min(start, length - size) for start in range(0, length - size + step, step)})
 
 
 def files(folder: Path, pattern: str) -> list[Path]:

@@ -24,9 +24,9 @@ def ade847(folder: Path) -> Iterator[Task]:
     ..._seg.png at any depth below images/ADE/validation (MESS, prepare_ade20k_full_sem_seg.py, which reads their names from a
     pickle)."""
     maps = [path for path in files(folder / "images/ADE/validation", "**/*_seg.png") if path.name.split("_")[1] == "val"]
-    pairs = [(path.with_name(path.name.removesuffix("_seg.png") + ".jpg"), path) for path in maps]
-    require([image for image, _ in pairs])
-    for image, label in pairs:
+    for label in maps:
+        image = label.with_name(label.name.removesuffix("_seg.png") + ".jpg")
+        require([image])
         targets = (
             folder / "images_detectron2/validation" / image.name,
             folder / "annotations_detectron2/validation" / f"{image.stem}.tif",

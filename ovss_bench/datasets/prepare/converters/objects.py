@@ -17,8 +17,8 @@ from ....errors import OvssError
 from ....files import DATASET_FACTS, data_files
 from ...config import alternatives, dataset_config
 from ...layout import first_existing, first_suffix
-from ..conversion import CONVERTERS, Task, copy, files, words, write_label, write_lines
-from .aerial import tiled
+from ..conversion import CONVERTERS, Task, copy, files, labelled, words, write_lines
+from .aerial import COLUMNS_FIRST, boxes, split_folders, tiled
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 # JPEG masks may be slightly coloured: the largest difference between channels.
@@ -65,8 +65,8 @@ def inria(folder: Path) -> Iterator[Task]:
     images, gt = raw_folders("inria", folder)
     ids = listed_images("inria_split_test.txt", images, ".tif")
     sources = [(name, images / f"{name}.tif", gt / f"{name}.tif") for name in ids]
-    name = "{name}_{left}_{top}_{right}_{bottom}"
-    yield from tiled(sources, folder, "split_test", (1000, 1000), (1000, 1000), name, partial(binary, threshold=128))
+    grid, read = partial(boxes, tile=(1000, 1000), step=(1000, 1000)), partial(binary, threshold=128)
+    yield from tiled(sources, split_folders(folder, "split_test"), COLUMNS_FIRST, grid, read)
 
 
 @CONVERTERS.register_module(name="wbs_si")
@@ -104,16 +104,12 @@ def masks(
     if missing:
         raise OvssError(f"{source} lacks {len(missing)} masks, the first: {missing[0]}. Unpack the official archive there.")
     for key in left:
-        yield Task(convert, (found[key + end], target / f"{key}{suffix}", threshold), (target / f"{key}{suffix}",))
+        yield labelled(partial(binary, threshold=threshold), found[key + end], target / f"{key}{suffix}")
 
 
 def copies(paths: Iterable[tuple[Path, Path]]) -> Iterator[Task]:
     for source, target in paths:
         yield Task(copy, (source, target), (target,))
-
-
-def convert(source: Path, target: Path, threshold: int) -> None:
-    write_label(target, binary(source, threshold))
 
 
 def binary(path: Path, threshold: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ....errors import OvssError
 from ....files import read_text
-from ..conversion import CONVERTERS, Task, require, write_label
+from ..conversion import CONVERTERS, Task, write_label
 from .mess_parts import IMAGES, LABELS, listed, pictured
 
 PLANES = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # indices of the masks
@@ -38,7 +38,6 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
         if not (raw / "test.txt").is_file():
             raise OvssError(f"there is no paxray.json in {folder} (nor raw/test.txt). Unpack the official archive there.")
         pairs = [(raw / "images" / f"{name}.png", raw / "masks" / f"{name}.npy") for name in listed(raw / "test.txt")]
-    require([path for pair in pairs for path in pair])
     return pairs
 
 
