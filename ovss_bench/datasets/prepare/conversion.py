@@ -106,8 +106,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
+def copied(source: Path, target: Path) -> Task:
+    """The task that copies a file."""
+    return Task(copy, (source, target), (target,))
+
+
 def copy(source: Path, target: Path) -> None:
-    """The same bytes in another place."""
     write_atomic(target, partial(shutil.copyfile, source))
 
 

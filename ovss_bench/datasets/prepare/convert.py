@@ -28,6 +28,7 @@ def convert(preparation: Preparation, keep: bool) -> None:
     try:
         with preparation.explained(), reading(f"raw files of {name} in {folder}", DAMAGED):
             tasks = list(CONVERTERS.get(converter)(folder, **options))
+            written = _targets(tasks)
             left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
             require([source for task in left for source in task.sources])
     except OvssError as error:
@@ -35,7 +36,6 @@ def convert(preparation: Preparation, keep: bool) -> None:
             raise
         say(f"note: the existing files are kept as they are: {str(error).splitlines()[0]}")
         return
-    written = _targets(tasks)
     for target in written:
         below(folder, as_text(os.path.relpath(target, folder)), links=True)
     if len(left) < len(tasks):

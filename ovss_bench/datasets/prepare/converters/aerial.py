@@ -15,19 +15,7 @@ from PIL import Image
 
 from ....errors import OvssError
 from ....image import refuse_odd
-from ..conversion import (
-    CONVERTERS,
-    Task,
-    by_colour,
-    copy,
-    files,
-    image_size,
-    numbered,
-    require,
-    table,
-    words,
-    write_image,
-)
+from ..conversion import CONVERTERS, Task, by_colour, copied, files, image_size, numbered, require, table, words, write_image
 from .values import decoded
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
@@ -129,7 +117,7 @@ def openearthmap(folder: Path) -> Iterator[Task]:
     for image in images:
         both = image, image.parent.with_name("labels") / image.name
         for source, where in zip(both, split_folders(folder, "val"), strict=True):
-            yield Task(copy, (source, where / image.name), (where / image.name,))
+            yield copied(source, where / image.name)
 
 
 def boxes(size: tuple[int, int], tile: tuple[int, int], step: tuple[int, int]) -> list[Box]:

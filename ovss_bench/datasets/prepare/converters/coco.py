@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ..conversion import CONVERTERS, Task, copy, files, labelled, words
+from ..conversion import CONVERTERS, Task, copied, files, labelled, words
 from .values import matlab_numbers, numbers
 
 # Without the categories that COCO never used, the 182 values are 80 things (up to value 90) and 91 kinds of stuff.
@@ -46,6 +46,6 @@ def coco_stuff10k(folder: Path) -> Iterator[Task]:
     for unlabelled pixels and classes from 1 on (mmseg, coco_stuff10k.py)."""
     read = partial(matlab_numbers, field="S", codes=STUFF_10K)
     for name in words(folder / "raw/imageLists/test.txt"):
-        image, label = folder / f"images/test2014/{name}.jpg", folder / f"annotations/test2014/{name}_labelTrainIds.png"
-        yield Task(copy, (folder / f"raw/images/{name}.jpg", image), (image,))
+        label = folder / f"annotations/test2014/{name}_labelTrainIds.png"
+        yield copied(folder / f"raw/images/{name}.jpg", folder / f"images/test2014/{name}.jpg")
         yield labelled(read, folder / f"raw/annotations/{name}.mat", label)

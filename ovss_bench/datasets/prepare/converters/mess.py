@@ -19,17 +19,8 @@ import numpy as np
 from ....errors import OvssError
 from ..conversion import CONVERTERS, Task, by_colour, files, labelled, numbered, write_label
 from .aerial import POTSDAM_VAL, Box, isaid_label, isaid_sources, tiled, uavid_sources
-from .mess_parts import IMAGES, LABELS, Reader, columns, listed, one_of, pair, pictured, unique
-from .values import (
-    black_or_white,
-    brighter,
-    by_rounded_colour,
-    decoded,
-    first_channel,
-    luminance,
-    numbers,
-    some_numbers,
-)
+from .mess_parts import IMAGES, LABELS, Reader, columns, listed, one_of, pair, pictured
+from .values import black_or_white, brighter, by_rounded_colour, decoded, first_channel, luminance, numbers, some_numbers
 
 TILE = 1024
 
@@ -90,10 +81,8 @@ def highest(*paths: Path) -> None:
 def atlantis(folder: Path, images: str = "mess") -> Iterator[Task]:
     """Classes 1 to 56; the folders of the images are flattened."""
     raw = folder / "images/test"
-    pictures = files(raw, "**/*.jpg")
-    unique((image.stem for image in pictures), raw)
     read = partial(numbers, codes={0: 255} | {number: number - 1 for number in range(1, 57)})
-    for image in pictures:
+    for image in files(raw, "**/*.jpg"):
         label = folder / "masks/test" / image.relative_to(raw).with_suffix(".png")
         yield from pair(read, image, label, folder, image.name, images)
 
@@ -105,12 +94,10 @@ DRAM = {old: new for new, old in enumerate((3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 1
 def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
     """Other classes than the eleven become background, 11. Names are prefixed with the artist, the name of the folder."""
     raw = folder / "raw/images"
-    named = [(image, f"{image.parent.name}_{image.stem}") for image in files(raw, "**/*.jpg")]
-    unique((name for _, name in named), raw)
     read = partial(some_numbers, codes=DRAM, others=11)
-    for image, name in named:
+    for image in files(raw, "**/*.jpg"):
         label = folder / "raw/labels" / image.relative_to(raw).with_suffix(".png")
-        yield from pair(read, image, label, folder, f"{name}.jpg", images)
+        yield from pair(read, image, label, folder, f"{image.parent.name}_{image.name}", images)
 
 
 # Earth monitoring

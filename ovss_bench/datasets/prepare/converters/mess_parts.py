@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +37,6 @@ def one_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
         if (folder / (name + suffix)).is_file():
             return folder / (name + suffix)
     raise OvssError(f"there is no {name}{' or '.join(suffixes)} in {folder}. Unpack the official archive there.")
-
-
-def unique(names: Iterable[str], folder: Path) -> None:
-    """Raises OvssError if files of different folders have the same name."""
-    twice = [name for name, number in Counter(names).items() if number > 1]
-    if twice:
-        raise OvssError(
-            f"{folder} holds {twice[0]} in several folders, where the official names are unique. Remove the copies."
-        )
 
 
 def pictured(source: Path, target: Path, images: str = "original") -> Task:

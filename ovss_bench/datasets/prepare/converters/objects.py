@@ -17,7 +17,7 @@ from ....errors import OvssError
 from ....files import DATASET_FACTS, data_files
 from ...config import alternatives, dataset_config
 from ...layout import first_existing, first_suffix
-from ..conversion import CONVERTERS, Task, copy, files, labelled, words, write_lines
+from ..conversion import CONVERTERS, Task, copied, files, labelled, words, write_lines
 from .aerial import COLUMNS_FIRST, boxes, split_folders, tiled
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -37,7 +37,8 @@ def satellite_roads(name: str, folder: Path) -> Iterator[Task]:
     """Images <id>_sat.jpg and masks <id>_mask.png lose these endings."""
     images, source = raw(name, folder, "*_sat")
     ids = [path.stem.removesuffix("_sat") for path in images]
-    yield from copies(zip(images, (folder / "image_cvt" / f"{key}.jpg" for key in ids), strict=True))
+    for image, key in zip(images, ids, strict=True):
+        yield copied(image, folder / "image_cvt" / f"{key}.jpg")
     yield from masks((source, folder / "label_cvt"), ids, end="_mask")
 
 
@@ -54,7 +55,8 @@ _register(satellite_roads, "chn6_cug", "deepglobe_road")
 def xbd(folder: Path) -> Iterator[Task]:
     """The images from before the disasters; targets hold 1 (after a disaster, the damage) for buildings."""
     images, source = raw("xbd", folder, "*pre*")
-    yield from copies((path, folder / "images_pre" / path.name) for path in images)
+    for path in images:
+        yield copied(path, folder / "images_pre" / path.name)
     yield from masks((source, folder / "targets_cvt_pre"), [path.stem for path in images], end="_target", threshold=1)
 
 
@@ -105,11 +107,6 @@ def masks(
         raise OvssError(f"{source} lacks {len(missing)} masks, the first: {missing[0]}. Unpack the official archive there.")
     for key in left:
         yield labelled(partial(binary, threshold=threshold), found[key + end], target / f"{key}{suffix}")
-
-
-def copies(paths: Iterable[tuple[Path, Path]]) -> Iterator[Task]:
-    for source, target in paths:
-        yield Task(copy, (source, target), (target,))
 
 
 def binary(path: Path, threshold: int) -> np.ndarray:
