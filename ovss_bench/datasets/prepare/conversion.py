@@ -31,6 +31,9 @@ class Task:
     arguments: tuple[Any, ...]
     targets: tuple[Path, ...]
 
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.sources))
+
     @property
     def sources(self) -> list[Path]:
         """The raw files: the paths among the arguments that are not written."""

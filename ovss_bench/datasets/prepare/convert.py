@@ -57,13 +57,8 @@ def _targets(tasks: list[Task]) -> set[Path]:
     for task in tasks:
         for target in task.targets:
             if makers.setdefault(target, task) is not task:
-                both = " and ".join(_raw_files(each) for each in (makers[target], task))
-                raise OvssError(f"{both} would both become {target}. Remove the one that does not belong to the data set.")
+                raise OvssError(f"{makers[target]} and {task} would both become {target}. Remove the wrong one.")
     return set(makers)
-
-
-def _raw_files(task: Task) -> str:
-    return ", ".join(map(str, task.sources))
 
 
 def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) -> None:
@@ -77,7 +72,7 @@ def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) 
                 failed.append(str(outcome))
             else:
                 for note, pixels in outcome:
-                    odd.setdefault(note, []).append((pixels, _raw_files(task)))
+                    odd.setdefault(note, []).append((pixels, str(task)))
             bar.advance()
     for note, found in odd.items():
         pixels, where = max(found)
@@ -91,6 +86,6 @@ def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) 
 def run_task(task: Task) -> list[tuple[str, int]]:
     """Runs a task and returns its notes; errors of reading and decoding become an OvssError that names the file."""
     noted()  # discards the notes of a failed task
-    with reading(_raw_files(task), DAMAGED):
+    with reading(task, DAMAGED):
         task.make(*task.arguments)
     return noted()

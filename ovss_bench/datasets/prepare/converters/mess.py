@@ -245,9 +245,7 @@ def cwfid(folder: Path) -> Iterator[Task]:
     ids = {path.name.removesuffix("_annotation.png") for path in files(folder / "annotations", "*_annotation.png")}
     test = [name for name in (f"{number:03}" for number in CWFID_TEST) if name in ids]
     if not test:
-        raise OvssError(
-            f"{folder / 'annotations'} has no map of the test split (001, 003, ...). Unpack the official archive again."
-        )
+        raise OvssError(f"{folder / 'annotations'} has no map of the test split (001, 003, ...). Unpack the official archive.")
     read = partial(decoded, values=partial(by_colour, colours=CWFID))
     for name in test:
         image, label = folder / "images" / f"{name}_image.png", folder / "annotations" / f"{name}_annotation.png"

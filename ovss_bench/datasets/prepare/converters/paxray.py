@@ -32,13 +32,10 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     raw = folder / "raw"
     for place in (folder, raw):
         if (place / "paxray.json").is_file():
-            pairs = [(place / image, place / masks) for image, masks in _split(place / "paxray.json")]
-            break
-    else:
-        if not (raw / "test.txt").is_file():
-            raise OvssError(f"there is no paxray.json in {folder} (nor raw/test.txt). Unpack the official archive there.")
-        pairs = [(raw / "images" / f"{name}.png", raw / "masks" / f"{name}.npy") for name in listed(raw / "test.txt")]
-    return pairs
+            return [(place / image, place / masks) for image, masks in _split(place / "paxray.json")]
+    if not (raw / "test.txt").is_file():
+        raise OvssError(f"there is no paxray.json in {folder} (nor raw/test.txt). Unpack the official archive there.")
+    return [(raw / "images" / f"{name}.png", raw / "masks" / f"{name}.npy") for name in listed(raw / "test.txt")]
 
 
 def _split(path: Path) -> list[tuple[str, str]]:
@@ -67,7 +64,7 @@ def _file(path: Path, entry: Any, suffix: str) -> str:
 
 
 def planes(source: Path, targets: Sequence[Path]) -> None:
-    """Four planes of (166, H, W) masks of 0 and 1."""
+    """Writes four planes of (166, H, W) masks of 0 and 1."""
     try:
         masks = np.load(source, mmap_mode="r", allow_pickle=False)
         if not isinstance(masks, np.ndarray):
@@ -80,8 +77,7 @@ def planes(source: Path, targets: Sequence[Path]) -> None:
             raise ValueError(f"it holds the values {np.unique(wrong)[:8].tolist()}")
     except Exception as error:  # of damaged files NumPy raises nearly anything
         raise OvssError(
-            f"{source} is not the masks of an image: {error}. Expected (166, height, width) of 0 and 1. Unpack the official "
-            "archive again."
+            f"{source} is not the masks of an image: {error}. Expected 166 masks of 0 and 1. Unpack the official archive again."
         ) from error
     for plane, target in zip(chosen, targets, strict=True):
         write_label(target, plane.astype(np.uint8))
