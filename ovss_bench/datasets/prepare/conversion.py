@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from ...config.registry import Registry
-from ...errors import OvssError
+from ...errors import OvssError, reading
 from ...files import data_files, read_lines, write_atomic, write_text
 
 # The share of a map's pixels that may belong to no class: a scratch, not another encoding.
 FEW = 0.01
+UNPACK = "Unpack the official archive again."
 Image.MAX_IMAGE_PIXELS = None  # aerial images exceed Pillow's limit
 
 CONVERTERS = Registry("converter")
@@ -48,11 +49,8 @@ def read_pixels(path: Path) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width), from the header. Raises OvssError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size[::-1]
-    except OSError as error:
-        raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+    with reading(path, UNPACK), Image.open(path) as image:
+        return image.size[::-1]
 
 
 def lines(path: Path) -> list[str]:
@@ -151,4 +149,4 @@ def require(paths: Sequence[Path]) -> None:
     """Raises OvssError for missing files."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. Unpack the official archive again.")
+        raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. {UNPACK}")

@@ -255,8 +255,8 @@ def test_cityscapes_draws_polygons_in_order(item, value, tmp_path):
     [
         (json.dumps({"imgHeight": 8, "imgWidth": 10, "objects": [{"label": "tram", "polygon": SQUARE}]}), "an object 'tram'"),
         (json.dumps({"imgHeight": 8, "objects": []}), "imgWidth"),
-        (json.dumps([1, 2]), "not a polygon file"),
-        ('{"imgHeight": 8, "imgWi', "not a polygon file"),
+        (json.dumps([1, 2]), "cannot be read"),
+        ('{"imgHeight": 8, "imgWi', "cannot be read"),
     ],
 )
 def test_cityscapes_names_a_bad_polygon_file(text, said, tmp_path, made):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ....errors import OvssError
-from ..conversion import CONVERTERS, Task, files, labelled
+from ....errors import OvssError, reading
+from ..conversion import CONVERTERS, UNPACK, Task, files, labelled
 from .values import numbers
 
 IDS = (
@@ -39,15 +39,13 @@ def cityscapes(folder: Path) -> Iterator[Task]:
 
 def from_polygons(source: Path) -> np.ndarray:
     """Draws the objects in the order of the file, later ones on top."""
-    try:
+    with reading(f"polygon file {source}", UNPACK):
         annotation = json.loads(source.read_text("utf-8"))
         label = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
         drawer = ImageDraw.Draw(label)
         for item in annotation["objects"]:
             if item["label"] != NOT_DRAWN and not item.get("deleted"):
                 drawer.polygon([tuple(point) for point in item["polygon"]], fill=TRAIN_IDS[_id(item["label"], source)])
-    except (ValueError, KeyError, TypeError) as error:
-        raise OvssError(f"{source} is not a polygon file of Cityscapes: {error!r}. Unpack it again.") from error
     return np.array(label)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from ....errors import OvssError
-from ..conversion import FEW, by_colour, note_pixels, read_pixels, table
+from ....errors import OvssError, reading
+from ..conversion import FEW, UNPACK, by_colour, note_pixels, read_pixels, table
 
 # Masks that were resized or saved as JPEG may hold more grey pixels than this share, if they hold enough white ones.
 FEW_GREY, GREY_TO_WHITE = 0.001, 4
@@ -23,14 +23,8 @@ def numbers(path: Path, codes: Mapping[int, int]) -> np.ndarray:
 
 def matlab_numbers(path: Path, field: str, codes: Mapping[int, int], dtype: type = np.uint8) -> np.ndarray:
     """The numbers in one field of a .mat file."""
-    try:
+    with reading(f"field {field} of the MATLAB file {path}", UNPACK):
         label = loadmat(path, variable_names=[field])[field].astype(np.int32)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # for damaged files scipy raises many kinds of errors
-        raise OvssError(
-            f"{path} is not a readable MATLAB file with the field {field}: {error}. Unpack the official archive again."
-        ) from error
     return replace(label, codes, path, dtype)
 
 
