@@ -61,15 +61,11 @@ def download(archive: Archive, folder: Path, progress: Progress) -> Path:
     except (OSError, HTTPException, ValueError) as error:
         if not part.stat().st_size:
             part.unlink()
-        raise OvssError(
-            f"{archive.url} cannot be downloaded: {error}. Rerun the same command to resume, or put the file into "
-            f"{folder} yourself."
-        ) from error
+        advice = f"Rerun the same command to resume, or put the file into {folder} yourself."
+        raise OvssError(f"{archive.url} cannot be downloaded: {error}. {advice}") from error
     if not is_official(part, archive):
         part.unlink()
-        raise OvssError(
-            f"{archive.url} has another MD5 than {archive.md5}: it is damaged, or a new version. Rerun the same command."
-        )
+        raise OvssError(f"{archive.url} has another MD5 than {archive.md5}: it is damaged or a new version. Rerun the command.")
     part.replace(target)
     return target
 
@@ -222,9 +218,7 @@ def _checked(path: Path, name: str, special: bool) -> str:
     """A member's name with `/` between folders. Raises OvssError if it leads outside, or the member is a link or device."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or re.match("[A-Za-z]:", name):
-        raise OvssError(
-            f"{path} holds '{name}', a name that leads outside its folder. It is not the official archive: delete it."
-        )
+        raise OvssError(f"{path} holds '{name}', which leads outside its folder. It is not the official archive: delete it.")
     if special:
         raise OvssError(f"{path} holds '{name}', a link or a device. No official archive does: delete it.")
     return pure.as_posix()

@@ -55,5 +55,4 @@ def train_ids(colours: np.ndarray, path: Path) -> np.ndarray:
 
 def reduced(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) with a short side of at most 512."""
-    short = min(size)
-    return size if short <= SHORT_SIDE else tuple(round(side / short * SHORT_SIDE) for side in size)
+    return size if min(size) <= SHORT_SIDE else tuple(round(side / min(size) * SHORT_SIDE) for side in size)

@@ -20,7 +20,7 @@ from .values import decoded
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
 
-# Names of tiles.
+# Names of tiles: corners as (x, y), or sides of rows before those of columns.
 COLUMNS_FIRST, ROWS_FIRST = "{name}_{left}_{top}_{right}_{bottom}", "{name}_{top}_{bottom}_{left}_{right}"
 ISAID_SUFFIX = "_instance_color_RGB.png"  # of label maps
 POTSDAM_VAL = ["5_15", "6_15", "6_13", "3_13", "4_14", "6_14", "5_14", "2_13", "4_15", "2_14", "5_13", "4_13", "3_14", "7_13"]
@@ -67,7 +67,7 @@ def _isprs(folder: Path, val: list[str], parts: slice) -> Iterator[Task]:
     if not sources:
         raise OvssError(f"{folder / 'raw/images'} has no image of the val split ({', '.join(val)}).")
     grid = partial(boxes, tile=(512, 512), step=(512, 512))
-    yield from tiled(sources, split_folders(folder, "val"), COLUMNS_FIRST, grid, isprs_label)
+    return tiled(sources, split_folders(folder, "val"), COLUMNS_FIRST, grid, isprs_label)
 
 
 def split_folders(folder: Path, split: str) -> tuple[Path, Path]:
@@ -81,9 +81,8 @@ def isaid(folder: Path) -> Iterator[Task]:
 
     mmsegmentation's converter writes the images as BMP under names that end in .png; here they are PNG, of the same content.
     """
-    grid, suffixes = partial(boxes, tile=(896, 896), step=(512, 512)), (".png", ISAID_SUFFIX)
-    folders = split_folders(folder, "val")
-    yield from tiled(isaid_sources(folder), folders, ROWS_FIRST, grid, isaid_label, suffixes, fill=255)
+    grid, folders = partial(boxes, tile=(896, 896), step=(512, 512)), split_folders(folder, "val")
+    return tiled(isaid_sources(folder), folders, ROWS_FIRST, grid, isaid_label, (".png", ISAID_SUFFIX), fill=255)
 
 
 def isaid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
@@ -96,8 +95,7 @@ def isaid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
 def uavid(folder: Path) -> Iterator[Task]:
     """Tiles of 1280 x 1080 (width x height) beside each other of raw/test_gt/<sequence>/{Images,Labels}."""
     grid = partial(boxes, tile=(1080, 1280), step=(1080, 1280))
-    sources = uavid_sources(folder / "raw/test_gt")
-    yield from tiled(sources, split_folders(folder, "test"), ROWS_FIRST, grid, uavid_label)
+    return tiled(uavid_sources(folder / "raw/test_gt"), split_folders(folder, "test"), ROWS_FIRST, grid, uavid_label)
 
 
 def uavid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
@@ -141,8 +139,8 @@ def tiled(
 ) -> Iterator[Task]:
     """Two tasks for each (name, image, label), which cut the files into tiles below the two folders.
 
-    `name` is the pattern of the tiles' names without the suffixes, `grid` gives the tiles of a size (height, width), and `fill`
-    is the label beyond the image.
+    `name` is the pattern of the tiles' names without suffix, `grid` returns the tiles for a size (height, width), and
+    `fill` is the label beyond the image.
     """
     sources = list(sources)
     require([path for _, *both in sources for path in both])

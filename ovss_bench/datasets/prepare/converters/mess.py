@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -166,8 +165,7 @@ def tiles(
 
 def grid(size: tuple[int, int]) -> list[Box]:
     """The tiles of an image (height, width): row by row without overlap; the last ones extend beyond it."""
-    corners = product(range(0, size[0], TILE), range(0, size[1], TILE))
-    return [(top, top + TILE, left, left + TILE) for top, left in corners]
+    return [(top, top + TILE, left, left + TILE) for top in range(0, size[0], TILE) for left in range(0, size[1], TILE)]
 
 
 # Medical sciences

@@ -65,10 +65,7 @@ def black_or_white(path: Path) -> np.ndarray:
     white, grey = np.count_nonzero(channel == 255), np.count_nonzero(is_grey)
     if channel.dtype not in (np.uint8, bool) or (grey > FEW_GREY * channel.size and grey > GREY_TO_WHITE * white):
         values = np.unique(channel[is_grey])[:8].tolist()
-        raise OvssError(
-            f"{path} holds the values {values} where a mask of 0 and 255 is expected. Is it the official file, or one that is "
-            "converted already?"
-        )
+        raise OvssError(f"{path} holds the values {values}, expected 0 and 255. Is it the official file, or a converted one?")
     note_pixels(grey, "are neither 0 nor 255; as in MESS's scripts, which divide by 255 and truncate, they count as 0")
     return (channel == 255).astype(np.uint8)
 
@@ -113,10 +110,8 @@ def _without_foreign(
     foreign = label == 255
     if foreign.mean() > most:
         found = np.unique(raw[foreign][:10_000], axis=0)[:8].tolist()
-        raise OvssError(
-            f"{path} holds the {kind}s {found} ({foreign.mean():.1%} of the pixels), which the official labels never have. "
-            "Is it the official file?"
-        )
+        share = f"{foreign.mean():.1%} of the pixels"
+        raise OvssError(f"{path} holds the {kind}s {found} ({share}), which belong to no class. Is it the official file?")
     fate = "are ignored (255)" if other == 255 else f"count as {other}"
     note_pixels(foreign.sum(), f"have a {kind} of no class; they {fate}")
     label[foreign] = other
