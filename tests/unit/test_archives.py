@@ -178,7 +178,7 @@ def test_what_is_no_archive_is_refused(damage, folder, tmp_path):
 def test_names_that_lead_outside_are_refused_before_anything_is_written(name, kind, folder, tmp_path):
     path = write(tmp_path / f"evil.{kind}", FILES | {name: b"evil"})
     before = content(tmp_path)
-    with pytest.raises(ob.OvssError, match=rf"evil\.{kind} holds '.*', a name that leads outside its folder"):
+    with pytest.raises(ob.OvssError, match=rf"evil\.{kind} holds '.*', which leads outside its folder"):
         unpack(path, folder)
     assert content(tmp_path) == before
 
@@ -286,6 +286,14 @@ def test_an_unknown_compression_is_said(folder, tmp_path):
     with pytest.raises(ob.OvssError, match=r"new\.zip cannot be unpacked: .*compression.*by hand"):
         unpack(path, folder)
     assert content(folder) == {}
+
+
+def test_a_zip_of_a_later_version_is_said(folder, tmp_path):
+    """Python refuses it while reading the list of members, before any of them."""
+    path = write(tmp_path / "new.zip")
+    flagged(path, 4, 99)
+    with pytest.raises(ob.OvssError, match=r"new\.zip cannot be unpacked: zip file version 9\.9\. Unpack it by hand"):
+        unpack(path, folder)
 
 
 def test_another_archive_is_told_by_what_it_lacks(archive, folder):

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import lzma
 import re
+import shutil
 import stat
 import tarfile
 import urllib.error
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from ...errors import OvssError
 from ...files import below, is_clutter, make_folder, write_atomic
@@ -31,6 +32,7 @@ DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOF
 # The temporary files of `write_atomic`, which a killed process leaves behind.
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.[^.]*)?")
 CHUNK = 1 << 20
+Member = tuple[str, int, Callable[[], IO[bytes]]]  # a regular file of an archive: its name, its size in bytes, and its opener
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,6 @@ class Archive:
     paths: Mapping[str, str]
     url: str | None = None
     md5: str | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """A regular file of an archive: its target, its size in bytes, and how to read it."""
-
-    target: Path
-    size: int
-    open: Callable[[], IO[bytes]]
 
 
 def download(archive: Archive, folder: Path, progress: Progress) -> Path:
@@ -68,15 +61,11 @@ def download(archive: Archive, folder: Path, progress: Progress) -> Path:
     except (OSError, HTTPException, ValueError) as error:
         if not part.stat().st_size:
             part.unlink()
-        raise OvssError(
-            f"{archive.url} cannot be downloaded: {error}. Rerun the same command to resume, or put the file into "
-            f"{folder} yourself."
-        ) from error
+        advice = f"Rerun the same command to resume, or put the file into {folder} yourself."
+        raise OvssError(f"{archive.url} cannot be downloaded: {error}. {advice}") from error
     if not is_official(part, archive):
         part.unlink()
-        raise OvssError(
-            f"{archive.url} has another MD5 than {archive.md5}: it is damaged, or a new version. Rerun the same command."
-        )
+        raise OvssError(f"{archive.url} has another MD5 than {archive.md5}: it is damaged or a new version. Rerun the command.")
     part.replace(target)
     return target
 
@@ -121,8 +110,9 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
     """
     found = dict.fromkeys(archive.paths, 0)
     with opened(path) as members:
-        wanted: dict[Path, tuple[str, Member]] = {}
-        for name, size, read in members:
+        wanted: dict[Path, Member] = {}
+        for member in members:
+            name = member[0]
             if is_clutter(name):
                 continue
             for inside, outside in archive.paths.items():
@@ -131,19 +121,19 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
                     target = below(folder, str(PurePosixPath(outside, name[len(inside) :].strip("/"))), links=True)
                     if target in wanted:
                         raise _collision(path, wanted[target][0], name, target)
-                    wanted[target] = name, Member(target, size, read)
+                    wanted[target] = member
         for inside, number in found.items():
             if not number:
                 raise OvssError(f"{path} holds no {inside}. Is it the right archive? Expected: {archive.file}.")
-        for target, (name, _) in wanted.items():
+        for target, (name, *_) in wanted.items():
             above = next((parent for parent in target.parents if parent in wanted), None)
             if above:
                 raise _collision(path, wanted[above][0], name, above)
         sweep(wanted)
         with progress.start(f"unpacking {path.name}", len(wanted), "files") as task:
-            for _, member in wanted.values():
-                if overwrite or not (member.target.is_file() and member.target.stat().st_size == member.size):
-                    _write(path, member)
+            for target, (_, size, read) in wanted.items():
+                if overwrite or not (target.is_file() and target.stat().st_size == size):
+                    _write(target, size, read)
                 task.advance()
 
 
@@ -163,30 +153,24 @@ def sweep(targets: Iterable[Path]) -> None:
                 path.unlink()
 
 
-def _write(path: Path, member: Member) -> None:
+def _write(target: Path, size: int, read: Callable[[], IO[bytes]]) -> None:
     def copy(temporary: Path) -> None:
-        with temporary.open("wb") as out:
-            try:
-                with member.open() as source:
-                    for block in iter(lambda: source.read(CHUNK), b""):
-                        out.write(block)
-            except OSError as error:
-                if error.errno is not None:  # an error of the disk
-                    raise
-                raise _damaged(path, error) from error
-            except NotImplementedError as error:
-                raise OvssError(f"{path} cannot be unpacked: {error}. Unpack it by hand.") from error
-            except DAMAGED as error:
-                raise _damaged(path, error) from error
-        if temporary.stat().st_size != member.size:
-            raise _damaged(path, f"{member.target.name} ends early")
+        try:
+            with temporary.open("wb") as out, read() as source:
+                shutil.copyfileobj(source, out, CHUNK)
+        except OSError as error:
+            if error.errno is None:  # damaged gzip or bzip2 data; `write_atomic` would report an error of the disk
+                raise EOFError(str(error)) from error
+            raise
+        if temporary.stat().st_size != size:
+            raise EOFError(f"{target.name} ends early")
 
-    write_atomic(member.target, copy)
+    write_atomic(target, copy)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[list[tuple[str, int, Callable[[], IO[bytes]]]]]:
-    """The regular files of a zip or tar archive: name, size in bytes, and how to open them. All names are checked first."""
+def opened(path: Path) -> Iterator[list[Member]]:
+    """The regular files of a zip or tar archive. All names are checked first. Errors of reading them become OvssErrors."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
@@ -199,23 +183,25 @@ def opened(path: Path) -> Iterator[list[tuple[str, int, Callable[[], IO[bytes]]]
                 f"{path} is no zip or tar archive, or damaged or truncated ({path.stat().st_size} bytes). Delete it and "
                 "download it again; other kinds of archives must be unpacked by hand."
             )
+    except NotImplementedError as error:
+        raise OvssError(f"{path} cannot be unpacked: {error}. Unpack it by hand.") from error
     except DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise OvssError(f"{path} cannot be read: {error.strerror}.") from error
-        raise _damaged(path, error) from error
+        raise OvssError(f"archive {path} is damaged or truncated: {error}. Delete it and download it again.") from error
 
 
-def _zip_members(path: Path, file: zipfile.ZipFile) -> Iterator[tuple[str, int, Any]]:
+def _zip_members(path: Path, file: zipfile.ZipFile) -> Iterator[Member]:
     for info in file.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
-        _check(path, info.filename, kind not in (0, stat.S_IFREG, stat.S_IFDIR))
+        name = _checked(path, info.filename, kind not in (0, stat.S_IFREG, stat.S_IFDIR))
         if info.flag_bits & 1:
             raise OvssError(f"{path} is protected by a password. Unpack it by hand.")
         if not info.is_dir():
-            yield _name(info.filename), info.file_size, lambda info=info: file.open(info)
+            yield name, info.file_size, lambda info=info: file.open(info)
 
 
-def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[tuple[str, int, Any]]:
+def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[Member]:
     members = file.getmembers()
     file.fileobj.seek(file.offset)
     if file.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile accepts both
@@ -223,24 +209,16 @@ def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[tuple[str, int, 
     while file.fileobj.read(CHUNK):  # the checksum of a compressed file is at its end
         pass
     for member in members:
-        _check(path, member.name, not (member.isfile() or member.isdir()))
+        name = _checked(path, member.name, not (member.isfile() or member.isdir()))
         if member.isfile():
-            yield _name(member.name), member.size, lambda member=member: file.extractfile(member)
+            yield name, member.size, lambda member=member: file.extractfile(member)
 
 
-def _check(path: Path, name: str, special: bool) -> None:
+def _checked(path: Path, name: str, special: bool) -> str:
+    """A member's name with `/` between folders. Raises OvssError if it leads outside, or the member is a link or device."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or re.match("[A-Za-z]:", name):
-        raise OvssError(
-            f"{path} holds '{name}', a name that leads outside its folder. It is not the official archive: delete it."
-        )
+        raise OvssError(f"{path} holds '{name}', which leads outside its folder. It is not the official archive: delete it.")
     if special:
         raise OvssError(f"{path} holds '{name}', a link or a device. No official archive does: delete it.")
-
-
-def _name(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).as_posix()
-
-
-def _damaged(path: Path, error: object) -> OvssError:
-    return OvssError(f"archive {path} is damaged or truncated: {error}. Delete it and download it again.")
+    return pure.as_posix()

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from ...config.registry import Registry
-from ...errors import OvssError
+from ...errors import OvssError, reading
 from ...files import data_files, read_lines, write_atomic, write_text
 
 # The share of a map's pixels that may belong to no class: a scratch, not another encoding.
 FEW = 0.01
+UNPACK = "Unpack the official archive again."
 Image.MAX_IMAGE_PIXELS = None  # aerial images exceed Pillow's limit
 
 CONVERTERS = Registry("converter")
@@ -31,6 +32,14 @@ class Task:
     arguments: tuple[Any, ...]
     targets: tuple[Path, ...]
 
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.sources))
+
+    @property
+    def sources(self) -> list[Path]:
+        """The raw files: the paths among the arguments that are not written."""
+        return [argument for argument in self.arguments if isinstance(argument, Path) and argument not in self.targets]
+
 
 def read_pixels(path: Path) -> np.ndarray:
     """The stored values: (H, W) indices or grey values, or (H, W, 3) colours."""
@@ -40,11 +49,8 @@ def read_pixels(path: Path) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width), from the header. Raises OvssError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size[::-1]
-    except OSError as error:
-        raise OvssError(f"{path} cannot be read: {error}. Unpack the official archive again.") from error
+    with reading(path, UNPACK), Image.open(path) as image:
+        return image.size[::-1]
 
 
 def lines(path: Path) -> list[str]:
@@ -76,6 +82,15 @@ def noted() -> list[tuple[str, int]]:
     return notes
 
 
+def labelled(read: Callable[[Path], np.ndarray], source: Path, target: Path) -> Task:
+    """The task that writes the label map `read(source)`."""
+    return Task(decode, (read, source, target), (target,))
+
+
+def decode(read: Callable[[Path], np.ndarray], source: Path, target: Path) -> None:
+    write_label(target, read(source))
+
+
 def write_label(path: Path, label: np.ndarray) -> None:
     """(H, W) uint8 as grey PNG, uint16 as deflated TIFF."""
     image = Image.fromarray(label)
@@ -92,8 +107,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
+def copied(source: Path, target: Path) -> Task:
+    """The task that copies a file."""
+    return Task(copy, (source, target), (target,))
+
+
 def copy(source: Path, target: Path) -> None:
-    """The same bytes in another place."""
     write_atomic(target, partial(shutil.copyfile, source))
 
 
@@ -109,20 +128,13 @@ def numbered(colours: str) -> dict[tuple[int, int, int], int]:
     return {(*bytes.fromhex(colour),): number for number, colour in enumerate(colours.split())}
 
 
-def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int) -> np.ndarray:
+def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int = 255) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) uint8: the value of each colour, `default` for the others."""
     keys = image.astype(np.int32) @ np.array([65536, 256, 1])
     label = np.full(keys.shape, default, np.uint8)
     for (red, green, blue), value in colours.items():
         label[keys == (red << 16) + (green << 8) + blue] = value
     return label
-
-
-def starts(length: int, size: int, step: int) -> list[int]:
-    """Where tiles of `size` begin on a side: every `step` pixels, the last one flush with the border."""
-    if length <= size:
-        return [0]
-    return sorted({min(start, length - size) for start in range(0, length - size + step, step)})
 
 
 def files(folder: Path, pattern: str) -> list[Path]:
@@ -137,4 +149,4 @@ def require(paths: Sequence[Path]) -> None:
     """Raises OvssError for missing files."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. Unpack the official archive again.")
+        raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. {UNPACK}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import OvssError, reading
@@ -14,7 +13,7 @@ from ..config import alternatives
 from ..layout import UNFINISHED, unfinished
 from . import converters  # noqa: F401  it registers them
 from .archives import sweep
-from .conversion import CONVERTERS, Task, noted
+from .conversion import CONVERTERS, Task, noted, require
 from .preparation import Preparation
 
 DAMAGED = "If they are damaged, unpack the official archive again."
@@ -29,16 +28,16 @@ def convert(preparation: Preparation, keep: bool) -> None:
     try:
         with preparation.explained(), reading(f"raw files of {name} in {folder}", DAMAGED):
             tasks = list(CONVERTERS.get(converter)(folder, **options))
+            written = _targets(tasks)
+            left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
+            require([source for task in left for source in task.sources])
     except OvssError as error:
         if not keep:
             raise
         say(f"note: the existing files are kept as they are: {str(error).splitlines()[0]}")
         return
-    written = {target for task in tasks for target in task.targets}
     for target in written:
         below(folder, as_text(os.path.relpath(target, folder)), links=True)
-    _refuse_collisions(tasks)
-    left = [task for task in tasks if rerun or not all(target.exists() for target in task.targets)]
     if len(left) < len(tasks):
         say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
     folders = {folder / path for key in ("images", "labels") for path in alternatives(config[key])}
@@ -49,27 +48,21 @@ def convert(preparation: Preparation, keep: bool) -> None:
         return
     with unfinished(folders, converter, preparation.command):
         preparation.record_images()
-        run_tasks(left, f"conversion of {name}", preparation.workers, preparation.progress)
+        _run_tasks(left, f"conversion of {name}", preparation.workers, preparation.progress)
 
 
-def _refuse_collisions(tasks: Iterable[Task]) -> None:
-    """Raises OvssError for two tasks with the same target: raw files of one name in several folders."""
+def _targets(tasks: list[Task]) -> set[Path]:
+    """The files to write. Raises OvssError for a file of two tasks: raw files with the same name in several folders."""
     makers: dict[Path, Task] = {}
     for task in tasks:
         for target in task.targets:
             if makers.setdefault(target, task) is not task:
-                both = " and ".join(_raw_files(each) for each in (makers[target], task))
-                raise OvssError(f"{both} would both become {target}. Remove the one that does not belong to the data set.")
+                raise OvssError(f"{makers[target]} and {task} would both become {target}. Remove the wrong one.")
+    return set(makers)
 
 
-def _raw_files(task: Task) -> str:
-    paths = [argument for argument in task.arguments if isinstance(argument, Path) and argument not in task.targets]
-    return ", ".join(str(path) for path in paths if path.exists())
-
-
-def run_tasks(tasks: Iterable[Task], title: str, workers: int, progress: Progress) -> None:
+def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) -> None:
     """Runs the tasks in processes; errors of single tasks are raised together after the others have finished."""
-    tasks = list(tasks)
     failed: list[str] = []
     odd: dict[str, list[tuple[int, str]]] = {}  # note -> pixels and raw files
     sweep(target for task in tasks for target in task.targets)
@@ -79,7 +72,7 @@ def run_tasks(tasks: Iterable[Task], title: str, workers: int, progress: Progres
                 failed.append(str(outcome))
             else:
                 for note, pixels in outcome:
-                    odd.setdefault(note, []).append((pixels, _raw_files(task)))
+                    odd.setdefault(note, []).append((pixels, str(task)))
             bar.advance()
     for note, found in odd.items():
         pixels, where = max(found)
@@ -93,6 +86,6 @@ def run_tasks(tasks: Iterable[Task], title: str, workers: int, progress: Progres
 def run_task(task: Task) -> list[tuple[str, int]]:
     """Runs a task and returns its notes; errors of reading and decoding become an OvssError that names the file."""
     noted()  # discards the notes of a failed task
-    with reading(_raw_files(task), DAMAGED):
+    with reading(task, DAMAGED):
         task.make(*task.arguments)
     return noted()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import OvssError, unknown
+from ...errors import OvssError, reading, unknown
 from ...files import config_names, data_files, write_text
 from ...progress import Progress
 from ..config import dataset_config
@@ -82,7 +82,5 @@ def choose_images(config: dict[str, Any], folder: Path, images: str | None, reru
 def recorded_images(config: dict[str, Any], folder: Path) -> str:
     """The kind of images that a preparation made; empty if not recorded, as for the output of MESS's scripts."""
     path = folder / config["images"] / KIND
-    try:
+    with reading(path, "Delete it."):
         return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    except (OSError, ValueError) as error:
-        raise OvssError(f"{path} cannot be read: {error}. Delete it.") from error

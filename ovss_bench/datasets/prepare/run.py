@@ -116,8 +116,8 @@ def _instructions(preparation: Preparation, absent: list[Archive], where: str) -
     lines = [f"{preparation.name} needs archives that are not in {where}:"]
     for archive in absent:
         lines.append(f"  {archive.file}" + (f"    {archive.url}" if archive.url else ""))
-        paths = archive.paths.items()
-        lines += [f"      or, unpacked: {inside or 'all of it'} as {preparation.folder / outside}" for inside, outside in paths]
+        for inside, outside in archive.paths.items():
+            lines.append(f"      or, unpacked: {inside or 'all of it'} as {preparation.folder / outside}")
     lines += preparation.terms()
     if all(archive.url for archive in absent):
         lines.append(f"To accept the licence and download them: {preparation.command} yes=true")

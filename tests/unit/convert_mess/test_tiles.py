@@ -91,13 +91,13 @@ def test_tiles_go_row_by_row(tmp_path):
     label[:1024, 1024:], label[1024:, :1024], label[1024:, 1024:] = 1, 2, 3
     for path in ("image.png", "label.png"):
         Image.fromarray(label).save(tmp_path / path)
-    for task in tiles(read, tmp_path / "image.png", tmp_path / "label.png", "a", tmp_path / "images", tmp_path / "labels"):
+    for task in tiles([("a", tmp_path / "image.png", tmp_path / "label.png")], tmp_path, "val", read):
         task.make(*task.arguments)
     for number, (height, width) in enumerate([(1024, 1024), (1024, 10), (6, 1024), (6, 10)]):
         expected = np.full((1024, 1024), 255)
         expected[:height, :width] = number
-        assert np.array_equal(read(tmp_path / f"labels/a_{number}.png"), expected)
-        assert read(tmp_path / f"images/a_{number}.png").shape == (1024, 1024, 3)
+        assert np.array_equal(read(tmp_path / f"annotations_detectron2/val/a_{number}.png"), expected)
+        assert read(tmp_path / f"images_detectron2/val/a_{number}.png").shape == (1024, 1024, 3)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ def test_tiles_go_row_by_row(tmp_path):
     ],
 )
 def test_tiles_of_full_size_images_are_counted(size, number, last):
-    places = grid(*size)
+    places = grid(size)
     assert len(places) == number
     assert places[-1][2:] == (last, last + 1024)
     assert [left for _, _, left, _ in places if left < 1024] == [0] * (-(-size[0] // 1024))
 
 
 def test_whole_data_sets_have_as_many_tiles_as_mess_says():
-    assert dataset_config("mess_potsdam")[1]["expected_images"] == 14 * len(grid(6000, 6000))
-    assert dataset_config("mess_uavid")[1]["expected_images"] == 70 * len(grid(2160, 3840))
+    assert dataset_config("mess_potsdam")[1]["expected_images"] == 14 * len(grid((6000, 6000)))
+    assert dataset_config("mess_uavid")[1]["expected_images"] == 70 * len(grid((2160, 3840)))
     assert dataset_config("cwfid")[1]["expected_images"] == len(set(CWFID_TEST)) == 21
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ....errors import OvssError
 from ....files import DATASET_FACTS
 from ..conversion import CONVERTERS, Task, files, read_pixels, require, table, words, write_image, write_label
+from .mess_parts import IMAGES, LABELS
 
 # A line per class in the order of the labels: its id in the full release (MaskFormer's and CAT-Seg's list).
 IDS = [int(number) for number in words(DATASET_FACTS / "ids/ade847_ids.txt")]
@@ -23,14 +24,10 @@ def ade847(folder: Path) -> Iterator[Task]:
     """images_detectron2/validation/<id>.jpg and annotations_detectron2/validation/<id>.tif from each ADE_val_<number>.jpg and
     ..._seg.png at any depth below images/ADE/validation (MESS, prepare_ade20k_full_sem_seg.py, which reads their names from a
     pickle)."""
-    maps = [path for path in files(folder / "images/ADE/validation", "**/*_seg.png") if path.name.split("_")[1] == "val"]
-    pairs = [(path.with_name(path.name.removesuffix("_seg.png") + ".jpg"), path) for path in maps]
-    require([image for image, _ in pairs])
-    for image, label in pairs:
-        targets = (
-            folder / "images_detectron2/validation" / image.name,
-            folder / "annotations_detectron2/validation" / f"{image.stem}.tif",
-        )
+    for label in files(folder / "images/ADE/validation", "**/ADE_val_*_seg.png"):
+        image = label.with_name(label.name.removesuffix("_seg.png") + ".jpg")
+        require([image])
+        targets = folder / IMAGES / "validation" / image.name, folder / LABELS / "validation" / f"{image.stem}.tif"
         yield Task(write_pair, (image, label, *targets), targets)
 
 
@@ -58,5 +55,4 @@ def train_ids(colours: np.ndarray, path: Path) -> np.ndarray:
 
 def reduced(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) with a short side of at most 512."""
-    short = min(size)
-    return size if short <= SHORT_SIDE else tuple(round(side / short * SHORT_SIDE) for side in size)
+    return size if min(size) <= SHORT_SIDE else tuple(round(side / min(size) * SHORT_SIDE) for side in size)

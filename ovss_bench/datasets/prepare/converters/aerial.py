@@ -15,26 +15,14 @@ from PIL import Image
 
 from ....errors import OvssError
 from ....image import refuse_odd
-from ..conversion import (
-    CONVERTERS,
-    FEW,
-    Task,
-    by_colour,
-    copy,
-    files,
-    image_size,
-    note_pixels,
-    numbered,
-    require,
-    starts,
-    table,
-    words,
-    write_image,
-)
+from ..conversion import CONVERTERS, Task, by_colour, copied, files, image_size, numbered, require, table, words, write_image
+from .values import decoded
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
 
-
+# Names of tiles: corners as (x, y), or sides of rows before those of columns.
+COLUMNS_FIRST, ROWS_FIRST = "{name}_{left}_{top}_{right}_{bottom}", "{name}_{top}_{bottom}_{left}_{right}"
+ISAID_SUFFIX = "_instance_color_RGB.png"  # of label maps
 POTSDAM_VAL = ["5_15", "6_15", "6_13", "3_13", "4_14", "6_14", "5_14", "2_13", "4_15", "2_14", "5_13", "4_13", "3_14", "7_13"]
 VAIHINGEN_VAL = [f"area{number}" for number in (6, 24, 35, 16, 14, 22, 10, 4, 2, 20, 8, 31, 33, 27, 38, 12, 29)]
 
@@ -54,38 +42,37 @@ UAVID_COLOURS = numbered("000000 800000 804080 400080 008000 808000 404000") | {
 @CONVERTERS.register_module(name="potsdam")
 def potsdam(folder: Path) -> Iterator[Task]:
     """raw/images and raw/labels, as the two archives unpack: top_potsdam_<row>_<column>_....tif, also of the training split."""
-
-    def name(path: Path) -> str:
-        return "_".join(path.stem.split("_")[2:4])
-
-    return _isprs(folder, POTSDAM_VAL, name)
+    return _isprs(folder, POTSDAM_VAL, slice(2, 4))
 
 
 @CONVERTERS.register_module(name="vaihingen")
 def vaihingen(folder: Path) -> Iterator[Task]:
     """raw/images (the folder `top` of the archive) and raw/labels: top_mosaic_09cm_area<n>....tif of both splits; false colours
     (infrared, red, green) are kept."""
-
-    def name(path: Path) -> str:
-        return path.stem.split("_")[3]
-
-    return _isprs(folder, VAIHINGEN_VAL, name)
+    return _isprs(folder, VAIHINGEN_VAL, slice(3, 4))
 
 
-def _isprs(folder: Path, val: list[str], name: Callable[[Path], str]) -> Iterator[Task]:
-    """Tiles of 512 beside each other: the converters' "stride" of 256 only counts them; tiles start at multiples of 512."""
+def _isprs(folder: Path, val: list[str], parts: slice) -> Iterator[Task]:
+    """Tiles of 512 beside each other: the converters' "stride" of 256 only counts them; tiles start at multiples of 512. The
+    `parts` of a file's name say which area it shows."""
     images, labels = (
-        {name(path): path for path in files(folder / "raw" / kind, "**/top_*.tif") if name(path) in val}
+        {"_".join(path.stem.split("_")[parts]): path for path in files(folder / "raw" / kind, "**/top_*.tif")}
         for kind in ("images", "labels")
     )
     for one, other, kind in ((images, labels, "labels"), (labels, images, "images")):
-        missing = [source for key, source in one.items() if key not in other]
+        missing = [one[key].name for key in val if key in one and key not in other]
         if missing:
-            raise OvssError(f"{folder / 'raw' / kind} has nothing for {missing[0].name}. Unpack the official archive again.")
-    if not images:
-        raise OvssError(f"{folder / 'raw/images'} has no image of the val split ({', '.join(val)}).")
+            raise OvssError(f"{folder / 'raw' / kind} has nothing for {missing[0]}. Unpack the official archive again.")
     sources = [(key, images[key], labels[key]) for key in val if key in images]
-    yield from tiled(sources, folder, "val", (512, 512), (512, 512), "{name}_{left}_{top}_{right}_{bottom}", isprs_label)
+    if not sources:
+        raise OvssError(f"{folder / 'raw/images'} has no image of the val split ({', '.join(val)}).")
+    grid = partial(boxes, tile=(512, 512), step=(512, 512))
+    return tiled(sources, split_folders(folder, "val"), COLUMNS_FIRST, grid, isprs_label)
+
+
+def split_folders(folder: Path, split: str) -> tuple[Path, Path]:
+    """mmsegmentation's folders of images and labels."""
+    return folder / "img_dir" / split, folder / "ann_dir" / split
 
 
 @CONVERTERS.register_module(name="isaid")
@@ -94,23 +81,27 @@ def isaid(folder: Path) -> Iterator[Task]:
 
     mmsegmentation's converter writes the images as BMP under names that end in .png; here they are PNG, of the same content.
     """
-    images = files(folder / "raw/images", "*.png")
-    suffix = "_instance_color_RGB"
-    sources = [(path.stem, path, folder / "raw/Semantic_masks" / f"{path.stem}{suffix}.png") for path in images]
-    name = "{name}_{top}_{bottom}_{left}_{right}"
-    yield from tiled(sources, folder, "val", (896, 896), (512, 512), name, isaid_label, suffix, fill=255)
+    grid, folders = partial(boxes, tile=(896, 896), step=(512, 512)), split_folders(folder, "val")
+    return tiled(isaid_sources(folder), folders, ROWS_FIRST, grid, isaid_label, (".png", ISAID_SUFFIX), fill=255)
+
+
+def isaid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Name, image and label map of each raw image."""
+    for path in files(folder / "raw/images", "*.png"):
+        yield path.stem, path, folder / "raw/Semantic_masks" / f"{path.stem}{ISAID_SUFFIX}"
 
 
 @CONVERTERS.register_module(name="uavid")
 def uavid(folder: Path) -> Iterator[Task]:
     """Tiles of 1280 x 1080 (width x height) beside each other of raw/test_gt/<sequence>/{Images,Labels}."""
-    images = files(folder / "raw/test_gt", "*/Images/*.png")
-    sources = [
-        (f"{path.parts[-3]}_{path.stem}", path, path.parent.with_name("Labels") / path.name)  # of the same name
-        for path in images
-    ]
-    name = "{name}_{top}_{bottom}_{left}_{right}"
-    yield from tiled(sources, folder, "test", (1080, 1280), (1080, 1280), name, uavid_label)
+    grid = partial(boxes, tile=(1080, 1280), step=(1080, 1280))
+    return tiled(uavid_sources(folder / "raw/test_gt"), split_folders(folder, "test"), ROWS_FIRST, grid, uavid_label)
+
+
+def uavid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Name, image and label map of each raw image: those of all sequences have the same names."""
+    for path in files(folder, "*/Images/*.png"):
+        yield f"{path.parts[-3]}_{path.stem}", path, path.parent.with_name("Labels") / path.name
 
 
 @CONVERTERS.register_module(name="openearthmap")
@@ -121,36 +112,35 @@ def openearthmap(folder: Path) -> Iterator[Task]:
     images = [path for path in files(raw, "*/images/*.tif") if path.name in val]
     if not images:
         raise OvssError(f"{raw} has no image of its val.txt. Unpack the official archive again.")
-    labels = [path.parent.with_name("labels") / path.name for path in images]
-    require(labels)
-    for kind, sources in (("img_dir", images), ("ann_dir", labels)):
-        for source in sources:
-            target = folder / kind / "val" / source.name
-            yield Task(copy, (source, target), (target,))
+    for image in images:
+        both = image, image.parent.with_name("labels") / image.name
+        for source, where in zip(both, split_folders(folder, "val"), strict=True):
+            yield copied(source, where / image.name)
 
 
 def boxes(size: tuple[int, int], tile: tuple[int, int], step: tuple[int, int]) -> list[Box]:
     """The tiles of an image; all arguments are (height, width). They start every `step` pixels, the last flush with the border;
     they extend beyond the image where it is smaller than a tile."""
-    (height, width), (down, across) = tile, step
-    rows, columns = starts(size[0], height, down), starts(size[1], width, across)
-    return [(top, top + height, left, left + width) for top in rows for left in columns]
+    rows, columns = (
+        sorted({min(start, max(0, length - side)) for start in range(0, max(0, length - side) + stride, stride)})
+        for length, side, stride in zip(size, tile, step, strict=True)
+    )
+    return [(top, top + tile[0], left, left + tile[1]) for top in rows for left in columns]
 
 
 def tiled(
     sources: Iterable[tuple[str, Path, Path]],
-    folder: Path,
-    split: str,
-    tile: tuple[int, int],
-    step: tuple[int, int],
+    folders: tuple[Path, Path],
     name: str,
+    grid: Callable[[tuple[int, int]], list[Box]],
     read_label: Callable[[Path], np.ndarray],
-    label_suffix: str = "",
+    suffixes: tuple[str, str] = (".png", ".png"),
     fill: int = 0,
 ) -> Iterator[Task]:
-    """Two tasks for each (name, image, label), which cut the files into tiles below img_dir and ann_dir.
+    """Two tasks for each (name, image, label), which cut the files into tiles below the two folders.
 
-    `name` is the pattern of the tiles' names, `fill` the label beyond the image.
+    `name` is the pattern of the tiles' names without suffix, `grid` returns the tiles for a size (height, width), and
+    `fill` is the label beyond the image.
     """
     sources = list(sources)
     require([path for _, *both in sources for path in both])
@@ -158,13 +148,14 @@ def tiled(
         size = image_size(image)
         if size != image_size(label):
             raise OvssError(f"{label} has another size than {image}. Unpack the official archives again.")
-        places = {
-            name.format(name=stem, top=box[0], bottom=box[1], left=box[2], right=box[3]): box for box in boxes(size, tile, step)
+        named = {
+            name.format(name=stem, number=number, top=box[0], bottom=box[1], left=box[2], right=box[3]): box
+            for number, box in enumerate(grid(size))
         }
-        pictures = {folder / "img_dir" / split / f"{key}.png": box for key, box in places.items()}
-        maps = {folder / "ann_dir" / split / f"{key}{label_suffix}.png": box for key, box in places.items()}
-        yield Task(cut, (image, pictures, read_picture, 0), tuple(pictures))
-        yield Task(cut, (label, maps, read_label, fill), tuple(maps))
+        kinds = zip((image, label), folders, suffixes, (read_picture, read_label), (0, fill), strict=True)
+        for source, folder, suffix, read, beyond in kinds:
+            places = {folder / f"{key}{suffix}": box for key, box in named.items()}
+            yield Task(cut, (source, places, read, beyond), tuple(places))
 
 
 def cut(source: Path, places: dict[Path, Box], read: Callable[[Path], np.ndarray], fill: int) -> None:
@@ -185,39 +176,12 @@ def read_picture(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def isprs_label(path: Path) -> np.ndarray:
-    return _decoded(path, _isprs_values)
-
-
-def isaid_label(path: Path) -> np.ndarray:
-    return _decoded(path, partial(by_colour, colours=ISAID_COLOURS, default=255))
-
-
-def uavid_label(path: Path) -> np.ndarray:
-    """Raises OvssError if more than a few pixels have unofficial colours."""
-    return _decoded(path, partial(by_colour, colours=UAVID_COLOURS, default=255), FEW)
-
-
 def _isprs_values(image: np.ndarray) -> np.ndarray:
     red, green, blue = (image[..., channel].astype(np.uint16) for channel in range(3))
     return ISPRS_KEYS[4 * red + 3 * green + 2 * blue]
 
 
-def _decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], most: float = 1, rows: int = 128) -> np.ndarray:
-    """(H, W) uint8: `values` of the colours of a label map, in blocks of rows, since maps have up to 60 million pixels. Colours
-    of no class (255) become 0, as in the original converters, with a note.
-
-    Raises OvssError for a map without colours, or if the share of colours of no class exceeds `most`.
-    """
-    with Image.open(path) as file:
-        if file.mode in ("1", "L", "I", "I;16"):
-            raise OvssError(f"label map {path} has one channel, expected RGB colours. Unpack the official archive again.")
-        image = np.array(file.convert("RGB"))
-    label = np.concatenate([values(image[top : top + rows]) for top in range(0, len(image), rows)])
-    other = label == 255
-    if other.mean() > most:
-        wrong = np.unique(image[other][:10_000], axis=0)[:3].tolist()
-        raise OvssError(f"label map {path} has the colours {wrong} (RGB), which belong to no class. Unpack it again.")
-    note_pixels(other.sum(), "have a colour of no class; they count as 0")
-    label[other] = 0
-    return label
+# Colours of no class become 0, as in the original converters; UAVid may hold a few of them only.
+isprs_label = partial(decoded, values=_isprs_values, other=0, most=1)
+isaid_label = partial(decoded, values=partial(by_colour, colours=ISAID_COLOURS), other=0, most=1)
+uavid_label = partial(decoded, values=partial(by_colour, colours=UAVID_COLOURS), other=0)

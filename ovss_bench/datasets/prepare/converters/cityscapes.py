@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ....errors import OvssError
-from ..conversion import CONVERTERS, Task, files, read_pixels, require, write_label
-from .values import replace
+from ....errors import OvssError, reading
+from ..conversion import CONVERTERS, UNPACK, Task, files, labelled
+from .values import numbers
 
 IDS = (
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road", "sidewalk"),
@@ -28,32 +29,24 @@ TRAIN_IDS = dict.fromkeys([*range(len(IDS)), 255], 255) | {value: new for new, v
 @CONVERTERS.register_module(name="cityscapes")
 def cityscapes(folder: Path) -> Iterator[Task]:
     """<id>_gtFine_labelTrainIds.png beside <id>_gtFine_labelIds.png, or drawn from <id>_gtFine_polygons.json."""
-    jobs = []
+    from_ids = partial(numbers, codes=TRAIN_IDS)
     for image in files(folder / "leftImg8bit/val", "*/*_leftImg8bit.png"):
         stem = folder / "gtFine/val" / image.parent.name / image.name.replace("_leftImg8bit.png", "_gtFine")
         maps, polygons, target = (Path(f"{stem}_{end}") for end in ("labelIds.png", "polygons.json", "labelTrainIds.png"))
-        jobs.append((from_ids, maps, target) if maps.exists() or not polygons.exists() else (from_polygons, polygons, target))
-    require([source for _, source, target in jobs if not target.exists()])
-    for make, source, target in jobs:
-        yield Task(make, (source, target), (target,))
+        read, source = (from_ids, maps) if maps.exists() or not polygons.exists() else (from_polygons, polygons)
+        yield labelled(read, source, target)
 
 
-def from_ids(source: Path, target: Path) -> None:
-    write_label(target, replace(read_pixels(source), TRAIN_IDS, source).astype(np.uint8))
-
-
-def from_polygons(source: Path, target: Path) -> None:
+def from_polygons(source: Path) -> np.ndarray:
     """Draws the objects in the order of the file, later ones on top."""
-    try:
+    with reading(f"polygon file {source}", UNPACK):
         annotation = json.loads(source.read_text("utf-8"))
         label = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
         drawer = ImageDraw.Draw(label)
         for item in annotation["objects"]:
             if item["label"] != NOT_DRAWN and not item.get("deleted"):
                 drawer.polygon([tuple(point) for point in item["polygon"]], fill=TRAIN_IDS[_id(item["label"], source)])
-    except (ValueError, KeyError, TypeError) as error:
-        raise OvssError(f"{source} is not a polygon file of Cityscapes: {error!r}. Unpack it again.") from error
-    write_label(target, np.array(label))
+    return np.array(label)
 
 
 def _id(name: str, path: Path) -> int:

@@ -6,13 +6,12 @@ labelled. 10k: `raw/annotations/<id>.mat`, field `S`, holds the category id, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from ..conversion import CONVERTERS, Task, copy, files, read_pixels, require, words, write_label
-from .values import read_matlab, replace
+from ..conversion import CONVERTERS, Task, copied, files, labelled, words
+from .values import matlab_numbers, numbers
 
 # Without the categories that COCO never used, the 182 values are 80 things (up to value 90) and 91 kinds of stuff.
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
@@ -25,42 +24,28 @@ OBJECT = {value: new + 1 if value <= 90 else 0 for value, new in STUFF.items()} 
 @CONVERTERS.register_module(name="coco_stuff")
 def coco_stuff(folder: Path) -> Iterator[Task]:
     """<id>_labelTrainIds.png beside the original: 171 classes and 255 (mmseg, coco_stuff164k.py)."""
-    return _beside(folder, "_labelTrainIds.png", write_stuff)
+    return _beside(folder, "_labelTrainIds.png", STUFF_164K)
 
 
 @CONVERTERS.register_module(name="coco_object")
 def coco_object(folder: Path) -> Iterator[Task]:
     """<id>_instanceTrainIds.png beside the original: the 80 things, and 0 for stuff and unlabelled pixels, so that no pixel is
     ignored (SCLIP, cvt_coco_object.py; GroupViT). The instances of COCO drawn from their polygons are another label set."""
-    return _beside(folder, "_instanceTrainIds.png", write_object)
+    return _beside(folder, "_instanceTrainIds.png", OBJECT)
 
 
-def _beside(folder: Path, suffix: str, make: Callable[[Path, Path], None]) -> Iterator[Task]:
-    labels = folder / "annotations/val2017"
-    ids = [image.stem for image in files(folder / "images/val2017", "*.jpg")]
-    pairs = [(labels / f"{name}.png", labels / f"{name}{suffix}") for name in ids]
-    require([source for source, target in pairs if not target.exists()])
-    for source, target in pairs:
-        yield Task(make, (source, target), (target,))
-
-
-def write_stuff(source: Path, target: Path) -> None:
-    write_label(target, replace(read_pixels(source), STUFF_164K, source).astype(np.uint8))
-
-
-def write_object(source: Path, target: Path) -> None:
-    write_label(target, replace(read_pixels(source), OBJECT, source).astype(np.uint8))
+def _beside(folder: Path, suffix: str, codes: dict[int, int]) -> Iterator[Task]:
+    labels, read = folder / "annotations/val2017", partial(numbers, codes=codes)
+    for image in files(folder / "images/val2017", "*.jpg"):
+        yield labelled(read, labels / f"{image.stem}.png", labels / f"{image.stem}{suffix}")
 
 
 @CONVERTERS.register_module(name="coco_stuff10k")
 def coco_stuff10k(folder: Path) -> Iterator[Task]:
     """The images of raw/imageLists/test.txt as images/test2014/<id>.jpg, and annotations/test2014/<id>_labelTrainIds.png with 0
     for unlabelled pixels and classes from 1 on (mmseg, coco_stuff10k.py)."""
+    read = partial(matlab_numbers, field="S", codes=STUFF_10K)
     for name in words(folder / "raw/imageLists/test.txt"):
-        image, label = folder / f"images/test2014/{name}.jpg", folder / f"annotations/test2014/{name}_labelTrainIds.png"
-        yield Task(copy, (folder / f"raw/images/{name}.jpg", image), (image,))
-        yield Task(write_stuff10k, (folder / f"raw/annotations/{name}.mat", label), (label,))
-
-
-def write_stuff10k(source: Path, target: Path) -> None:
-    write_label(target, replace(read_matlab(source, "S"), STUFF_10K, source).astype(np.uint8))
+        label = folder / f"annotations/test2014/{name}_labelTrainIds.png"
+        yield copied(folder / f"raw/images/{name}.jpg", folder / f"images/test2014/{name}.jpg")
+        yield labelled(read, folder / f"raw/annotations/{name}.mat", label)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..conversion import CONVERTERS, Task, require, words, write_label, write_lines
-from .values import read_matlab, replace
+from ..conversion import CONVERTERS, Task, labelled, words, write_lines
+from .values import matlab_numbers
 
 # The 59 classes and background (0) among the ids of the full label set, in the order of their new labels
 # (mmseg, tools/dataset_converters/pascal_context.py).
@@ -31,24 +32,22 @@ def context60(folder: Path) -> Iterator[Task]:
     mmseg takes its maps from trainval_merged.json instead, through the package `detail`. The ids are the same, but whether that
     file merges some of the other 400 classes into the 59 has not been verified. Existing maps of mmseg's converter are kept.
     """
-    return _tasks(folder, "SegmentationClassContext", ".png", write_60)
+    return _tasks(folder, "SegmentationClassContext", ".png", TO_60)
 
 
 @CONVERTERS.register_module(name="context459")
 def context459(folder: Path) -> Iterator[Task]:
     """annotations_detectron2/pc459_val/<id>.tif: the value minus one in 16 bits, unlabelled pixels 65535 (CAT-Seg; MESS,
     prepare_pascal_context_459.py, which skips images without a map; here a missing map is an error)."""
-    return _tasks(folder, "annotations_detectron2/pc459_val", ".tif", write_459)
+    return _tasks(folder, "annotations_detectron2/pc459_val", ".tif", TO_459, np.uint16)
 
 
-def _tasks(folder: Path, labels: str, suffix: str, make: Callable[[Path, Path], None]) -> Iterator[Task]:
-    ids = _ids(folder)
-    pairs = [(folder / "raw/trainval" / f"{name}.mat", folder / labels / f"{name}{suffix}") for name in ids]
-    require([source for source, target in pairs if not target.exists()])
-    listed = folder / "ImageSets/SegmentationContext/val.txt"
+def _tasks(folder: Path, labels: str, suffix: str, codes: dict[int, int], dtype: type = np.uint8) -> Iterator[Task]:
+    ids, listed = _ids(folder), folder / "ImageSets/SegmentationContext/val.txt"
     yield Task(write_lines, (listed, sorted(ids)), (listed,))
-    for source, target in pairs:
-        yield Task(make, (source, target), (target,))
+    read = partial(matlab_numbers, field="LabelMap", codes=codes, dtype=dtype)
+    for name in ids:
+        yield labelled(read, folder / "raw/trainval" / f"{name}.mat", folder / labels / f"{name}{suffix}")
 
 
 def _ids(folder: Path) -> list[str]:
@@ -57,11 +56,3 @@ def _ids(folder: Path) -> list[str]:
     if listed.is_file():
         return words(listed)
     return [name for name in words(folder / "ImageSets/Main/val.txt") if name != LEFT_OUT]
-
-
-def write_60(source: Path, target: Path) -> None:
-    write_label(target, replace(read_matlab(source, "LabelMap"), TO_60, source).astype(np.uint8))
-
-
-def write_459(source: Path, target: Path) -> None:
-    write_label(target, replace(read_matlab(source, "LabelMap"), TO_459, source))

@@ -9,34 +9,17 @@ statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ....errors import OvssError
-from ..conversion import CONVERTERS, Task, files, image_size, require, write_label
-from .aerial import POTSDAM_VAL, cut, isaid_label, read_picture
-from .mess_parts import (
-    IMAGES,
-    LABELS,
-    Reader,
-    bits,
-    black_or_white,
-    brighter,
-    colours,
-    columns,
-    first_channel,
-    labelled,
-    listed,
-    luminance,
-    numbers,
-    one_of,
-    pictured,
-    some_numbers,
-    unique,
-)
+from ..conversion import CONVERTERS, Task, by_colour, files, labelled, numbered, write_label
+from .aerial import POTSDAM_VAL, Box, isaid_label, isaid_sources, tiled, uavid_sources
+from .mess_parts import IMAGES, LABELS, Reader, columns, listed, one_of, pair, pictured
+from .values import black_or_white, brighter, by_rounded_colour, decoded, first_channel, luminance, numbers, some_numbers
 
 TILE = 1024
 
@@ -59,7 +42,6 @@ def dark_zurich(folder: Path) -> Iterator[Task]:
     for source in files(folder / "gt/val/night/GOPR0356", "*_gt_labelIds.png"):
         invalid = source.with_name(source.name.replace("_gt_labelIds", "_gt_invGray"))
         target = folder / LABELS / "val" / source.name
-        require([invalid])
         yield Task(valid_ids, (source, invalid, target), (target,))
 
 
@@ -81,11 +63,12 @@ def mhp_v1(folder: Path, images: str = "mess") -> Iterator[Task]:
         if name not in persons:
             raise OvssError(f"there is no {name}_*.png in {folder / 'annotations'}. Unpack the official archive again.")
         yield pictured(image, folder / IMAGES / "test" / image.name, images)
-        yield Task(highest, (persons[name], target), (target,))
+        yield Task(highest, (*persons[name], target), (target,))
 
 
-def highest(sources: Sequence[Path], target: Path) -> None:
+def highest(*paths: Path) -> None:
     """The maximum of the masks of all persons: where they overlap, the higher class number wins."""
+    *sources, target = paths
     masks = [numbers(source, {number: number for number in range(19)}) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
@@ -97,13 +80,10 @@ def highest(sources: Sequence[Path], target: Path) -> None:
 def atlantis(folder: Path, images: str = "mess") -> Iterator[Task]:
     """Classes 1 to 56; the folders of the images are flattened."""
     raw = folder / "images/test"
-    pictures = files(raw, "**/*.jpg")
-    unique((image.stem for image in pictures), raw)
     read = partial(numbers, codes={0: 255} | {number: number - 1 for number in range(1, 57)})
-    for image in pictures:
+    for image in files(raw, "**/*.jpg"):
         label = folder / "masks/test" / image.relative_to(raw).with_suffix(".png")
-        yield pictured(image, folder / IMAGES / "test" / image.name, images)
-        yield labelled(read, label, folder / LABELS / "test" / label.name)
+        yield from pair(read, image, label, folder, image.name, images)
 
 
 DRAM = {old: new for new, old in enumerate((3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 17))} | {255: 255}  # VOC's ids
@@ -113,12 +93,10 @@ DRAM = {old: new for new, old in enumerate((3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 1
 def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
     """Other classes than the eleven become background, 11. Names are prefixed with the artist, the name of the folder."""
     raw = folder / "raw/images"
-    named = [(image, f"{image.parent.name}_{image.stem}") for image in files(raw, "**/*.jpg")]
-    unique((name for _, name in named), raw)
-    for image, name in named:
+    read = partial(some_numbers, codes=DRAM, others=11)
+    for image in files(raw, "**/*.jpg"):
         label = folder / "raw/labels" / image.relative_to(raw).with_suffix(".png")
-        yield pictured(image, folder / IMAGES / "test" / f"{name}.jpg", images)
-        yield labelled(partial(some_numbers, codes=DRAM, others=11), label, folder / LABELS / "test" / f"{name}.png")
+        yield from pair(read, image, label, folder, f"{image.parent.name}_{image.name}", images)
 
 
 # Earth monitoring
@@ -127,12 +105,10 @@ def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
 @CONVERTERS.register_module(name="mess_isaid")
 def mess_isaid(folder: Path) -> Iterator[Task]:
     """Colours of no class become background, as in mmsegmentation's converter."""
-    for image in files(folder / "raw/images", "*.png"):
-        label = folder / "raw/Semantic_masks" / f"{image.stem}_instance_color_RGB.png"
-        yield from tiles(isaid_label, image, label, image.stem, folder / IMAGES / "val", folder / LABELS / "val")
+    return tiles(isaid_sources(folder), folder, "val", isaid_label)
 
 
-POTSDAM = {(1, 1, 1): 0, (0, 0, 1): 1, (0, 1, 1): 2, (0, 1, 0): 3, (1, 1, 0): 4, (1, 0, 0): 5}
+POTSDAM = numbered("ffffff 0000ff 00ffff 00ff00 ffff00 ff0000")  # without the black boundaries
 
 
 @CONVERTERS.register_module(name="mess_potsdam")
@@ -154,21 +130,21 @@ def potsdam_tiles(folder: Path, orthophotos: str, kind: str) -> Iterator[Task]:
     val = [name for name in POTSDAM_VAL if f"top_potsdam_{name}_label.tif" in labels]
     if not val:
         raise OvssError(f"{folder / 'raw/5_Labels_all'} has no label of the val split ({', '.join(POTSDAM_VAL)}).")
-    for name in val:
-        image, label = f"top_potsdam_{name}_{kind}.tif", f"top_potsdam_{name}_label.tif"
-        if image not in images:
-            raise OvssError(f"there is no {image} in {folder / 'raw' / orthophotos}. Unpack {orthophotos}.zip there.")
-        where = folder / IMAGES / "test" / kind.lower(), folder / LABELS / "test"
-        yield from tiles(partial(bits, codes=POTSDAM), images[image], labels[label], name, *where)
+    missing = [f"top_potsdam_{name}_{kind}.tif" for name in val if f"top_potsdam_{name}_{kind}.tif" not in images]
+    if missing:
+        raise OvssError(f"there is no {missing[0]} in {folder / 'raw' / orthophotos}. Unpack {orthophotos}.zip there.")
+    sources = [(name, images[f"top_potsdam_{name}_{kind}.tif"], labels[f"top_potsdam_{name}_label.tif"]) for name in val]
+    read = partial(decoded, values=partial(by_rounded_colour, colours=POTSDAM))
+    yield from tiles(sources, folder, "test", read, part=kind.lower())
 
 
 @CONVERTERS.register_module(name="floodnet")
 def floodnet(folder: Path) -> Iterator[Task]:
     """Tiles of the images are JPEG files of Pillow's default quality."""
     read = partial(numbers, codes={number: number for number in range(10)})
-    for image in files(folder / "test/test-org-img", "*.jpg"):
-        label = folder / "test/test-label-img" / f"{image.stem}_lab.png"
-        yield from tiles(read, image, label, image.stem, folder / IMAGES / "test", folder / LABELS / "test", ".jpg")
+    images = files(folder / "test/test-org-img", "*.jpg")
+    sources = [(image.stem, image, folder / "test/test-label-img" / f"{image.stem}_lab.png") for image in images]
+    return tiles(sources, folder, "test", read, suffix=".jpg")
 
 
 UAVID = {0: 0, 38: 1, 90: 2, 75: 3, 113: 4, 34: 5, 79: 6, 57: 7}  # by the luminance of the colour
@@ -176,11 +152,20 @@ UAVID = {0: 0, 38: 1, 90: 2, 75: 3, 113: 4, 34: 5, 79: 6, 57: 7}  # by the lumin
 
 @CONVERTERS.register_module(name="mess_uavid")
 def mess_uavid(folder: Path) -> Iterator[Task]:
-    for image in files(folder / "uavid_val", "*/Images/*.png"):
-        sequence = image.parents[1]
-        where = folder / IMAGES / "val", folder / LABELS / "val"
-        name, label = f"{sequence.name}_{image.stem}", sequence / "Labels" / image.name
-        yield from tiles(partial(luminance, codes=UAVID), image, label, name, *where)
+    return tiles(uavid_sources(folder / "uavid_val"), folder, "val", partial(luminance, codes=UAVID))
+
+
+def tiles(
+    sources: Iterable[tuple[str, Path, Path]], folder: Path, split: str, read: Reader, suffix: str = ".png", part: str = ""
+) -> Iterator[Task]:
+    """MESS's tiles `<name>_<number>` of each (name, image, label); those of images are in the folder `part` of the split."""
+    folders = folder / IMAGES / split / part, folder / LABELS / split
+    return tiled(sources, folders, "{name}_{number}", grid, read, (suffix, ".png"), fill=255)
+
+
+def grid(size: tuple[int, int]) -> list[Box]:
+    """The tiles of an image (height, width): row by row without overlap; the last ones extend beyond it."""
+    return [(top, top + TILE, left, left + TILE) for top in range(0, size[0], TILE) for left in range(0, size[1], TILE)]
 
 
 # Medical sciences
@@ -190,26 +175,23 @@ def mess_uavid(folder: Path) -> Iterator[Task]:
 def kvasir_instrument(folder: Path) -> Iterator[Task]:
     for name in listed(folder / "test.txt"):
         image, label = one_of(folder / "images", name, (".jpg", ".png")), folder / "masks" / f"{name}.png"
-        yield pictured(image, folder / IMAGES / "test" / f"{name}.png")
-        yield labelled(black_or_white, label, folder / LABELS / "test" / f"{name}.png")
+        yield from pair(black_or_white, image, label, folder, f"{name}.png")
 
 
 @CONVERTERS.register_module(name="chase_db1")
 def chase_db1(folder: Path, images: str = "mess") -> Iterator[Task]:
     """The first observer's vessels in all images from the ninth on; values of 128 and more are white, as in mmsegmentation's
     converter, according to which some maps are not purely black and white."""
+    read = partial(brighter, threshold=127, number=1)
     for image in files(folder / "raw", "Image_*.jpg")[8:]:
-        label = image.with_name(f"{image.stem}_1stHO.png")
-        yield pictured(image, folder / IMAGES / "test" / image.name, images)
-        yield labelled(partial(brighter, threshold=127, number=1), label, folder / LABELS / "test" / f"{image.stem}.png")
+        yield from pair(read, image, image.with_name(f"{image.stem}_1stHO.png"), folder, image.name, images)
 
 
 @CONVERTERS.register_module(name="cryonuseg")
 def cryonuseg(folder: Path) -> Iterator[Task]:
     for image in files(folder / "raw/images", "*.tif"):
         label = one_of(folder / "raw/masks", image.stem, (".png", ".tif"))
-        yield pictured(image, folder / IMAGES / "test" / f"{image.stem}.png")
-        yield labelled(black_or_white, label, folder / LABELS / "test" / f"{image.stem}.png")
+        yield from pair(black_or_white, image, label, folder, f"{image.stem}.png")
 
 
 # Engineering
@@ -223,13 +205,14 @@ def deepcrack(folder: Path) -> Iterator[Task]:
 
 # Agriculture and biology
 
-SUIM = {(number >> 2 & 1, number >> 1 & 1, number & 1): number for number in range(8)}  # black 0, blue 1, ..., white 7
+SUIM = numbered("000000 0000ff 00ff00 00ffff ff0000 ff00ff ffff00 ffffff")
 
 
 @CONVERTERS.register_module(name="suim")
 def suim(folder: Path) -> Iterator[Task]:
+    read = partial(decoded, values=partial(by_rounded_colour, colours=SUIM))
     for source in files(folder / "TEST/masks", "*.bmp"):
-        yield labelled(partial(bits, codes=SUIM), source, folder / LABELS / "test" / f"{source.stem}.png")
+        yield labelled(read, source, folder / LABELS / "test" / f"{source.stem}.png")
 
 
 @CONVERTERS.register_module(name="cub_200")
@@ -240,8 +223,7 @@ def cub_200(folder: Path, images: str = "mess") -> Iterator[Task]:
         if training.get(number) == "0":
             image, label = folder / "images" / name, (folder / "segmentations" / name).with_suffix(".png")
             read = partial(brighter, threshold=128, number=species(name, folder))
-            yield pictured(image, folder / IMAGES / "test" / image.name, images)
-            yield labelled(read, label, folder / LABELS / "test" / label.name)
+            yield from pair(read, image, label, folder, image.name, images)
 
 
 def species(name: str, folder: Path) -> int:
@@ -251,7 +233,7 @@ def species(name: str, folder: Path) -> int:
     return int(number)
 
 
-CWFID = {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2}
+CWFID = numbered("000000 ff0000 00ff00")
 CWFID_TEST = (1, 3, 4, 9, 10, 13, 15, 21, 22, 26, 28, 29, 30, 32, 35, 39, 44, 47, 48, 54, 60)
 
 
@@ -261,32 +243,9 @@ def cwfid(folder: Path) -> Iterator[Task]:
     ids = {path.name.removesuffix("_annotation.png") for path in files(folder / "annotations", "*_annotation.png")}
     test = [name for name in (f"{number:03}" for number in CWFID_TEST) if name in ids]
     if not test:
-        raise OvssError(
-            f"{folder / 'annotations'} has no map of the test split (001, 003, ...). Unpack the official archive again."
-        )
+        raise OvssError(f"{folder / 'annotations'} has no map of the test split (001, 003, ...). Unpack the official archive.")
+    read = partial(decoded, values=partial(by_colour, colours=CWFID))
     for name in test:
         image, label = folder / "images" / f"{name}_image.png", folder / "annotations" / f"{name}_annotation.png"
         yield pictured(image, folder / IMAGES / "test" / image.name)
-        yield labelled(partial(colours, codes=CWFID), label, folder / LABELS / "test" / label.name)
-
-
-# Tiles.
-
-
-def tiles(
-    read: Reader, image: Path, label: Path, name: str, images: Path, labels: Path, suffix: str = ".png"
-) -> Iterator[Task]:
-    """Two tasks that cut an image and its label map into `<name>_<k>` below the folders `images` and `labels`."""
-    require([label])
-    size = image_size(label)
-    if image_size(image) != size:
-        raise OvssError(f"{label} has another size than {image}. Unpack the official archives again.")
-    pictures = {images / f"{name}_{k}{suffix}": box for k, box in enumerate(grid(*size))}
-    maps = {labels / f"{name}_{k}.png": box for k, box in enumerate(grid(*size))}
-    yield Task(cut, (image, pictures, read_picture, 0), tuple(pictures))
-    yield Task(cut, (label, maps, read, 255), tuple(maps))
-
-
-def grid(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Top, bottom, left and right of MESS's tiles: row by row without overlap; the last ones extend beyond the image."""
-    return [(top, top + TILE, left, left + TILE) for top in range(0, height, TILE) for left in range(0, width, TILE)]
+        yield labelled(read, label, folder / LABELS / "test" / label.name)

@@ -6,7 +6,7 @@ folders have several names in use, which configs/dataset lists (`prepare.raw`: i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from ....errors import OvssError
 from ....files import DATASET_FACTS, data_files
 from ...config import alternatives, dataset_config
 from ...layout import first_existing, first_suffix
-from ..conversion import CONVERTERS, Task, copy, files, words, write_label, write_lines
-from .aerial import tiled
+from ..conversion import CONVERTERS, Task, copied, files, labelled, words, write_lines
+from .aerial import COLUMNS_FIRST, boxes, split_folders, tiled
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 # JPEG masks may be slightly coloured: the largest difference between channels.
@@ -27,46 +27,44 @@ NOISE = 48
 
 def binarised(name: str, folder: Path) -> Iterator[Task]:
     """Masks with the names of their images."""
-    config = dataset_config(name)[1]
-    images, source = raw(name, folder)
+    config, (images, source) = dataset_config(name)[1], raw(name, folder)
     suffix = alternatives(config["label_suffix"])[0]
-    yield from masks((source, folder / config["labels"]), [path.stem for path in images], suffix)
+    return masks(source, folder / config["labels"], [path.stem for path in images], suffix)
 
 
 def satellite_roads(name: str, folder: Path) -> Iterator[Task]:
     """Images <id>_sat.jpg and masks <id>_mask.png lose these endings."""
     images, source = raw(name, folder, "*_sat")
     ids = [path.stem.removesuffix("_sat") for path in images]
-    yield from copies(zip(images, (folder / "image_cvt" / f"{key}.jpg" for key in ids), strict=True))
-    yield from masks((source, folder / "label_cvt"), ids, end="_mask")
+    for image, key in zip(images, ids, strict=True):
+        yield copied(image, folder / "image_cvt" / f"{key}.jpg")
+    yield from masks(source, folder / "label_cvt", ids, end="_mask")
 
 
-def _register(convert: Callable[[str, Path], Iterator[Task]], *names: str) -> None:
-    for name in names:
-        CONVERTERS.register_module(name=name, module=lambda folder, name=name: convert(name, folder))
-
-
-_register(binarised, "whu_aerial", "whu_sat_ii", "massachusetts_road", "spacenet_road")
-_register(satellite_roads, "chn6_cug", "deepglobe_road")
+for _name in ("whu_aerial", "whu_sat_ii", "massachusetts_road", "spacenet_road"):
+    CONVERTERS.register_module(name=_name, module=lambda folder, name=_name: binarised(name, folder))
+for _name in ("chn6_cug", "deepglobe_road"):
+    CONVERTERS.register_module(name=_name, module=lambda folder, name=_name: satellite_roads(name, folder))
 
 
 @CONVERTERS.register_module(name="xbd")
 def xbd(folder: Path) -> Iterator[Task]:
     """The images from before the disasters; targets hold 1 (after a disaster, the damage) for buildings."""
     images, source = raw("xbd", folder, "*pre*")
-    yield from copies((path, folder / "images_pre" / path.name) for path in images)
-    yield from masks((source, folder / "targets_cvt_pre"), [path.stem for path in images], end="_target", threshold=1)
+    for path in images:
+        yield copied(path, folder / "images_pre" / path.name)
+    yield from masks(source, folder / "targets_cvt_pre", [path.stem for path in images], end="_target", threshold=1)
 
 
 @CONVERTERS.register_module(name="inria")
 def inria(folder: Path) -> Iterator[Task]:
     """27 labelled images <id>.tif of raw/train, in tiles of 1000 x 1000. Selection, tiles and names are SegEarth-OV's; the
     official data have whole images."""
-    images, gt = raw_folders("inria", folder)
+    images, labels = raw_folders("inria", folder)
     ids = listed_images("inria_split_test.txt", images, ".tif")
-    sources = [(name, images / f"{name}.tif", gt / f"{name}.tif") for name in ids]
-    name = "{name}_{left}_{top}_{right}_{bottom}"
-    yield from tiled(sources, folder, "split_test", (1000, 1000), (1000, 1000), name, partial(binary, threshold=128))
+    sources = [(name, images / f"{name}.tif", labels / f"{name}.tif") for name in ids]
+    grid, read = partial(boxes, tile=(1000, 1000), step=(1000, 1000)), partial(binary, threshold=128)
+    yield from tiled(sources, split_folders(folder, "split_test"), COLUMNS_FIRST, grid, read)
 
 
 @CONVERTERS.register_module(name="wbs_si")
@@ -77,14 +75,14 @@ def wbs_si(folder: Path) -> Iterator[Task]:
     listed = folder / "val.txt"
     if listed.is_file() and set(words(listed)) < set(ids):
         listed.unlink()  # images were added since it was written
-    yield from masks((source, folder / "Masks_cvt"), ids)
+    yield from masks(source, folder / "Masks_cvt", ids)
     yield Task(write_lines, (listed, ids), (listed,))
 
 
 def raw_folders(name: str, folder: Path) -> tuple[Path, Path]:
     """The raw folders of images and masks: for each the first existing name in the configuration."""
-    images, source = (folder / first_existing(names, folder) for names in dataset_config(name)[1]["prepare"]["raw"])
-    return images, source
+    images, source = dataset_config(name)[1]["prepare"]["raw"]
+    return folder / first_existing(images, folder), folder / first_existing(source, folder)
 
 
 def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
@@ -93,27 +91,15 @@ def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
     return files(images, stem + first_suffix(dataset_config(name)[1]["image_suffix"], images)), source
 
 
-def masks(
-    folders: tuple[Path, Path], ids: Iterable[str], suffix: str = ".png", end: str = "", threshold: int = 128
-) -> Iterator[Task]:
-    """Tasks that write the images' label maps to the second folder, from masks <id><end> in the first."""
-    source, target = folders
+def masks(source: Path, to: Path, ids: list[str], suffix: str = ".png", end: str = "", threshold: int = 128) -> Iterator[Task]:
+    """Tasks that write the label maps of images to the folder `to`, from masks <id><end> in the folder `source`."""
     found = {path.stem: path for path in data_files(source) if path.suffix.lower() in SUFFIXES}
-    left = [key for key in ids if key + end in found or not (target / f"{key}{suffix}").exists()]
-    missing = [key + end for key in left if key + end not in found]
+    missing = [key + end for key in ids if key + end not in found and not (to / f"{key}{suffix}").exists()]
     if missing:
         raise OvssError(f"{source} lacks {len(missing)} masks, the first: {missing[0]}. Unpack the official archive there.")
-    for key in left:
-        yield Task(convert, (found[key + end], target / f"{key}{suffix}", threshold), (target / f"{key}{suffix}",))
-
-
-def copies(paths: Iterable[tuple[Path, Path]]) -> Iterator[Task]:
-    for source, target in paths:
-        yield Task(copy, (source, target), (target,))
-
-
-def convert(source: Path, target: Path, threshold: int) -> None:
-    write_label(target, binary(source, threshold))
+    for key in ids:
+        if key + end in found:
+            yield labelled(partial(binary, threshold=threshold), found[key + end], to / f"{key}{suffix}")
 
 
 def binary(path: Path, threshold: int) -> np.ndarray:
@@ -133,9 +119,7 @@ def binary(path: Path, threshold: int) -> np.ndarray:
 def listed_images(name: str, folder: Path, suffix: str) -> list[str]:
     """The ids of a list in datasets/ids whose images exist. Raises OvssError if there is none."""
     ids = words(DATASET_FACTS / "ids" / name)
-    there = [key for key in ids if (folder / f"{key}{suffix}").is_file()]
-    if not there:
-        raise OvssError(
-            f"{folder} has none of the {len(ids)} images of {name}, {ids[0]}{suffix} and others. Unpack them there."
-        )
-    return there
+    existing = [key for key in ids if (folder / f"{key}{suffix}").is_file()]
+    if not existing:
+        raise OvssError(f"{folder} has none of the {len(ids)} images of {name} ({ids[0]}{suffix}, ...). Unpack them there.")
+    return existing

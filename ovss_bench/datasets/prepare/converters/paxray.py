@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ....errors import OvssError
+from ....errors import OvssError, reading
 from ....files import read_text
-from ..conversion import CONVERTERS, Task, require, write_label
+from ..conversion import CONVERTERS, UNPACK, Task, write_label
 from .mess_parts import IMAGES, LABELS, listed, pictured
 
 PLANES = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # indices of the masks
@@ -32,25 +32,19 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     raw = folder / "raw"
     for place in (folder, raw):
         if (place / "paxray.json").is_file():
-            pairs = [(place / image, place / masks) for image, masks in _split(place / "paxray.json")]
-            break
-    else:
-        if not (raw / "test.txt").is_file():
-            raise OvssError(f"there is no paxray.json in {folder} (nor raw/test.txt). Unpack the official archive there.")
-        pairs = [(raw / "images" / f"{name}.png", raw / "masks" / f"{name}.npy") for name in listed(raw / "test.txt")]
-    require([path for pair in pairs for path in pair])
-    return pairs
+            return [(place / image, place / masks) for image, masks in _split(place / "paxray.json")]
+    if not (raw / "test.txt").is_file():
+        raise OvssError(f"there is no paxray.json in {folder} (nor raw/test.txt). Unpack the official archive there.")
+    return [(raw / "images" / f"{name}.png", raw / "masks" / f"{name}.npy") for name in listed(raw / "test.txt")]
 
 
 def _split(path: Path) -> list[tuple[str, str]]:
     """Image and masks of each entry of `test`, told apart by suffix: an entry may be a pair, or have any keys."""
-    try:
+    with reading(f"test split of {path}", UNPACK):
         entries = json.loads(read_text(path, "list"))["test"]
         entries = list(entries.values() if isinstance(entries, dict) else entries)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise OvssError(f"{path} has no list of the test split ({error!r}). Unpack the official archive again.") from error
     if not entries:
-        raise OvssError(f"{path} names no image of the test split. Unpack the official archive again.")
+        raise OvssError(f"{path} names no image of the test split. {UNPACK}")
     return [(_file(path, entry, ".png"), _file(path, entry, ".npy")) for entry in entries]
 
 
@@ -62,14 +56,14 @@ def _file(path: Path, entry: Any, suffix: str) -> str:
     if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
         raise OvssError(
             f"{path}: an entry of the test split is {str(entry)[:200]}, expected a path images/<id>.png and one "
-            "labels/<id>.npy below its folder. Unpack the official archive again."
+            f"labels/<id>.npy below its folder. {UNPACK}"
         )
     return name
 
 
 def planes(source: Path, targets: Sequence[Path]) -> None:
-    """Four planes of (166, H, W) masks of 0 and 1."""
-    try:
+    """Writes four planes of (166, H, W) masks of 0 and 1."""
+    with reading(f"file of masks {source}", f"Expected 166 masks of 0 and 1. {UNPACK}"):
         masks = np.load(source, mmap_mode="r", allow_pickle=False)
         if not isinstance(masks, np.ndarray):
             raise ValueError("it is an archive of arrays")
@@ -79,10 +73,5 @@ def planes(source: Path, targets: Sequence[Path]) -> None:
         wrong = next((plane for plane in chosen if not np.isin(plane, (0, 1)).all()), None)
         if wrong is not None:
             raise ValueError(f"it holds the values {np.unique(wrong)[:8].tolist()}")
-    except Exception as error:  # of damaged files NumPy raises nearly anything
-        raise OvssError(
-            f"{source} is not the masks of an image: {error}. Expected (166, height, width) of 0 and 1. Unpack the official "
-            "archive again."
-        ) from error
     for plane, target in zip(chosen, targets, strict=True):
         write_label(target, plane.astype(np.uint8))

@@ -1,40 +1,118 @@
-"""Raw label maps: reading MATLAB files, and replacing values with errors that name the file."""
+"""Readers of raw label maps: a file -> (H, W) classes. Values that official maps never hold are errors that name the file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.io import loadmat
 
-from ....errors import OvssError
+from ....errors import OvssError, reading
+from ..conversion import FEW, UNPACK, by_colour, note_pixels, read_pixels, table
+
+# Masks that were resized or saved as JPEG may hold more grey pixels than this share, if they hold enough white ones.
+FEW_GREY, GREY_TO_WHITE = 0.001, 4
 
 
-def read_matlab(path: Path, field: str) -> np.ndarray:
-    """(H, W) int32: one field of a .mat file."""
-    try:
-        return loadmat(path, variable_names=[field])[field].astype(np.int32)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # for damaged files scipy raises many kinds of errors
-        raise OvssError(
-            f"{path} is not a readable MATLAB file with the field {field}: {error}. Unpack the official archive again."
-        ) from error
+def numbers(path: Path, codes: Mapping[int, int]) -> np.ndarray:
+    """Grey values or palette indices, each with its class."""
+    return replace(read_pixels(path), codes, path)
 
 
-def replace(label: np.ndarray, values: Mapping[int, int], path: Path) -> np.ndarray:
-    """(H, W) of any integers -> (H, W) uint16: `values[v]` for each v, all at once, never in a chain.
+def matlab_numbers(path: Path, field: str, codes: Mapping[int, int], dtype: type = np.uint8) -> np.ndarray:
+    """The numbers in one field of a .mat file."""
+    with reading(f"field {field} of the MATLAB file {path}", UNPACK):
+        label = loadmat(path, variable_names=[field])[field].astype(np.int32)
+    return replace(label, codes, path, dtype)
 
-    Raises OvssError for a map of colours and for a v that is not among `values`, which are not negative.
-    """
+
+def replace(label: np.ndarray, codes: Mapping[int, int], path: Path, dtype: type = np.uint8) -> np.ndarray:
+    """(H, W) of any integers -> (H, W): `codes[v]` for each v. Raises OvssError for a map of colours and for a v without code;
+    codes are not negative."""
     if label.ndim != 2:
         raise OvssError(f"{path} has {label.shape[-1]} channels, expected one of class numbers. Is it the official file?")
-    last = max(values) + 1
-    table = np.full(last + 1, -1, np.int32)
-    table[list(values)] = list(values.values())
-    result = table[label.astype(np.int32).clip(-1, last)]  # values outside the table map to its last entry
+    beyond = max(codes) + 1
+    result = table(codes, -1, np.int32, beyond + 1)[label.astype(np.int32).clip(-1, beyond)]  # -1 is the last entry, too
     if result.min() < 0:
         foreign = np.unique(label[result < 0])[:8].tolist()
         raise OvssError(f"{path} holds the values {foreign}, which the official labels never have. Is it the official file?")
-    return result.astype(np.uint16)
+    return result.astype(dtype)
+
+
+def some_numbers(path: Path, codes: Mapping[int, int], others: int) -> np.ndarray:
+    """Grey values or palette indices; those without a class in `codes` share the class `others`."""
+    array = read_pixels(path)
+    if array.ndim != 2 or array.dtype != np.uint8:
+        raise OvssError(f"{path} is not a map of class numbers of 8 bits. Is it the official file?")
+    return table(codes, others)[array]
+
+
+def first_channel(path: Path) -> np.ndarray:
+    """Grey values; black and white of one bit are 0 and 255."""
+    array = read_pixels(path)
+    return array if array.ndim == 2 else array[..., 0]
+
+
+def black_or_white(path: Path) -> np.ndarray:
+    """The first channel divided by 255 and truncated: grey is black.
+
+    Raises OvssError if white is missing or rare compared with grey: such a mask has another encoding (0 and 1, ...).
+    """
+    channel = first_channel(path)
+    is_grey = (channel != 0) & (channel != 255)
+    white, grey = np.count_nonzero(channel == 255), np.count_nonzero(is_grey)
+    if channel.dtype not in (np.uint8, bool) or (grey > FEW_GREY * channel.size and grey > GREY_TO_WHITE * white):
+        values = np.unique(channel[is_grey])[:8].tolist()
+        raise OvssError(f"{path} holds the values {values}, expected 0 and 255. Is it the official file, or a converted one?")
+    note_pixels(grey, "are neither 0 nor 255; as in MESS's scripts, which divide by 255 and truncate, they count as 0")
+    return (channel == 255).astype(np.uint8)
+
+
+def brighter(path: Path, threshold: int, number: int) -> np.ndarray:
+    """`number` where the first channel is above the threshold, else 0."""
+    return np.where(first_channel(path) > threshold, np.uint8(number), np.uint8(0))
+
+
+def decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], other: int = 255, most: float = FEW) -> np.ndarray:
+    """The classes `values(rgb)` of a map in colours, see `_without_foreign`. It is decoded in blocks of
+    rows: maps have up to 60 million pixels, and `by_colour` takes 20 bytes for each."""
+    image = coloured(path)
+    label = np.concatenate([values(image[top : top + 128]) for top in range(0, len(image), 128)])
+    return _without_foreign(label, image, "colour", path, other, most)
+
+
+def by_rounded_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int]) -> np.ndarray:
+    """As `by_colour`, after channels above 128 became 255 and the others 0."""
+    return by_colour(np.where(image > 128, np.uint8(255), np.uint8(0)), colours)
+
+
+def luminance(path: Path, codes: Mapping[int, int]) -> np.ndarray:
+    """Classes by the grey value into which Pillow turns a colour."""
+    grey = np.array(Image.fromarray(coloured(path)).convert("L"))
+    return _without_foreign(table(codes, 255)[grey], grey, "value", path)
+
+
+def coloured(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a map in colours."""
+    with Image.open(path) as image:
+        if image.mode in ("1", "L", "I", "I;16"):
+            raise OvssError(f"label map {path} has one channel, expected RGB colours. Unpack the official archive again.")
+        return np.array(image.convert("RGB"))
+
+
+def _without_foreign(
+    label: np.ndarray, raw: np.ndarray, kind: str, path: Path, other: int = 255, most: float = FEW
+) -> np.ndarray:
+    """The label; pixels of no class (255) become `other`, with a note. Raises OvssError if their share exceeds `most`. `raw`
+    holds the stored values."""
+    foreign = label == 255
+    if foreign.mean() > most:
+        found = np.unique(raw[foreign][:10_000], axis=0)[:8].tolist()
+        share = f"{foreign.mean():.1%} of the pixels"
+        raise OvssError(f"{path} holds the {kind}s {found} ({share}), which belong to no class. Is it the official file?")
+    fate = "are ignored (255)" if other == 255 else f"count as {other}"
+    note_pixels(foreign.sum(), f"have a {kind} of no class; they {fate}")
+    label[foreign] = other
+    return label
