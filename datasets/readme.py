@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # isort: split
 
 from ovss_bench.datasets.config import dataset_config
-from ovss_bench.datasets.expected import in_words
+from ovss_bench.datasets.expected import count_in_words
 from ovss_bench.datasets.layout import tree
 from ovss_bench.files import DATASET_FACTS, config_names, write_text
 
@@ -56,7 +56,11 @@ def readme() -> str:
 def _section(name: str) -> str:
     config = dataset_config(name)[1]
     plan = config.get("prepare", {})
-    lines = [f"- images: {in_words(config, 'not known')}", f"- licence: {config['licence']}", f"- source: <{config['link']}>"]
+    lines = [
+        f"- images: {count_in_words(config, 'not known')}",
+        f"- licence: {config['licence']}",
+        f"- source: <{config['link']}>",
+    ]
     lines += [f"- archive: `{archive['file']}`" for archive in plan.get("archives", ())]
     lines += [f"- command: `python tools/datasets.py prepare {name}`"] if plan else ["- no preparation is needed"]
     lines += ["", "```text", textwrap.dedent("\n".join(tree("", config, "datasets").splitlines())), "```", ""]

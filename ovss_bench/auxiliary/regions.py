@@ -192,7 +192,7 @@ class RegionFolder:
         return read_regions(below(self.folder, file), image.shape[:2], self.contents.get(file))
 
 
-def content_digest(regions: np.ndarray) -> str:
+def map_digest(regions: np.ndarray) -> str:
     """SHA-256 of a map (H, W), independent of the file format."""
     return digest(repr(regions.shape), regions.astype(np.int32).tobytes())
 
@@ -211,7 +211,7 @@ def _generator(index: Mapping[str, Any]) -> str | None:
 
 def read_index(folder: Path) -> dict[str, Any] | None:
     """{digest, regions, generator, settings, stand_in, command, images: {key of the image: file}, contents: {file:
-    `content_digest`}}; None without an index. `regions` is the entry of configs/regions by which this project made the maps,
+    `map_digest`}}; None without an index. `regions` is the entry of configs/regions by which this project made the maps,
     `generator` the one stated for maps from elsewhere; both may be None. Earlier versions had no `generator` and `contents`."""
     path = folder / INDEX
     if not path.is_file():
@@ -265,7 +265,7 @@ def read_regions(path: Path, size: tuple[int, int] | None = None, content: str |
             f"{size[1]}. If height and width are swapped: images are rotated by their EXIF tag here, which the program that "
             "made the map may not have done; make the map again from the rotated image."
         )
-    if content not in (None, content_digest(regions)):
+    if content not in (None, map_digest(regions)):
         raise OvssError(
             f"region map {path} is damaged, or has changed since {INDEX} was made. Copy it again, or rerun tools/regions.py: "
             "damaged maps are recomputed."

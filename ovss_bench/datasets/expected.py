@@ -22,7 +22,7 @@ def number(config: Mapping[str, Any], found: int) -> int | None:
     return found if found in known else next(iter(known), None)
 
 
-def in_words(config: Mapping[str, Any], unknown: str) -> str:
+def count_in_words(config: Mapping[str, Any], unknown: str) -> str:
     """The numbers, or `unknown`."""
     return " or ".join(map(str, counts(config))) or unknown
 
@@ -33,7 +33,7 @@ def of_other_number(config: Mapping[str, Any], found: int, splits: Mapping[str, 
         return None
     others = {**((config.get("check") or {}).get("splits") or {}), **(splits or {})}
     same = " and of ".join(split for split, images in others.items() if images == found)
-    what = f"{found} images are listed, {in_words(config, 'some')} are expected"
+    what = f"{found} images are listed, {count_in_words(config, 'some')} are expected"
     return f"{what}; {found} is the number of {same}" if same else what
 
 

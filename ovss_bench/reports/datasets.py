@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import alternatives, dataset_config, pattern_of
-from ..datasets.expected import in_words
+from ..datasets.expected import count_in_words
 from ..datasets.layout import data_root
 from ..datasets.mmseg_classes import mmseg_class
 from ..datasets.suites import load_suite
@@ -31,7 +31,14 @@ def overview(root: str | None) -> Table:
         config = dataset_config(name)[1]
         state, dataset = state_of(name, root)
         size = "" if dataset is None else f"{_bytes(dataset) / 1e6:.0f}"
-        facts = (name, class_count(name), in_words(config, str(config.get("scenes", "?"))), state, size, config["licence"])
+        facts = (
+            name,
+            class_count(name),
+            count_in_words(config, str(config.get("scenes", "?"))),
+            state,
+            size,
+            config["licence"],
+        )
         records.append(dict(zip(("data set", "classes", "images", "here", "MB", "licence"), facts, strict=True)))
     return Table.of(records, right=("classes", "images", "MB"))
 
@@ -48,7 +55,7 @@ def card(name: str, root: str | None) -> Text:
         "link": config.get("link"),
         "classes": class_count(given),
         "background": config.get("background", "none"),
-        "images expected": in_words(config, str(config.get("scenes", "not known"))),
+        "images expected": count_in_words(config, str(config.get("scenes", "not known"))),
         "images": f"{folder}/{pattern_of(config, 'image')}" if "images" in config else None,
         "labels": f"{folder}/{pattern_of(config, 'label')}" if "labels" in config else None,
         "ids": f"{folder}/{config['ids']}" if "ids" in config else None,

@@ -18,7 +18,6 @@ from ..runs.published import (
     Filled,
     figures_of,
     figures_with,
-    listed,
     located,
     meant,
     published_figures,
@@ -79,7 +78,7 @@ class PaperTable:
         `comparable`: the run reproduces the figure; otherwise its settings differ or are unknown."""
         same = figures_of(row.segmentor, row.clip, dataset, row.overrides(dataset)) if row.segmentor else []
         printed = row.printed()
-        figures = listed(printed[printed["dataset"] == dataset])
+        figures = as_records(printed[printed["dataset"] == dataset])
         figures += [figure for figure in same if figure not in figures]
         return [figure | {"comparable": figure in same} for figure in figures]
 

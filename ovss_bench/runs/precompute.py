@@ -16,8 +16,8 @@ from ..auxiliary.regions import (
     INDEX,
     SUFFIXES,
     RegionFolder,
-    content_digest,
     load_regions,
+    map_digest,
     read_index,
     read_regions,
     write_index,
@@ -77,7 +77,7 @@ def precompute_regions(
                 )
             found = source(image)
             write_regions(path, found)
-            index["contents"][file] = content_digest(found)
+            index["contents"][file] = map_digest(found)
             images.pop(owners.get(file, ""), None)
             images[key] = file
             return True
@@ -133,7 +133,7 @@ def index_regions(
                 f"there is no {' or '.join(names)} in {folder}. Copy it there, or compute the regions of all images again."
             )
         image = dataset.image(sample)
-        contents[file] = content_digest(read_regions(below(folder, file), image.shape[:2]))
+        contents[file] = map_digest(read_regions(below(folder, file), image.shape[:2]))
         images[image_key(image)] = file
         return True
 

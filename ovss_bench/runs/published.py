@@ -159,10 +159,10 @@ def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, 
     run = segmentor, clip, dataset
     figures = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     same = [settings(*run, published) == settings(*run, overrides) for published in figures["overrides"]]
-    return listed(figures[same]) if same else []
+    return as_records(figures[same]) if same else []
 
 
-def listed(figures: pd.DataFrame) -> list[dict[str, Any]]:
+def as_records(figures: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of `published_figures` in the form of result files, first-hand figures first."""
     columns = ["miou", "metric", "method", "variant", "source", "table", "second_hand"]
     return figures.sort_values("second_hand", kind="stable")[columns].to_dict("records")
@@ -281,7 +281,7 @@ def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str
     unmatched = figures_with(method=method, dataset=dataset, segmentor="")
     unmatched = unmatched[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
     if len(unmatched):
-        shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in listed(unmatched)[:3]]
+        shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in as_records(unmatched)[:3]]
         parts.append(f"for {method} with different or unstated settings there is {', '.join(shown)}")
         parts += dict.fromkeys(filter(None, map(why_not_joined, unmatched.to_dict("records"))))
     return "; ".join(parts)

@@ -6,44 +6,8 @@ from collections import defaultdict
 
 from end_to_end.tools import ROOT
 
-# Violations that are being fixed: names, references, files.
-KNOWN = {
-    *(
-        "checked",
-        "content_digest",
-        "copy",
-        "csv",
-        "grid",
-        "in_words",
-        "listed",
-        "markdown",
-        "nearest",
-        "read_array",
-        "read_text",
-    ),
-    *("Report", "table"),
-    "ovss_bench/auxiliary/masks.py: corrclip.md",
-    "ovss_bench/auxiliary/regions.py: corrclip.md",
-    "ovss_bench/encoders/diffusion.py: cliper.md",
-    "ovss_bench/ops/pamr.py: pamr.md",
-    "ovss_bench/ops/scores.py: clip.md",
-    "ovss_bench/ops/scores.py: sclip.md",
-    "ovss_bench/ops/windows.py: clip.md",
-    "ovss_bench/vocabulary.py: cliper.md",
-    "ovss_bench/vocabulary.py: maskclip.md",
-    "tests/end_to_end/test_eval.py",
-    "tests/end_to_end/test_html.py",
-    "tests/unit/test_check.py",
-    "tests/unit/test_compare.py",
-    "tests/unit/test_convert_mess.py",
-    "tests/unit/test_convert_natural.py",
-    "tests/unit/test_prepare.py",
-    "tests/unit/test_regions.py",
-    "tests/unit/test_vision.py",
-}
-
 # Public names that several modules may define, and documents outside of the repository, each with a reason.
-SHARED = {"main": "the entry point of a command"}
+SHARED = {"main": "the entry point of a command", "run": "what a command does"}
 ELSEWHERE = {
     "table.md": "written by the tools",
     "dataset_prepare.md": "of SegEarth-OV",
@@ -66,17 +30,17 @@ def test_a_public_name_has_one_meaning():
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(file)
     found = {name: files for name, files in places.items() if len(files) > 1}
-    assert found.keys() <= KNOWN | SHARED.keys(), found
+    assert found.keys() <= SHARED.keys(), found
 
 
 def test_documents_that_the_code_names_exist():
     """Docstrings and comments cite papers, code, and pages of this repository by their path."""
     named = {(file, name) for file, text in PACKAGE.items() for name in re.findall(r"[\w./-]*\w\.md\b|\.\./shared", text)}
-    assert {f"{file}: {name}" for file, name in named if not (ROOT / name).is_file() and name not in ELSEWHERE} <= KNOWN
+    assert not {f"{file}: {name}" for file, name in named if not (ROOT / name).is_file() and name not in ELSEWHERE}
 
 
 def test_files_are_short():
     lengths = {
         file: text.count("\n") for part in ("ovss_bench", "tests", "tools") for file, text in texts(f"{part}/**/*.py").items()
     }
-    assert {file for file, length in lengths.items() if length > LONGEST} <= KNOWN
+    assert not {file for file, length in lengths.items() if length > LONGEST}

@@ -53,7 +53,7 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size[::-1]
 
 
-def lines(path: Path) -> list[str]:
+def list_lines(path: Path) -> list[str]:
     """The lines of a list that are not empty. Raises OvssError if it is missing or not text."""
     require([path])
     return [line for _, line in read_lines(path, "list") if line]
@@ -61,7 +61,7 @@ def lines(path: Path) -> list[str]:
 
 def words(path: Path) -> list[str]:
     """The words of a list: ids, or names of files."""
-    return [word for line in lines(path) for word in line.split()]
+    return [word for line in list_lines(path) for word in line.split()]
 
 
 # Notes on the label map that this process is converting.
@@ -116,7 +116,7 @@ def copy(source: Path, target: Path) -> None:
     write_atomic(target, partial(shutil.copyfile, source))
 
 
-def table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size: int = 256) -> np.ndarray:
+def lookup_table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size: int = 256) -> np.ndarray:
     """A look-up table of `size` entries: the given values, `default` elsewhere."""
     result = np.full(size, default, dtype)
     result[list(values)] = list(values.values())

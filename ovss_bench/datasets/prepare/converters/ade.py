@@ -10,12 +10,12 @@ import numpy as np
 
 from ....errors import OvssError
 from ....files import DATASET_FACTS
-from ..conversion import CONVERTERS, Task, files, read_pixels, require, table, words, write_image, write_label
+from ..conversion import CONVERTERS, Task, files, lookup_table, read_pixels, require, words, write_image, write_label
 from .mess_parts import IMAGES, LABELS
 
 # A line per class in the order of the labels: its id in the full release (MaskFormer's and CAT-Seg's list).
 IDS = [int(number) for number in words(DATASET_FACTS / "ids/ade847_ids.txt")]
-TRAIN_IDS = table({original: new for new, original in enumerate(IDS)}, 65535, np.uint16, 26 * 256)
+TRAIN_IDS = lookup_table({original: new for new, original in enumerate(IDS)}, 65535, np.uint16, 26 * 256)
 SHORT_SIDE = 512
 
 

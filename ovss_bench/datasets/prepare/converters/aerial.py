@@ -15,7 +15,19 @@ from PIL import Image
 
 from ....errors import OvssError
 from ....image import refuse_odd
-from ..conversion import CONVERTERS, Task, by_colour, copied, files, image_size, numbered, require, table, words, write_image
+from ..conversion import (
+    CONVERTERS,
+    Task,
+    by_colour,
+    copied,
+    files,
+    image_size,
+    lookup_table,
+    numbered,
+    require,
+    words,
+    write_image,
+)
 from .values import decoded
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
@@ -29,7 +41,7 @@ VAIHINGEN_VAL = [f"area{number}" for number in (6, 24, 35, 16, 14, 22, 10, 4, 2,
 # Both ISPRS sets: black (eroded boundaries, which reduce_zero_label ignores), impervious surface, building, low vegetation,
 # tree, car, clutter. The original converters compare 4 R + 3 G + 2 B instead of colours.
 ISPRS_COLOURS = numbered("000000 ffffff 0000ff 00ffff 00ff00 ffff00 ff0000")
-ISPRS_KEYS = table({4 * r + 3 * g + 2 * b: value for (r, g, b), value in ISPRS_COLOURS.items()}, 255, size=9 * 255 + 1)
+ISPRS_KEYS = lookup_table({4 * r + 3 * g + 2 * b: value for (r, g, b), value in ISPRS_COLOURS.items()}, 255, size=9 * 255 + 1)
 # Background, ship, storage tank, baseball diamond, tennis court, basketball court, ground track field, bridge, large vehicle,
 # small vehicle, helicopter, swimming pool, roundabout, soccer field, plane, harbour.
 ISAID_COLOURS = numbered(
@@ -155,10 +167,10 @@ def tiled(
         kinds = zip((image, label), folders, suffixes, (read_picture, read_label), (0, fill), strict=True)
         for source, folder, suffix, read, beyond in kinds:
             places = {folder / f"{key}{suffix}": box for key, box in named.items()}
-            yield Task(cut, (source, places, read, beyond), tuple(places))
+            yield Task(cut_tiles, (source, places, read, beyond), tuple(places))
 
 
-def cut(source: Path, places: dict[Path, Box], read: Callable[[Path], np.ndarray], fill: int) -> None:
+def cut_tiles(source: Path, places: dict[Path, Box], read: Callable[[Path], np.ndarray], fill: int) -> None:
     """Writes the tiles of `read(source)`, padded with `fill` on the right and at the bottom."""
     array = read(source)
     beyond = [max(0, max(box[i] for box in places.values()) - array.shape[axis]) for axis, i in enumerate((1, 3))]

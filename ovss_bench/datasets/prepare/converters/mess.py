@@ -18,7 +18,7 @@ import numpy as np
 from ....errors import OvssError
 from ..conversion import CONVERTERS, Task, by_colour, files, labelled, numbered, write_label
 from .aerial import POTSDAM_VAL, Box, isaid_label, isaid_sources, tiled, uavid_sources
-from .mess_parts import IMAGES, LABELS, Reader, columns, listed, one_of, pair, pictured
+from .mess_parts import IMAGES, LABELS, Reader, listed, one_of, pair, pictured, two_columns
 from .values import black_or_white, brighter, by_rounded_colour, decoded, first_channel, luminance, numbers, some_numbers
 
 TILE = 1024
@@ -218,8 +218,8 @@ def suim(folder: Path) -> Iterator[Task]:
 @CONVERTERS.register_module(name="cub_200")
 def cub_200(folder: Path, images: str = "mess") -> Iterator[Task]:
     """The bird is where the mask exceeds 128; its class is the number at the start of its folder's name."""
-    training = dict(columns(folder / "train_test_split.txt"))
-    for number, name in columns(folder / "images.txt"):
+    training = dict(two_columns(folder / "train_test_split.txt"))
+    for number, name in two_columns(folder / "images.txt"):
         if training.get(number) == "0":
             image, label = folder / "images" / name, (folder / "segmentations" / name).with_suffix(".png")
             read = partial(brighter, threshold=128, number=species(name, folder))

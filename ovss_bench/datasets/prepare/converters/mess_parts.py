@@ -10,16 +10,16 @@ from PIL import Image
 
 from ....errors import OvssError
 from ....files import write_atomic
-from ..conversion import Task, copy, labelled, lines
+from ..conversion import Task, copy, labelled, list_lines
 from .aerial import read_picture
 
 IMAGES, LABELS = "images_detectron2", "annotations_detectron2"
 Reader = Callable[[Path], np.ndarray]  # raw label map -> (H, W) uint8 classes
 
 
-def columns(path: Path) -> list[tuple[str, str]]:
+def two_columns(path: Path) -> list[tuple[str, str]]:
     """The two columns of a list: number and value."""
-    rows = [line.split() for line in lines(path)]
+    rows = [line.split() for line in list_lines(path)]
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise OvssError(f"{path} has the line '{' '.join(wrong)}', expected a number and a value. Unpack the official archive.")
@@ -28,7 +28,7 @@ def columns(path: Path) -> list[tuple[str, str]]:
 
 def listed(path: Path) -> list[str]:
     """The names of a list, with or without suffixes."""
-    return [Path(line).stem for line in lines(path)]
+    return [Path(line).stem for line in list_lines(path)]
 
 
 def one_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path:

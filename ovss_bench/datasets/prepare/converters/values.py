@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from ....errors import OvssError, reading
-from ..conversion import FEW, UNPACK, by_colour, note_pixels, read_pixels, table
+from ..conversion import FEW, UNPACK, by_colour, lookup_table, note_pixels, read_pixels
 
 # Masks that were resized or saved as JPEG may hold more grey pixels than this share, if they hold enough white ones.
 FEW_GREY, GREY_TO_WHITE = 0.001, 4
@@ -34,7 +34,7 @@ def replace(label: np.ndarray, codes: Mapping[int, int], path: Path, dtype: type
     if label.ndim != 2:
         raise OvssError(f"{path} has {label.shape[-1]} channels, expected one of class numbers. Is it the official file?")
     beyond = max(codes) + 1
-    result = table(codes, -1, np.int32, beyond + 1)[label.astype(np.int32).clip(-1, beyond)]  # -1 is the last entry, too
+    result = lookup_table(codes, -1, np.int32, beyond + 1)[label.astype(np.int32).clip(-1, beyond)]  # -1 is the last entry, too
     if result.min() < 0:
         foreign = np.unique(label[result < 0])[:8].tolist()
         raise OvssError(f"{path} holds the values {foreign}, which the official labels never have. Is it the official file?")
@@ -46,7 +46,7 @@ def some_numbers(path: Path, codes: Mapping[int, int], others: int) -> np.ndarra
     array = read_pixels(path)
     if array.ndim != 2 or array.dtype != np.uint8:
         raise OvssError(f"{path} is not a map of class numbers of 8 bits. Is it the official file?")
-    return table(codes, others)[array]
+    return lookup_table(codes, others)[array]
 
 
 def first_channel(path: Path) -> np.ndarray:
@@ -91,7 +91,7 @@ def by_rounded_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], 
 def luminance(path: Path, codes: Mapping[int, int]) -> np.ndarray:
     """Classes by the grey value into which Pillow turns a colour."""
     grey = np.array(Image.fromarray(coloured(path)).convert("L"))
-    return _without_foreign(table(codes, 255)[grey], grey, "value", path)
+    return _without_foreign(lookup_table(codes, 255)[grey], grey, "value", path)
 
 
 def coloured(path: Path) -> np.ndarray:
