@@ -16,6 +16,7 @@ from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names, read_yaml, write_text
 from ..runs.published import (
     Filled,
+    as_records,
     figures_of,
     figures_with,
     located,
