@@ -110,9 +110,8 @@ def kind_of(hint: Any) -> type:
 
 def with_flags(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
     """The words with `--name VALUE`, and `--name` of a switch, rewritten as NAME=VALUE."""
-    result, rest = [], list(words)
-    while rest:
-        word = rest.pop(0)
+    result, rest = [], iter(words)
+    for word in rest:
         flag, equals, text = word.removeprefix("--").partition("=")
         name = flag.replace("-", "_")
         if not word.startswith("--") or not flag:
@@ -121,8 +120,8 @@ def with_flags(words: Sequence[str], options: Mapping[str, Option]) -> list[str]
             raise unknown("option", name, options)
         elif equals or kind_of(options[name].hint) is bool:
             result.append(f"{name}={text or 'true'}")
-        elif rest:
-            result.append(f"{name}={rest.pop(0)}")
+        elif (value := next(rest, None)) is not None:
+            result.append(f"{name}={value}")
         else:
             raise OvssError(f"{word}: expected {name}=VALUE.")
     return result
