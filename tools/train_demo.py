@@ -1,4 +1,4 @@
-"""Trains an encoder of the demo from nothing: `python tools/train_demo.py clip|vision|foreground [--out DIR]`.
+"""Trains an encoder of the demo from scratch: `python tools/train_demo.py clip|vision|foreground [--out DIR]`.
 
 Resumable, and deterministic for a seed and a number of threads. `python tools/train_demo.py MODEL --help` lists the options.
 """
@@ -22,10 +22,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = parser.add_subparsers(dest="model", required=True)
     for name, module in MODELS.items():
-        own = models.add_parser(name, help=module.__doc__.splitlines()[0])
-        module.options(own)
-        own.add_argument("--seed", type=int, default=0)
-        own.add_argument("--threads", type=int, default=2)
+        command = models.add_parser(name, help=module.__doc__.splitlines()[0])
+        module.options(command)
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     MODELS[arguments.model].train(arguments)
 

@@ -1,11 +1,12 @@
-"""Inputs of the benchmark: a CLIP with random or real weights, drawn images, and queries that distinguish patches."""
+"""Inputs of the benchmark: CLIP with random or real weights, drawn images, and queries that distinguish patches."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,52 +31,31 @@ from ..segmentors.base import Segmentor
 from ..segmentors.build import build_segmentor
 from ..vocabulary import Vocabulary
 
-
-@dataclass(frozen=True)
-class Case:
-    """The options of the benchmark, see configs/bench."""
-
-    clip: str
-    dataset: str | None
-    segmentor: list[str]
-    classes: int
-    queries: int
-    threshold: float
-    height: int
-    width: int
-    images: int
-    short_side: int
-    window: int
-    stride: int
-    device: str
-    precision: str | None
-    threads: int | None
-    batch: int | None
-    official: bool
-    trunk_cache: bool
+Case = SimpleNamespace  # the options of `ovss bench` by name, see CASE in cli/bench.py
 
 
 def jobs_of(case: Case, folder: Path) -> list[Job]:
-    """The case's segmentors on its images: those of a data set, else drawn ones in `folder`."""
+    """The case's segmentors on its data set, or on images drawn into `folder`."""
     clip = _clip(case)
     if case.dataset:
         dataset = load_dataset(case.dataset)
-        vocabulary = dataset.vocabulary("demo", "notebook7") if dataset.name == "demo" else dataset.vocabulary(None, "photo")
-        segmentors = [build_segmentor(name, clip=clip, vocabulary=vocabulary, pamr_steps=0) for name in case.segmentor]
+        names, templates = ("demo", "notebook7") if dataset.name == "demo" else (None, "photo")
+        vocabulary = dataset.vocabulary(names, templates)
+        options: dict[str, Any] = {}
     else:
         dataset = _drawn(case, folder)
         options = {"resize": "keep_ratio", "short_side": case.short_side, "long_side": 2048, "pad": "none"}
-        options |= {"window": case.window, "stride": case.stride, "threshold": case.threshold, "pamr_steps": 0}
+        options |= {"window": case.window, "stride": case.stride, "threshold": case.threshold}
         options |= {"activation": None, "position": "offset", "normalize": "clip"}
         vocabulary = _queries(case, clip, dataset.image(dataset.samples[0]))
-        segmentors = [build_segmentor(name, clip=clip, vocabulary=vocabulary, **options) for name in case.segmentor]
-    return [Job(name, segmentor, dataset, "paper") for name, segmentor in zip(case.segmentor, segmentors, strict=True)]
+    options["pamr_steps"] = 0
+    segmentors = {name: build_segmentor(name, clip=clip, vocabulary=vocabulary, **options) for name in case.segmentor}
+    return [Job(name, segmentor, dataset, "paper") for name, segmentor in segmentors.items()]
 
 
 def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
-    """The data set with the first `limit` images and labels held in memory."""
-    other = copy.copy(dataset)
-    samples = dataset.select(limit)
+    """The data set with `limit` images and labels held in memory."""
+    other, samples = copy.copy(dataset), dataset.select(limit)
     images = {sample.id: dataset.image(sample) for sample in samples}
     labels = {sample.id: dataset.label(sample) for sample in samples}
     other.image = lambda sample: images[sample.id]
@@ -86,13 +66,12 @@ def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
 def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
     """All windows (B, 3, h, w) of an image, as input of the encoder."""
     context = make_context(image, segmentor)
-    height, width = context.resized.shape[:2]
-    windows = SlidingWindow.by(segmentor.recipe, height, width, segmentor.clip.patch_size)
+    windows = SlidingWindow.by(segmentor.recipe, *context.resized.shape[:2], segmentor.clip.patch_size)
     return torch.stack(windows.cut(context.pixels))
 
 
 def bare_encoder(clip: DenseCLIP, grid: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """open_clip's own forward pass of the image tower, which returns the class token, for windows of `grid` patches."""
+    """open_clip's forward pass of the image tower, which returns the class token, for windows of `grid` patches."""
     visual: Any = copy.copy(clip.model.visual)
     position = resample_position(visual.positional_embedding, grid, clip.stored_grid, "offset")
     visual._parameters = visual._parameters | {"positional_embedding": nn.Parameter(position, requires_grad=False)}
@@ -109,10 +88,10 @@ def _clip(case: Case) -> DenseCLIP:
         return load_clip(case.clip, precision=case.precision, device=case.device)
     if case.clip not in open_clip.list_models():
         raise unknown("clip", case.clip, [*config_names("clip"), *open_clip.list_models()])
-    torch.manual_seed(0)
     precision = case.precision or default_precision(case.device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
+    torch.manual_seed(0)
     model = open_clip.create_model(case.clip, precision=precision, force_quick_gelu=True)
     clip = DenseCLIP(model, open_clip.get_tokenizer(case.clip), case.clip, "quick_gelu")
     clip.to(case.device, precision)
@@ -120,7 +99,7 @@ def _clip(case: Case) -> DenseCLIP:
 
 
 def _drawn(case: Case, folder: Path) -> SegDataset:
-    """Drawn scenes as JPEG, labels as PNG with all classes in them, and the YAML by which they are a data set."""
+    """A data set of drawn scenes (JPEG), whose labels (PNG) contain all classes."""
     if not 0 < case.classes <= case.queries:
         raise OvssError(f"classes={case.classes} queries={case.queries}: expected at least one query per class.")
     rng = np.random.RandomState(0)
@@ -130,22 +109,20 @@ def _drawn(case: Case, folder: Path) -> SegDataset:
         image, index = draw_scene(rng, case.height, case.width, list(DEMO_CLOTHS)[:12], number % 5, (60, 120))
         label = (index.astype(np.int32) * 37 + rng.randint(case.classes)) % case.classes
         Image.fromarray(image).save(folder / "images" / f"{number:04d}.jpg", quality=92)
-        Image.fromarray(label.astype(np.uint8 if case.classes < 255 else np.uint16)).save(
-            folder / "labels" / f"{number:04d}.png"
-        )
-    lines = ["images: images", "labels: labels", "image_suffix: .jpg", "label_suffix: .png"]
-    lines += [f"ignore_index: {max(255, case.classes)}", *(["background: 0"] if case.threshold else [])]
-    lines += [f"classes: [{', '.join(f'class {number}' for number in range(case.classes))}]"]
-    (folder / "drawn.yaml").write_text("\n".join(lines), "utf-8")
+        label = label.astype(np.uint8 if case.classes < 255 else np.uint16)
+        Image.fromarray(label).save(folder / "labels" / f"{number:04d}.png")
+    config: dict[str, Any] = {"images": "images", "labels": "labels", "image_suffix": ".jpg", "label_suffix": ".png"}
+    config |= {"ignore_index": max(255, case.classes), "classes": [f"class {number}" for number in range(case.classes)]}
+    config |= {"background": 0} if case.threshold else {}
+    (folder / "drawn.yaml").write_text(json.dumps(config), "utf-8")
     return load_dataset(folder / "drawn.yaml")
 
 
 def _queries(case: Case, clip: DenseCLIP, image: np.ndarray) -> Vocabulary:
-    """Queries with which random weights give fragmented label maps: mixtures of patch embeddings, minus their mean."""
+    """Queries that give fragmented label maps even with random weights: mixtures of centred patch embeddings."""
     generator = torch.Generator().manual_seed(0)
     pixels = normalize(resize(image, "keep_ratio", case.short_side, 2048, clip.patch_size), "clip")
-    height, width = pixels.shape[1:]
-    windows = SlidingWindow.of(height, width, case.window, case.stride, clip.patch_size, "none").cut(pixels)
+    windows = SlidingWindow.of(*pixels.shape[1:], case.window, case.stride, clip.patch_size, "none").cut(pixels)
     trunk = clip.trunk(torch.stack(windows[:4]).to(clip.device))
     patches = clip.head(clip.block(-1, trunk.grid)(trunk.tokens)[:, 1:]).flatten(0, 1).cpu()
     patches = patches - patches.mean(0)

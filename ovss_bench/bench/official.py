@@ -1,6 +1,6 @@
-"""An evaluation loop in the style of the official codes (SCLIP and its forks on mmseg), as a baseline for speed, not for
-evaluation: one window at a time, padded to the size of the image before it is added, all maps at full size in every step,
-synonyms by a product with a one-hot mask, counts by `histc`."""
+"""An evaluation loop in the style of the official code (SCLIP and its forks on mmseg), a baseline for speed only: one window at
+a time, padded to the size of the image and added, all maps at full size in every step, synonyms by a product with a one-hot
+mask, counts by `histc`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..datasets.base import SegDataset
+from ..datasets.lists import Sample
 from ..image import normalize, resize
 from ..segmentors.base import Segmentor
 from ..types import WindowBatch
@@ -18,7 +20,7 @@ from ..types import WindowBatch
 
 @torch.inference_mode()
 def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
-    """The label map (H, W) of an image (H, W, 3) uint8 RGB. Of a method's hooks it calls only `patch_logits`."""
+    """The label map (H, W) of an image (H, W, 3) uint8 RGB. The only hook of the method that it calls is `patch_logits`."""
     recipe, vocabulary, device = segmentor.recipe, segmentor.vocabulary, segmentor.clip.device
     resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
     pixels = normalize(resized, recipe.normalize)[None].to(device)
@@ -51,22 +53,19 @@ def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
     return labels
 
 
-def official_counts(labels: Tensor, label: np.ndarray, classes: int) -> Tensor:
-    """Pixels (3, C) of the intersection, the prediction and the ground truth `label` of one image, as in mmseg's
-    `IoUMetric`."""
-    target = torch.from_numpy(label).to(labels.device)
-    labels, target = labels[target != 255], target[target != 255]
-    parts = (labels[labels == target], labels, target)
-    return torch.stack([torch.histc(part.float(), bins=classes, min=0, max=classes - 1) for part in parts]).cpu()
-
-
-def official_miou(counts: Iterable[Tensor]) -> float:
-    """mIoU in percent over the classes that occur or are predicted."""
-    intersection, predicted, true = torch.stack(list(counts)).double().sum(0)
+def official_miou(dataset: SegDataset, samples: Iterable[Sample], label_maps: Iterable[Tensor]) -> float:
+    """mIoU in percent over the classes that occur or are predicted, with counts as in mmseg's `IoUMetric`."""
+    classes, counts = len(dataset.classes), []
+    for sample, labels in zip(samples, label_maps, strict=True):
+        target = torch.from_numpy(dataset.label(sample)).to(labels.device)
+        labels, target = labels[target != 255], target[target != 255]
+        parts = (labels[labels == target], labels, target)
+        counts.append([torch.histc(part.float(), bins=classes, min=0, max=classes - 1).cpu() for part in parts])
+    intersection, predicted, true = (torch.stack(each).double().sum(0) for each in zip(*counts, strict=True))
     return 100 * float((intersection / (predicted + true - intersection)).nanmean())
 
 
 def _to_patches(crop: Tensor, patch: int) -> Tensor:
-    """Pads a window with zeros to a multiple of the patch, an odd one at the end (ClearCLIP)."""
+    """Pads a window with zeros to multiples of the patch size; the odd pixel at the end (ClearCLIP)."""
     down, right = (-side % patch for side in crop.shape[2:])
     return F.pad(crop, (right // 2, right - right // 2, down // 2, down - down // 2))

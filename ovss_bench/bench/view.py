@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from ..reports.markdown import markdown
 from ..reports.table import Table
 from .measure import OFFICIAL
@@ -14,7 +16,7 @@ from .measure import OFFICIAL
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown, a row per case and way: seconds per image, their ratio to the bare encoder in the same round (median, minimum
-    to maximum), peak memory, and the share of pixels on which the official-style loop agrees with ours."""
+    to maximum), peak memory, and the share of pixels with equal labels in the official-style loop and our run."""
     rows = []
     for name, result in results.items():
         for way, ratio in result["ratios"].items():
@@ -50,9 +52,8 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.3 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    medians = [ratio["median"] for _, ratio in rows]
-    spread = [[r["median"] - r["least"] for _, r in rows], [r["most"] - r["median"] for _, r in rows]]
-    axes.barh([label for label, _ in rows], medians, xerr=spread, color="#4477aa")
+    least, medians, most = (np.array([ratio[key] for _, ratio in rows]) for key in ("least", "median", "most"))
+    axes.barh([label for label, _ in rows], medians, xerr=[medians - least, most - medians], color="#4477aa")
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time, bare encoder = 1")

@@ -1,5 +1,5 @@
-"""Measures the time and memory of our run beside the bare encoder, and beside a loop in the style of the official code: for all
-cases of configs/bench, some of them, or one described by options."""
+"""Measures time and memory of our run, of the bare encoder, and of a loop in the style of the official code: for all cases of
+configs/bench, some of them, or one described by options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import Command, Option, Text, Texts
 
 CASE = (
     Option("clip", Text, "ViT-B-16", "an entry of configs/clip, or an architecture of open_clip with random weights"),
-    Option("dataset", Text | None, None, "data set to read; default: drawn images"),
+    Option("dataset", Text | None, None, "data set; default: drawn images"),
     Option("segmentor", Texts, ["sclip"], "methods: one or a list"),
     Option("classes", Count, 150, "number of classes"),
     Option("queries", Count, 150, "number of queries: one or more per class"),
@@ -21,7 +21,7 @@ CASE = (
     Option("height", Count, 512, "of the images, in pixels"),
     Option("width", Count, 683, "of the images, in pixels"),
     Option("images", Count, 4, "number of images"),
-    Option("short_side", Count, 336, "to which images are resized, in pixels"),
+    Option("short_side", Count, 336, "of the resized images, in pixels"),
     Option("window", Count, 224, "in pixels"),
     Option("stride", Count, 112, "in pixels"),
     Option("precision", Text | None, None, "of the encoder; default: that of the device"),
@@ -43,9 +43,8 @@ def run(words: list[str]) -> None:
     from ..bench.view import plot, stages, table
     from ..runs.world import World
 
-    cases, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    chosen = {word.partition("=")[0] for word in options}
-    options = COMMAND.parse(options)[1]
+    cases, options = COMMAND.parse(words)
+    chosen = {word.partition("=")[0] for word in words if "=" in word}
     if not cases and chosen <= {option.name for option in MEASURING}:
         cases = config_names("bench")
     options["device"] = World().device(options["device"])

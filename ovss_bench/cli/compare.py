@@ -1,5 +1,5 @@
 """Compares results: A with B, result files or folders matched by segmentor, CLIP and data set; two segmentors on all data sets
-of a folder; or a run with the published figure, which also works for a part of the images."""
+of a folder; or a run, even of a part of the images, with the published figure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def run(words: list[str]) -> int:
     if len(places) not in ((1,) if published else (2, 3)):
         wanted = "RUN published=true" if published else "A B, or FOLDER SEGMENTOR SEGMENTOR"
         raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(places) or 'none'}.")
-    places, methods = (places[:1], places[1:]) if len(places) == 3 else (places, [])
-    paths = [user_path(place) for place in places]
+    methods = places[1:] if len(places) == 3 else []
+    paths = [user_path(place) for place in (places[:1] if methods else places)]
     for path in paths:
         if not path.exists():
             raise OvssError(f"{path} does not exist. Expected a result file or a folder of results.")
@@ -30,9 +30,9 @@ def run(words: list[str]) -> int:
 
         comparisons, without = compare_with_published(paths[0], tolerance)
     elif methods:
-        comparisons, without = compare_methods(paths[0], methods[0], methods[1], tolerance)
+        comparisons, without = compare_methods(paths[0], *methods, tolerance)
     else:
-        comparisons, without = compare_paths(paths[0], paths[1], tolerance), []
+        comparisons, without = compare_paths(*paths, tolerance), []
     if options["out"]:
         write_text(user_path(options["out"]), dump({"status": status(comparisons), "comparisons": comparisons}))
     lines = method_lines(comparisons) if methods else [line for each in comparisons for line in lines_of(each)]

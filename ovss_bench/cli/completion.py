@@ -1,4 +1,4 @@
-"""Shell completion by argcomplete: commands, options NAME=, and the names that an option takes."""
+"""Shell completion with argcomplete: commands, options NAME=, and values that are names."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import argparse
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
-from ..errors import OvssError
 from ..files import config_names
 from .commands import COMMANDS, command_of
 from .options import Command, kind_of
 
-FOLDERS = {  # option -> folders of configs/ with the names that it takes
+FOLDERS = {  # option -> folders of configs/ with its values
     **{name: (name,) for name in ("segmentor", "clip", "dataset", "table", "protocol", "regions", "foreground", "diffusion")},
     "suite": ("dataset/suite",),
     "vfm": ("vision",),
@@ -20,7 +19,7 @@ ACTIONS = {"datasets": ("list", "prepare", "check"), "regions": ("index",)}
 
 
 def complete() -> None:
-    """Answers the shell, which has set argcomplete's environment variables, and ends the process."""
+    """Answers the shell, which has set argcomplete's environment variables, and exits."""
     import argcomplete
 
     parser = argparse.ArgumentParser(add_help=False)
@@ -30,30 +29,27 @@ def complete() -> None:
 
 
 def candidates(prefix: str, parsed_args: argparse.Namespace, **others: Any) -> Iterable[str]:
-    """What the word that begins with `prefix` may be, after the words before it."""
-    words = parsed_args.words or []
-    if not words:
-        return COMMANDS
-    try:
-        command = command_of(words[0])
-    except OvssError:
-        return ()
+    """The completions of `prefix`, the word after those that are parsed."""
+    name, *words = parsed_args.words or [""]
+    if name not in COMMANDS:
+        return () if name else COMMANDS
+    command = command_of(name)
     key, equals, text = prefix.partition("=")
     if not equals:
-        names = config_names("dataset") if words[1:] and words[0] == "datasets" else ACTIONS.get(words[0], ())
-        return [*names, *(f"{name}=" for name in command.options())]
-    head, comma, _ = text.rpartition(",")  # of a list, the last item
+        names = config_names("dataset") if words and name == "datasets" else ACTIONS.get(name, ())
+        return [*names, *(f"{option}=" for option in command.options())]
+    head, comma, _ = text.rpartition(",")  # completes the last item of a list
     start = f"{head}{comma}" or "[" * text.startswith("[")
-    return [f"{key}={start}{name}" for name in names_of(command, key)]
+    return [f"{key}={start}{value}" for value in values_of(command, key)]
 
 
-def names_of(command: Command, name: str) -> list[str]:
-    """The names that an option takes; none if it takes something else."""
-    if name not in (options := command.options()):
+def values_of(command: Command, name: str) -> list[str]:
+    """The values of an option that can be listed."""
+    if name not in command.options():
         return []
-    hint = options[name].hint
+    hint = command.options()[name].hint
     if kind_of(hint) is bool:
         return ["true", "false"]
-    known = [each for part in (hint, *get_args(hint)) if get_origin(part) is Literal for each in get_args(part)]
-    known += [entry for folder in FOLDERS.get(name, ()) for entry in config_names(folder)]
-    return known + [f"suite/{entry}" for entry in config_names("dataset/suite") if name == "dataset"]
+    choices = [each for part in (hint, *get_args(hint)) if get_origin(part) is Literal for each in get_args(part)]
+    suites = [f"suite/{suite}" for suite in config_names("dataset/suite")] if name == "dataset" else []
+    return [*choices, *(entry for folder in FOLDERS.get(name, ()) for entry in config_names(folder)), *suites]

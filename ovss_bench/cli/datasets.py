@@ -1,5 +1,5 @@
-"""Shows which data sets there are and which are present, prepares them from the official archives, and checks every image and
-label. NAME is an entry of configs/dataset or a YAML file of your own data."""
+"""Lists data sets and whether they are present, prepares them from the official archives, and checks every image and label.
+NAME is an entry of configs/dataset, or a YAML file of your own data."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ def run(words: list[str]) -> int:
     names = [word for word in words if is_place(word)]
     if not names and action != "list":
         raise OvssError("name a data set; python tools/datasets.py list shows them.")
-    work, options = ACTIONS[action]
-    given = parse_options([word for word in words if word not in names], COMMON + options)
-    return work(names, given["data_root"] or environment("OVSS_DATA"), {option.name: given[option.name] for option in options})
+    work, accepted = ACTIONS[action]
+    options = parse_options([word for word in words if word not in names], COMMON + accepted)
+    del options["plugins"]  # they are loaded
+    return work(names, options.pop("data_root") or environment("OVSS_DATA"), **options)
 
 
-def _list(names: list[str], root: str | None, options: dict[str, Any]) -> int:
+def _list(names: list[str], root: str | None) -> int:
     from ..reports.datasets import card, overview
     from ..reports.terminal import terminal
 
@@ -50,7 +51,7 @@ def _list(names: list[str], root: str | None, options: dict[str, Any]) -> int:
     return 0
 
 
-def _prepare(names: list[str], root: str | None, options: dict[str, Any]) -> int:
+def _prepare(names: list[str], root: str | None, **options: Any) -> int:
     from ..datasets.prepare.run import prepare
 
     for name in names:
@@ -58,18 +59,18 @@ def _prepare(names: list[str], root: str | None, options: dict[str, Any]) -> int
     return 0
 
 
-def _check(names: list[str], root: str | None, options: dict[str, Any]) -> int:
+def _check(names: list[str], root: str | None, **options: Any) -> int:
     from ..datasets.check.manifest import view
     from ..datasets.check.run import check
 
     if len(names) > 1 and (options["out"] or options["against"]):
         raise OvssError("out=FILE and against=FILE are for one data set at a time.")
-    wrong = False
+    status = 0
     for name in names:
         report = check(name, root, **options)
         console().print(view(report))
-        wrong |= bool(report.findings)
-    return int(wrong)
+        status |= bool(report.findings)
+    return status
 
 
 ACTIONS = {"list": (_list, ()), "prepare": (_prepare, PREPARE), "check": (_check, CHECK)}
@@ -77,11 +78,7 @@ COMMAND = Command(
     __doc__,
     ("list [NAME ...] [NAME=VALUE ...]", "prepare NAME ... [NAME=VALUE ...]", "check NAME ... [NAME=VALUE ...]"),
     {"All": COMMON, "prepare": PREPARE, "check": CHECK},
-    (
-        "list data_root=/data",
-        "prepare voc21 data_root=/data yes=true",
-        "check voc21 data_root=/data out=voc21.json",
-    ),
+    ("list data_root=/data", "prepare voc21 data_root=/data yes=true", "check voc21 data_root=/data out=voc21.json"),
     run,
     ("Exit status of check: 0 if nothing is wrong, 1 with findings, 2 for an error.",),
 )

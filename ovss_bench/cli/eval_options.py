@@ -11,14 +11,13 @@ from ..errors import OvssError
 from ..files import CONFIGS, load_config
 from .options import Option, Text, Texts, checked_value
 
+SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
 HINTS: dict[str, Any] = {
     **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),
     **dict.fromkeys(("clip", "protocol", "output"), Text),
     "ids": Annotated[list[Text] | None, Expected("one text, or a list, or null")],
-    **dict.fromkeys(
-        ("weights", "data_root", "table", "shard", "expect", "device", "feature_cache", "trunk_cache"), Text | None
-    ),
-    **dict.fromkeys(("vfm", "regions", "foreground", "diffusion", "bank"), Text | None),
+    **dict.fromkeys(("weights", "data_root", "table", "shard", "expect", "device"), Text | None),
+    **dict.fromkeys(("feature_cache", "trunk_cache", *SOURCES), Text | None),
     **dict.fromkeys(("limit", "threads", "batch"), Count | None),
     "workers": Count,
     **dict.fromkeys(("tolerance", "trunk_cache_gb"), Number),
@@ -28,7 +27,7 @@ HINTS: dict[str, Any] = {
 
 
 def _groups() -> dict[str, list[Option]]:
-    """The options by the titles of the file; those of `runtime` as runtime.NAME."""
+    """The options by the titles in the file; those of `runtime` as runtime.NAME."""
     defaults, result, prefix = load_config("tools", "eval"), {}, ""
     group: list[Option] = []
     for line in (CONFIGS / "tools" / "eval.yaml").read_text("utf-8").partition("\ndefaults:")[0].splitlines():
@@ -43,11 +42,11 @@ def _groups() -> dict[str, list[Option]]:
 
 
 GROUPS = _groups()
-EVAL = {option.name: option for group in GROUPS.values() for option in group}  # other commands share some of them
+EVAL = {option.name: option for group in GROUPS.values() for option in group}  # other commands share some
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The composed options, checked. Raises OvssError for one that does not fit."""
+    """The composed options. Raises OvssError for a value that does not fit."""
     if not isinstance(options.get("runtime", {}), dict):
         raise OvssError(f"runtime={options['runtime']}: expected runtime.NAME=VALUE.")
     return {

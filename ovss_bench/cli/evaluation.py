@@ -1,4 +1,4 @@
-"""What `ovss eval` does with its composed options."""
+"""One run of `ovss eval`, after Hydra has composed its options."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .eval_options import checked_options
 
 
 def main(config: DictConfig, world: World | None = None, grid: Grid | None = None) -> int:
-    """Evaluates what the configuration names; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data
-    sets could not be evaluated, or had no labelled pixel. Only rank 0 of a `world` prints and writes tables; those of a `grid`
-    also hold the rows of its other runs."""
+    """Evaluates methods on data sets; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data sets
+    could not be evaluated, or had no labelled pixel. Only rank 0 of a `world` prints and writes tables, which in a `grid` also
+    hold the rows of its other runs."""
     world = world or World()
     console = progress.console(quiet=world.rank > 0)
     composed: Any = OmegaConf.to_container(config, resolve=True)
@@ -44,54 +44,44 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         shard = Shard.of(options["shard"])
         paper = load_table(options["table"]) if options["table"] else None
         plans, suites = plans_of(options, paper)
-        for name in dict.fromkeys(plan.segmentor for plan in plans) if not options["dry_run"] else ():
-            if is_outside(segmentor_config(name)[1]):
-                console.print(f"recipe of {name}: {own_recipe(name)}")
         if options["dry_run"]:
             for plan in plans:
                 _print_recipe(console, plan, options)
             return 0
-        collected = bool(suites or paper)  # evaluates the data sets that are present, and names the others
+        for name in dict.fromkeys(plan.segmentor for plan in plans):
+            if is_outside(segmentor_config(name)[1]):
+                console.print(f"recipe of {name}: {own_recipe(name)}")
+        collected = bool(suites or paper)  # they evaluate the data sets that are present, and name the others
         datasets, absent = load_datasets(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
         for dataset in datasets.values():
             for doubt in dataset.doubts:
                 console.print(f"note: {dataset.name}: {doubt}")
         jobs = [job_of_plan(plan, datasets[plan.dataset], runtime["device"]) for plan in plans if plan.dataset in datasets]
     failures: list[OvssError] | None = [] if len(datasets) > 1 else None
-    results = run_jobs(
-        jobs,
-        limit=options["limit"],
-        ids=options["ids"],
-        output=options["output"],
-        rerun=options["rerun"],
-        runtime=Runtime(**{name: value for name, value in runtime.items() if name not in ("device", "threads")}),
-        quiet=world.rank > 0,
-        failures=failures,
-        shard=shard,
-        world=world,
-    )
+    given = {name: options[name] for name in ("limit", "ids", "output", "rerun")} | {"quiet": world.rank > 0}
+    given["runtime"] = Runtime(**{name: value for name, value in runtime.items() if name not in ("device", "threads")})
+    results = run_jobs(jobs, failures=failures, shard=shard, world=world, **given)
     status = summarize(console, results, suites, paper, options, world, grid) if results else 0
     for name, error in absent.items():
         console.print(f"missing: {name}: {str(error).splitlines()[0]} (python tools/datasets.py list {name})")
-    if not world.rank:
-        for error in failures or ():
-            if options["debug"]:
-                traceback.print_exception(error)
-            print_error(error)
+    for error in (failures or ()) if world.rank == 0 else ():
+        if options["debug"]:
+            traceback.print_exception(error)
+        print_error(error)
     return 2 if failures else status
 
 
 def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None:
-    """The composed recipe with the origin of each value, and what a run would read."""
-    recipe, clip, dataset = plan.recipe, plan.clip.label, plan.dataset_name
+    """The composed recipe with the origin of each value, and what a run would read and write."""
+    recipe, clip, dataset, refused = plan.recipe, plan.clip.label, plan.dataset_name, None
     try:
         method = segmentor_config(plan.segmentor)[1]
         refuse_idle(recipe, method)
-        recipe, refused = method.checked_recipe(recipe), None
+        recipe = method.checked_recipe(recipe)
     except OvssError as error:
         refused = error
-    title = f"{plan.segmentor} on {dataset} with {clip}, protocol {plan.protocol}"
     console.print(f"recipe of {plan.segmentor}: {own_recipe(plan.segmentor)}")
+    title = f"{plan.segmentor} on {dataset} with {clip}, protocol {plan.protocol}"
     view = Table("value", "", "origin", title=title, title_justify="left", box=None)
     for key, value in recipe.values().items():
         view.add_row(key, str(value), recipe.origins[key])

@@ -7,8 +7,8 @@ from . import startup  # noqa: F401
 import os
 import sys
 
-from .commands import COMMANDS, command_of
-from .help import columns, help_of
+from ..runs.world import leaving
+from .commands import COMMANDS, columns, command_of, help_of
 from .options import with_flags
 from .run import run_tool
 
@@ -23,13 +23,13 @@ ovss COMMAND --help shows the options of a command."""
 
 
 def main(name: str | None = None) -> None:
-    """Runs the command line; a script in tools/ gives the name of its command."""
+    """Runs the command line; a script in tools/ passes the name of its command."""
     if "_ARGCOMPLETE" in os.environ:
         from .completion import complete
 
         complete()
     words = sys.argv[1:]
-    program = "ovss" if name is None else f"python tools/{name.replace('-', '_')}.py"
+    program = f"python tools/{name.replace('-', '_')}.py" if name else "ovss"
     if name is None:
         if os.path.basename(sys.argv[0]) == "__main__.py":
             sys.argv[:1] = ["-m", "ovss_bench"]  # as results and tables record the command
@@ -38,12 +38,8 @@ def main(name: str | None = None) -> None:
             sys.exit(0 if words else 2)
         name, *words = words
         program = f"ovss {name}"
-    if name == "eval" and not {"-h", "--help"} & {*words}:
-        from .eval import run
-
-        run(words)
-        return
-    run_tool(lambda: _run(program, name, words))
+    with leaving():
+        run_tool(lambda: _run(program, name, words))
 
 
 def _run(program: str, name: str, words: list[str]) -> int | None:
@@ -51,4 +47,4 @@ def _run(program: str, name: str, words: list[str]) -> int | None:
     if {"-h", "--help"} & {*words}:
         print(help_of(program, command))
         return 0
-    return command.run(with_flags(words, command.options()))
+    return command.run(words if name == "eval" else with_flags(words, command.options()))  # Hydra parses the flags of eval

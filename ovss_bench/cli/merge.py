@@ -1,5 +1,5 @@
-"""Merges the parts that the eval command with shard=I/N has written; needs neither data nor GPU. FOLDER (default: results/runs)
-is the output folder of those runs, or one to which the output folders of several machines were copied."""
+"""Merges the results of the eval command with shard=I/N; needs neither data nor GPU. FOLDER (default: results/runs) is the
+output folder of those runs, or a folder with the output folders of several machines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import Command
 
 
 def run(words: list[str]) -> int:
-    """Merges all complete runs and reports the others; 0 if all are complete."""
+    """Returns 0 if all runs are complete; otherwise it merges those that are, and reports the others."""
     places, _ = COMMAND.parse(words)
     if len(places) > 1:
         raise OvssError(f"expected one folder; got {' '.join(places)}.")
@@ -38,10 +38,4 @@ def run(words: list[str]) -> int:
     return 2 if wrong else 0
 
 
-COMMAND = Command(
-    __doc__,
-    ("[FOLDER]",),
-    {"Options": ()},
-    ("", "results/parts", "results/parts debug=true"),
-    run,
-)
+COMMAND = Command(__doc__, ("[FOLDER]",), {"Options": ()}, ("", "results/parts", "results/parts debug=true"), run)

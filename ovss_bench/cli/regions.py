@@ -1,4 +1,4 @@
-"""Makes the region maps of a data set once, for regions=DIR of the eval command; or indexes region files from elsewhere."""
+"""Makes the region maps of a data set once, for regions=DIR of the eval command; or indexes existing region files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..files import user_path
 from .eval_options import EVAL
 from .options import Command, Option, Text, is_place, parse_options
 
+Settings = Annotated[dict, Expected("settings.NAME=VALUE")]
 COMMON = (
     Option("dataset", Text, "demo", "an entry of configs/dataset, or a YAML file of your own data"),
     EVAL["data_root"],
@@ -20,13 +21,11 @@ COMMON = (
 )
 MAKING = (
     Option("regions", Text, "demo", "generator: an entry of configs/regions"),
-    Option(
-        "settings", Annotated[dict, Expected("settings.NAME=VALUE")], {}, "settings.NAME=VALUE overrides one of its settings"
-    ),
+    Option("settings", Settings, {}, "settings.NAME=VALUE overrides one of its settings"),
     Option("out", Text | None, None, "folder to write to"),
     Option("device", Text | None, None, "cpu or cuda; default: cuda if available"),
 )
-INDEXING = (Option("regions", Text | None, None, "the entry of configs/regions that made the files; leave out if none did"),)
+INDEXING = (Option("regions", Text | None, None, "the entry of configs/regions that made the files, if one did"),)
 
 
 def run(words: list[str]) -> None:
@@ -36,19 +35,18 @@ def run(words: list[str]) -> None:
     options = parse_options(words[2:] if index else words, COMMON + (INDEXING if index else MAKING))
     folder = words[1] if index else options["out"]
     if folder is None:
-        raise OvssError("name the folder that the regions are written to: out=DIR.")
+        raise OvssError("name the folder to write the regions to: out=DIR.")
     import ovss_bench as ob
 
     from ..runs.precompute import index_regions, precompute_regions
     from ..runs.world import World
 
     dataset = ob.load_dataset(options["dataset"], options["data_root"])
-    common = {"limit": options["limit"], "workers": options["workers"]}
+    given = {name: options[name] for name in ("limit", "workers", "settings") if name in options}
     if index:
-        index_regions(dataset, user_path(folder), generator=options["regions"], **common)
+        index_regions(dataset, user_path(folder), generator=options["regions"], **given)
     else:
-        common |= {"settings": options["settings"], "device": World().device(options["device"])}
-        precompute_regions(dataset, options["regions"], folder, **common)
+        precompute_regions(dataset, options["regions"], folder, device=World().device(options["device"]), **given)
     print(f"regions: {folder}")
 
 

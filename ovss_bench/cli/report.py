@@ -19,6 +19,7 @@ from ..runs.load import LARGE, frame_of, read_results
 from .eval_options import EVAL
 from .options import Command, Option, Text, Texts
 
+Format = Literal["markdown", "latex", "csv"]
 FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
 FILTERS = (
     Option("segmentor", Texts, [], "these methods only: one or a list"),
@@ -30,19 +31,17 @@ GROUPS = {
     "Which results": (
         *FILTERS,
         Option("suite", Text | None, None, "the data sets of a suite (configs/dataset/suite), and their average"),
-        Option("partial", bool, False, "include results that lack images, marked"),
+        Option("partial", bool, False, "include results for a part of the images, marked"),
         Option("published", bool, False, "add the published figures"),
     ),
     "What is shown": (
         Option("metric", Text | None, None, "metric of the table [mIoU]"),
         Option("digits", Count, 2, "decimals; most papers round to 1"),
         Option("intervals", bool, False, "add 95 % confidence intervals"),
-        Option("csv", bool, False, "a line per result with everything that is known about it, instead of a table"),
+        Option("csv", bool, False, "instead of the table, a line per result with all its fields"),
     ),
     "Output": (
-        Option(
-            "format", Literal["markdown", "latex", "csv"] | None, None, "format of the table; default: markdown, with out= all"
-        ),
+        Option("format", Format | None, None, "format of the table; default: markdown, with out= all"),
         Option("out", Text | None, None, "folder to write to, instead of printing"),
         Option("html", bool, False, "also write report.html, an interactive page; needs out="),
         Option("images", Count, 12, "images shown on the page"),
@@ -60,12 +59,11 @@ def run(words: list[str]) -> None:
     if options["html"] and not options["out"]:
         raise OvssError("html=true needs a folder for the page: out=DIR.")
     found, damaged = read_results(*(map(user_path, places) if places else ["results/runs"]), leave_out=LARGE)
-    for error in damaged:
-        _say(f"left out: {error}")
+    _say_left_out(*damaged)
     results = select(found, {option.name: options[option.name] for option in FILTERS}, options["partial"])
     lacking = sum(result["partial"] for result in found.values()) - sum(result["partial"] for result in results.values())
     if lacking and not options["partial"]:
-        _say(f"left out: {lacking} partial results (partial=true shows them)")
+        _say_left_out(f"{lacking} partial results (partial=true shows them)")
     if options["csv"]:
         texts = {"results.csv": frame_of(results).to_csv(index=False, lineterminator="\n")}
     else:
@@ -88,23 +86,20 @@ def run(words: list[str]) -> None:
 
 
 def _tables(results: Mapping[Path, Any], options: dict[str, Any]) -> dict[str, str]:
-    """The table by file name: in the chosen format; without one in all formats if files are written, else in markdown."""
+    """The table by file name, in the chosen format; by default in all formats for files, in markdown for the terminal."""
     suite = load_suite(options["suite"]) if options["suite"] else None
-    report = make_report(
-        results,
-        suite,
-        datasets=options["dataset"],
-        interval=interval_of if options["intervals"] else None,
-        **{name: options[name] for name in ("metric", "digits", "published")},
-    )
+    given = {name: options[name] for name in ("metric", "digits", "published")}
+    interval = interval_of if options["intervals"] else None
+    report = make_report(results, suite, datasets=options["dataset"], interval=interval, **given)
     name = suite.name if suite else "table"
     write = {"markdown": markdown, "latex": lambda report: latex(report, name), "csv": csv}
     chosen = [options["format"]] if options["format"] else FORMATS if options["out"] else ["markdown"]
     return {name + FORMATS[each]: write[each](report) for each in chosen}
 
 
-def _say(message: str) -> None:
-    print(visible(message), file=sys.stderr)
+def _say_left_out(*reasons: object) -> None:
+    for reason in reasons:
+        print(visible(f"left out: {reason}"), file=sys.stderr)
 
 
 COMMAND = Command(

@@ -1,4 +1,4 @@
-"""Runs the work of a command: what ends it is one line and an exit status."""
+"""Runs a command: an error or a signal becomes one line and an exit status."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from ..process import Ended, terminate_cleanly
 from .options import DEBUG
 
 
-def print_anything() -> None:
-    """Escapes characters that the terminal's encoding lacks, for instance in file names, instead of raising an error."""
+def run_tool(work: Callable[[], int | None]) -> None:
+    """Runs a command and exits with its status; `debug=true` on the command line adds the traceback of an error."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
-
-
-def run_tool(work: Callable[[], int | None]) -> None:
-    """Runs a command and exits: with the status that `work` returns; with one line and 2 for an error, or 128 + its number for
-    a signal. `debug=true` on the command line adds the traceback."""
-    print_anything()
-    status = 2
-    try:
-        with terminate_cleanly():
-            done = work() or 0
-        sys.stdout.flush()
-        sys.exit(done)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
-    except KeyboardInterrupt:
-        message: object = f"interrupted; {KEPT}"
-    except Ended as end:
-        status, message = end.code, f"ended by {end.name}; {KEPT}"
-    except Exception as error:
-        message = error if isinstance(error, OvssError | OmegaConfBaseException) else _of_plugin(error)
-        if message is None:
-            raise
-        if DEBUG[0] in sys.argv:
-            traceback.print_exc()
-    print_error(message)
+            reconfigure(errors="backslashreplace")  # characters that the terminal's encoding lacks, e.g. in file names
+    status, message = outcome(work, DEBUG[0] in sys.argv)
+    if message and os.environ.get("RANK", "0") == "0":  # the other processes of torchrun have the same arguments
+        print_error(message)
     sys.exit(status)
 
 
-def _of_plugin(error: Exception) -> OvssError | None:
-    """The error of a plug-in, in its own words; only a command that has loaded one has any."""
+def outcome(work: Callable[[], int | None], debug: bool) -> tuple[int, OvssError | OmegaConfBaseException | str | None]:
+    """The exit status of `work`, and the message if it fails: 128 + its number for a signal, otherwise 2."""
+    try:
+        with terminate_cleanly():
+            status = work() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2, None
+    except KeyboardInterrupt:
+        return 2, f"interrupted; {KEPT}"
+    except Ended as end:
+        return end.code, f"ended by {end.name}; {KEPT}"
+    except (Exception, SystemExit) as error:  # a plug-in may call sys.exit()
+        message = error if isinstance(error, OvssError | OmegaConfBaseException) else _of_plugin(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        return getattr(message, "status", 2), message
+    return status, None
+
+
+def _of_plugin(error: BaseException) -> OvssError | None:
+    """The error with its place in a plug-in; None if no plug-in is loaded or involved."""
     if "ovss_bench.config.registry" not in sys.modules:
         return None
     from ..config.plugin_errors import blamed

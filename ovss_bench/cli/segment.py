@@ -6,14 +6,13 @@ from typing import Any
 
 from ..errors import OvssError, visible
 from ..files import user_path, write_atomic
-from .eval_options import EVAL
+from .eval_options import EVAL, SOURCES
 from .options import Command, Option, Text
 
-SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
 GROUPS = {
     "Classes and pictures": (
         Option("classes", Text | None, None, 'classes separated by ";", synonyms by ","'),
-        Option("background", bool, False, "the first class is the background: pixels that no other class fits"),
+        Option("background", bool, False, "the first class is the background, for pixels of no other class"),
         Option("out", Text, "segmented", "folder of the two pictures"),
     ),
     "Method": (
@@ -30,7 +29,7 @@ def run(words: list[str]) -> None:
         raise OvssError(f"expected one photo; got {' '.join(places) or 'none'}.")
     names = [[name.strip() for name in entry.split(",")] for entry in (options["classes"] or "").split(";") if entry.strip()]
     if len(names) < 2:
-        raise OvssError('give at least two classes, e.g. classes="cat; grass, lawn; sky": every pixel gets the best of them.')
+        raise OvssError('give at least two classes, e.g. classes="cat; grass, lawn; sky": every pixel gets one of them.')
     import numpy as np
 
     import ovss_bench as ob
@@ -46,13 +45,13 @@ def run(words: list[str]) -> None:
     overrides: dict[str, Any] = options["recipe"] | {name: options[name] for name in SOURCES if options[name] is not None}
     recipe = ob.compose_recipe(method, clip=spec.label, overrides=overrides)
     clip = spec.load(recipe.precision)
-    if recipe.resize == "center_crop":  # the protocol of a benchmark; of a photo all is wanted
+    if recipe.resize == "center_crop":  # a benchmark's protocol; a photo is segmented as a whole
         overrides = {"resize": "keep_ratio"} | overrides
     vocabulary = ob.Vocabulary.from_names(names, background=options["background"], templates=recipe.templates)
     segmentor = ob.build_segmentor(method, clip=clip, vocabulary=vocabulary, **overrides)
     segmentor.encode_text(Progress())
     label_map = ob.segment(segmentor, image, output_size=image.shape[:2]).label_map.cpu().numpy()
-    if label_map.max() == len(names):  # where a method with its own thresholds finds no class
+    if label_map.max() == len(names):  # pixels without a class, by thresholds of the method
         names.append(["no class"])
     colours = palette(len(names))
     labels, picture = (user_path(options["out"]) / f"{photo.stem}.{method}.{kind}.png" for kind in ("labels", "picture"))

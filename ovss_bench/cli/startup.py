@@ -1,14 +1,14 @@
-"""Imported by the tools before anything that takes time: Ctrl-C during imports ends them with one line, too."""
+"""Imported before all slow modules, so that Ctrl-C during imports also prints one line."""
 
 import sys
 from types import TracebackType
 
-from ..errors import KEPT
+from ..errors import KEPT, print_error
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print(f"error: interrupted; {KEPT}", file=sys.stderr)
+        print_error(f"interrupted; {KEPT}")
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -87,6 +87,16 @@ def test_the_command_of_the_wheel(monkeypatch, capsys):
     assert "unknown command 'evla'. Did you mean eval" in errors
 
 
+@pytest.mark.parametrize("name", ["eval", "report"])
+def test_debug_adds_the_traceback_of_a_mistake_in_the_options(name, monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for debug in ("false", "true"):
+        status, _, errors = printed(monkeypatch, capsys, name, "segmentr=sclip", f"debug={debug}")
+        assert status == 2
+        assert errors.splitlines()[-1].startswith("error: unknown option 'segmentr'. Did you mean segmentor")
+        assert ("Traceback" in errors) == (debug == "true")
+
+
 def test_an_evaluation_by_the_module_names_the_command_that_repeats_it(tmp_path):
     words = ["eval", "segmentor=clip", "limit=1", "recipe.resize=none", "recipe.window=48", "runtime.threads=1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""NewMethod: say here what it does, and in which paper."""
+"""NewMethod: describe it here, and name its paper."""
 
 from torch import Tensor
 
@@ -16,5 +16,5 @@ class NewMethod(ob.LastBlockSegmentor):
     sharpness: float = 2.0
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Queries, keys and values (B, heads, T, d) of CLIP's last block, class token first -> what its heads put out."""
+        """Queries, keys and values (B, heads, T, d) of CLIP's last block, class token first -> the outputs of its heads."""
         return ob.attend(v, v, v, scale=self.sharpness * v.shape[-1] ** -0.5)

@@ -1,4 +1,4 @@
-"""What must hold for new_method: run it with `pytest`."""
+"""Tests of new_method: run them with `pytest`."""
 
 from pathlib import Path
 
@@ -41,4 +41,4 @@ def test_images_of_all_sizes_get_a_label_map(segmentor, size):
 
 def test_the_demo_is_segmented(segmentor):
     result = ob.evaluate(segmentor, ob.load_dataset("demo"), limit=3)
-    assert result.metrics["mIoU"] > 20  # chance would give below 3
+    assert result.metrics["mIoU"] > 20  # chance is below 3
