@@ -91,14 +91,14 @@ def _bounded(hint: Any) -> Any:
 
 
 def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]]:
-    """Hyperparameters as JSON has them: of each method its class, and of each value the default and the annotation, as a union
+    """Hyperparameters as JSON: for each method its class, and for each hyperparameter the default and the annotation, a union
     of KINDS or a list of choices."""
     words = {hint: kind for kind, hint in KINDS.items()}
 
     def kind(hint: Any) -> str | list[str]:
         if get_origin(hint) is Literal:
             return list(get_args(hint))
-        return " | ".join(words[part] for part in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)))
+        return words.get(hint) or " | ".join(words[part] for part in get_args(hint))
 
     return {
         name: {"class": method.owner} | {key: [default, kind(method.hints[key])] for key, default in method.defaults.items()}
@@ -115,9 +115,8 @@ def from_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Hyperparamet
     methods = {}
     for name, entry in table.items():
         values = {key: value for key, value in entry.items() if key != "class"}
-        hints = {key: hint(kind) for key, (_, kind) in values.items()}
         defaults = {key: tuple(value) if isinstance(value, list) else value for key, (value, _) in values.items()}
-        methods[name] = Hyperparameters(entry["class"], hints, defaults)
+        methods[name] = Hyperparameters(entry["class"], {key: hint(kind) for key, (_, kind) in values.items()}, defaults)
     return methods
 
 
