@@ -185,4 +185,4 @@ def test_a_hook_that_exits_is_named_and_a_signal_is_not():
     with pytest.raises(ob.OvssError, match="scores: SystemExit: 3"), plugin_errors("scores", own):
         raise SystemExit(3)
     with pytest.raises(Ended), plugin_errors("scores", own):
-        raise Ended(143)  # by SIGTERM
+        raise Ended(15)  # SIGTERM
