@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from enum import Enum
 from functools import reduce
 from itertools import product
 from os.path import normpath
@@ -31,18 +31,7 @@ from .validation import Count, Expected, Fraction, Name, Number, Pixels, Whole, 
 DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3}
 
 
-class Stage(Enum):
-    """A stage of the pipeline."""
-
-    INPUT = auto()
-    WINDOW = auto()
-    ENCODER = auto()
-    TEXT = auto()
-    REFINEMENT = auto()
-    DECISION = auto()
-    SCORING = auto()
-
-
+Stage = Enum("Stage", ["INPUT", "WINDOW", "ENCODER", "TEXT", "REFINEMENT", "DECISION", "SCORING"])
 TRUNK = (Stage.INPUT, Stage.WINDOW, Stage.ENCODER)
 
 

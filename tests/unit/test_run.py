@@ -322,7 +322,7 @@ def test_own_data_with_a_names_file(own_data):
     [
         (("images: photos\n", ""), "lacks images"),
         (("classes: [background, [bicycle, bike], bird]\n", ""), "lacks names"),
-        (("images:", "image:"), r"unknown key in .*my_data.yaml 'image'.*images"),
+        (("images:", "image:"), r"unknown key .*my_data.yaml\) 'image'.*images"),
         (("photos", "pictures"), r"(?s)not found.*pictures/<id>.jpg"),
         (("[background", "[[background"), "cannot be read"),
         (("bird]", "bird, bicycle]"), "'bicycle' is listed twice"),
@@ -338,7 +338,7 @@ def test_mistakes_in_own_data_are_explained(change, words, own_data):
 
 def test_own_data_may_not_take_the_name_of_another(own_data):
     other = own_data.rename(own_data.with_name("voc21.yaml"))
-    with pytest.raises(ob.OvssError, match="another name"):
+    with pytest.raises(ob.OvssError, match="name of a built-in data set. Rename it"):
         ob.load_dataset(other)
     with pytest.raises(ob.OvssError, match="does not exist"):
         ob.load_dataset(own_data)
