@@ -25,7 +25,7 @@ from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names, digest, user_path
 
 GROUP = "ovss_bench.plugins"
-PLUGINS: dict[str, str] = {}  # files and packages in use -> SHA-256 of their source
+PLUGINS: dict[str, str] = {}  # plug-in files that were loaded -> SHA-256
 RECIPES: dict[str, Path] = {}  # recipe files of plug-ins
 _IMPORTED: dict[EntryPoint, OvssError | None] = {}  # with the error if the import failed
 
@@ -73,7 +73,6 @@ class Registry(mmengine.Registry):
             load_installed(key)
         if key not in self._module_dict:
             raise not_found(self.name, key, self.names)
-        _note(self._module_dict[key])
         return self._module_dict[key]
 
 
@@ -163,19 +162,6 @@ def _add_recipes(folder: Path) -> None:
         if path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path:
             raise OvssError(f"there is a recipe '{path.stem}' already. Give {path} another name.")
         RECIPES[path.stem] = path
-
-
-def _note(method: type) -> None:
-    """Records the digest of a class that was not loaded as a plug-in file: of its package, or of its file."""
-    top = method.__module__.partition(".")[0]
-    if top == "ovss_bench" or top.startswith("ovss_bench_plugin_"):
-        return
-    module = sys.modules.get(top)
-    file, folders = getattr(module, "__file__", None), list(getattr(module, "__path__", ()))
-    if folders:
-        PLUGINS[folders[0]] = package_digest(folders[0])
-    elif file and Path(file).is_file():
-        PLUGINS[file] = file_digest(Path(file))
 
 
 def file_digest(file: Path) -> str:

@@ -79,7 +79,7 @@ def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:
             package = next(iter(getattr(top, "__path__", ())), None)
             sources = _beside(file, Path(package) if package else file.parent)
             if package:
-                plugins[package] = PLUGINS.get(package) or package_digest(package)
+                plugins[package] = package_digest(package)
             else:
                 plugins |= {str(path): PLUGINS.get(str(path)) or file_digest(path) for path in sorted(sources)}
             files |= {path for source in sources for path in _imported(source)}
