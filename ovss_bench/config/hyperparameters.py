@@ -1,7 +1,7 @@
-"""The hyperparameters of a method: the annotated attributes of its class, with their defaults, and the values that these allow.
+"""The hyperparameters of a method: the annotated attributes of its class, their defaults, and the values that are allowed.
 
-Importing a method imports torch, which takes seconds and is of no use to tools that only read results. These take the
-declarations of this project's methods from segmentors/hyperparameters.json; `python -m ovss_bench.segmentors` writes it.
+Importing a method imports torch, which takes seconds. Tools that only read results take the hyperparameters of this project's
+methods from segmentors/hyperparameters.json instead; `python -m ovss_bench.segmentors` writes it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .validation import Expected, in_words, validate
 
 
 class File(str):
-    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method. Its content counts for a run, not
-    its location."""
+    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method. The fingerprint of a run depends on
+    its content, not on its location."""
 
 
 class Folder(str):
-    """The same for a folder, with all files in and below it."""
+    """The same for a folder and all files in and below it."""
 
 
 PATHS = {File: (Path.is_file, "file"), Folder: (Path.is_dir, "folder"), Path: (Path.exists, "file or folder")}
-# A loop of so many steps ends, and 32 bits hold the number.
+# Bounds of numbers: loops end, and 32 bits suffice.
 BOUNDED = {
     int: Annotated[int, Ge(-MOST), Le(MOST), Expected(f"a whole number up to {MOST}")],
     float: Annotated[float, Ge(-1e30), Le(1e30), Expected("a number up to 1e30")],
@@ -43,13 +43,13 @@ KINDS |= {"tuple[int, ...]": tuple[int, ...], "tuple[float, ...]": tuple[float, 
 
 
 class Method:
-    """What can be configured: annotated class attributes are its hyperparameters, with their defaults. The class that derives
-    from it directly is the contract, whose names no hyperparameter may have."""
+    """The annotated class attributes of a method are its hyperparameters, with their defaults. They must not have names of the
+    class that derives directly from this one, which is the contract of all methods."""
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Of a class: its name, and by name the annotations and defaults, in the order of declaration."""
+    """Annotations and defaults by name, in the order of declaration. `owner` is the name of the class."""
 
     owner: str
     hints: dict[str, Any]
@@ -57,12 +57,12 @@ class Hyperparameters:
 
     @property
     def paths(self) -> dict[str, type]:
-        """Those that are files or folders, with `File`, `Folder` or `Path`."""
-        kinds = {name: {hint, *get_args(hint)} & PATHS.keys() for name, hint in self.hints.items() if name in self.defaults}
-        return {name: next(iter(found)) for name, found in kinds.items() if found}
+        """The hyperparameters that are files or folders, with `File`, `Folder` or `Path`."""
+        kinds = ((name, kind) for name in self.defaults for kind in (self.hints[name], *get_args(self.hints[name])))
+        return {name: kind for name, kind in kinds if kind in (File, Folder, Path)}
 
     def checked(self, name: str, value: Any, origin: str | None = None, folder: Path | None = None) -> Any:
-        """A valid value; the full path of a file or folder, which may be given relative to `folder`. Raises OvssError for what
+        """The value; of a file or folder, which may be relative to `folder`, the full path. Raises OvssError for a value that
         the annotation does not allow, and for a path that does not exist."""
         if name not in self.paths:
             validate(name, value, _bounded(self.hints[name]), origin)
@@ -73,15 +73,15 @@ class Hyperparameters:
         if not isinstance(value, str | Path) or not str(value):
             raise OvssError(f"{name}={value!r}: expected the path of a {kind}.")
         path = user_path(value)
-        found = next((each for each in (path, *([folder / path] if folder else [])) if exists(each)), None)
-        if found is None:
-            where = f"in {Path.cwd()}" + (f", nor in {folder}" if folder and not path.is_absolute() else "")
-            raise OvssError(f"{name}={value} of {self.owner}: there is no such {kind} {where}. Give its full path.")
-        return str(found.resolve())
+        for candidate in (path, folder / path if folder else path):
+            if exists(candidate):
+                return str(candidate.resolve())
+        where = f"in {Path.cwd()}" + (f", nor in {folder}" if folder and not path.is_absolute() else "")
+        raise OvssError(f"{name}={value} of {self.owner}: there is no such {kind} {where}. Give its full path.")
 
 
 def _bounded(hint: Any) -> Any:
-    """An annotation with bounds for its numbers; a list must not be empty."""
+    """An annotation with bounds for numbers; lists must not be empty."""
     if get_origin(hint) in (Union, UnionType):
         return reduce(or_, map(_bounded, get_args(hint)))
     if get_origin(hint) is tuple:
@@ -91,14 +91,14 @@ def _bounded(hint: Any) -> Any:
 
 
 def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]]:
-    """Hyperparameters as JSON has them: of each method its class, and of each value the default and the annotation, as a union
+    """Hyperparameters as JSON: for each method its class, and for each hyperparameter the default and the annotation, a union
     of KINDS or a list of choices."""
     words = {hint: kind for kind, hint in KINDS.items()}
 
     def kind(hint: Any) -> str | list[str]:
         if get_origin(hint) is Literal:
             return list(get_args(hint))
-        return " | ".join(words[part] for part in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)))
+        return words.get(hint) or " | ".join(words[part] for part in get_args(hint))
 
     return {
         name: {"class": method.owner} | {key: [default, kind(method.hints[key])] for key, default in method.defaults.items()}
@@ -115,9 +115,8 @@ def from_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Hyperparamet
     methods = {}
     for name, entry in table.items():
         values = {key: value for key, value in entry.items() if key != "class"}
-        hints = {key: hint(kind) for key, (_, kind) in values.items()}
         defaults = {key: tuple(value) if isinstance(value, list) else value for key, (value, _) in values.items()}
-        methods[name] = Hyperparameters(entry["class"], hints, defaults)
+        methods[name] = Hyperparameters(entry["class"], {key: hint(kind) for key, (_, kind) in values.items()}, defaults)
     return methods
 
 

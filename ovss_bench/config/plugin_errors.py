@@ -12,20 +12,20 @@ from .registry import DATASETS, SEGMENTORS
 
 
 def is_outside(kind: type) -> bool:
-    """Whether a class is a plug-in's."""
+    """Whether a class is defined outside this package."""
     return kind.__module__.partition(".")[0] != "ovss_bench"
 
 
 def blamed(error: BaseException, kind: type | None = None) -> OvssError | None:
-    """The error that names the last line of a plug-in in the traceback of an exception. Without one, None; but if the class
-    `kind` is a plug-in's, the line that raised the exception."""
+    """An error that names the last line of a plug-in in the traceback of an exception. Without one: the last line, if the class
+    `kind` belongs to a plug-in, else None."""
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # the engine handles it
         return None
-    classes = [each for registry in (SEGMENTORS, DATASETS) for each in registry.registered.values()]
-    plugins = {each.__module__.partition(".")[0] for each in classes if is_outside(each)}
+    classes = [*SEGMENTORS.registered.values(), *DATASETS.registered.values()]
+    plugins = tuple({each.__module__.partition(".")[0] + "." for each in classes if is_outside(each)})
     places = [place for place in traceback.walk_tb(error.__traceback__) if place[0].f_code.co_filename != __file__]
-    tops = [(place[0].f_globals.get("__name__") or "").partition(".")[0] for place in places]
-    inside = [place for place, top in zip(places, tops, strict=True) if top.startswith("ovss_bench_plugin_") or top in plugins]
+    modules = (f"{frame.f_globals.get('__name__')}." for frame, _ in places)
+    inside = [place for place, name in zip(places, modules, strict=True) if name.startswith(("ovss_bench_plugin_", *plugins))]
     if not inside and not (kind and is_outside(kind)):
         return None
     frame, line = (inside or places)[-1]
@@ -35,7 +35,7 @@ def blamed(error: BaseException, kind: type | None = None) -> OvssError | None:
 
 @contextmanager
 def plugin_errors(what: str, kind: type | None = None) -> Iterator[None]:
-    """Around a call of `what`, a method of the class `kind`, which may be a plug-in's."""
+    """Encloses a call of `what`, a method of the class `kind`, which may belong to a plug-in."""
     try:
         yield
     except (OvssError, Ended):

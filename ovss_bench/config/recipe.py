@@ -1,17 +1,20 @@
 """The recipe of a run: every value that changes mIoU, merged from the configuration files and the command line, each with its
 origin.
 
-Later layers override earlier ones: configs/recipe.yaml, configs/segmentor/<name>.yaml, then of both files `per_clip`,
-`per_dataset` and `per_clip_dataset` (values for one CLIP on one data set), the protocol with the same sections, the command
-line. Hydra cannot do this merge: it would fold the members of a list of segmentors into one.
+Later layers override earlier ones: configs/recipe.yaml, configs/segmentor/<name>.yaml, then the sections `per_clip`,
+`per_dataset` and `per_clip_dataset` (values for one CLIP on one data set) of both files, the protocol with the same sections,
+the command line. Hydra cannot do this merge: it would merge a list of segmentors into one.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from enum import Enum
+from functools import reduce
+from itertools import product
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
@@ -24,29 +27,18 @@ from .hyperparameters import Hyperparameters, Method, declared
 from .registry import RECIPES, SEGMENTORS, load_installed, not_found
 from .validation import Count, Expected, Fraction, Name, Number, Pixels, Whole, validate
 
-# The keys of a segmentor's file, and the depth of the mapping below each.
+# The keys of a segmentor's file, and how many mappings are nested below each.
 DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3}
 
 
-class Stage(Enum):
-    """Where in the pipeline a recipe value takes effect."""
-
-    INPUT = auto()
-    WINDOW = auto()
-    ENCODER = auto()
-    TEXT = auto()
-    REFINEMENT = auto()
-    DECISION = auto()
-    SCORING = auto()
-
-
+Stage = Enum("Stage", ["INPUT", "WINDOW", "ENCODER", "TEXT", "REFINEMENT", "DECISION", "SCORING"])
 TRUNK = (Stage.INPUT, Stage.WINDOW, Stage.ENCODER)
 
 
 @dataclass(frozen=True)
 class At:
-    """Where a recipe value takes effect. `beside`: only if that other value meets the condition. `in_methods`: methods may read
-    it before its stage."""
+    """The stage at which a recipe value takes effect. `beside`: another value, and the condition that it must meet for this one
+    to take effect. `in_methods`: methods may read the value before its stage."""
 
     stage: Stage
     beside: tuple[str, Callable[[Any], bool]] | None = None
@@ -58,10 +50,10 @@ Dilations = Annotated[tuple[Pixels, ...], MinLen(1), Expected(f"a list of positi
 
 @dataclass(frozen=True)
 class Recipe:
-    """See configs/recipe.yaml for what each value means. `hyperparameters` are those of the `segmentor`.
+    """The values are explained in configs/recipe.yaml. `hyperparameters` are those of the `segmentor`.
 
-    `origins` tell the reader where each value of both comes from; `common` names the values that were set for all methods, and
-    `overrides` are those that were chosen for a run.
+    `origins` states where each recipe value and hyperparameter comes from; `common` names the values set for all methods, and
+    `overrides` holds those chosen for a run.
     """
 
     segmentor: str
@@ -92,7 +84,7 @@ class Recipe:
     overrides: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for name in RECIPE_VALUES:  # unchanged: an int stays one where a float is allowed, as fingerprints are made of values
+        for name in RECIPE_VALUES:  # values stay as given, as fingerprints depend on them: no int becomes a float
             validate(name, getattr(self, name), RECIPE_HINTS[name], self._origin(name), "recipe value ")
         if self.resize == "center_crop" and self.scored_at != "resized":
             raise self._wrong("scored_at", "resized, since the part that center_crop cuts off has no prediction")
@@ -106,30 +98,27 @@ class Recipe:
         return OvssError(f"recipe value {name}={getattr(self, name)!r} (from {self._origin(name)}): expected {expected}.")
 
     def values(self) -> dict[str, Any]:
-        """Names and values, the recipe's first, then the hyperparameters."""
+        """The recipe values, then the hyperparameters."""
         return {name: getattr(self, name) for name in RECIPE_VALUES} | self.hyperparameters
 
     def has_effect(self, name: str) -> bool:
-        """Whether a value counts, given those beside it."""
+        """Whether a value has an effect, given the one that it depends on."""
         other, condition = BESIDE.get(name, (name, lambda value: True))
         return condition(getattr(self, other))
 
     @property
     def trunk_key(self) -> tuple[tuple[str, Any], ...]:
-        """The values in which two segmentors with the same CLIP, in the same precision, must agree to share one pass of the
-        trunk."""
+        """The values that two segmentors with the same CLIP in the same precision must share to share a pass of the trunk."""
         return tuple((name, getattr(self, name)) for name in names_at(*TRUNK) if name != "precision" and self.has_effect(name))
 
     def override(self, **values: Any) -> Recipe:
-        """A copy with some recipe values replaced; None leaves a value alone."""
+        """A copy with some recipe values replaced; None keeps a value."""
         return self.changed({name: value for name, value in values.items() if value is not None}, "argument")
 
-    def changed(self, values: Mapping[str, Any], origin: str) -> Recipe:
+    def changed(self, values: dict[str, Any], origin: str) -> Recipe:
         """A copy with other recipe values, as overrides from `origin`."""
         origins = self.origins | dict.fromkeys(values, origin)
-        return replace(
-            self, **values, origins=origins, common=self.common - values.keys(), overrides={**self.overrides, **values}
-        )
+        return replace(self, **values, origins=origins, common=self.common - values.keys(), overrides=self.overrides | values)
 
 
 RECIPE_HINTS = {
@@ -145,7 +134,7 @@ def names_at(*stages: Stage) -> tuple[str, ...]:
     return tuple(name for name, at in _AT.items() if at.stage in stages)
 
 
-# All that patch logits may depend on, apart from the texts, of which a vocabulary has a digest.
+# All values that patch logits may depend on, apart from the texts: the digest of the vocabulary covers those.
 BEFORE_DECISION = {name for name, at in _AT.items() if at.in_methods} | set(names_at(*TRUNK))
 
 
@@ -160,45 +149,44 @@ def compose_recipe(
 ) -> Recipe:
     """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one).
 
-    `overrides` may hold recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and bad values.
+    `overrides` may hold recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and invalid
+    values.
     """
     config, declaration = hyperparameters(segmentor)
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
-    file = str(RECIPES.get(segmentor, f"configs/segmentor/{segmentor}.yaml"))
-    base = ("configs/recipe.yaml", load_config(".", "recipe"), True)
-    rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol), True)
-    sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
-    layers = [(layer, section) for section in sections for layer in (base, (file, config, False))]
-    layers += [(rules, section) for section in sections]
-    values: dict[str, Any] = dict(declaration.defaults)
-    origins = dict.fromkeys(values, f"default of {declaration.owner}")
+    overrides = dict(overrides or {})
+    layers = [(f"default of {declaration.owner}", declaration.defaults, False)]
+    layers += [*_file_layers(segmentor, config, protocol, clip, dataset), (origin, overrides, False)]
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     common: set[str] = set()
-    for (path, content, for_all), section in layers:
-        found = content
-        for key in section:
-            found = found.get(key) or {}
+    for source, found, for_all in layers:
         values |= found
-        origins |= {name: f"{path} {'.'.join(section)}" for name in found}
+        origins |= dict.fromkeys(found, source)
         common = common | found.keys() if for_all else common - found.keys()
-    chosen = dict(overrides or {})
-    values |= chosen
-    origins |= dict.fromkeys(chosen, origin)
     for name in values:
         if name not in RECIPE_VALUES and name not in declaration.defaults:
             kind = f"recipe value or hyperparameter of {segmentor} (from {origins[name]})"
             raise unknown(kind, name, [*RECIPE_VALUES, *declaration.defaults])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     folder = RECIPES[segmentor].parent if segmentor in RECIPES else None
-    in_method = {name: declaration.checked(name, values.pop(name), origins[name], folder) for name in declaration.defaults}
-    return Recipe(
-        segmentor,
-        **values,
-        hyperparameters=in_method,
-        origins=origins,
-        common=frozenset(common - chosen.keys()),
-        overrides=chosen,
-    )
+    settings = {name: declaration.checked(name, values.pop(name), origins[name], folder) for name in declaration.defaults}
+    return Recipe(segmentor, **values, hyperparameters=settings, origins=origins, common=frozenset(common), overrides=overrides)
+
+
+def _file_layers(
+    segmentor: str, config: dict[str, Any], protocol: str, clip: str | None, dataset: str | None
+) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """The sections that apply, in order of precedence: origin, values, and whether they are for all methods."""
+    base = ("configs/recipe.yaml", load_config(".", "recipe"), True)
+    method = (RECIPES.get(segmentor, f"configs/segmentor/{segmentor}.yaml"), config, False)
+    rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol), True)
+    sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
+    for keys, (path, content, for_all) in [*product(sections, (base, method)), *product(sections, (rules,))]:
+        values = reduce(lambda section, key: section.get(key) or {}, keys, content)
+        if values:
+            yield f"{path} {'.'.join(keys)}", values, for_all
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
@@ -206,7 +194,7 @@ def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
     `method`."""
     config = _config(name)
     method = SEGMENTORS.get(config.get("method", name))
-    of_class(method)
+    of_class(method)  # raises OvssError for invalid declarations
     return config, method
 
 
@@ -240,7 +228,7 @@ def of_class(method: type) -> Hyperparameters:
 
 
 def own_recipe(name: str) -> str:
-    """The recipe file of a segmentor; without one where it is looked for, and similar files that are not read."""
+    """The recipe file of a segmentor; if it has none, where it is expected, and files of that name in the wrong place."""
     if name in config_names("segmentor"):
         return f"configs/segmentor/{name}.yaml"
     if name in RECIPES:
@@ -253,14 +241,13 @@ def own_recipe(name: str) -> str:
     wanted = folder / "configs" / "segmentor" / f"{name}.yaml"
     notes = [f"none; it would be {wanted}"]
     if wanted.is_file():
-        notes.append(f"which exists, but did not when the file was loaded, or it was not loaded by plugins=[{file}]")
-    places = [folder.glob(f"{part}{name}.y*ml") for part in ("", "*/", "*/*/")]
-    places += [folder.parent.glob(f"{part}{name}.y*ml") for part in ("", "*/", "configs/segmentor/")]
-    near = {path for place in places for path in place}
-    notes += [f"{path} is not read: move it there" for path in sorted(near - {wanted})]
+        notes.append(f"which was created after {file} was loaded, or that file was not loaded by plugins=[{file}]")
+    places = ("", "*/", "*/*/", "../", "../*/", "../configs/segmentor/")
+    similar = {Path(normpath(path)) for place in places for path in folder.glob(f"{place}{name}.y*ml")}
+    notes += [f"{path} is not read: move it there" for path in sorted(similar - {wanted})]
     for other, path in sorted(RECIPES.items()):
         if path.parent == wanted.parent and other not in SEGMENTORS.names and "method" not in _read(path):
-            notes.append(f"{path} belongs to no method: call it {wanted.name}, or write `method: {name}` in it")
+            notes.append(f"{path} belongs to no method: rename it to {wanted.name}, or write `method: {name}` in it")
     return "; ".join(notes)
 
 
@@ -277,13 +264,13 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def segmentor_names() -> list[str]:
-    """All values of `segmentor=`: the configurations and the registered methods, with those of installed plug-ins once these
-    have been imported."""
+    """All values of `segmentor=`: configurations and registered methods; those of installed plug-ins once these have been
+    imported."""
     return sorted({*config_names("segmentor"), *SEGMENTORS.names, *RECIPES})
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A recipe of a plug-in. Raises OvssError for an invalid one."""
+    """The recipe file of a plug-in. Raises OvssError if it is invalid."""
     config = read_yaml(path, "recipe")
     if not isinstance(config, dict):
         raise OvssError(f"recipe {path}: expected the keys {', '.join(DEPTHS)}.")
@@ -295,7 +282,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_depth(value: Any, depth: int, where: str) -> None:
-    """Raises OvssError for a section that is not `depth` mappings deep; it may be empty."""
+    """Raises OvssError unless a section consists of `depth` nested mappings, or is empty."""
     if not isinstance(value, dict | None if depth else str):
         raise OvssError(f"{where}: expected {'NAME: VALUE below it' if depth else 'a text'}.")
     for key, inner in (value or {}).items() if depth > 1 else ():

@@ -1,8 +1,8 @@
 """The registries of segmentors and data sets, and the plug-ins that add to them: Python files and installed packages.
 
-A package declares its plug-in by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. It is
-imported when a name is not known without it, so that a broken package affects nobody else. The recipes of a plug-in are in a
-folder `configs/segmentor` beside the module.
+A package declares its plug-in by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. Entry
+points are loaded only to find a name that is otherwise unknown, so a broken package affects nobody else. The recipes of a
+plug-in are in a folder `configs/segmentor` beside the module.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names, digest, user_path
 
 GROUP = "ovss_bench.plugins"
-PLUGINS: dict[str, str] = {}  # files and packages in use -> SHA-256 of their source
-RECIPES: dict[str, Path] = {}  # those of plug-ins
-_IMPORTED: dict[EntryPoint, OvssError | None] = {}  # with the error, if it cannot be imported
+PLUGINS: dict[str, str] = {}  # plug-in files that were loaded -> SHA-256
+RECIPES: dict[str, Path] = {}  # recipe files of plug-ins
+_IMPORTED: dict[EntryPoint, OvssError | None] = {}  # with the error if the import failed
 
 
 class Registry(mmengine.Registry):
-    """mmengine's registry with three additions: the classes of a `package` of this project, each imported when it is first used
-    (methods need torch, and most tools need no method); installed plug-ins; an error that lists the closest names."""
+    """mmengine's registry with three additions: classes of a `package` of this project, each imported on first use (methods
+    import torch, which most tools do not need); installed plug-ins; an error that suggests close names."""
 
     def __init__(self, name: str, package: str | None = None) -> None:
         super().__init__(name, scope="ovss_bench")
@@ -40,24 +40,24 @@ class Registry(mmengine.Registry):
 
     @property
     def modules(self) -> dict[str, str]:
-        """The modules of the `package` by the names that they register: its table MODULES."""
+        """The package's table MODULES: by registered name the module."""
         return importlib.import_module(self.package).MODULES if self.package else {}
 
     @property
     def module_dict(self) -> dict[str, type]:
-        """All classes; imports those of this project."""
+        """All classes, which imports those of this project."""
         for module in self.modules.values():
             importlib.import_module(f"{self.package}.{module}")
         return self._module_dict
 
     @property
     def registered(self) -> dict[str, type]:
-        """The classes that have been imported so far."""
+        """The classes imported so far."""
         return self._module_dict
 
     @property
     def names(self) -> set[str]:
-        """All names; imports no class."""
+        """All names, without importing classes."""
         return {*self.modules, *self._module_dict}
 
     def __len__(self) -> int:
@@ -73,7 +73,6 @@ class Registry(mmengine.Registry):
             load_installed(key)
         if key not in self._module_dict:
             raise not_found(self.name, key, self.names)
-        _note(self._module_dict[key])
         return self._module_dict[key]
 
 
@@ -82,8 +81,8 @@ DATASETS = Registry("dataset", "ovss_bench.datasets")
 
 
 def load_plugin(path: str | Path) -> None:
-    """Imports a Python file that registers segmentors or data sets, and finds the recipes beside it; once. Raises OvssError if
-    it cannot be imported; then nothing of it stays registered."""
+    """Imports a Python file that registers segmentors or data sets, once, with the recipes beside it. Raises OvssError if that
+    fails; then none of its registrations stay."""
     path = user_path(path).resolve()
     if str(path) in PLUGINS:
         return
@@ -95,31 +94,31 @@ def load_plugin(path: str | Path) -> None:
             spec = importlib.util.spec_from_file_location(name, path)
             if spec is None:
                 raise OvssError("it is not a Python file; its name must end in .py.")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
             try:
                 spec.loader.exec_module(module)
             except BaseException:
                 del sys.modules[name]
                 raise
         _add_recipes(path.parent)
-    PLUGINS[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    PLUGINS[str(path)] = file_digest(path)
 
 
 def load_installed(wanted: str) -> None:
-    """Imports the plug-ins of installed packages, each once, to find `wanted`. A broken one gives a warning, or an error if it
-    has that name."""
+    """Imports the plug-ins of installed packages, each once, to find `wanted`. A broken one leads to a warning, or to an error
+    if it has that name."""
     for entry in entry_points(group=GROUP):
-        if entry not in _IMPORTED:
-            _IMPORTED[entry] = error = _import_installed(entry)
-            if error and entry.name != wanted:
-                warnings.warn(str(error), stacklevel=3)
-        if _IMPORTED[entry] and entry.name == wanted:
-            raise _IMPORTED[entry]
+        is_new = entry not in _IMPORTED
+        if is_new:
+            _IMPORTED[entry] = _import_installed(entry)
+        if (error := _IMPORTED[entry]) and entry.name == wanted:
+            raise error
+        if error and is_new:
+            warnings.warn(str(error), stacklevel=3)
 
 
 def not_found(kind: str, name: object, known: Iterable[str]) -> OvssError:
-    """The error for a name that no plug-in registers either."""
+    """The error for a name that neither this project nor a plug-in registers."""
     error = unknown(kind, name, known)
     broken = [entry.name for entry, problem in _IMPORTED.items() if problem]
     return OvssError(f"{error} These plug-ins cannot be imported: {', '.join(broken)}.") if broken else error
@@ -130,10 +129,9 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
     try:
         with _importing(f"plug-in '{entry.name}' of {package} ({entry.value})"):
             spec = importlib.util.find_spec(entry.module)
-            if spec is None or spec.origin not in PLUGINS:  # it may have been loaded as a file
+            if spec is None or spec.origin not in PLUGINS:  # else it was loaded as a file
                 entry.load()
-            file = sys.modules[entry.module].__file__ if entry.module in sys.modules else spec.origin
-            _add_recipes(Path(file).parent)
+            _add_recipes(Path(spec.origin).parent)
     except OvssError as error:
         return error
     return None
@@ -141,7 +139,7 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
 
 @contextmanager
 def _importing(what: str) -> Iterator[None]:
-    """Turns any exception into an error that says where, and undoes the registrations until then."""
+    """Turns any exception into an OvssError with its line, and undoes the registrations of the block."""
     registries = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)
     before = [dict(registry) for registry in registries]
     try:
@@ -158,7 +156,7 @@ def _importing(what: str) -> Iterator[None]:
 
 def _add_recipes(folder: Path) -> None:
     folder = folder.resolve() / "configs" / "segmentor"
-    if folder == CONFIGS.resolve() / "segmentor":  # a plug-in in a checkout of this project
+    if folder == CONFIGS.resolve() / "segmentor":  # of a plug-in in the root of this project
         return
     for path in sorted(folder.glob("*.yaml")):
         if path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path:
@@ -166,16 +164,9 @@ def _add_recipes(folder: Path) -> None:
         RECIPES[path.stem] = path
 
 
-def _note(method: type) -> None:
-    """Records the source of a class that was not loaded as a plug-in file: of its file, or of its whole package."""
-    top = method.__module__.partition(".")[0]
-    if top != "ovss_bench" and not top.startswith("ovss_bench_plugin_"):
-        module = sys.modules.get(top)
-        file, folders = getattr(module, "__file__", None), list(getattr(module, "__path__", ()))
-        if folders:
-            PLUGINS[folders[0]] = package_digest(folders[0])
-        elif file and Path(file).is_file():
-            PLUGINS[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def file_digest(file: Path) -> str:
+    """SHA-256 of the content of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @cache

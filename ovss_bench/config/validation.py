@@ -1,5 +1,5 @@
-"""Checks configuration values against annotations, by pydantic; an invalid one gives a one-line error that says what was
-expected: in the words of `Expected`, if the annotation has one, else in those of the type.
+"""Validates configuration values against annotations, by pydantic. The error for an invalid one is one line that says what was
+expected: in the words of `Expected` if the annotation has one, else in those of the type.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..image import MOST
 
 @dataclass(frozen=True)
 class Expected:
-    """What a value must be, in words."""
+    """Describes the allowed values."""
 
     words: str
 
@@ -34,8 +34,8 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: str = "") -> Any:
-    """The value, lists as tuples where the annotation has those. Raises OvssError that states the `kind` of value, if given,
-    name, value, `origin` and expectation; for a text that is none of a `Literal` the closest ones."""
+    """The value, with a list as a tuple if the annotation is one. The OvssError for an invalid value states its `kind`, name,
+    value, `origin` and what was expected, or close names if it is a text that must be one of a `Literal`."""
     given = tuple(value) if isinstance(value, list) and is_list(hint) else value
     try:
         return _adapter(hint).validate_python(given)
@@ -50,8 +50,8 @@ def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: 
 def validate_all(
     values: Mapping[str, Any], hints: Mapping[str, Any], kind: str, origin: Callable[[str], str | None] = lambda name: None
 ) -> dict[str, Any]:
-    """Validates every value by the annotation of its name. Raises OvssError for an unknown name, too; `kind` says what names
-    stand for."""
+    """Validates every value by the annotation of its name. Raises OvssError for invalid values and for unknown names, which it
+    calls an unknown `kind`."""
     for name in values:
         if name not in hints:
             source = f" (from {origin(name)})" if origin(name) else ""
@@ -60,7 +60,7 @@ def validate_all(
 
 
 def in_words(hint: Any) -> str:
-    """What an annotation allows."""
+    """Describes what an annotation allows."""
     if get_origin(hint) is Annotated:
         stated = [part.words for part in hint.__metadata__ if isinstance(part, Expected)]
         return stated[-1] if stated else in_words(get_args(hint)[0])
@@ -80,12 +80,12 @@ def _adapter(hint: Any) -> TypeAdapter:
 
 
 def is_list(hint: Any) -> bool:
-    """Whether an annotation is of a tuple, which in YAML and on the command line is a list."""
+    """Whether an annotation is a tuple, or a union with one: a list in YAML and on the command line."""
     return get_origin(hint) is tuple or any(map(is_list, get_args(hint)))
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """The names that an annotation allows, if it allows nothing but names and null."""
+    """The choices of an annotation that allows only these and null."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     if get_origin(hint) is Annotated:

@@ -1,8 +1,8 @@
-"""The code that a row's number depends on, and its digests: the shared core, the files of its method, of its data set's loader
-and of the encoders that it takes beside CLIP, and plug-ins. Other methods, reports and tools are not part of it.
+"""The code that a row's numbers depend on, and its digests: the shared core, the files of its method, of its data set's loader
+and of its auxiliary models, and plug-ins. Other methods, reports and tools are not part of it.
 
-Files are found by parsing imports, also those inside functions, so that new modules are covered. Nothing can be imported here
-instead: tools that only read results compare these digests, and need no torch.
+Files are found by parsing imports, including those inside functions, so new modules are covered. Importing the modules instead
+would need torch, which tools that only read results do not load.
 """
 
 from __future__ import annotations
@@ -18,27 +18,25 @@ from pathlib import Path
 from types import CodeType
 
 from ..auxiliary.sources import MODULES
-from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, package_digest
+from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, file_digest, package_digest
 from ..datasets.config import dataset_config
 from ..files import PACKAGE, config_names, digest, load_config
 
-# From images to counts, from counts to metrics, and how a segmentor is made: every row depends on these and what they import.
+# Counting, construction of segmentors, metrics: every row depends on these and on what they import.
 CORE = ("runs/counting.py", "segmentors/build.py", "evaluation")
-
-
-Row = Collection[type] | Collection[Path]  # a method and a loader: their classes, or the files of these
+Row = Collection[type] | Collection[Path]  # the classes of a method and a loader, or their files
 
 
 def row_code(row: Row, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """For a row of this method and loader that takes these `kinds` of things beside CLIP: SHA-256 of the `core` and of each
-    further file of this package, and of the plug-ins by their paths."""
+    """For a row with these `kinds` of auxiliary models: SHA-256 of the `core` and of each further file of this package, and of
+    the plug-ins by path."""
     core, further, plugins = row_files(row, kinds)
     total = digest(*(part for path in sorted(core) for part in (_name(path), _content(path))))
     return {"core": total} | {_name(path): hashlib.sha256(_content(path)).hexdigest() for path in sorted(further)}, plugins
 
 
 def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dict[str, str]]:
-    """The files of this package in the core and beyond, and the digests of plug-ins, that `row_code` is about."""
+    """The files of the core, further files of this package, and the digests of plug-ins, for `row_code`."""
     core = _reached((path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]), _imported)
     files, plugins = {_file(MODULES[kind]) for kind in kinds if kind in MODULES}, {}
     for entry in row:
@@ -49,7 +47,7 @@ def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dic
 
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
-    """`row_code` of a method and a data set of this project, by their names; None for others."""
+    """`row_code` of a segmentor and a data set of this project by name; None for others."""
     if segmentor not in config_names("segmentor") or dataset not in config_names("dataset"):
         return None
     method = load_config("segmentor", segmentor).get("method", segmentor)
@@ -59,30 +57,31 @@ def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict
 
 
 def source_digest(code: Mapping[str, str], plugins: Mapping[str, str]) -> str:
-    """One digest for all code of a row, wherever its files are."""
+    """One digest for all code of a row; the locations of plug-ins do not matter."""
     return digest(*(part for item in sorted(code.items()) for part in item), *sorted(plugins.values()))
 
 
 def _file(module: str) -> Path:
-    """The file of a module of this package."""
     return PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:
-    """The files of this package, and the plug-ins, that define a class: with those of its bases, and what they import."""
+    """The files of this package and the digests of plug-ins that a class, its bases and their imports are defined in."""
     files, plugins = set(), {}
     for base in entry.__mro__:
-        module = sys.modules.get(base.__module__)
-        file = Path(getattr(module, "__file__", None) or "")
+        file = Path(getattr(sys.modules.get(base.__module__), "__file__", None) or "")
         if base is entry and not file.name:  # of a notebook
             plugins[f"{base.__module__}.{base.__qualname__}"] = digest(*_compiled(base))
         elif PACKAGE in file.parents:
             files.add(file)
-        elif base is entry or _is_own(base, file):
+        elif base is entry or _is_users(base, file):
             top = sys.modules.get(base.__module__.partition(".")[0])
             package = next(iter(getattr(top, "__path__", ())), None)
             sources = _beside(file, Path(package) if package else file.parent)
-            plugins |= {package: PLUGINS.get(package) or package_digest(package)} if package else _digests(sources)
+            if package:
+                plugins[package] = package_digest(package)
+            else:
+                plugins |= {str(path): PLUGINS.get(str(path)) or file_digest(path) for path in sorted(sources)}
             files |= {path for source in sources for path in _imported(source)}
     return files, plugins
 
@@ -101,14 +100,14 @@ def _compiled(kind: type) -> Iterator[str | bytes]:
         yield from (name, *(parts(code) if code else ()))
 
 
-def _is_own(base: type, file: Path) -> bool:
-    """Whether a base class outside this package is a user's code: in no library, or derived from a class of this package."""
-    library = any(Path(sysconfig.get_path(kind)) in file.parents for kind in ("stdlib", "purelib", "platlib"))
-    return bool(file.name) and (not library or any(other.__module__.startswith("ovss_bench.") for other in base.__mro__))
+def _is_users(base: type, file: Path) -> bool:
+    """Whether a base class outside this package is a user's: not of a library, or derived from a class of this package."""
+    in_library = any(Path(sysconfig.get_path(kind)) in file.parents for kind in ("stdlib", "purelib", "platlib"))
+    return bool(file.name) and (not in_library or any(other.__module__.startswith("ovss_bench.") for other in base.__mro__))
 
 
 def _beside(file: Path, folder: Path) -> set[Path]:
-    """A plug-in's file, and the files in and below its folder that it imports, directly or not."""
+    """A plug-in's file, and the files in and below its folder that it imports, directly or indirectly."""
 
     def imports(path: Path) -> Iterator[Path]:
         tree = ast.parse(path.read_bytes())
@@ -120,12 +119,8 @@ def _beside(file: Path, folder: Path) -> set[Path]:
     return _reached([file] if file.is_file() else [], imports)
 
 
-def _digests(files: Iterable[Path]) -> dict[str, str]:
-    return {str(path): PLUGINS.get(str(path)) or hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
-
-
 def _reached(files: Iterable[Path], imports: Callable[[Path], Iterable[Path]]) -> set[Path]:
-    """The files and what they import, directly or not."""
+    """The files and what they import, directly or indirectly."""
     left, found = list(files), set()
     while left:
         path = left.pop()
@@ -137,13 +132,12 @@ def _reached(files: Iterable[Path], imports: Callable[[Path], Iterable[Path]]) -
 
 @cache
 def _content(path: Path) -> bytes:
-    """Read once: the code that is running is that of the start."""
+    """Read once: the code that runs is that of the start."""
     return path.read_bytes()
 
 
 def _imported(path: Path) -> set[Path]:
-    """The files of this package that a Python file imports; without `__init__.py` of packages, which holds no code that
-    computes."""
+    """The files of this package that a Python file imports, except `__init__.py`, which computes nothing."""
     return _imports(path, _content(path) if PACKAGE in path.parents else path.read_bytes())
 
 
@@ -161,13 +155,9 @@ def _imports(path: Path, content: bytes) -> set[Path]:
 
 
 def _relative(path: Path, tree: ast.AST) -> set[Path]:
-    """The files of relative imports, whether or not they exist; not those for type checkers only."""
-    typing = {
-        node
-        for part in ast.walk(tree)
-        if isinstance(part, ast.If) and getattr(part.test, "id", "") == "TYPE_CHECKING"
-        for node in ast.walk(part)
-    }
+    """Possible files of relative imports, except those for type checkers."""
+    guards = (node for node in ast.walk(tree) if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
+    typing = {node for guard in guards for node in ast.walk(guard)}
     found: set[Path] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level and node not in typing:
@@ -177,7 +167,7 @@ def _relative(path: Path, tree: ast.AST) -> set[Path]:
 
 
 def _absolute(tree: ast.AST) -> set[str]:
-    """The modules that are imported by their full names."""
+    """The modules of absolute imports."""
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -187,8 +177,8 @@ def _absolute(tree: ast.AST) -> set[str]:
 
 @cache
 def _interface() -> dict[str, Path]:
-    """The files of the names of the Python interface, by the imports of its stub, which is what lazy_loader reads, too; but for
-    those that produce or read results, which no method computes with."""
+    """The files that define the names of the Python interface, from the stub that lazy_loader reads, except those that produce
+    or read results, which no method uses."""
     stub = [node for node in ast.parse(_content(PACKAGE / "__init__.pyi")).body if isinstance(node, ast.ImportFrom)]
     return {
         alias.name: _file(node.module)

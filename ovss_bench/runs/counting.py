@@ -1,4 +1,4 @@
-"""From images to the counts of every job: label maps are compared with the ground truth in threads beside the encoder."""
+"""From images to the counts of every job. Threads compare label maps with the ground truth while the encoder runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..stages import Stages
 from .jobs import Job, Runtime
 
 NOTHING = np.empty((0, 0), np.uint16)
-# Confusion records, digest of the label map, and if they are wanted boundary records and the map itself.
+# Confusion records, digest of the label map and, on request, boundary records and the map itself.
 Records = tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]
 
 
@@ -35,27 +35,23 @@ def counted(
     runtime: Runtime,
     stages: Stages,
 ) -> Iterator[tuple[str, list[Records] | OvssError]]:
-    """Yields for each image its id, and of every job the records that `RunStore.add` takes, or the error of the image."""
+    """Yields the id of each image with the records of every job for `RunStore.add`, or with the error of the image."""
     first = jobs[0].dataset
     by_id = {image[0].id: image for image in images}
 
     def count(item: tuple[str, list[Prediction] | OvssError]) -> tuple[str, list[Records] | OvssError]:
         name, outcome = item
         if isinstance(outcome, OvssError):
-            return item
+            return name, outcome
         try:
             with stages("read labels"):
-                targets = {
-                    each: _label(dataset, sample, outcome[0].image_size)
-                    for (each, dataset), sample in zip(datasets.items(), by_id[name], strict=True)
-                }
+                labels = [_label(*each, outcome[0].image_size) for each in zip(datasets.values(), by_id[name], strict=True)]
         except OvssError as error:
             return name, error
+        targets = dict(zip(datasets, labels, strict=True))
         with stages("count"):
-            return name, [
-                _counted(job, prediction, targets[job.dataset.name], runtime)
-                for job, prediction in zip(jobs, outcome, strict=True)
-            ]
+            pairs = zip(jobs, outcome, strict=True)
+            return name, [_counted(job, prediction, targets[job.dataset.name], runtime) for job, prediction in pairs]
 
     predictions = predict(
         [job.segmentor for job in jobs],
@@ -80,12 +76,12 @@ def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.nda
     kind = type(dataset)
     with plugin_errors(f"label map of image {sample}", kind):
         label = dataset.label(sample, size)
-    if kind.label is not SegDataset.label:  # that of SegDataset is checked already
+    if kind.label is not SegDataset.label:  # which checks its own result
         fits = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.shape == size
         if not fits or not ((label >= 0) & (label < len(dataset.classes)) | (label == dataset.ignore_index)).all():
             raise OvssError(
-                f"label of {kind.__name__} in {inspect.getsourcefile(kind)} gives, for image {sample}, no array "
-                f"{size} of whole numbers below {len(dataset.classes)}, or {dataset.ignore_index} for ignored pixels."
+                f"label of {kind.__name__} in {inspect.getsourcefile(kind)}, image {sample}: expected an array {size} "
+                f"of whole numbers below {len(dataset.classes)}, or {dataset.ignore_index} for ignored pixels."
             )
     return label
 

@@ -1,4 +1,4 @@
-"""Evaluates segmentors on data sets: skips finished jobs, resumes interrupted ones, and writes a result for each."""
+"""Evaluates jobs: skips finished ones, resumes interrupted ones, and writes a result for each."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def evaluate(
     runtime: Runtime | None = None,
     progress: bool = False,
 ) -> EvalResult:
-    """`evaluate("sclip", clip, dataset)` does what tools/eval.py does with that name; `evaluate(segmentor, dataset)` takes a
-    segmentor of `build_segmentor`, with its vocabulary, under the recipe for this data set and protocol.
+    """`evaluate("sclip", clip, dataset)` is `ovss eval` for that segmentor; `evaluate(segmentor, dataset)` takes a segmentor of
+    `build_segmentor`, with its vocabulary, and applies the recipe for this data set and protocol.
 
     `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
-    after that; the result states them. Nothing is written unless `output` is given; `progress` prints the progress. Raises
-    OvssError for what a result cannot state.
+    on the segmentor; the result states all of them, and OvssError is raised for changes that it cannot state. Nothing is
+    written unless `output` is given. `progress` prints the progress.
     """
     kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
     if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
@@ -84,13 +84,13 @@ def run_jobs(
     shard: Shard | None = None,
     world: World | None = None,
 ) -> list[EvalResult]:
-    """Runs jobs, in one pass those on the same images with equal trunk recipes, and returns their results in the order given.
+    """Runs jobs and returns their results in the same order. Jobs on the same images with equal trunk recipes share a pass.
 
-    A job with a finished result is skipped unless `rerun`; an interrupted one is resumed. If a list of `failures` is given, the
-    error of a pass is added to it, and the other passes run; their results are returned.
+    A job with a finished result is skipped unless `rerun`; an interrupted one is resumed. If a list of `failures` is given,
+    errors are added to it, and the remaining passes run.
 
-    A `shard` evaluates its part of the images and leaves it for runs/merge.py; it has no results. With a `world` of several
-    processes, all call this with the same arguments; rank 0 makes and returns the results.
+    A `shard` evaluates its part of the images for runs/merge.py, and returns no results. In a `world` of several processes, all
+    call this function with the same arguments; rank 0 returns the results.
     """
     run = _Run(limit, ids, output, rerun, runtime or Runtime(), Progress(quiet), shard, world or World())
     passes: dict[tuple, list[int]] = {}
@@ -130,7 +130,7 @@ class _Run:
     world: World
 
     def finished(self, job: Job) -> EvalResult | None:
-        """The result of a job that need not run again; only rank 0 looks for it."""
+        """The result of a job that is already finished; only rank 0 looks for it."""
         if self.output is None or self.rerun or self.world.rank:
             return None
         store = self.store(job)
@@ -149,7 +149,7 @@ class _Run:
 
 class _Pass:
     """One pass over the images for jobs that share images and trunk: `plan`, `evaluate`, and on rank 0 `finish`. `images` are
-    all that were selected, `part` those of the shard."""
+    all selected ones, `part` those of the shard."""
 
     def __init__(self, run: _Run, jobs: Sequence[Job]) -> None:
         self.run, self.jobs = run, jobs
@@ -173,7 +173,7 @@ class _Pass:
             return [] if self.run.world.rank else self.finish(len(left), observed, time.monotonic() - began, started)
 
     def plan(self, stack: ExitStack) -> list[tuple[Sample, ...]]:
-        """Opens the stores. Returns the images that are left to evaluate."""
+        """Opens the stores. Returns the images that remain to be evaluated."""
         run = self.run
         with run.world.together():
             for store in self.stores:
@@ -187,14 +187,14 @@ class _Pass:
         if done:
             run.progress.say(f"{self.title}: resumed, {len(done)} of {len(self.part)} images are done")
         groups = [group for group in in_groups(self.part, self.jobs) if any(image.id not in done for image, *_ in group)]
-        return [image for group in groups for image in group]  # of a group with an unfinished image also those that are done
+        return [image for group in groups for image in group]  # a group with an unfinished image is evaluated as a whole
 
     def evaluate(self, left: Sequence[tuple[Sample, ...]]) -> list[list[dict[str, int]]]:
-        """Stores the counts of this process' share of the images. Returns the methods' `observed` counters by process and job.
+        """Stores the counts of this process's share of the images. Returns the methods' `observed` counters by process and job.
         Raises OvssError for images that cannot be evaluated, unless they may be skipped."""
         run, world = self.run, self.run.world
         mine = split_evenly(left, world.size, self.jobs)[world.rank]
-        for first in (True, False):  # rank 0 encodes the texts, the others then find them in the cache
+        for first in (True, False):  # rank 0 encodes the texts before the others, which then find them in the cache
             with world.together(), self.stages("text"):
                 for job in self.jobs if left and (world.rank == 0) == first else ():
                     job.segmentor.encode_text(run.progress)
@@ -229,7 +229,7 @@ class _Pass:
     def finish(
         self, evaluated_now: int, observed: list[list[dict[str, int]]], seconds: float, started: datetime
     ) -> list[EvalResult]:
-        """Collects the counts, and writes the results or, of a shard, its parts."""
+        """Collects the counts, and writes the results, or the part of a shard."""
         run = self.run
         timing = {"seconds": round(seconds, 2), "images": evaluated_now, "segmentors_in_pass": len(self.jobs)}
         timing["stages"] = {stage: round(value, 3) for stage, value in self.stages.seconds.items()}
@@ -256,17 +256,17 @@ class _Pass:
 
 
 def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> dict[str, Any]:
-    """A result without the values that are computed from counts, which runs/merge.py adds."""
-    dataset = job.dataset
-    segmentor, recipe = job.segmentor, job.segmentor.recipe
-    known = {"weights_known": segmentor.clip.weights_known} if segmentor.clip.weights_known else {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if segmentor.clip.device.type == "cuda":
+    """A result without the values that runs/merge.py computes from counts."""
+    dataset, segmentor, clip, recipe = job.dataset, job.segmentor, job.segmentor.clip, job.segmentor.recipe
+    origin = {"recipe": own_recipe(job.name), "world_size": world.size}
+    if clip.weights_known:
+        origin["weights_known"] = clip.weights_known
+    if clip.device.type == "cuda":
         timing = timing | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20)}
     return {
         "schema_version": VERSION,
         "segmentor": job.name,
-        "clip": segmentor.clip.name,
+        "clip": clip.name,
         "dataset": dataset.name,
         "protocol": job.protocol,
         "metrics": {},
@@ -276,21 +276,19 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
         "recipe": {name: {"value": value, "origin": recipe.origins[name]} for name, value in recipe.values().items()},
         "per_class": [{"class": name} for name in dataset.classes],
         "fingerprint": job.fingerprint,
-        "weights_digest": segmentor.clip.weights_digest,
+        "weights_digest": clip.weights_digest,
         "sources": job.sources,
         "names_digest": segmentor.vocabulary.digest,
         "dataset_fingerprint": dataset.fingerprint,
-        "precision": segmentor.clip.precision,
+        "precision": clip.precision,
         "timing": timing | {"images_per_second": 0, "started": started.isoformat(timespec="seconds")},
-        "peak_memory_mib": round(peak),
-        "provenance": provenance(segmentor.clip.device, *job.code)
-        | {"recipe": own_recipe(job.name), "world_size": world.size}
-        | known,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "provenance": provenance(clip.device, *job.code) | origin,
     }
 
 
 class _Memory(nullcontext):
-    """Has the interface of RunStore where nothing is written."""
+    """The interface of RunStore for a run that writes nothing."""
 
     result_path, damaged = None, ()
 
@@ -304,7 +302,7 @@ class _Memory(nullcontext):
         if edges is not None:
             self.edges[image] = edges
 
-    def nothing(self, *_: object) -> None:
-        pass
+    def has(self, *_: object) -> None:
+        """No image is stored."""
 
-    has = discard = flush = collect = finish = nothing
+    discard = flush = collect = finish = has

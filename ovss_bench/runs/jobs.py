@@ -1,4 +1,4 @@
-"""Jobs: each is one segmentor with its recipe on one data set, and has a fingerprint that equal jobs share."""
+"""Jobs: each is one segmentor with its recipe on one data set, identified by a fingerprint."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from .world import balance
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a run is carried out; none of this changes a number by more than rounding."""
+    """Options that change no number by more than rounding."""
 
     batch: int | None = None  # windows per forward pass; None: by the number of tokens
     workers: int = 2  # reader threads
     skip_bad_images: bool = False
-    boundary: bool = False  # measure mBoundaryIoU, too
-    maps: bool = False  # keep the label maps, for the pictures of a report
-    feature_cache: str | None = None  # folder for region maps and the like, which other runs reuse
+    boundary: bool = False  # also measure mBoundaryIoU
+    maps: bool = False  # save the label maps, for the pictures of a report
+    feature_cache: str | None = None  # folder for region maps and other features, shared by runs
     trunk_cache: str | None = None  # folder for the tokens that enter the last block
-    trunk_cache_gb: float = 20  # its largest size
-    compile: bool = False  # blocks by torch.compile: a minute at the start, then faster
+    trunk_cache_gb: float = 20  # its maximum size
+    compile: bool = False  # torch.compile for the blocks: a minute at the start, then faster
     profile: bool = False  # print the time of each stage, and write a trace
 
 
@@ -56,18 +56,18 @@ class Job:
 
     @property
     def pass_key(self) -> tuple:
-        """What two jobs must agree on to share one pass of the trunk."""
+        """Equal for jobs that can share one pass of the trunk."""
         clip = self.segmentor.clip
         return clip.weights_digest, clip.precision, self.dataset.images_digest, self.segmentor.recipe.trunk_key
 
     @cached_property
     def code(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The code that decides the numbers, see `row_code`."""
+        """The digests of `row_code`."""
         return row_code((type(self.segmentor), type(self.dataset)), self.segmentor.sources)
 
     @cached_property
     def sources(self) -> dict[str, dict[str, Any]]:
-        """The models, files and folders that the method uses beside CLIP, as results state them."""
+        """The auxiliary models, files and folders of the method, as results state them."""
         values = self.segmentor.recipe.hyperparameters
         found = {kind: stated(values[kind], source) for kind, source in self.segmentor.sources.items()}
         paths = {name: values[name] for name in of_class(type(self.segmentor)).paths if values[name]}
@@ -83,7 +83,7 @@ def make_job(
     overrides: Mapping[str, Any] | None = None,
     origin: str = "command line",
 ) -> Job:
-    """A job from the names of a segmentor and a protocol."""
+    """A job by the names of a segmentor and a protocol."""
     recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin=origin)
     return build_job(recipe, clip, dataset, protocol, origin)
 
@@ -98,7 +98,7 @@ def build_job(recipe: Recipe, clip: DenseCLIP, dataset: SegDataset, protocol: st
 
 
 def refuse_idle(recipe: Recipe, method: type[Segmentor]) -> None:
-    """Raises OvssError for a value that was chosen for this run, but has no effect beside another one."""
+    """Raises OvssError for an override that has no effect because of another value."""
     for name, (other, _) in BESIDE.items():
         if name in recipe.overrides and name not in method.uses and not recipe.has_effect(name):
             raise OvssError(
@@ -108,9 +108,9 @@ def refuse_idle(recipe: Recipe, method: type[Segmentor]) -> None:
 
 
 def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Mapping[str, Any], kept: bool) -> Job:
-    """A job of a segmentor that was built for any images. Where it differs from the recipe, for example in its vocabulary, the
-    overrides say so. Raises OvssError for differences that a result cannot state and, if the result is to be `kept`, for
-    sources without a digest."""
+    """A job of a segmentor from `build_segmentor`. Its differences from the recipe for the data set, such as the vocabulary,
+    become overrides. Raises OvssError for differences that a result cannot state and, if the result will be `kept`, for
+    auxiliary models without a digest."""
     name, clip, vocabulary = segmentor.recipe.segmentor, segmentor.clip, segmentor.vocabulary
     if len(vocabulary.classes) != len(dataset.classes):
         raise OvssError(
@@ -118,26 +118,14 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
             f"Use dataset.vocabulary(names, templates), or list its classes in order."
         )
     method = segmentor_config(name)[1]
-    replaced = [each for each in vars(segmentor) if each in HOOKS or callable(getattr(method, each, None))]
-    if type(segmentor) is not method or replaced:
-        what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
-        raise OvssError(
-            f"the segmentor {what}, but '{name}' is {method.__name__} of {method.__module__}, which the result "
-            "would name. Register your class under another name (ob.SEGMENTORS.register_module), and build it by that name."
-        )
-    for each in sorted(vars(segmentor).keys() & set(RECIPE_VALUES)):
-        value = vars(segmentor)[each]
-        raise OvssError(
-            f"{each} was set on the segmentor, which reads it from its recipe. Build it with {each}={value!r}, or use "
-            f"evaluate(..., recipe={{'{each}': {value!r}}})."
-        )
+    _refuse_replaced(segmentor, method)
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     overrides = dict(segmentor.recipe.overrides)
-    for each, value in [*_set_since(segmentor).items(), *changes.items()]:
-        is_object = each in SOURCES and not isinstance(value, str | None)
-        overrides[each] = describe(value) if is_object else value
+    for each, value in (_set_since(segmentor) | changes).items():
         given.pop(each, None)
-        given |= {each: value} if is_object else {}
+        if each in SOURCES and not isinstance(value, str | None):
+            given[each], value = value, describe(value)
+        overrides[each] = value
     for kind, source in given.items():
         if kept and not getattr(source, "digest", None):
             raise OvssError(
@@ -148,28 +136,47 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
         name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin="argument"
     )
     texts = _of_vocabulary(vocabulary, dataset, recipe)
-    for each, value in texts.items():
-        if each in overrides:
-            raise OvssError(
-                f"{each}={overrides[each]} was asked for, but the segmentor's vocabulary has {each}={value}. Build it with "
-                "dataset.vocabulary(names, templates) of these, or leave it out."
-            )
+    for each in texts.keys() & overrides.keys():
+        raise OvssError(
+            f"{each}={overrides[each]} was asked for, but the segmentor's vocabulary has {each}={texts[each]}. Build it with "
+            "dataset.vocabulary(names, templates) of these, or leave it out."
+        )
     recipe = recipe.changed(texts | _of_clip(clip, recipe), "argument")
     return Job(name, instantiate(method, clip, vocabulary, recipe, given), dataset, protocol)
 
 
+def _refuse_replaced(segmentor: Segmentor, method: type[Segmentor]) -> None:
+    """Raises OvssError for a segmentor with other methods than the registered class, and for recipe values set on it."""
+    replaced = [each for each in vars(segmentor) if each in HOOKS or callable(getattr(method, each, None))]
+    if type(segmentor) is not method or replaced:
+        what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
+        raise OvssError(
+            f"the segmentor {what}, but '{segmentor.recipe.segmentor}' is {method.__name__} of {method.__module__}, which the "
+            "result would name. Register your class under another name (ob.SEGMENTORS.register_module), and build it by that "
+            "name."
+        )
+    for each in sorted(vars(segmentor).keys() & set(RECIPE_VALUES)):
+        value = vars(segmentor)[each]
+        raise OvssError(
+            f"{each} was set on the segmentor, which reads it from its recipe. Build it with {each}={value!r}, or use "
+            f"evaluate(..., recipe={{'{each}': {value!r}}})."
+        )
+
+
 def _set_since(segmentor: Segmentor) -> dict[str, Any]:
-    """Hyperparameters and sources that were set on the object after it was built."""
-    built = segmentor.recipe.hyperparameters | segmentor.sources
-    now = {name: getattr(segmentor, name) for name in built}
-    now = {name: str(value) if isinstance(value, Path) else value for name, value in now.items()}
-    changed = {name for name, value in built.items() if now[name] is not value}
-    equal = {name for name in changed - set(SOURCES) if type(now[name]) is type(built[name]) and now[name] == built[name]}
-    return {name: now[name] for name in changed - equal}
+    """Hyperparameters and auxiliary models that were set on the object after it was built."""
+    found = {}
+    for name, built in (segmentor.recipe.hyperparameters | segmentor.sources).items():
+        value = getattr(segmentor, name)
+        value = str(value) if isinstance(value, Path) else value
+        equal = name not in SOURCES and type(value) is type(built) and value == built
+        if value is not built and not equal:
+            found[name] = value
+    return found
 
 
 def _of_clip(clip: DenseCLIP, recipe: Recipe) -> dict[str, Any]:
-    """The options that a CLIP was loaded with, where they are not the default and the recipe does not set them."""
+    """The options of a loaded CLIP that are not the default and not set by the recipe."""
     options = dict(clip.changed)
     if clip.precision != default_precision(clip.device):
         options["precision"] = clip.precision
@@ -177,7 +184,7 @@ def _of_clip(clip: DenseCLIP, recipe: Recipe) -> dict[str, Any]:
 
 
 def _of_vocabulary(vocabulary: Vocabulary, dataset: SegDataset, recipe: Recipe) -> dict[str, Any]:
-    """Names and templates of a vocabulary, where the recipe has others: a variant of the data set's names, or a digest."""
+    """Names and templates of a vocabulary that differ from the recipe's; names are a variant of the data set's, or a digest."""
     if dataset.vocabulary(recipe.names, recipe.templates).digest == vocabulary.digest:
         return {}
     folder = CONFIGS / "names" / dataset.config.get("names_of", dataset.name)
@@ -188,11 +195,11 @@ def _of_vocabulary(vocabulary: Vocabulary, dataset: SegDataset, recipe: Recipe) 
 
 
 def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
-    """A digest that two runs share if recipe, weights, names and templates, data, precision, the code that decides the numbers
-    and the images evaluated are the same."""
+    """A digest of all that the numbers of a run depend on: recipe, weights, vocabulary, data, precision, code and the images
+    evaluated."""
     segmentor, dataset, clip = job.segmentor, job.dataset, job.segmentor.clip
     chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
-    paths = of_class(type(segmentor)).paths.keys() & job.sources.keys()  # their content counts, by its digest
+    paths = of_class(type(segmentor)).paths.keys() & job.sources.keys()  # represented by the digest of their content
     parts = [
         job.name,
         repr(sorted((name, value) for name, value in segmentor.recipe.values().items() if name not in paths)),
@@ -205,14 +212,13 @@ def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> 
 
 
 def in_groups(images: Sequence[tuple[Sample, ...]], jobs: Sequence[Job]) -> list[list[tuple[Sample, ...]]]:
-    """The images in groups that a pass has to evaluate together (see `Segmentor.group`): a list that starts with a group."""
+    """The images in groups that are evaluated together (see `Segmentor.group`)."""
     unit = math.lcm(*(job.segmentor.group for job in jobs))
     return [list(images[start : start + unit]) for start in range(0, len(images), unit)]
 
 
 def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, jobs: Sequence[Job]) -> list[list[tuple[Sample, ...]]]:
-    """The images in `parts` lists with about equally many windows, or patches where windows have several sizes. Groups stay
-    together."""
+    """The images in `parts` lists with about equal numbers of patches in all windows. Groups stay together."""
     recipe, patch = jobs[0].segmentor.recipe, jobs[0].segmentor.clip.patch_size
 
     @cache

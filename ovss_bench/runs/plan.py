@@ -1,9 +1,9 @@
-"""The planned rows: segmentors times data sets, or those of a paper's table, each with its recipe."""
+"""The rows to evaluate, each with its recipe: segmentors times data sets, or the rows of a paper's table."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned row: a segmentor, with its recipe, and a CLIP on a data set."""
+    """A row to evaluate: a segmentor with its recipe and a CLIP on a data set."""
 
     recipe: Recipe
     clip: ClipSpec
@@ -41,18 +41,16 @@ class Plan:
 
 
 def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Plan], list[Suite]]:
-    """The grid of segmentors and data sets, or of a paper's table."""
+    """The rows for all segmentors and data sets, or for a paper's table, and the suites of the data sets."""
     given = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
     if paper:
         rows, suites = [row for row in paper.rows if row.segmentor], []
-        cells = [
-            (str(row.segmentor), str(row.clip), dataset, row.overrides(dataset)) for dataset in paper.datasets for row in rows
-        ]
+        cells = [(row.segmentor, str(row.clip), dataset, row.overrides(dataset)) for dataset in paper.datasets for row in rows]
     else:
         names = _listed(options["segmentor"])
         datasets, suites = expand(_listed(options["dataset"]))
         cells = [(name, str(options["clip"]), dataset, {}) for dataset in datasets for name in names]
-    overrides = split_overrides(list(dict.fromkeys(segmentor for segmentor, *_ in cells)), given)
+    overrides = split_overrides(dict.fromkeys(segmentor for segmentor, *_ in cells), given)
     plans, protocol = [], options["protocol"]
     for segmentor, text, dataset, values in cells:
         clip, name = ClipSpec.of(text, options["weights"]), dataset_config(dataset)[0]
@@ -65,43 +63,46 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
 def load_datasets(
     names: Iterable[str], root: str | None, skip_missing: bool
 ) -> tuple[dict[str, SegDataset], dict[str, MissingData]]:
-    """The data sets that are there, and why the others are not. Raises MissingData if all are missing, or the first one unless
-    `skip_missing`."""
+    """The data sets that are present, and the errors of the others. Raises MissingData if all are missing and, unless
+    `skip_missing`, if one is."""
     datasets, absent = {}, {}
     for name in names:
         try:
-            datasets[name] = load_dataset(name, root)
-            with plugin_errors(f"data set '{name}'", type(datasets[name])):
-                _ = datasets[name].samples
+            dataset = load_dataset(name, root)
+            with plugin_errors(f"data set '{name}'", type(dataset)):
+                _ = dataset.samples
+            datasets[name] = dataset
         except MissingData as error:
             if not skip_missing:
                 raise
-            datasets.pop(name, None)
             absent[name] = error
     if not datasets:
         raise next(iter(absent.values()))
     return datasets, absent
 
 
-def split_overrides(names: Sequence[str], recipe: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """For each segmentor the overrides that concern it: recipe values, and the hyperparameters that it has. A list where one
-    value is expected means several rows, of all combinations."""
+def split_overrides(names: Iterable[str], recipe: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The overrides of each segmentor: recipe values, and hyperparameters that it has. A list in place of a single value stands
+    for several rows; lists are combined."""
     hints = {name: RECIPE_HINTS | hyperparameters(name)[1].hints for name in names}
     known = {key for found in hints.values() for key in found}
     for key in recipe:
         if key not in known:
             raise unknown(f"recipe value or hyperparameter of {', '.join(names)}", key, known)
+    combinations = {}
+    for name, found in hints.items():
+        choices = {key: _choices(key, value, found[key]) for key, value in recipe.items() if key in found}
+        combinations[name] = [dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
+    return combinations
 
-    def choices(name: str, key: str, value: Any) -> list[tuple[str, Any]]:
-        several = isinstance(value, list) and value and (not is_list(hints[name][key]) or isinstance(value[0], list))
-        if several and len(set(map(repr, value))) < len(value):
-            raise OvssError(f"recipe.{key}={value}: expected one value, or different ones.")
-        return [(key, item) for item in value] if several else [(key, value)]
 
-    return {
-        name: [dict(chosen) for chosen in product(*(choices(name, *item) for item in recipe.items() if item[0] in found))]
-        for name, found in hints.items()
-    }
+def _choices(key: str, value: Any, hint: Any) -> list[Any]:
+    """The values that a list gives for several rows, or the only value."""
+    if not isinstance(value, list) or not value or (is_list(hint) and not isinstance(value[0], list)):
+        return [value]
+    if len(set(map(repr, value))) < len(value):
+        raise OvssError(f"recipe.{key}={value}: expected one value, or different ones.")
+    return value
 
 
 def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
@@ -113,7 +114,7 @@ def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
 
 @lru_cache(maxsize=4)
 def _loaded(clip: ClipSpec, precision: str, device: str, changed: int | None) -> DenseCLIP:
-    """Rows, and the runs of a grid in one process, share a loaded CLIP, unless its file has changed."""
+    """Rows, and the runs of a grid in one process, share a loaded CLIP until its file changes."""
     return clip.load(precision, device)
 
 

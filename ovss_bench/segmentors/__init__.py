@@ -1,4 +1,4 @@
-"""Methods, one file each: by name the module of this package that registers it, which is imported when it is first used."""
+"""Methods, one file each. MODULES: by registered name the module of this package, which is imported on first use."""
 
 MODULES = {
     "clearclip": "clearclip",

@@ -1,4 +1,4 @@
-"""`build_segmentor`: a segmentor by name, with its recipe and the models that it needs beside CLIP."""
+"""`build_segmentor`: a segmentor by name, with its recipe and its auxiliary models."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def build_segmentor(
     """A segmentor of configs/segmentor, or a registered one, with its recipe for this CLIP.
 
     `clip`: a CLIP, or NAME, NAME:TAG or a file to load one from in the recipe's precision. `vocabulary`: a Vocabulary, or the
-    names of the classes, a text or a list of synonyms for each, which get the recipe's templates.
+    names of the classes (a text or a list of synonyms for each), used with the recipe's templates.
 
     Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion` and `bank` take a name or
-    the thing itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3) uint8 -> (H, W) integer
+    the model itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3) uint8 -> (H, W) integer
     ids, 0 for unsegmented; `foreground` image -> (H, W) in 0..1; `diffusion` image -> list of (heads, N, N) attention maps;
-    `bank` a RegionBank. Raises OvssError for unknown names and bad values.
+    `bank` a RegionBank. Raises OvssError for unknown names and invalid values.
     """
     given = {kind: overrides[kind] for kind in SOURCES if not isinstance(overrides.get(kind), str | None)}
     overrides |= {kind: describe(source) for kind, source in given.items()}
@@ -64,9 +64,8 @@ def build_segmentor(
 def instantiate(
     method: type[Segmentor], clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, given: Mapping[str, Any] | None = None
 ) -> Segmentor:
-    """The method with a composed recipe, and with the sources that are `given` or else named by the recipe."""
-    values = recipe.hyperparameters
-    sources = dict(given or {})
+    """The method with a composed recipe and the auxiliary models, `given` or else named by the recipe."""
+    values, sources = recipe.hyperparameters, dict(given or {})
     for kind in SOURCES:
         if values.get(kind) and kind not in sources:
             precision = "fp32" if kind in method.in_fp32 else clip.precision

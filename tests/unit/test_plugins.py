@@ -259,9 +259,9 @@ def test_a_recipe_where_none_is_looked_for_is_told(place, tmp_path):
 def test_recipes_that_come_late_or_are_of_no_method_are_told(tmp_path):
     other = write(tmp_path / "configs/segmentor/my_method.yaml", "recipe: {logit_scale: 60}\n")
     load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
-    assert f"{other} belongs to no method: call it mine.yaml, or write `method: mine` in it" in own_recipe("mine")
+    assert f"{other} belongs to no method: rename it to mine.yaml, or write `method: mine` in it" in own_recipe("mine")
     write(tmp_path / "configs/segmentor/mine.yaml", "recipe: {logit_scale: 60}\n")
-    assert "which exists, but did not when the file was loaded" in own_recipe("mine")
+    assert "which was created after" in own_recipe("mine")
 
 
 def test_the_recipe_is_told_at_the_start_and_in_the_result(tmp_path, monkeypatch, capsys):
