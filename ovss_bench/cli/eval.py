@@ -37,7 +37,7 @@ def run(words: list[str]) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         sys.argv = [*program, *(arguments if sys.argv[0] == program[0] else HydraConfig.get().overrides.task)]
-        evaluate(config)
+        run_composed(config)
 
     try:
         arguments = checked(words)
@@ -54,7 +54,7 @@ def run(words: list[str]) -> None:
         raise OvssError(f"a run of the grid has ended without a result, {KEPT}: {error}") from error
 
 
-def evaluate(config: DictConfig) -> None:
+def run_composed(config: DictConfig) -> None:
     """A run; exits with its status unless that is 0. In a grid it raises the error instead, which Hydra reports after the other
     runs, even from another process."""
     from hydra.core.hydra_config import HydraConfig
