@@ -34,12 +34,16 @@ def main(name: str | None = None) -> None:
         if os.path.basename(sys.argv[0]) == "__main__.py":
             sys.argv[:1] = ["-m", "ovss_bench"]  # as results and tables record the command
         if not words or words[0] in ("-h", "--help"):
-            print(OVERVIEW.format(columns(COMMANDS.items())))
-            sys.exit(0 if words else 2)
+            run_tool(lambda: _overview(0 if words else 2))
         name, *words = words
         program = f"ovss {name}"
     with leaving():
         run_tool(lambda: _run(program, name, words))
+
+
+def _overview(status: int) -> int:
+    print(OVERVIEW.format(columns(COMMANDS.items())))
+    return status
 
 
 def _run(program: str, name: str, words: list[str]) -> int | None:

@@ -168,3 +168,11 @@ def test_bash_completes_commands_options_and_names(tmp_path):
 def test_names_are_completed_wherever_a_folder_of_configurations_has_them():
     assert all(config_names(folder) for folders in completion.FOLDERS.values() for folder in folders)
     assert all(name in command_of("eval").options() or name == "suite" for name in completion.FOLDERS)
+
+
+def test_a_closed_pipe_is_not_an_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "ovss_bench", "--help"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (2, b"")
