@@ -158,7 +158,7 @@ def test_what_a_data_sets_plug_in_does_is_told_of_the_image(hook, result, tmp_pa
     data = ob.load_dataset(tmp_path / "mine.yaml")
     with pytest.raises(
         ob.OvssError,
-        match=r"1 of 1 images could not be evaluated(?s:.*)(bad\.py, line 7|line \d+, in |label of Bad in .*bad\.py, image .*expected)",
+        match=r"1 of 1 images could not be evaluated(?s:.*)(bad\.py, line 7|line \d+, in |label of Bad in .*expected)",
     ):
         ob.evaluate("sclip", ob.load_clip("demo"), data, recipe={"names": None, "templates": "none"}, ids=[data.samples[0].id])
 
