@@ -63,7 +63,7 @@ def _file(path: Path, entry: Any, suffix: str) -> str:
 
 def planes(source: Path, targets: Sequence[Path]) -> None:
     """Writes four planes of (166, H, W) masks of 0 and 1."""
-    with reading(f"file of masks {source}", f"Expected 166 masks of 0 and 1. {UNPACK}"):
+    with reading(f"file of masks {source}", f"Expected (166, height, width) of 0 and 1. {UNPACK}"):
         masks = np.load(source, mmap_mode="r", allow_pickle=False)
         if not isinstance(masks, np.ndarray):
             raise ValueError("it is an archive of arrays")
