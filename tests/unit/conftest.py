@@ -1,9 +1,11 @@
-"""What several unit tests share: a picture, and tiny networks of SAM and SAM 2."""
+"""What several unit tests share: a picture, two results, and tiny networks of SAM and SAM 2."""
 
 import numpy as np
 import pytest
 import torch
 
+import ovss_bench as ob
+from ovss_bench.runs.evaluate import make_job, run_jobs
 from tiny_networks import SIDE
 
 
@@ -15,6 +17,15 @@ def scene():
     image[(y - 12) ** 2 + (x - 15) ** 2 < 81] = (40, 70, 190)
     image[20:35, 30:50] = (205, 45, 40)
     return image
+
+
+@pytest.fixture(scope="session")
+def two_results(tmp_path_factory):
+    """A folder with the results of two methods on three scenes of the demo, not to be written to."""
+    folder, clip, dataset = tmp_path_factory.mktemp("results"), ob.load_clip("demo"), ob.load_dataset("demo")
+    fast = {"resize": "none", "window": 48, "stride": 48}
+    run_jobs([make_job(name, clip, dataset, overrides=fast) for name in ("clip", "sclip")], limit=3, output=folder, quiet=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

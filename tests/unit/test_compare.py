@@ -14,25 +14,16 @@ from ovss_bench.reports import compare
 from ovss_bench.reports.compare import Run, compare_methods, compare_paths, compare_runs, read_run, status
 from ovss_bench.reports.compare_view import lines_of, method_lines, summary
 from ovss_bench.reports.reproduced import checklist, compare_with_published
-from ovss_bench.runs.evaluate import make_job, run_jobs
 from ovss_bench.runs.load import result_paths
 from unit.test_bootstrap import by_id, drawn
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two real results of three scenes each."""
-    folder, clip, dataset = tmp_path_factory.mktemp("results"), ob.load_clip("demo"), ob.load_dataset("demo")
-    run_jobs([make_job(name, clip, dataset, overrides=FAST) for name in ("clip", "sclip")], limit=3, output=folder, quiet=True)
-    return folder
-
-
 @pytest.fixture
-def copied(folder, tmp_path):
-    """`copied(name)`: a copy of the folder."""
-    return lambda name: shutil.copytree(folder, tmp_path / name)
+def copied(two_results, tmp_path):
+    """`copied(name)`: a copy of the folder of results."""
+    return lambda name: shutil.copytree(two_results, tmp_path / name)
 
 
 def changed(path, **values):
@@ -194,25 +185,25 @@ def test_every_setting_that_differs_is_named():
 # Files and folders
 
 
-def test_copies_are_identical(folder, copied):
-    found = compare_paths(folder, copied("other"))
+def test_copies_are_identical(two_results, copied):
+    found = compare_paths(two_results, copied("other"))
     assert [entry["level"] for entry in found] == ["identical", "identical"]
     assert status(found) == 0
     assert summary(found) == "2 identical"
 
 
-def test_files_of_other_methods_and_overrides_can_be_compared(folder):
-    (found,) = compare_paths(*result_paths(folder))
+def test_files_of_other_methods_and_overrides_can_be_compared(two_results):
+    (found,) = compare_paths(*result_paths(two_results))
     assert (found["a"]["segmentor"], found["b"]["segmentor"]) == ("clip", "sclip")
     assert found["images"]["compared"] == 3
     assert lines_of(found)[0].startswith("clip (partial) ") or "clip resize=none" in lines_of(found)[0]
 
 
-def test_folders_are_matched_whatever_is_overridden(folder, copied):
+def test_folders_are_matched_whatever_is_overridden(two_results, copied):
     other = copied("other")
     for path in result_paths(other):
         changed(path, overridden={"stride": 8})
-    assert [entry["level"] for entry in compare_paths(folder, other)] == ["identical", "identical"]
+    assert [entry["level"] for entry in compare_paths(two_results, other)] == ["identical", "identical"]
 
 
 def test_several_runs_of_a_method_are_matched_by_what_is_overridden(copied):
@@ -236,21 +227,21 @@ def test_several_runs_of_a_method_are_matched_by_what_is_overridden(copied):
         compare_paths(a, b)
 
 
-def test_a_file_is_compared_with_its_counterpart_of_a_folder(folder, copied):
-    other, path = copied("other"), result_paths(folder)[0]
+def test_a_file_is_compared_with_its_counterpart_of_a_folder(two_results, copied):
+    other, path = copied("other"), result_paths(two_results)[0]
     for pair in ((path, other), (other, path)):
         (found,) = compare_paths(*pair)
         assert (found["level"], found["a"]["segmentor"]) == ("identical", "clip")
 
 
-def test_what_is_in_one_folder_only_is_an_error(folder, copied):
+def test_what_is_in_one_folder_only_is_an_error(two_results, copied):
     other = copied("other")
     result_paths(other)[1].unlink()
-    found = compare_paths(folder, other)
+    found = compare_paths(two_results, other)
     assert [entry["level"] for entry in found] == ["identical", "error"]
     assert status(found) == 2
     assert "has no counterpart in" in lines_of(found[1])[0]
-    assert status(compare_paths(other, folder)) == 2
+    assert status(compare_paths(other, two_results)) == 2
 
 
 def test_the_worst_level_is_the_status():
@@ -287,7 +278,7 @@ def test_other_classes_and_other_images_are_refused():
         compare_runs(a, made(by_id(drawn(1, 4, 4, 8))))
 
 
-def test_two_methods_are_compared_wherever_both_were_run(folder, copied):
+def test_two_methods_are_compared_wherever_both_were_run(two_results, copied):
     both = copied("both")
     first, second = result_paths(both)
     for number, dataset in enumerate(("voc21", "voc20", "ade20k")):
@@ -312,13 +303,13 @@ def test_two_methods_are_compared_wherever_both_were_run(folder, copied):
         compare_methods(both, "clip", "gem")
 
 
-def test_without_a_published_figure_the_reason_is_given(folder):
+def test_without_a_published_figure_the_reason_is_given(two_results):
     with pytest.raises(ob.OvssError, match=r"no published figure belongs to .*the demo CLIP is this project's own"):
-        compare_with_published(folder)
+        compare_with_published(two_results)
 
 
-def test_results_hold_all_that_comparisons_read(folder):
-    run = read_run(result_paths(folder)[0])
+def test_results_hold_all_that_comparisons_read(two_results):
+    run = read_run(result_paths(two_results)[0])
     names = [name for name, _ in compare._flat(run.result)]
     assert len(names) == len(set(names))
     assert {"recipe.logit_scale", "packages torch", "source_digest"} <= set(names)

@@ -16,17 +16,9 @@ from ovss_bench.runs.store import read_counts, read_result
 FAST = {"resize": "none", "window": 48, "stride": 48}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two results of three scenes each."""
-    folder, clip, dataset = tmp_path_factory.mktemp("results"), ob.load_clip("demo"), ob.load_dataset("demo")
-    run_jobs([make_job(name, clip, dataset, overrides=FAST) for name in ("clip", "sclip")], limit=3, output=folder, quiet=True)
-    return folder
-
-
 @pytest.fixture
-def result(folder):
-    return read_result(result_paths(folder)[0])
+def result(two_results):
+    return read_result(result_paths(two_results)[0])
 
 
 def test_results_are_match_the_current_schema(result):
@@ -84,16 +76,16 @@ def test_nothing_that_does_not_match_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.json")) == []
 
 
-def test_results_come_as_a_data_frame(folder):
-    frame = load_results(folder, partial=True)
+def test_results_come_as_a_data_frame(two_results):
+    frame = load_results(two_results, partial=True)
     assert frame["segmentor"].tolist() == ["clip", "sclip"]
     assert {"mIoU", "hIoU", "mIoU_per_image", "images_evaluated", "published", "device", "path"} <= set(frame)
     assert frame["images_evaluated"].tolist() == [3, 3]
-    assert load_results(folder).empty
+    assert load_results(two_results).empty
 
 
-def test_a_damaged_result_is_left_out_with_a_warning(folder, tmp_path):
-    for path in result_paths(folder):
+def test_a_damaged_result_is_left_out_with_a_warning(two_results, tmp_path):
+    for path in result_paths(two_results):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "naclip-0123456789ab.json").write_text("{")
     with pytest.warns(UserWarning, match=r"naclip-0123456789ab\.json cannot be read"):
@@ -106,8 +98,8 @@ def test_an_empty_folder_is_an_error(tmp_path):
         load_results(tmp_path)
 
 
-def test_a_changed_count_is_found_by_its_checksum(folder, tmp_path):
-    (path, *_) = sorted(folder.rglob("*.npz"))
+def test_a_changed_count_is_found_by_its_checksum(two_results, tmp_path):
+    (path, *_) = sorted(two_results.rglob("*.npz"))
     content = dict(np.load(path))
     content["records"] = content["records"].copy()
     content["records"]["pixels"][0] += 1
