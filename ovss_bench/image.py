@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import OvssError, reading, unknown
 from .files import digest, user_path
+from .types import MOST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,6 @@ STATISTICS = {
 }
 
 AGAIN = "Copy or download it again."
-MOST = 32767  # largest side that OpenCV can resize to, in pixels; also the upper limit of counts in configurations
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits
 # A 16-bit image with 99 % of its values below a quarter of the range (63 of 255 after division by 256) does not use 16 bits.
 DARK = 1 << 14

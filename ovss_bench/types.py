@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:  # commands that only read results take names from here without PyTorch
     from torch import Tensor
 
+MOST = 32767  # largest side that OpenCV can resize to, in pixels; also the upper limit of counts in configurations
 QKV: TypeAlias = "tuple[Tensor, Tensor, Tensor]"  # queries, keys and values (B, K, T, d) of K heads
 
 

@@ -18,7 +18,7 @@ from annotated_types import Ge, Le, MinLen
 
 from ..errors import OvssError
 from ..files import PACKAGE, read_json, user_path
-from ..image import MOST
+from ..types import MOST
 from .validation import Expected, in_words, validate
 
 

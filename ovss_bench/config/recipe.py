@@ -22,7 +22,8 @@ from annotated_types import Ge, MinLen
 
 from ..errors import OvssError, unknown
 from ..files import config_names, load_config, read_yaml
-from ..image import MOST, RESIZE_RULES
+from ..image import RESIZE_RULES
+from ..types import MOST
 from .hyperparameters import Hyperparameters, Method, declared
 from .registry import RECIPES, SEGMENTORS, load_installed, not_found
 from .validation import Count, Expected, Fraction, Name, Number, Pixels, Whole, validate

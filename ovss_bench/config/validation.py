@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import OvssError, unknown
-from ..image import MOST
+from ..types import MOST
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Le, Predicate
 
-from ..config.recipe import compose_recipe, segmentor_names
 from ..config.validation import Expected, validate_all
 from ..errors import OvssError, reading
 from ..evaluation.metrics import RULES
@@ -45,6 +44,8 @@ def load_figures(folder: Path) -> pd.DataFrame:
     Raises OvssError with file and line for anything invalid.
     """
     import pandas as pd
+
+    from ..config.recipe import segmentor_names  # imports OpenCV and mmengine, which a table of results does not need
 
     hints = dict.fromkeys(COLUMNS, str) | {
         "miou": Annotated[float, Ge(0), Le(100), Expected("a percentage, 0 to 100")],
@@ -175,6 +176,8 @@ def settings(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, An
 
 @cache
 def _settings(segmentor: str, clip: str, dataset: str, text: str) -> dict[str, Any]:
+    from ..config.recipe import compose_recipe
+
     overrides = json.loads(text)
     recipe, changed = (compose_recipe(segmentor, clip=clip, dataset=dataset, overrides=o).values() for o in ({}, overrides))
     return {name: changed[name] for name in overrides if name != "precision" and changed[name] != recipe[name]}

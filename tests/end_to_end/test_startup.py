@@ -59,13 +59,13 @@ def folder(tmp_path_factory):
 def test_tools_that_read_files_import_nothing_heavy(folder, tmp_path):
     (path,) = result_paths(folder / "runs")
     lines = [
+        (0, ["report.py", folder / "runs", "partial=true"]),
+        (0, ["compare.py", "--help"]),
         (0, ["new_method.py", "mine"]),
         (2, ["new_method.py", "sclip"]),
-        (0, ["report.py", folder / "runs", "partial=true"]),
         (2, ["report.py", folder / "runs", "metrc=mIoU"]),
         (0, ["merge.py", "--help"]),
         (0, ["datasets.py", "list", f"data_root={folder / 'data'}"]),
-        (0, ["compare.py", "--help"]),
         # The next ones need SciPy or pandas.
         (0, ["compare.py", path, path]),
         (2, ["compare.py", path, "--published"]),
@@ -80,6 +80,7 @@ def test_tools_that_read_files_import_nothing_heavy(folder, tmp_path):
     ]
     after, printed = imported(lines, tmp_path)
     assert not after[-1] & set(HEAVY)
+    assert not after[1] & {"cv2", "mmengine"}
     assert not after[6] & {"pandas", "scipy", "hydra", "matplotlib"}
     assert "hydra" not in after[13]
     assert "4 of 1449 images" in printed
