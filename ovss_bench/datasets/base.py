@@ -22,9 +22,9 @@ from ..image import read_image, resize_target
 from ..vocabulary import Vocabulary, read_names
 from . import expected
 from .config import dataset_config, facts, names_path
-from .layout import MissingData, chosen, find_folder, tree
+from .layout import MissingData, find_folder, resolved, tree
 from .lists import Sample, missing, once, read_ids
-from .mmseg_classes import lists_itself, mmseg_class
+from .mmseg_classes import mmseg_class
 
 DEFAULT = "default"
 
@@ -45,14 +45,13 @@ class SegDataset:
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         self.name, self.config = name, config
         self.root = self.locate(root)
-        self.config = chosen(config, self.root)
+        self.config = resolved(config, self.root)
         self.background: int | None = config.get("background")
         self.ignore_index: int = config.get("ignore_index", 255)
         self.unseen: tuple[int, ...] = tuple(config.get("unseen", ()))
-        # The mmseg class that a user's file names may list images by its own rules, or not fit.
-        self._mmseg_lists = "mmseg" in config and name not in config_names("dataset")
-        if self._mmseg_lists:
-            _ = self.mmseg
+        self._users_mmseg = "mmseg" in config and name not in config_names("dataset")
+        if self._users_mmseg:
+            _ = self.mmseg  # fails here if the class named in a user's file does not fit
 
     def locate(self, root: str | Path | None) -> Path:
         """The folder that holds images and labels."""
@@ -61,12 +60,11 @@ class SegDataset:
     @property
     def tree(self) -> str:
         """The expected files, for error messages."""
-        return tree(self.name, self.config, self.root)
+        return tree(self.name, self.config | {"folders": ["."]}, self.root)
 
     @cached_property
     def mmseg(self) -> Any:
         """The data set of mmseg's class."""
-        options = {"metainfo": {key: self.config[key] for key in ("classes", "palette") if key in self.config}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return mmseg_class(self.config["mmseg"])(
@@ -80,7 +78,7 @@ class SegDataset:
                 test_mode=True,
                 serialize_data=False,
                 lazy_init=True,  # mmseg reads only one form of lists
-                **options,
+                metainfo={key: self.config[key] for key in ("classes", "palette") if key in self.config},
             )
 
     @cached_property
@@ -104,21 +102,18 @@ class SegDataset:
     def listed(self) -> list[Sample]:
         """All images in mmseg's order, including those with missing files. Raises OvssError for ids that lead outside the image
         folder."""
-        if self._mmseg_lists and lists_itself(type(self.mmseg)):
-            self.mmseg.full_init()
-            return [self._by_class(info["img_path"], info["seg_map_path"]) for info in self.mmseg.data_list]
         images, labels = (self.root / on_disk(self.config[kind]) for kind in ("images", "labels"))
         image_suffix, label_suffix = self.config["image_suffix"], self.config["label_suffix"]
+        # A class of mmseg in a user's file may list images by its own rules.
+        if self._users_mmseg and type(self.mmseg).load_data_list is not mmseg_class("BaseSegDataset").load_data_list:
+            self.mmseg.full_init()
+            pairs = [(Path(info["img_path"]), Path(info["seg_map_path"])) for info in self.mmseg.data_list]
+            names = [inside(os.path.relpath(image, images)).removesuffix(image_suffix) for image, _ in pairs]
+            return [Sample(name, *pair) for name, pair in zip(names, pairs, strict=True)]
         return [
             Sample(name, images / on_disk(name + image_suffix), labels / on_disk(name + label_suffix), line)
             for line, name in self._listed_ids()
         ]
-
-    def _by_class(self, image: str, label: str) -> Sample:
-        """A pair of files that a class of mmseg lists by its own rules."""
-        folder = os.path.abspath(self.root / self.config["images"])
-        name = inside(os.path.relpath(os.path.abspath(image), folder)).removesuffix(self.config["image_suffix"])
-        return Sample(name, Path(image), Path(label))
 
     def _listed_ids(self) -> Sequence[tuple[int | None, str]]:
         """(line, id) of the list, or (None, id) of all images at any depth, as in mmseg's BaseSegDataset."""
@@ -146,9 +141,9 @@ class SegDataset:
             raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree}")
         absent = list(missing(once(samples, self.name)))
         if absent:
-            shown = "\n".join(f"  {path}" for path in absent[:5])
+            first = "\n".join(f"  {path}" for path in absent[:5])
             raise MissingData(
-                f"data set '{self.name}' lacks {len(absent)} of its files, the first:\n{shown}\nExpected:\n{self.tree}"
+                f"data set '{self.name}' lacks {len(absent)} of its files, the first:\n{first}\nExpected:\n{self.tree}"
             )
         return samples
 
@@ -168,18 +163,18 @@ class SegDataset:
         """The samples of the given ids (with or without the image suffix), or `limit` evenly spaced ones, or all."""
         if ids is not None:
             known = {sample.id: sample for sample in self.samples}
-            chosen = []
+            selected = []
             for name in [ids] if isinstance(ids, str) else [getattr(each, "id", str(each)) for each in ids]:
                 short = name.removesuffix(self.config["image_suffix"])
                 if name not in known and short not in known:
                     raise unknown(f"image id in {self.name}", name, known)
-                chosen.append(known.get(name) or known[short])
-            twice = [sample.id for sample, count in Counter(chosen).items() if count > 1]
-            if twice:
-                raise OvssError(f"ids: {', '.join(twice[:5])} is named twice. Name each image once.")
-            if not chosen:
+                selected.append(known.get(name) or known[short])
+            repeated = [sample.id for sample, count in Counter(selected).items() if count > 1]
+            if repeated:
+                raise OvssError(f"ids: {', '.join(repeated[:5])} is named twice. Name each image once.")
+            if not selected:
                 raise OvssError("ids is an empty list. Name the images to evaluate, or leave it out.")
-            return chosen
+            return selected
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1):
             raise OvssError(f"limit={limit!r}: expected the number of images to evaluate, 1 or more.")
         if limit is None or limit >= len(self.samples):
@@ -230,8 +225,8 @@ class SegDataset:
         label = self.raw_label(sample)
         if label.ndim != 2:
             raise OvssError(
-                f"label map {sample.label_path} has {label.shape[-1]} channels, expected one of class "
-                "numbers. RGB labels must be converted to class numbers."
+                f"label map {sample.label_path} has {label.shape[-1]} channels, expected one channel of class numbers. "
+                "Convert RGB labels to class numbers."
             )
         if size not in (None, label.shape):
             raise OvssError(
@@ -316,17 +311,15 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
     loader = DATASETS.get(config.get("loader", "mmseg"))
     if folder is None:
         return loader(name, config, root)
+    errors = []
     try:
         with plugin_errors(f"loader of data set '{name}'", loader):
-            try:
-                return loader(name, config, folder)
-            except MissingData as error:
+            for place in (folder, root):
                 try:
-                    return loader(name, config, root)
-                except MissingData:
-                    if root or environment("OVSS_DATA"):
-                        raise
-                    raise error from None
+                    return loader(name, config, place)
+                except MissingData as error:
+                    errors.append(error)
+        raise errors[1 if root or environment("OVSS_DATA") else 0]  # of the data root only if the user chose it
     except OvssError:
         raise
     except Exception as error:  # mmseg raises many kinds of errors for bad values

@@ -10,7 +10,7 @@ from .base import Sample, SegDataset
 
 @DATASETS.register_module(name="coco_2014")
 class Coco2014(SegDataset):
-    """Image COCO_val2014_<12 digits>.jpg, label <12 digits>.png; the list of ids may have either form, or just numbers."""
+    """Image COCO_val2014_<12 digits>.jpg, label <12 digits>.png; the list of ids may have either form, or plain numbers."""
 
     @cached_property
     def listed(self) -> list[Sample]:
@@ -19,12 +19,7 @@ class Coco2014(SegDataset):
         for line, name in self._listed_ids():
             number = name.rpartition("/")[2].rpartition("_")[2].zfill(12)
             image = f"COCO_val2014_{number}"
-            samples.append(
-                Sample(
-                    image,
-                    self.root / self.config["images"] / f"{image}{self.config['image_suffix']}",
-                    self.root / self.config["labels"] / f"{number}{self.config['label_suffix']}",
-                    line,
-                )
-            )
+            image_path = self.root / self.config["images"] / f"{image}{self.config['image_suffix']}"
+            label_path = self.root / self.config["labels"] / f"{number}{self.config['label_suffix']}"
+            samples.append(Sample(image, image_path, label_path, line))
         return samples

@@ -53,28 +53,26 @@ CHECK: dict[str, Any] = {"ids": Pattern, "id_range": Span, "splits": Splits, "ig
 
 def names_path(dataset: str, names: str) -> Path:
     """The names file of a variant, or the given path."""
-    path = CONFIGS / "names" / dataset / f"{names}.txt"
-    if path.is_file():
-        return path
-    if user_path(names).is_file():
-        return user_path(names)
-    variants = [file.stem for file in path.parent.glob("*.txt")]
-    raise unknown(f"names variant (or file) of {dataset}", names, variants)
+    folder = CONFIGS / "names" / dataset
+    for path in (folder / f"{names}.txt", user_path(names)):
+        if path.is_file():
+            return path
+    raise unknown(f"names variant (or file) of {dataset}", names, [file.stem for file in folder.glob("*.txt")])
 
 
 def alternatives(value: str | list[str]) -> list[str]:
-    """The names of a folder or suffix that may have several."""
+    """A folder or suffix of a configuration as a list of alternative names."""
     return [value] if isinstance(value, str) else value
 
 
 def pattern_of(config: dict[str, Any], kind: str) -> str:
-    """The files of a `kind` (image, label) in messages: folder/<id>suffix, alternatives separated by |."""
+    """For messages, the files of a `kind` (image, label): folder/<id>suffix, alternatives separated by |."""
     folder, suffix = ("|".join(alternatives(config[key])) for key in (f"{kind}s", f"{kind}_suffix"))
     return f"{folder}/<id>{suffix}"
 
 
 def facts_of(name: str) -> DatasetFacts:
-    """What the metrics must know about a data set of configs/dataset, whose files may be missing; nothing for other names."""
+    """What the metrics must know about a data set of configs/dataset, whose files are not read; nothing for other names."""
     return facts(dataset_config(name)[1]) if name in config_names("dataset") else DatasetFacts()
 
 
@@ -88,21 +86,20 @@ def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
     """Name and configuration of a data set (merged with what it `extends`), and the folder of a user's YAML file."""
     if not isinstance(name, str | Path):
         raise OvssError(f"data set {name!r}: expected a name, or the path of a YAML file, not {type(name).__name__}.")
-    path = user_path(name)
+    path, known = user_path(name), config_names("dataset")
     if path.suffix not in (".yaml", ".yml"):
-        if name not in config_names("dataset"):
-            raise unknown("dataset", name, config_names("dataset"))
-        config = load_config("dataset", str(name))
-        return str(name), _extended(config), None
+        if name not in known:
+            raise unknown("dataset", name, known)
+        return str(name), _extended(load_config("dataset", str(name))), None
     if not path.is_file():
-        raise OvssError(f"data set file {path} does not exist. Known by name: {', '.join(config_names('dataset'))}.")
-    if path.stem in config_names("dataset"):
+        raise OvssError(f"data set file {path} does not exist. Known by name: {', '.join(known)}.")
+    if path.stem in known:
         raise OvssError(f"data set file {path} has the name of a built-in data set. Rename it.")
     return path.stem, _from_file(path), path.resolve().parent
 
 
 def _extended(config: dict[str, Any]) -> dict[str, Any]:
-    return dataset_config(config["extends"])[1] | config if "extends" in config else config
+    return dataset_config(config["extends"])[1] | config if config.get("extends") else config
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -110,15 +107,12 @@ def _from_file(path: Path) -> dict[str, Any]:
     of lists of synonyms) or `names` (a names file); further keys as in configs/dataset."""
     config = read_yaml(path, "data set file")
     if not isinstance(config, dict):
-        raise OvssError(
-            f"data set file {path} is not a mapping. Expected the keys {', '.join(REQUIRED)}, and names or classes."
-        )
+        raise OvssError(f"data set file {path} is not a mapping. Expected {', '.join(REQUIRED)}, and names or classes.")
     written = yaml.load(read_text(path, "data set file"), yaml.BaseLoader)
     config |= {key: _as_written(config[key], written.get(key)) for key in config if key in TEXTS and config[key] is not None}
     _validate(config, KEYS, f"data set file {path}")
     if config.get("extends") is not None and config["extends"] not in config_names("dataset"):
         raise unknown(f"dataset that {path} extends", config["extends"], config_names("dataset"))
-    config = {key: value for key, value in config.items() if key != "extends" or value is not None}
     config = {key: value for key, value in _extended(config).items() if value is not None}
     missing = [key for key in REQUIRED if key not in config]
     if "mmseg" not in config and not {"names", "classes"} & set(config):
@@ -139,7 +133,7 @@ def _validate(values: dict[str, Any], hints: dict[str, Any], origin: str) -> Non
 
 
 def _as_written(value: Any, text: Any) -> Any:
-    """The text as written where YAML reads a number, a boolean or null: `no`, `1e3`, `2007_000033`, `null` are valid names."""
+    """The text as written if YAML reads it as a number, a boolean or null: `no`, `1e3`, `2007_000033`, `null` are names."""
     if isinstance(value, list) and isinstance(text, list):
         return [_as_written(*pair) for pair in zip(value, text, strict=True)]
     return text if isinstance(text, str) and text and not isinstance(value, list | dict) else value

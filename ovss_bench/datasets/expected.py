@@ -1,6 +1,6 @@
 """The known facts of a split in configs/dataset: its number of images (`expected_images`) and its ids (`check`).
 
-There may be several established numbers, since lists in use differ by an image; the first is that of the papers.
+Several numbers may be established, since the lists in use differ by one image; the first is that of the papers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def count_in_words(config: Mapping[str, Any], unknown: str) -> str:
     return " or ".join(map(str, counts(config))) or unknown
 
 
-def of_other_number(config: Mapping[str, Any], found: int, splits: Mapping[str, int] | None = None) -> str | None:
+def of_other_number(config: Mapping[str, Any], found: int, splits: dict[str, int] | None = None) -> str | None:
     """What is wrong with this number of images, or None. `splits`: name -> number of images of further splits."""
     if found and (not counts(config) or found in counts(config)):
         return None
-    others = {**((config.get("check") or {}).get("splits") or {}), **(splits or {})}
+    others = ((config.get("check") or {}).get("splits") or {}) | (splits or {})
     same = " and of ".join(split for split, images in others.items() if images == found)
     what = f"{found} images are listed, {count_in_words(config, 'some')} are expected"
     return f"{what}; {found} is the number of {same}" if same else what
@@ -40,8 +40,7 @@ def of_other_number(config: Mapping[str, Any], found: int, splits: Mapping[str, 
 def pattern(config: Mapping[str, Any]) -> str:
     """The known pattern of the ids in words; empty if unknown."""
     facts = config.get("check") or {}
-    span = "{} to {}".format(*facts["id_range"]) if facts.get("id_range") else None
-    return ", ".join(filter(None, [facts.get("ids"), span]))
+    return ", ".join(filter(None, [facts.get("ids"), " to ".join(map(str, facts.get("id_range") or ()))]))
 
 
 def of_other_splits(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
@@ -58,10 +57,9 @@ def of_other_splits(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
 
 def doubts(config: Mapping[str, Any], ids: list[str]) -> list[str]:
     """Reasons, a sentence each, why these ids may not be the split that papers report on."""
-    wrong = of_other_number(config, len(ids))
-    said = [f"{wrong}; results are marked as partial"] if wrong else []
-    foreign = of_other_splits(config, ids)
+    wrong, foreign = of_other_number(config, len(ids)), of_other_splits(config, ids)
+    reasons = [f"{wrong}; results are marked as partial"] if wrong else []
     if foreign:
         some = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        said.append(f"{len(foreign)} of {len(ids)} ids are not like those of this split ({pattern(config)}): {some}")
-    return said
+        reasons.append(f"{len(foreign)} of {len(ids)} ids do not match this split ({pattern(config)}): {some}")
+    return reasons

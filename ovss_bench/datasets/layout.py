@@ -1,5 +1,4 @@
-"""Where the files of a data set are: the data root and the folders below it, for which a configuration may name
-alternatives."""
+"""The location of a data set's files: the data root and the folders below it, possibly with alternative names."""
 
 from __future__ import annotations
 
@@ -29,9 +28,9 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def root_hint(root: str | Path | None) -> str:
-    """How to choose another data root, for errors; nothing if one was chosen."""
-    chosen = root or environment("OVSS_DATA")
-    return "" if chosen else " (the default; choose another with data_root=DIR or the environment variable OVSS_DATA)"
+    """For errors: how to choose another data root; empty if one was chosen."""
+    given = root or environment("OVSS_DATA")
+    return "" if given else " (the default; choose another with data_root=DIR or the environment variable OVSS_DATA)"
 
 
 def find_folder(name: str, config: dict[str, Any], root: str | Path | None) -> Path:
@@ -62,9 +61,8 @@ def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[No
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{UNFINISHED}-{stage}").write_text(command, "utf-8", "backslashreplace")
     except OSError as error:
-        raise OvssError(
-            f"cannot write {error.filename}: {error.strerror}. Choose another folder with data_root=DIR."
-        ) from error
+        text = f"cannot write {error.filename}: {error.strerror}. Choose another folder with data_root=DIR."
+        raise OvssError(text) from error
     yield
     for folder in folders:
         (folder / f"{UNFINISHED}-{stage}").unlink()
@@ -86,7 +84,7 @@ def written_paths(config: dict[str, Any]) -> list[str]:
 def tree(name: str, config: dict[str, Any], root: str | Path) -> str:
     """The expected files, for messages."""
     first, *others = config["folders"]
-    lines = [f"  {root}/{first}/" + (f"    (or {', '.join(others)})" if others else "")]
+    lines = [f"  {Path(root) / first}/" + (f"    (or {', '.join(others)})" if others else "")]
     lines += [f"    {pattern_of(config, kind)}" for kind in ("image", "label")]
     if config.get("ids"):
         lines.append(f"    {config['ids']}    (one <id> per line)")
@@ -97,8 +95,7 @@ def tree(name: str, config: dict[str, Any], root: str | Path) -> str:
 
 def first_existing(names: str | list[str], folder: Path) -> str:
     """The first name that exists in a folder; if none does, the first."""
-    names = alternatives(names)
-    return next((name for name in names if (folder / name).exists()), names[0])
+    return next((name for name in alternatives(names) if (folder / name).exists()), alternatives(names)[0])
 
 
 def first_suffix(suffixes: str | list[str], folder: Path) -> str:
@@ -108,7 +105,7 @@ def first_suffix(suffixes: str | list[str], folder: Path) -> str:
     return next((suffix for suffix in (first, *others) if any(name.endswith(suffix) for name in names)), first)
 
 
-def chosen(config: dict[str, Any], root: Path) -> dict[str, Any]:
+def resolved(config: dict[str, Any], root: Path) -> dict[str, Any]:
     """A configuration in which alternative folders and suffixes of images and labels are replaced by those found in `root`."""
     folders = {key: first_existing(config[key], root) for key in ("images", "labels")}
     suffixes = {f"{key[:-1]}_suffix": first_suffix(config[f"{key[:-1]}_suffix"], root / path) for key, path in folders.items()}

@@ -16,10 +16,3 @@ def mmseg_class(name: str) -> type:
     if name not in MMSEG.module_dict:
         raise unknown("data set class of mmseg", name, MMSEG.module_dict)
     return MMSEG.module_dict[name]
-
-
-def lists_itself(kind: type) -> bool:
-    """Whether a class of mmseg lists its images by its own rules."""
-    from mmseg.datasets import BaseSegDataset
-
-    return kind.load_data_list is not BaseSegDataset.load_data_list

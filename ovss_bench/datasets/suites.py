@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import OvssError, unknown
 from ..files import config_names, load_config
@@ -37,15 +36,10 @@ def load_suite(name: str) -> Suite:
     if name not in config_names("dataset/suite"):
         raise unknown("suite", name, config_names("dataset/suite"))
     config = load_config("dataset/suite", name)
-    averages = tuple(read_average(label, entry) for label, entry in config["averages"].items())
-    return Suite(name, config["full_name"], tuple(config["datasets"]), averages)
-
-
-def read_average(name: str, entry: Sequence[str] | Mapping[str, Any]) -> Average:
-    """An entry of `averages`: a list of members, or {of: members, metric: NAME}."""
-    if isinstance(entry, Mapping):
-        return Average(name, tuple(entry["of"]), entry.get("metric", "mIoU"))
-    return Average(name, tuple(entry))
+    # An entry is a list of members, or {of: members, metric: NAME}.
+    entries = {label: entry if isinstance(entry, dict) else {"of": entry} for label, entry in config["averages"].items()}
+    averages = [Average(label, tuple(entry["of"]), entry.get("metric", "mIoU")) for label, entry in entries.items()]
+    return Suite(name, config["full_name"], tuple(config["datasets"]), tuple(averages))
 
 
 def mean_of(averages: Sequence[Average], figures: Mapping[tuple[str, str], float]) -> dict[str, tuple[float | None, list[str]]]:

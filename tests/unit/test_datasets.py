@@ -263,8 +263,9 @@ def test_a_missing_folder_prints_the_tree(name, missing, own_voc):
 @pytest.mark.parametrize("file", ["JPEGImages/2007_000039.jpg", "SegmentationClass/2007_000039.png"])
 def test_a_missing_file_is_listed(file, own_voc):
     (own_voc / VOC / file).unlink()
-    with pytest.raises(ob.OvssError, match=rf"(?s)lacks 1 of its files.*{file}"):
+    with pytest.raises(ob.OvssError, match=rf"(?s)lacks 1 of its files.*{file}") as error:
         _ = ob.load_dataset("voc21", own_voc).samples
+    assert f"Expected:\n  {own_voc / VOC}/\n    JPEGImages/<id>.jpg" in str(error.value)
 
 
 def test_an_empty_list_of_ids_is_an_error(own_voc):

@@ -166,7 +166,7 @@ def test_ids_of_other_splits_are_known(name, own_ids, others):
 
 def test_every_miniature_has_ids_of_its_split(prepared):
     for name in NAMES:
-        assert [doubt for doubt in ob.load_dataset(name, prepared(name)).doubts if "ids are not" in doubt] == []
+        assert [doubt for doubt in ob.load_dataset(name, prepared(name)).doubts if "do not match this split" in doubt] == []
 
 
 def test_tiles_of_the_training_split_are_noticed(prepared, tmp_path, monkeypatch, capsys):
@@ -179,9 +179,9 @@ def test_tiles_of_the_training_split_are_noticed(prepared, tmp_path, monkeypatch
             target.symlink_to(path)
     found = check("loveda", tmp_path, workers=1, quiet=True).findings
     assert [finding.what for finding in found if finding.kind == "ids of another split"] == [
-        f"the id {number} is not like those of this split (2522 to 4190)" for number in range(4)
+        f"the id {number} does not match this split (2522 to 4190)" for number in range(4)
     ]
-    note = "4 of 4 ids are not like those of this split (2522 to 4190): 0, 1, 2, ..."
+    note = "4 of 4 ids do not match this split (2522 to 4190): 0, 1, 2, ..."
     prepare("loveda", tmp_path, workers=1)
     assert f"note: {note}" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
@@ -215,7 +215,7 @@ def test_facts_of_ones_own_that_cannot_be_used_are_refused(facts, said, own):
 
 def test_ones_own_range_of_ids(own):
     data = ob.load_dataset(own(3, check={"id_range": [1, 5], "ids": r"\d"}))
-    assert data.doubts == [r"1 of 3 ids are not like those of this split (\d, 1 to 5): 0"]
+    assert data.doubts == [r"1 of 3 ids do not match this split (\d, 1 to 5): 0"]
 
 
 def test_sources_are_those_of_the_published_numbers():

@@ -1,4 +1,4 @@
-"""The report of a check, on the screen and as a manifest, by which two users compare their copies of a data set."""
+"""The report of a check, in the terminal and as a manifest, with which two users compare their copies of a data set."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. `histogram`: value after the data set's rules -> pixels; `labels`: id -> digest of the label map;
+    """The result of a check. `histogram`: value after the data set's rules -> pixels; `labels`: id -> digest of the label map;
     `fingerprint`: as in result files, None if files are missing; `ids_digest`: SHA-256 of the sorted ids, one per line; `notes`
     are not mistakes."""
 
@@ -63,7 +63,7 @@ class Report:
         return [value for value in self.histogram if 0 <= value < len(self.classes)]
 
     def manifest(self) -> dict[str, Any]:
-        """The facts by which two copies are compared."""
+        """The facts that are compared between two copies."""
         return {
             "dataset": self.name,
             "images": self.images,
@@ -75,7 +75,7 @@ class Report:
 
 
 def read_manifest(path: Path, name: str) -> dict[str, Any]:
-    """A manifest of a data set, which may hold only some of `KEYS`. Raises OvssError if it cannot be used."""
+    """A manifest of this data set, which may hold only some of `KEYS`. Raises OvssError if it cannot be used."""
     dataset, hint = dataset_config(name)[0], "Expected a file written by check with out=FILE, or one of datasets/manifests."
     with reading(f"manifest {path}", hint):
         manifest = read_json(path)
@@ -101,25 +101,20 @@ def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> I
     for what, ids in (("only here", here.keys() - there.keys()), ("only in the manifest", there.keys() - here.keys())):
         for name in sorted(ids):
             yield Finding("other ids than in the manifest", paths.get(name), f"{name} is {what}", hint)
-    changed = [name for name in sorted(here.keys() & there.keys()) if here[name] != there[name]]
-    for name in changed:
-        yield Finding("other labels than in the manifest", paths[name], "holds other class numbers", hint)
-    ours, other = (
-        {int(value): n for value, n in pixels.items()}
-        for pixels in (report.histogram, theirs.get("histogram", report.histogram))
-    )
+    for name in sorted(here.keys() & there.keys()):
+        if here[name] != there[name]:
+            yield Finding("other labels than in the manifest", paths[name], "holds other class numbers", hint)
+    ours, other = report.histogram, {int(value): n for value, n in theirs.get("histogram", report.histogram).items()}
     for value in sorted(ours.keys() | other.keys()):
-        if ours.get(value, 0) != other.get(value, 0):
-            what = f"{value} {_name(report, value)}: {ours.get(value, 0)} pixels here, {other.get(value, 0)} in the manifest"
+        pixels = ours.get(value, 0), other.get(value, 0)
+        if pixels[0] != pixels[1]:
+            what = f"{value} {_name(report, value)}: {pixels[0]} pixels here, {pixels[1]} in the manifest"
             yield Finding("other pixels of a class than in the manifest", None, what, hint)
     if here == there and report.fingerprint != theirs.get("fingerprint", report.fingerprint):
-        yield Finding(
-            "other bytes than in the manifest",
-            None,
-            "ids and class numbers are the same, but image files differ in size, or label files in bytes",
-            "The images may be of another release or saved again, which changes results; label files that differ only in "
-            "encoding, as from another version of Pillow, are harmless.",
-        )
+        what = "ids and class numbers are the same, but image files differ in size, or label files in bytes"
+        hint = "The images may be of another release or saved again, which changes results. Label files that differ only in "
+        hint += "encoding, as with another version of Pillow, are harmless."
+        yield Finding("other bytes than in the manifest", None, what, hint)
 
 
 def view(report: Report) -> Group:
@@ -127,7 +122,7 @@ def view(report: Report) -> Group:
     facts = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
     facts.title = Text(f"{report.name} in {report.root}", style="bold")
     facts.add_row("images", str(report.images))
-    facts.add_row("fingerprint", report.fingerprint or "none, files are missing or listed twice")
+    facts.add_row("fingerprint", report.fingerprint or "none: files are missing, unreadable or listed twice")
     facts.add_row("sha256 of the ids", report.ids_digest)
     histogram = Table(box=None, pad_edge=False)
     for column in ("value", "class", "pixels", "share"):
@@ -136,19 +131,16 @@ def view(report: Report) -> Group:
     for value, pixels in report.histogram.items():
         histogram.add_row(str(value), Text(_name(report, value)), str(pixels), f"{pixels / total:.2%}")
     parts: list[Any] = [facts, Text(), histogram, Text()]
-    absent = sorted(set(range(len(report.classes))) - set(report.classes_present))
+    absent = [f"{value} {name}" for value, name in enumerate(report.classes) if value not in report.histogram]
     if absent:
-        names = ", ".join(f"{value} {report.classes[value]}" for value in absent)
-        parts.append(Text(f"note: {len(absent)} of {len(report.classes)} classes never occur: {names}\n"))
+        parts.append(Text(f"note: {len(absent)} of {len(report.classes)} classes never occur: {', '.join(absent)}\n"))
     parts += [Text(f"note: {note}\n") for note in report.notes]
     for kind, group in groupby(report.findings, lambda finding: finding.kind):
         findings = list(group)
         parts.append(Text(f"{kind}: {len(findings)}", style="bold red"))
-        for finding in findings[:SHOWN]:
-            parts.append(Text(f"  {finding.file}: {finding.what}" if finding.file else f"  {finding.what}"))
-        if len(findings) > SHOWN:
-            parts.append(Text(f"  and {len(findings) - SHOWN} more"))
-        parts.append(Text(f"  -> {findings[0].hint}\n"))
+        parts += [Text("  " + (f"{each.file}: " if each.file else "") + each.what) for each in findings[:SHOWN]]
+        more = f"  and {len(findings) - SHOWN} more\n" if len(findings) > SHOWN else ""
+        parts.append(Text(f"{more}  -> {findings[0].hint}\n"))
     parts.append(Text(f"findings: {len(report.findings)}" if report.findings else "nothing is wrong"))
     return Group(*parts)
 

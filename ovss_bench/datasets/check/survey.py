@@ -1,4 +1,4 @@
-"""Reading a whole data set for its checks: facts of each image and label, and their totals."""
+"""Reads a whole data set for its checks: facts of each image and label, and their totals."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from ...files import data_files
 from ..base import Sample, SegDataset
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-COLOURS = 64  # so many of the most frequent colours of a label are looked up in the palette
+COLOURS = 64  # number of colours of a label, the most frequent ones, that are looked up in the palette
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One image and its label as read; for missing files sizes are None and errors empty.
+class Pair(Sample):
+    """An image and its label as read; for missing files sizes are None and errors empty.
 
     `mode` is Pillow's, `bits` the bits per pixel in the file, `palette` the colours of the stored values in the file's palette.
-    `values`: stored value -> pixels. `colours`: colour -> pixels, of a label with several channels. `stray`: the number of
-    values whose pixels are mostly scattered; `scattered_outside`: the share of scattered ones among the pixels of no class.
+    `values`: stored value -> pixels. `colours`: colour -> pixels, for a label with several channels. `stray`: the number of
+    values whose pixels are mostly scattered; `scattered_outside`: the share of scattered pixels among those of no class.
     """
 
-    sample: Sample
     image_size: tuple[int, int] | None = None
     image_error: str = ""
     label_size: tuple[int, int] | None = None
@@ -49,7 +48,7 @@ class Seen:
     digest: str = ""
 
 
-def look(dataset: SegDataset, sample: Sample) -> Seen:
+def read_pair(dataset: SegDataset, sample: Sample) -> Pair:
     """Reads an image and its label completely."""
     facts: dict[str, Any] = {}
     if os.path.isfile(sample.image_path):
@@ -59,10 +58,10 @@ def look(dataset: SegDataset, sample: Sample) -> Seen:
             facts["image_error"] = _unreadable(sample.image_path, error)
     if os.path.isfile(sample.label_path):
         try:
-            facts |= _look_at_label(dataset, sample)
+            facts |= _read_label(dataset, sample)
         except (OvssError, ValueError, EOFError, struct.error) as error:  # the others are raised for damaged TIFF files
             facts["label_error"] = _unreadable(sample.label_path, error)
-    return Seen(sample, **facts)
+    return Pair(**vars(sample), **facts)
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -70,21 +69,20 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"{path.stat().st_size} bytes that cannot be read: {reason}"
 
 
-def _look_at_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
+def _read_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
     facts, palette = {}, None
-    # A data set class may read other files than images; damage is reported when the whole file is read.
+    # A data set class may read files that are no images; damage is reported when the whole file is read.
     with suppress(Exception), Image.open(sample.label_path) as image:
         palette = image.getpalette() if image.mode == "P" else None
         facts |= {"format": image.format, "mode": image.mode, "bits": _bits(image, sample.label_path)}
-    label = dataset.label(sample) if _reads_itself(dataset) else dataset.raw_label(sample)
+    label = dataset.label(sample) if _overrides_label(dataset) else dataset.raw_label(sample)
     facts["label_size"] = label.shape[:2]
     if label.ndim > 2:
         return facts | {"colours": _colours(label)}
     values, scattered = _count(label), _count(label[_equal_neighbours(label) <= 1])
     if palette is not None:
-        colours = [tuple(palette[i : i + 3]) for i in range(0, len(palette), 3)]
-        facts["palette"] = {value: colours[value] for value in values if 0 <= value < len(colours)}
-    foreign = [value for value in values if not _is_value(dataset, _ruled(dataset, value))]
+        facts["palette"] = {v: tuple(palette[3 * v : 3 * v + 3]) for v in values if 0 <= 3 * v < len(palette)}
+    foreign = [value for value in values if not _is_valid(dataset, _ruled(dataset, value))]
     outside = sum(values[value] for value in foreign)
     return facts | {
         "values": values,
@@ -105,31 +103,32 @@ def _bits(image: Image.Image, path: Path) -> int:
     return {"1": 1, "L": 8, "P": 8}.get(image.mode, 16)
 
 
-def _reads_itself(dataset: SegDataset) -> bool:
-    """Whether the data set class overrides `label`, which then applies its rules."""
+def _overrides_label(dataset: SegDataset) -> bool:
+    """Whether the data set class has its own `label`, which then applies its rules."""
     return type(dataset).label is not SegDataset.label
 
 
 def _ruled(dataset: SegDataset, value: int) -> int:
-    return value if _reads_itself(dataset) else int(dataset.ruled(np.array([value]))[0])
+    return value if _overrides_label(dataset) else int(dataset.ruled(np.array([value]))[0])
 
 
-def _is_value(dataset: SegDataset, value: int) -> bool:
+def _is_valid(dataset: SegDataset, value: int) -> bool:
     return 0 <= value < len(dataset.classes) or value == dataset.ignore_index
 
 
 def _count(label: np.ndarray) -> dict[int, int]:
     """Value -> pixels. Counting is much faster than sorting, but needs small values."""
-    if not label.size or (label.min() >= 0 and label.max() < 1 << 16):
-        counts = np.bincount(label.ravel())
-        values = np.flatnonzero(counts)
-        return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
-    values, counts = np.unique(label, return_counts=True)
+    if label.size and (label.min() < 0 or label.max() >= 1 << 16):
+        values, counts = np.unique(label, return_counts=True)
+    else:
+        totals = np.bincount(label.ravel())
+        values = np.flatnonzero(totals)
+        counts = totals[values]
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
-    """The most frequent colours of (H, W, channels), alpha left out."""
+    """The most frequent colours of (H, W, channels), without alpha."""
     label = label[..., : 3 if label.shape[2] >= 3 else 1].astype(np.int64)
     channels = label.shape[2]
     packed = sum(label[..., channel] << 16 * channel for channel in range(channels))  # faster to sort than rows
@@ -140,13 +139,9 @@ def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
 
 def _equal_neighbours(label: np.ndarray) -> np.ndarray:
     """(H, W): how many of the four neighbours have the pixel's value; those beyond the border count as equal."""
-    equal = np.full(label.shape, 4, np.uint8)
-    rows, columns = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
-    equal[1:] -= rows
-    equal[:-1] -= rows
-    equal[:, 1:] -= columns
-    equal[:, :-1] -= columns
-    return equal
+    framed = np.pad(label, 1, "edge")
+    neighbours = framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]
+    return np.sum([label == shifted for shifted in neighbours], 0, np.uint8)
 
 
 Found = Iterator[tuple[Path | None, str]]
@@ -154,7 +149,7 @@ Found = Iterator[tuple[Path | None, str]]
 
 @dataclass(frozen=True)
 class Check:
-    """A mistake: `find` yields files and descriptions; `hint` is the repair, with the placeholders of `run._words`."""
+    """A mistake: `find` yields files and descriptions; `hint` is the repair, with the placeholders of `run._placeholders`."""
 
     kind: str
     find: Callable[[Survey], Found]
@@ -165,72 +160,56 @@ def mistake(kind: str, hint: str) -> Callable[[Callable[[Survey], Found]], Check
     return lambda find: Check(kind, find, hint)
 
 
-@dataclass
 class Survey:
-    """Everything read from a data set, for the checks."""
+    """Everything read from a data set, for the checks. `explained`: files whose mistake is known."""
 
-    dataset: SegDataset
-    seen: list[Seen]
-    explained: set[Path] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.facts: dict[str, Any] = self.dataset.config.get("check") or {}
-        self.ids = Counter(seen.sample.id for seen in self.seen)
+    def __init__(self, dataset: SegDataset, pairs: list[Pair]) -> None:
+        self.dataset, self.pairs, self.explained = dataset, pairs, set[Path]()
+        self.config, self.count, self.ignored = dataset.config, len(dataset.classes), dataset.ignore_index
+        self.facts: dict[str, Any] = self.config.get("check") or {}
+        self.image_folder, self.label_folder = (dataset.root / self.config[key] for key in ("images", "labels"))
+        self.list_file = dataset.root / self.config["ids"] if self.config.get("ids") else None
+        self.ids = {pair.id for pair in pairs}
         self.pixels: Counter[int] = Counter()  # stored value -> pixels
-        for seen in self.seen:
-            self.pixels.update(seen.values)
-        self.ruled = {value: _ruled(self.dataset, value) for value in self.pixels}
-        self.foreign = {value for value in self.pixels if not _is_value(self.dataset, self.ruled[value])}
+        for pair in pairs:
+            self.pixels.update(pair.values)
+        self.ruled = {value: _ruled(dataset, value) for value in self.pixels}
+        self.foreign = {value for value, ruled in self.ruled.items() if not _is_valid(dataset, ruled)}
+        total: Counter[int] = Counter()
+        for value, pixels in self.pixels.items():
+            total[self.ruled[value]] += pixels
+        self.histogram = dict(sorted(total.items()))
+        # Whether the data set's rules ignore 0 and lower other values by one.
+        self.shifts = not _overrides_label(dataset) and _ruled(dataset, 0) == self.ignored
+        # Whether no image is missing, or, if the full number is unknown, there are at least as many images as classes.
+        expected = dataset.expected_images
+        self.whole = len(self.ids) >= (self.count if expected is None else expected)
 
     @property
-    def labels(self) -> list[Seen]:
+    def labels(self) -> list[Pair]:
         """The label maps that were read and are not yet explained."""
-        return [seen for seen in self.seen if seen.values and seen.sample.label_path not in self.explained]
+        return [pair for pair in self.pairs if pair.values and pair.label_path not in self.explained]
 
     @property
-    def coloured(self) -> list[Seen]:
+    def coloured(self) -> list[Pair]:
         """The label maps of several channels that are not yet explained."""
-        return [seen for seen in self.seen if seen.colours is not None and seen.sample.label_path not in self.explained]
-
-    @property
-    def shifts(self) -> bool:
-        """Whether the data set's rules ignore 0 and lower other values by one."""
-        return not _reads_itself(self.dataset) and _ruled(self.dataset, 0) == self.dataset.ignore_index
-
-    @property
-    def whole(self) -> bool:
-        """Whether no image is missing, or, if the full number is unknown, there are at least as many images as classes."""
-        expected = self.dataset.expected_images
-        return len(self.ids) >= (len(self.dataset.classes) if expected is None else np.min(expected))
+        return [pair for pair in self.pairs if pair.colours is not None and pair.label_path not in self.explained]
 
     @property
     def unexplained(self) -> bool:
         """Whether most label maps that were read have no mistake yet."""
-        return 2 * len(self.labels) > sum(bool(seen.values) for seen in self.seen)
-
-    @cached_property
-    def histogram(self) -> dict[int, int]:
-        total: Counter[int] = Counter()
-        for value, pixels in self.pixels.items():
-            total[self.ruled[value]] += pixels
-        return dict(sorted(total.items()))
-
-    @cached_property
-    def list_file(self) -> Path | None:
-        return self.dataset.root / self.dataset.config["ids"] if self.dataset.config.get("ids") else None
+        return 2 * len(self.labels) > sum(bool(pair.values) for pair in self.pairs)
 
     @cached_property
     def label_files(self) -> dict[str, Path]:
         """File name -> path of all images in or beside the label folder."""
-        folder = self.dataset.root / self.dataset.config["labels"]
-        return {path.name: path for path in data_files(folder.parent, "**/*") if path.suffix.lower() in IMAGES}
+        return {path.name: path for path in data_files(self.label_folder.parent, "**/*") if path.suffix.lower() in IMAGES}
 
-    @cached_property
-    def orphans(self) -> list[Path]:
-        """Labels whose image is not listed; empty for data sets with a list of ids."""
-        if self.list_file is not None:
-            return []
-        folder, suffix = self.dataset.root / self.dataset.config["labels"], self.dataset.config["label_suffix"]
-        known = {seen.sample.label_path for seen in self.seen}
-        images = {seen.sample.image_path for seen in self.seen}  # which may be in the same folder
-        return [path for path in data_files(folder, f"**/*{suffix}") if path not in known | images]
+    def orphans(self) -> Iterator[tuple[Path, Path]]:
+        """(image, label) of labels whose image is not listed; none for data sets with a list of ids."""
+        images, suffix = {pair.image_path for pair in self.pairs}, self.config["label_suffix"]
+        known = images | {pair.label_path for pair in self.pairs}  # images may be in the same folder
+        for label in data_files(self.label_folder, f"**/*{suffix}") if self.list_file is None else ():
+            if label not in known:
+                name = label.relative_to(self.label_folder).as_posix().removesuffix(suffix)
+                yield self.image_folder / f"{name}{self.config['image_suffix']}", label

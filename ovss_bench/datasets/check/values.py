@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .survey import Found, Survey, mistake
+from .survey import Found, Pair, Survey, mistake
 
 MOST, TENTH, FEW, MAPS = 0.9, 10, 4, 3  # a share of the pixels; classes for one that occurs; few classes; label maps
 
@@ -19,11 +19,11 @@ MOST, TENTH, FEW, MAPS = 0.9, 10, 4, 3  # a share of the pixels; classes for one
     "pixel, or with a palette. {again}",
 )
 def stretched_grey(survey: Survey) -> Found:
-    for seen in survey.labels:
-        if seen.mode == "L" and seen.bits in (2, 4) and any(seen.values):
-            factor, stored = 255 // (2**seen.bits - 1), sorted(seen.values)
-            what = f"{seen.bits} bits of grey, which readers stretch to 8: {stored[-1] // factor} is read as {stored[-1]}"
-            yield seen.sample.label_path, what
+    for pair in survey.labels:
+        if pair.mode == "L" and pair.bits in (2, 4) and any(pair.values):
+            factor, stored = 255 // (2**pair.bits - 1), sorted(pair.values)
+            what = f"{pair.bits} bits of grey, which readers stretch to 8: {stored[-1] // factor} is read as {stored[-1]}"
+            yield pair.label_path, what
 
 
 @mistake(
@@ -32,14 +32,14 @@ def stretched_grey(survey: Survey) -> Found:
     "newer versions of Pillow: write Image.fromarray(array) instead, and convert again. {again}",
 )
 def too_few_bits(survey: Survey) -> Found:
-    count, labels = len(survey.dataset.classes), survey.labels
-    narrow = all(2**seen.bits < count for seen in labels)
-    for seen in labels:
-        beyond = [] if seen.palette is None or seen.bits >= 8 else sorted(seen.values.keys() - seen.palette.keys())
+    count = survey.count
+    narrow = all(2**pair.bits < count for pair in survey.labels)
+    for pair in survey.labels:
+        beyond = [] if pair.palette is None or pair.bits >= 8 else sorted(pair.values.keys() - pair.palette.keys())
         if beyond:
-            yield seen.sample.label_path, f"{seen.bits} bits a pixel, and {beyond[-1]} is not in the palette of the file"
-        elif narrow and seen.bits < 8:
-            yield seen.sample.label_path, f"{seen.bits} bits a pixel, as in all label maps, for {count} classes"
+            yield pair.label_path, f"{pair.bits} bits a pixel, and {beyond[-1]} is not in the palette of the file"
+        elif narrow and pair.bits < 8:
+            yield pair.label_path, f"{pair.bits} bits a pixel, as in all label maps, for {count} classes"
 
 
 @mistake(
@@ -48,26 +48,24 @@ def too_few_bits(survey: Survey) -> Found:
     "(ovss_bench.datasets.prepare.conversion.by_colour); if the numbers are, the palette does no harm. {again}",
 )
 def other_palette(survey: Survey) -> Found:
-    config = survey.dataset.config
-    palette = [tuple(colour) for colour in survey.dataset.palette] if {"mmseg", "palette"} & config.keys() else []
-
-    def classes(seen) -> dict[int, tuple[int, tuple[int, ...]]]:
-        ruled = {value: (survey.ruled[value], colour) for value, colour in (seen.palette or {}).items() if any(colour)}
-        return {value: pair for value, pair in ruled.items() if 0 <= pair[0] < len(palette)}
-
-    coloured = [(seen, classes(seen)) for seen in survey.labels if palette]
+    palette = [tuple(colour) for colour in survey.dataset.palette] if {"mmseg", "palette"} & survey.config.keys() else []
+    coloured = [(pair, _class_colours(survey, pair, len(palette))) for pair in survey.labels]
     pairs = {pair for _, found in coloured for pair in found.values()}
     wrong = {(number, colour) for number, colour in pairs if palette[number] != colour}
     if len(wrong) < 2 or not {colour for _, colour in pairs} <= set(palette):  # a different palette proves nothing
         return
-    for seen, found in coloured:
-        moved = {value: pair for value, pair in found.items() if pair in wrong}
-        for value, (number, colour) in list(moved.items())[:1]:
-            names, other = survey.dataset.classes, palette.index(colour)
-            yield (
-                seen.sample.label_path,
-                f"{value} ({names[number]}) has the colour of {names[other]}, {colour}, in its palette",
-            )
+    names = survey.dataset.classes
+    for pair, found in coloured:
+        moved = [(value, *entry) for value, entry in found.items() if entry in wrong]
+        for value, number, colour in moved[:1]:
+            what = f"{value} ({names[number]}) has the colour of {names[palette.index(colour)]}, {colour}, in its palette"
+            yield pair.label_path, what
+
+
+def _class_colours(survey: Survey, pair: Pair, count: int) -> dict[int, tuple[int, tuple[int, ...]]]:
+    """Stored value -> (class, its colour in the file), for the first `count` classes and colours other than black."""
+    ruled = {value: (survey.ruled[value], colour) for value, colour in (pair.palette or {}).items() if any(colour)}
+    return {value: entry for value, entry in ruled.items() if 0 <= entry[0] < count}
 
 
 @mistake(
@@ -76,18 +74,17 @@ def other_palette(survey: Survey) -> Found:
     "masks by 255. {again}",
 )
 def black_and_white(survey: Survey) -> Found:
-    count = len(survey.dataset.classes)
-    if set(survey.pixels) == {0, 255} and survey.foreign <= {255} and not survey.shifts and (count == 2 or survey.whole):
-        for seen in survey.labels if count > 1 else ():
-            if 255 in seen.values:
-                yield seen.sample.label_path, f"holds 255, and no label map holds anything but 0 and 255, for {count} classes"
+    count = survey.count
+    certain = not survey.shifts and (count == 2 or (count > 2 and survey.whole))
+    for pair in survey.labels if certain and set(survey.pixels) == {0, 255} and survey.foreign <= {255} else ():
+        if 255 in pair.values:
+            yield pair.label_path, f"holds 255, and no label map holds anything but 0 and 255, for {count} classes"
 
 
 @mistake("everything ignored", "Are the labels empty, or in an encoding that must be converted first? {again}")
 def all_ignored(survey: Survey) -> Found:
-    ignored = survey.dataset.ignore_index
-    if survey.pixels and set(survey.histogram) == {ignored} and survey.unexplained:
-        yield _labels(survey), f"all pixels of all label maps are ignored ({ignored}): nothing would be evaluated"
+    if set(survey.histogram) == {survey.ignored} and survey.unexplained:
+        yield survey.label_folder, f"all pixels of all label maps are ignored ({survey.ignored}): nothing would be evaluated"
 
 
 @mistake(
@@ -96,9 +93,9 @@ def all_ignored(survey: Survey) -> Found:
     "{again}",
 )
 def few_classes(survey: Survey) -> Found:
-    count, present = len(survey.dataset.classes), len(_counted(survey))
+    count, present = survey.count, len(_counted(survey))
     if present and survey.whole and survey.unexplained and (present * TENTH < count or present == 1 < count):
-        yield _labels(survey), f"{present} of {count} classes occur in {len(survey.ids)} images"
+        yield survey.label_folder, f"{present} of {count} classes occur in {len(survey.ids)} images"
 
 
 @mistake(
@@ -107,7 +104,7 @@ def few_classes(survey: Survey) -> Found:
 def one_class(survey: Survey) -> Found:
     name, share, usual = _largest(survey)
     if share > MOST and not usual and survey.unexplained and len(survey.labels) >= MAPS:
-        yield _labels(survey), f"{share:.1%} of the pixels that are not ignored are {name}"
+        yield survey.label_folder, f"{share:.1%} of the pixels that are not ignored are {name}"
 
 
 def notes(survey: Survey) -> Iterator[str]:
@@ -131,11 +128,7 @@ def _largest(survey: Survey) -> tuple[str, float, bool]:
 
 
 def _counted(survey: Survey) -> dict[int, int]:
-    return {value: pixels for value, pixels in survey.histogram.items() if 0 <= value < len(survey.dataset.classes)}
-
-
-def _labels(survey: Survey):
-    return survey.dataset.root / survey.dataset.config["labels"]
+    return {value: pixels for value, pixels in survey.histogram.items() if 0 <= value < survey.count}
 
 
 NOT_AS_STORED = (stretched_grey, too_few_bits, other_palette, black_and_white)

@@ -20,59 +20,51 @@ from . import scenes
 from .scenes import DEMO_CLOTHS, GROUNDS, draw_scene, void_border
 
 CONTENT = "content.sha256"  # the file with the digest of the scenes
-PALETTE = [[128, 128, 128]] + [
-    (np.array(list(scenes.COLOURS.values())[c.colour]) * (0.55 + 0.09 * c.pattern) + 12 * c.pattern)
-    .clip(0, 255)
-    .astype(int)
-    .tolist()
-    for c in DEMO_CLOTHS
-]
+SHADES = [np.array(list(scenes.COLOURS.values())[c.colour]) * (0.55 + 0.09 * c.pattern) + 12 * c.pattern for c in DEMO_CLOTHS]
+PALETTE = [[128, 128, 128], *np.clip(SHADES, 0, 255).astype(int).tolist()]
 
 
 @DATASETS.register_module(name="demo")
 class DemoDataset(SegDataset):
-    """`scenes` drawn scenes of several cloths each: class 0 is the ground, 1 to 36 the cloths, 255 their outlines."""
+    """`scenes` drawn scenes, each of several cloths. Class 0 is the ground, 1 to 36 the cloths, 255 their outlines."""
 
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
-        config = config | {
-            "folders": ["."],
-            "images": "images",
-            "labels": "labels",
-            "image_suffix": ".png",
-            "label_suffix": ".png",
+        layout = {"folders": ["."], "images": "images", "labels": "labels", "image_suffix": ".png", "label_suffix": ".png"}
+        facts = {
             "classes": ["background", *(cloth.name for cloth in DEMO_CLOTHS)],
             "palette": PALETTE,
             "background": 0,
             "expected_images": config["scenes"],
             "unseen": [i for i, cloth in enumerate(DEMO_CLOTHS, 1) if not cloth.seen],
         }
-        super().__init__(name, config, root)
+        super().__init__(name, config | layout | facts, root)
 
     def locate(self, root: str | Path | None) -> Path:
         """In the cache: the scenes need no data root. They are redrawn when the code that draws them changes."""
         seed, count = self.config["seed"], self.config["scenes"]
-        parts = (scenes, draw_demo, content_digest)
+        parts = (scenes, draw_demo, scenes_digest)
         key = digest(*map(inspect.getsource, parts), repr((seed, count)))
         folder = cache_dir() / "scenes" / f"{self.name}-{key[:12]}"
         if folder.is_dir() and not _whole(folder):
             warnings.warn(f"the scenes in {folder} are damaged; they are drawn again.", stacklevel=2)
             with suppress(OSError):  # another process was faster
                 shutil.rmtree(folder.rename(tempfile.mkdtemp(dir=folder.parent)))
-        if not folder.is_dir():
-            try:
-                temporary = Path(tempfile.mkdtemp(dir=make_folder(folder.parent)))
-                draw_demo(temporary, seed, count)
-                (temporary / CONTENT).write_text(content_digest(temporary), encoding="utf-8")
-            except OSError as error:
-                raise cannot_write(folder, error) from error
-            try:
-                temporary.rename(folder)
-            except OSError:  # another process was faster
-                shutil.rmtree(temporary)
+        if folder.is_dir():
+            return folder
+        try:
+            temporary = Path(tempfile.mkdtemp(dir=make_folder(folder.parent)))
+            draw_demo(temporary, seed, count)
+            (temporary / CONTENT).write_text(scenes_digest(temporary), encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(temporary)
         return folder
 
 
-def content_digest(folder: Path) -> str:
+def scenes_digest(folder: Path) -> str:
     """SHA-256 of the names and bytes of all images and labels."""
     files = sorted(folder.glob("*/*"))
     return digest(*(part for file in files for part in (file.relative_to(folder).as_posix(), file.read_bytes())))
@@ -81,7 +73,7 @@ def content_digest(folder: Path) -> str:
 def _whole(folder: Path) -> bool:
     """Whether the scenes are unchanged since they were drawn."""
     try:
-        return (folder / CONTENT).read_text("utf-8") == content_digest(folder)
+        return (folder / CONTENT).read_text("utf-8") == scenes_digest(folder)
     except (OSError, ValueError):
         return False
 

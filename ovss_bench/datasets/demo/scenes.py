@@ -1,8 +1,8 @@
 """Drawn scenes: irregular pieces of patterned cloth on textured grounds, from a seed, with exact index maps.
 
 They replace photographs in the embedded demo, in the training of the demo encoders, and in the miniature data sets of the
-tests. The only source of randomness is `numpy.random.RandomState`, whose streams NumPy keeps unchanged, so the same seed gives
-the same scene on every machine.
+tests. All randomness is from `numpy.random.RandomState`, whose streams NumPy keeps unchanged, so the same seed gives the same
+scene on every machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ COLOURS = {
     "black": (30, 30, 35),
 }
 GROUNDS = ("sand", "grass", "water", "snow", "asphalt")
-DEMO_SIZE = 6
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,12 @@ class Cloth:
 
     @property
     def seen(self) -> bool:
-        """Whether the pair occurs in the training of the demo CLIP; one in six is held out, one per row and column of the
-        36."""
+        """Whether the pair occurs in the training of the demo CLIP. One of six does not, one per row and column of the 36."""
         return (self.pattern + self.colour) % 6 != 1
 
 
 ALL_CLOTHS = tuple(Cloth(p, c) for p in range(len(PATTERNS)) for c in range(len(COLOURS)))
-DEMO_CLOTHS = tuple(Cloth(p, c) for p in range(DEMO_SIZE) for c in range(DEMO_SIZE))
+DEMO_CLOTHS = tuple(Cloth(p, c) for p in range(6) for c in range(6))
 
 
 def draw_scene(
@@ -79,25 +77,17 @@ def draw_scene(
 
 def void_border(index: np.ndarray) -> np.ndarray:
     """(H, W) bool: pixels with a 4-neighbour of another index, the unlabelled outline that VOC draws around objects."""
-    border = np.zeros(index.shape, bool)
-    down, across = index[1:] != index[:-1], index[:, 1:] != index[:, :-1]
-    border[1:] |= down
-    border[:-1] |= down
-    border[:, 1:] |= across
-    border[:, :-1] |= across
-    return border
+    framed = np.pad(index, 1, "edge")
+    vertical = (index != framed[:-2, 1:-1]) | (index != framed[2:, 1:-1])
+    return vertical | (index != framed[1:-1, :-2]) | (index != framed[1:-1, 2:])
 
 
 def _smooth_noise(rng: np.random.RandomState, height: int, width: int, cell_y: float, cell_x: float) -> np.ndarray:
     """(height, width) in [-1, 1]: a random grid with cells of cell_y x cell_x pixels, bilinearly enlarged."""
 
-    def rows(size: int, cell: float) -> np.ndarray:
-        position = np.arange(size) / cell
-        grid = np.arange(int(position[-1]) + 2)
-        return np.maximum(0, 1 - np.abs(position[:, None] - grid))
-
-    rows_y, rows_x = rows(height, cell_y), rows(width, cell_x)
-    return rows_y @ rng.uniform(-1, 1, (rows_y.shape[1], rows_x.shape[1])) @ rows_x.T
+    y, x = np.arange(height)[:, None] / cell_y, np.arange(width)[:, None] / cell_x
+    rows, columns = (np.maximum(0, 1 - np.abs(each - np.arange(int(each[-1, 0]) + 2))) for each in (y, x))
+    return rows @ rng.uniform(-1, 1, (rows.shape[1], columns.shape[1])) @ columns.T
 
 
 def _ground(rng: np.random.RandomState, height: int, width: int, ground: int) -> np.ndarray:
