@@ -10,6 +10,7 @@ import ovss_bench as ob
 from miniatures import MINIATURES
 from miniatures.voc import write_voc
 from ovss_bench.config.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS
+from ovss_bench.datasets import layout
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.prepare.run import prepare
 from parity.seeded import clip_state_dict, query_features
@@ -24,6 +25,14 @@ def cache(tmp_path_factory):
     os.environ.pop("OVSS_CACHE")
     if before is not None:
         os.environ["OVSS_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_data_root(tmp_path_factory):
+    """The default data root is an empty folder, not the developer's `datasets`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "DATASET_FACTS", tmp_path_factory.mktemp("datasets"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from ..vocabulary import Vocabulary, read_names
 from . import expected
 from .config import dataset_config, facts, names_path
 from .layout import MissingData, find_folder, resolved, tree
-from .lists import Sample, missing, once, read_ids
+from .lists import Sample, missing, read_ids, twice
 from .mmseg_classes import mmseg_class
 
 DEFAULT = "default"
@@ -139,7 +139,12 @@ class SegDataset:
         samples = self.listed
         if not samples:
             raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree}")
-        absent = list(missing(once(samples, self.name)))
+        repeated, absent = list(twice(samples)), list(missing(samples))
+        if repeated:
+            raise OvssError(
+                f"data set '{self.name}' lists {len(repeated)} images more than once, and each would count as often: "
+                f"{'; '.join(repeated[:5])}. List every image once."
+            )
         if absent:
             first = "\n".join(f"  {path}" for path in absent[:5])
             raise MissingData(
@@ -273,10 +278,9 @@ class SegDataset:
             try:
                 parts += [sample.id, str(sample.image_path.stat().st_size), sample.label_path.read_bytes()]
             except OSError as error:
-                raise OvssError(
-                    f"{error.filename or sample.label_path} cannot be read: {error.strerror}. "
-                    "Copy it again, or change its permissions."
-                ) from error
+                path = error.filename or sample.label_path
+                text = f"{path} cannot be read: {error.strerror}. Copy it again, or change its permissions."
+                raise OvssError(text) from error
         return digest(*parts)
 
     @property
@@ -305,8 +309,8 @@ class SegDataset:
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
-    """A data set of configs/dataset by name, or of a user's YAML file, whose data are searched beside the file first. `root` is
-    the data root, see `layout.data_root`."""
+    """A data set of configs/dataset by name, or of a user's YAML file, whose data may lie beside the file or in the data root.
+    `root` is the data root, see `layout.data_root`."""
     name, config, folder = dataset_config(name)
     loader = DATASETS.get(config.get("loader", "mmseg"))
     if folder is None:

@@ -16,15 +16,11 @@ from ..files import CONFIGS, config_names, load_config, read_text, read_yaml, us
 from ..vocabulary import read_names
 
 REQUIRED = ("images", "labels", "image_suffix", "label_suffix")
-Alternatives = Annotated[str | Annotated[list[str], MinLen(1)], Expected("a text, or a list of alternatives")]
 Texts = Annotated[list[str], MinLen(1), Expected("a list of texts")]
-Classes = Annotated[
-    list[str | Annotated[list[str], MinLen(1)]], MinLen(1), Expected("a list of names, or of lists of synonyms")
-]
-Counts = Annotated[
-    Whole | Annotated[list[Whole], MinLen(1)],
-    Expected("a whole number, 0 or more, or a list of the numbers that count as complete"),
-]
+Alternatives = Annotated[str | Texts, Expected("a text, or a list of alternatives")]
+Classes = Annotated[list[str | Texts], MinLen(1), Expected("a list of names, or of lists of synonyms")]
+COUNTS = "a whole number, 0 or more, or a list of the numbers that count as complete"
+Counts = Annotated[Whole | Annotated[list[Whole], MinLen(1)], Expected(COUNTS)]
 Numbers = Annotated[list[Whole], Expected("a list of class numbers")]
 Colour = Annotated[list[Annotated[int, Ge(0), Le(255)]], Len(3, 3)]
 Palette = Annotated[list[Colour], Expected("a list of [red, green, blue]")]

@@ -1,4 +1,4 @@
-"""Lists of image ids in their common forms, and samples that are repeated or missing."""
+"""Lists of image ids in the common formats, and samples that are repeated or missing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 
 from ..errors import OvssError
 from ..files import NO_NAME, inside, on_disk, read_lines
-
-EXPECTED = "UTF-8 text, an id per line"
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,8 @@ def read_ids(root: Path, config: Mapping[str, Any]) -> list[tuple[int, str]]:
     A line that is the name of an existing image is that image. Raises OvssError, with the line, for a name that leads outside
     the image folder, and for a label that does not belong to the image.
     """
-    path = root / config["ids"]
-    read = _reader(root, config)
-    result = []
-    for number, line in read_lines(path, "list", EXPECTED):
+    path, read, result = root / config["ids"], _reader(root, config), []
+    for number, line in read_lines(path, "list", "UTF-8 text, an id per line"):
         try:
             if line:
                 result.append((number, read(line)))
@@ -69,8 +65,8 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
     def forms(name: str) -> Iterator[str]:
         """The possible ids of a name; the first one with an existing image is used."""
         yield name
-        short = PurePosixPath(name)
-        short = str(short.relative_to(folders["image"])) if short.is_relative_to(folders["image"]) else name
+        pure = PurePosixPath(name)
+        short = str(pure.relative_to(folders["image"])) if pure.is_relative_to(folders["image"]) else name
         yield from (each.removesuffix(suffix) for suffix in suffixes.values() for each in (name, short))
 
     def read(line: str) -> str:
@@ -90,17 +86,6 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
         return next(filter(exists, forms(name)), name)
 
     return read
-
-
-def once(samples: Sequence[Sample], name: str) -> Sequence[Sample]:
-    """The samples. Raises OvssError if some are repeated."""
-    pairs = list(twice(samples))
-    if pairs:
-        raise OvssError(
-            f"data set '{name}' lists {len(pairs)} images more than once, and each would count as often: "
-            f"{'; '.join(pairs[:5])}. List every image once."
-        )
-    return samples
 
 
 def twice(samples: Sequence[Sample]) -> Iterator[str]:

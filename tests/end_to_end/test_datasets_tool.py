@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from end_to_end.tools import ROOT, command, run
+from end_to_end.tools import command, run
 from miniatures import MINIATURES
 from ovss_bench.cli.main import main
+from ovss_bench.datasets import layout
 from ovss_bench.datasets.base import load_dataset
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.expected import counts
@@ -130,7 +131,7 @@ def test_everything_about_one(name, monkeypatch, capsys):
         assert max(map(len, out.splitlines())) <= 80
         if dataset_config(name)[1].get("loader") != "demo":
             assert re.search(
-                r"^missing\s+nowhere/" if words else rf"^missing\s+{re.escape(str(ROOT))}/datasets/", out, re.MULTILINE
+                r"^missing\s+nowhere/" if words else rf"^missing\s+{re.escape(str(layout.DATASET_FACTS))}/", out, re.MULTILINE
             )
 
 

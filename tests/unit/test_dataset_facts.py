@@ -78,6 +78,7 @@ def test_the_data_root_is_the_argument_the_variable_or_datasets(monkeypatch, tmp
     monkeypatch.setenv("OVSS_DATA", "elsewhere")
     assert [str(layout.data_root(root)) for root in ("given", None, "")] == ["given", "elsewhere", "elsewhere"]
     monkeypatch.delenv("OVSS_DATA")
+    monkeypatch.setattr(layout, "DATASET_FACTS", DATASET_FACTS)
     assert layout.data_root() == ROOT / "datasets"
     monkeypatch.setattr(layout, "DATASET_FACTS", layout.PACKAGE / "dataset_facts")  # an installed wheel
     assert layout.data_root() == Path("datasets")

@@ -35,6 +35,7 @@ from .values import NOT_AS_STORED, UNLIKELY, notes
 # scattered.
 STRAY_VALUES, STRAY_SHARE, SCATTERED_OUTSIDE = 3, 0.5, 0.1
 SPLITS = re.compile("train|val|test")
+Place = str | Path | None
 
 
 @mistake(
@@ -260,19 +261,10 @@ CHECKS = (
 
 
 def check(
-    name: str,
-    root: str | Path | None = None,
-    *,
-    workers: int | None = None,
-    out: str | Path | None = None,
-    against: str | Path | None = None,
-    quiet: bool = False,
+    name: str, root: Place = None, *, workers: int | None = None, out: Place = None, against: Place = None, quiet: bool = False
 ) -> Report:
-    """Reads a whole data set and reports its mistakes.
-
-    `out` writes the manifest (JSON), `against` compares with another manifest. Raises OvssError if the data set is missing or
-    half prepared.
-    """
+    """Reads a whole data set and reports its mistakes. `out` writes the manifest (JSON), `against` compares with another one.
+    Raises OvssError if the data set is missing or half prepared."""
     theirs = read_manifest(user_path(against), name) if against is not None else None
     dataset = load_dataset(name, root)
     _ = dataset.classes, dataset.label_map  # mmseg is imported here, not in every process
@@ -314,7 +306,7 @@ def _report(survey: Survey, placeholders: dict[str, object]) -> Report:
     )
 
 
-def _placeholders(name: str, dataset: SegDataset, root: str | Path | None) -> dict[str, object]:
+def _placeholders(name: str, dataset: SegDataset, root: Place) -> dict[str, object]:
     """Placeholder in the hints -> text."""
     config = dataset.config
     again = f"Get them again from {config.get('link', 'the source of the data set')}."
