@@ -205,6 +205,16 @@ def test_a_bad_manifest_is_an_error(content, tmp_path, intact):
         check("voc21", intact("voc21"), against=file, quiet=True)
 
 
+def test_a_report_of_unreadable_files_has_no_fingerprint(own, monkeypatch):
+    def refuse(dataset):
+        raise ob.OvssError("a.png cannot be read: Permission denied.")  # as root, tests may read everything
+
+    monkeypatch.setattr(ob.SegDataset, "fingerprint", property(refuse))
+    report = check(described(own), quiet=True)
+    assert report.fingerprint is None
+    assert "none: files are missing, unreadable or listed twice" in printed(report)
+
+
 def test_data_that_are_not_there_are_an_error(tmp_path):
     with pytest.raises(ob.OvssError, match="voc21"):
         check("voc21", tmp_path, quiet=True)
