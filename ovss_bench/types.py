@@ -20,10 +20,10 @@ QKV: TypeAlias = "tuple[Tensor, Tensor, Tensor]"  # queries, keys and values (B,
 
 @dataclass
 class ImageContext:
-    """One image and what is known of it: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised
-    network input, `size` (H, W) of the result, `id` of the image in its data set. `by_products` is one segmentor's own, `group`
-    what its `group_features` returned; `shared` is for all segmentors. While the hook `scores` runs, `part` (rows, columns) is
-    the part of the result that it gets."""
+    """One image: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input, `size` (H, W)
+    of the result, `id` of the image in its data set. `by_products` belong to one segmentor, as does `group`, the return value
+    of its `group_features`; `shared` is for all. In the hook `scores`, `part` (rows, columns) is the part of the result that
+    is computed."""
 
     original: np.ndarray
     resized: np.ndarray
@@ -37,7 +37,7 @@ class ImageContext:
     cache: Callable[[str, np.ndarray, Callable[[], np.ndarray]], np.ndarray] | None = None
 
     def once(self, source: Callable[[np.ndarray], Any]) -> Any:
-        """`source(original)`, such as region maps: computed for the first segmentor that asks, then shared by all."""
+        """`source(original)`, such as region maps: computed on first use, then shared by all segmentors."""
         if source not in self.shared:
             self.shared[source] = self.cached(getattr(source, "digest", None), lambda: source(self.original))
         return self.shared[source]
@@ -47,18 +47,16 @@ class ImageContext:
         return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
     def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array that depends on the original image and on `maker`, a digest of what computes it: from the run's cache if it
-        has one."""
+        """An array that depends on the original image and on `maker`, a digest of the code and settings that compute it: from
+        the run's cache, if there is one."""
         return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
 
 
 @dataclass
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `images` (B,) index into `contexts`; `padding`: how many windows at the end are zeros that fill
-    the batch. All but pixels optional.
-
-    `trunk` is filled by the first segmentor that asks, and shared by those with the same needs.
+    image, possibly negative; `images` (B,) index into `contexts`; `padding`: the number of zero windows that fill up the end
+    of the batch. All but `pixels` are optional. `trunk` is computed on first use, and shared by segmentors with the same needs.
     """
 
     pixels: Tensor
@@ -73,14 +71,14 @@ class WindowBatch:
         return f"WindowBatch({len(self.pixels)} windows of {tuple(self.pixels.shape[2:])} pixels)"
 
     def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
-        """`source(batch)`: features of a vision encoder, computed for the first segmentor that asks, then shared by all."""
+        """`source(batch)`, such as features of a vision encoder: computed on first use, then shared by all segmentors."""
         if source not in self.shared:
             self.shared[source] = source(self)
         return self.shared[source]
 
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
-        """For every window but the padding its context, and the rows and columns of the resized image that it shows; nothing
-        if the windows have no contexts."""
+        """The context of each window, and its rows and columns in the resized image. Padding is skipped; without contexts there
+        is nothing."""
         height, width = self.pixels.shape[2:]
         for number in range(len(self.pixels) - self.padding if self.contexts else 0):
             top, left = self.origins[number].tolist()
@@ -90,9 +88,9 @@ class WindowBatch:
 
 @dataclass
 class Trunk:
-    """What the trunk computed: `tokens` (B, T, D) that enter the last block, `grid` (h, w), and of some blocks the inputs
-    `states` and the `qkv` (read them by `DenseCLIP.qkv` or `attention`, which know what to do for those not kept).
-    `embeddings` (B, E) of the windows, once somebody has asked for them."""
+    """The trunk's output: `tokens` (B, T, D) that enter the last block, patch `grid` (h, w), and by block the inputs `states`
+    and the `qkv` that were kept (read these by `DenseCLIP.qkv` or `attention`, which compute missing ones). `embeddings`
+    (B, E) of the windows are filled in on first use."""
 
     tokens: Tensor
     grid: tuple[int, int]

@@ -1,8 +1,8 @@
 """The only loop: images -> windows -> batches of one shape -> patch logits of all segmentors -> label maps.
 
 Windows of the full size are queued across images and run in batches of a fixed size, the last one padded with zeros, so that a
-window's result does not depend on its neighbours in the batch. Windows of other shapes (images smaller than a window, whole
-images) run in batches of their own image, for the same reason. Images are finished in groups if a segmentor has
+window's result does not depend on its neighbours in the batch. For the same reason, windows of other shapes (images smaller
+than a window, whole images) are never batched with those of another image. Images are finished in groups if a segmentor has
 `group_features`, otherwise one by one.
 
 On a GPU only the delivery of a label map waits for the device, one batch later.
@@ -52,14 +52,14 @@ def predict(
     trunk_cache: TrunkCache | None = None,
     stages: Stages | None = None,
 ) -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
-    """Yields (key, one prediction per segmentor) for each (key, image) in the order given.
+    """Yields (key, one prediction per segmentor) for each (key, image), in this order.
 
-    An image is what `as_image` takes or a function that returns that, called in one of `workers` reader threads; if it
-    raises OvssError, that error is yielded instead of the predictions. All segmentors must share `recipe.trunk_key` and the
-    CLIP; the trunk then runs once for all, and not for images whose tokens are in the `trunk_cache`. `batch`: windows per
-    forward pass, halved when out of memory; `pad_last` fills the last one with zeros, so that results do not depend on the
-    position in the queue. `cache` keeps what depends on an image alone. Groups (`Segmentor.group`) are counted from the first
-    of `images`. Raises OvssError for non-finite scores.
+    An image is anything that `as_image` accepts, or a function that returns it, called in one of `workers` reader threads; an
+    OvssError that it raises is yielded instead of the predictions. All segmentors must share the CLIP and `recipe.trunk_key`;
+    the trunk runs once for all, and not at all for images whose tokens are in the `trunk_cache`. `batch`: windows per forward
+    pass, halved when out of memory; `pad_last` fills the last one with zeros, so that results do not depend on the position in
+    the queue. `cache` keeps arrays that depend on one image only. Groups (`Segmentor.group`) are counted from the first of
+    `images`. Raises OvssError for non-finite scores.
     """
     stages = stages or Stages()
     segmentors = [guarded(segmentor) for segmentor in segmentors]
@@ -83,7 +83,7 @@ def predict(
                     ready.append((forward.passes, image[0], lambda error=image[1]: error))
                 else:
                     ready.append((forward.passes, image.key, finish(segmentors, image, keep_scores=keep_scores, stages=stages)))
-        # If no method goes by windows there are no batches to wait for: then one image later.
+        # Without methods that use windows there are no batches to wait for: deliver one image later.
         while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes or (len(ready) > 1 and not forward.chosen)):
             _, key, deliver = ready.popleft()
             yield key, deliver()
@@ -93,8 +93,7 @@ def predict(
             waiting.append((key, outcome))
         else:
             context, known = outcome
-            contexts = [replace(context, by_products={}, cache=cache) for _ in segmentors]
-            image = forward.image(key, contexts, known)
+            image = forward.image(key, [replace(context, by_products={}, cache=cache) for _ in segmentors], known)
             try:
                 check_memory(segmentors, image)
             except OvssError as error:
@@ -132,12 +131,12 @@ def segment(
     logit_scale: float | None = None,
     threshold: float | None = None,
 ) -> Prediction:
-    """The label map and class scores of one image: an array (H, W, 3) uint8 RGB, a path, or a picture of Pillow.
+    """The label map and class scores of one image: an array (H, W, 3) uint8 RGB, a path, or a Pillow image.
 
-    Values that are not given come from the segmentor's recipe; a given `short_side` implies `resize="keep_ratio"`.
-    `window="whole"` runs the resized image in one pass. `output_size` (height, width) defaults to the image's own, or to the
-    size at which the method decides if its protocol does not score at the original size (CLIPtrase, CLIP-DIY). Raises OvssError
-    for what is no image, and for invalid values.
+    Values that are not given come from the segmentor's recipe; `short_side` alone implies `resize="keep_ratio"` if the recipe
+    does not resize. `window="whole"` runs the resized image in one pass. `output_size` (height, width) defaults to the size of
+    the image, or to the size at which the method decides if its protocol does not score at the original size (CLIPtrase,
+    CLIP-DIY). Raises OvssError for invalid images and values.
     """
     if not isinstance(segmentor, Segmentor):
         raise OvssError(f"expected a segmentor, as ob.build_segmentor makes it, not {type(segmentor).__name__}.")
@@ -165,8 +164,8 @@ def make_context(
     stages: Stages | None = None,
     id: str = "",
 ) -> ImageContext:
-    """The context of an image, resized and normalised by the recipe; `size` (height, width) of the result, by default the
-    recipe's."""
+    """The context of an image, resized and normalised by the recipe. `size`: (height, width) of the result; by default the
+    recipe decides."""
     recipe, image = segmentor.recipe, as_image(image)
     with (stages or Stages())("resize"):
         resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
@@ -182,8 +181,8 @@ def _read_ahead(
     known: Callable[[np.ndarray], dict[int, Tensor] | None],
     stages: Stages,
 ) -> Iterator[tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]]:
-    """Contexts, and the tokens that are `known` of their images, in the order given. Threads read a little ahead of the encoder
-    (cv2 and torch release Python's lock)."""
+    """Contexts and `known` tokens of the images, in order. Threads read a little ahead of the encoder (cv2 and torch release
+    Python's lock)."""
     device = segmentor.clip.device
 
     def read(item: tuple[Any, Any]) -> tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]:

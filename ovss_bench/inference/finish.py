@@ -1,4 +1,4 @@
-"""From the patch logits of all windows of an image to its predictions."""
+"""From the patch logits of all windows of an image to its predictions: compose, refine, score, decide, correct."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..types import ImageContext
 from .forward import PendingImage, out_of_memory
 from .prediction import Prediction
 
-ROWS = 16  # of refined cosines at a time
-PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of cosines at full size that PAMR gets at a time
+ROWS = 16  # of refined cosines that are scored at a time
+PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of full-size cosines that PAMR refines at a time
 
 
 @torch.inference_mode()
 def finish(
     segmentors: Sequence[Segmentor], image: PendingImage, *, keep_scores: bool, stages: Stages
 ) -> Callable[[], list[Prediction]]:
-    """The predictions for an image whose windows are all done, as a function that waits for the GPU."""
+    """The predictions for an image without missing windows, as a function that waits for the GPU."""
     try:
         results = [_predict(segmentor, image, n, keep_scores, stages) for n, segmentor in enumerate(segmentors)]
     except RuntimeError as error:
@@ -72,7 +72,7 @@ def _predict(
     else:
         with stages("compose"):
             grids, bias = torch.stack(image.grids[number]), _prior(segmentor, context, image.key)
-            if bias is not None:  # the maps of absent queries stay finite: in composition and refinement infinity becomes NaN
+            if bias is not None:  # maps of absent queries must be finite: composition and refinement turn infinity into NaN
                 grids = grids.masked_fill((bias == -torch.inf)[:, None, None], 0)
             finite = torch.isfinite(grids).all()
             if not segmentor.only_logits and not finite:
@@ -91,7 +91,7 @@ def _predict(
 def _labels(
     segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext, keep_scores: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The label map, and the scores if they are to be kept or the decision needs them."""
+    """The label map; the scores, too, if `keep_scores` or if the decision needs them."""
     decision = segmentor.decision
     if segmentor.scores or segmentor.decide or decision.area_threshold or keep_scores:
         scores = None
@@ -116,7 +116,7 @@ def _labels(
 
 
 def _prior(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor | None:
-    """What the method's prior adds to the cosines of the queries (Q,), if anything: log-weights over the logit scale."""
+    """What the method's prior, if any, adds to the cosines of the queries (Q,): log-weights over the logit scale."""
     weights = segmentor.prior(context) if segmentor.prior else None
     if weights is None:
         return None
@@ -132,7 +132,7 @@ def _prior(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor |
 
 
 def _decided(segmentor: Segmentor, scores: Tensor, context: ImageContext) -> tuple[Tensor, Tensor]:
-    """The label map and the scores. The area threshold is part of the default decision, as other planes need not be classes."""
+    """The label map and the scores. Only the default decision has an area threshold, as other planes may not be classes."""
     if segmentor.decide:
         return segmentor.decide(scores, context), scores
     decision = segmentor.decision
@@ -163,7 +163,7 @@ def _is_refined(segmentor: Segmentor) -> bool:
 def _refined(
     segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext, order: Tensor
 ) -> Iterator[Tensor]:
-    """Refined cosines (n, H, W) of the queries in `order`: some at a time for PAMR, all at once for a method's own `refine`."""
+    """Refined cosines (n, H, W) of the queries in `order`: some at a time for PAMR, all together for the hook `refine`."""
     recipe, smooth = segmentor.recipe, None
     if recipe.pamr_steps:
         guide = F.interpolate(context.pixels[None].to(grids.device), context.size, mode="bilinear")[0]

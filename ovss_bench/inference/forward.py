@@ -20,17 +20,17 @@ from ..stages import Stages
 from ..types import ImageContext, Trunk, WindowBatch
 from .trunk_cache import TrunkCache, maker_digest
 
-# About as many tokens as keep two cores, or a GPU, busy; more only cost memory.
+# Enough tokens to keep two cores, or a GPU, busy; more would only cost memory.
 TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}
-# The share of a GPU's free memory that a batch may take, and how many vectors of a block's width a token needs on its way.
-MEMORY_SHARE, NUMBERS_PER_WIDTH = 0.5, 32
+MEMORY_SHARE = 0.5  # of a GPU's free memory that a batch may take
+NUMBERS_PER_WIDTH = 32  # a token's activations inside a block, in vectors of the block's width
 
 
 @dataclass(eq=False)
 class PendingImage:
-    """An image in the queue, with a context for each segmentor: `grids[segmentor][window]` (Q, h, w) fill up until no window is
-    `missing`. `known`: the trunk's tokens by block, from the trunk cache; `states`: those to be kept, for that cache or for
-    methods that get all windows of an image together."""
+    """An image in the queue, with a context for each segmentor. `grids[segmentor][window]` (Q, h, w) fill up until no window
+    is `missing`. `known`: the trunk's tokens by block, read from the trunk cache. `states`: tokens collected to be written to
+    it, or for methods that get all windows of an image together."""
 
     key: Any
     contexts: list[ImageContext]
@@ -61,7 +61,7 @@ class Forward:
         self.on_gpu = self.clip.device.type == "cuda"
         self.chosen = [number for number, segmentor in enumerate(segmentors) if segmentor.granularity != "image"]
         self.at_once = [number for number in self.chosen if segmentors[number].granularity == "image windows"]
-        # Segmentors that differ in their decision only share their logits.
+        # Segmentors that differ only in their decision share their logits.
         self.as_number = {
             number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
             for number in self.chosen
@@ -88,7 +88,8 @@ class Forward:
             return self.trunk_cache.get(self.maker, image, self.kept)
 
     def keep(self, image: PendingImage) -> None:
-        """Once no window is missing: passes the trunk's tokens to the cache, and to methods that get all windows together."""
+        """For an image without missing windows: passes the trunk's tokens to the cache, and to methods that get all windows of
+        an image together."""
         states = image.known or {block: torch.stack(windows) for block, windows in image.states.items()}
         image.states = {}
         if self.trunk_cache and image.known is None:
@@ -108,8 +109,7 @@ class Forward:
 
     def add(self, image: PendingImage) -> None:
         """Queues the windows of an image, and runs the batches that are full."""
-        windows = image.windows
-        pixels = image.contexts[0].pixels
+        windows, pixels = image.windows, image.contexts[0].pixels
         items = [_Item(image, cell, window) for cell, window in enumerate(windows.cut(pixels))] if image.missing else []
         if self.full and (windows.rows.size, windows.columns.size) == (self.full.rows.size, self.full.columns.size):
             self.queue += items
@@ -153,12 +153,12 @@ class Forward:
     def _take(self, items: Sequence[_Item], trunk: Trunk, logits: dict[int, Tensor]) -> None:
         """Stores the results of a pass with the images of its windows."""
         self.passes += 1
-        last = self.clip.depth - 1
+        states = {**trunk.states, self.clip.depth - 1: trunk.tokens}
         for row, item in enumerate(items):
             for number, of_windows in logits.items():
                 item.image.grids[number][item.cell] = of_windows[row]
             for block, windows in item.image.states.items():
-                windows[item.cell] = (trunk.tokens if block == last else trunk.states[block])[row]
+                windows[item.cell] = states[block][row]
             item.image.missing -= 1
 
     @torch.inference_mode()
@@ -168,8 +168,11 @@ class Forward:
         pixels = F.pad(torch.stack([item.pixels for item in items]), (0, 0, 0, 0, 0, 0, 0, padding))
         images = list({id(item.image): item.image for item in items}.values())
         with self.stages("encode"):
-            trunk = self._known_trunk(items, pixels, padding)
-            trunk = trunk or self.clip.trunk(pixels, self.needs, self.recipe.position, self.needs_qkv)
+            if all(item.image.known for item in items):
+                known = {block: torch.stack([item.image.known[block][item.cell] for item in items]) for block in self.kept}
+                trunk = self._known_trunk({block: F.pad(x, (0, 0, 0, 0, 0, padding)) for block, x in known.items()}, pixels)
+            else:
+                trunk = self.clip.trunk(pixels, self.needs, self.recipe.position, self.needs_qkv)
         windows = WindowBatch(
             pixels,
             origins=torch.tensor([item.image.windows.origins[item.cell] for item in items] + [(0, 0)] * padding),
@@ -189,14 +192,12 @@ class Forward:
     @torch.inference_mode()
     def _all_at_once(self, image: PendingImage, states: dict[int, Tensor]) -> None:
         """The logits of methods that get all windows of an image together."""
-        states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
         pixels = torch.stack(image.windows.cut(image.contexts[0].pixels))
-        grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
         batch = WindowBatch(
             pixels,
             origins=torch.tensor(image.windows.origins),
             images=torch.zeros(len(pixels), dtype=torch.int64),
-            trunk=Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs}),
+            trunk=self._known_trunk(states, pixels),
         )
         for number in self.at_once:
             try:
@@ -210,14 +211,8 @@ class Forward:
                 ) from error
             image.grids[number] = list(logits)
 
-    def _known_trunk(self, items: Sequence[_Item], pixels: Tensor, padding: int) -> Trunk | None:
-        """The trunk's output for a batch whose tokens are all in the cache."""
-        if any(item.image.known is None for item in items):
-            return None
-        states = {
-            block: F.pad(torch.stack([item.image.known[block][item.cell] for item in items]), (0, 0, 0, 0, 0, padding))
-            for block in self.kept
-        }
+    def _known_trunk(self, states: dict[int, Tensor], pixels: Tensor) -> Trunk:
+        """The trunk's output for windows whose tokens are known, by block."""
         states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
         grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
         return Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs})
@@ -234,7 +229,7 @@ def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:
 
 
 def _same_logits(one: Segmentor, other: Segmentor) -> bool:
-    """Whether two segmentors differ in nothing but what comes after their patch logits, and use no by-products of them."""
+    """Whether two segmentors differ only in what follows their patch logits, and use no by-products of them."""
     return (
         type(one) is type(other)
         and one.only_logits

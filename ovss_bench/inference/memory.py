@@ -1,5 +1,5 @@
-"""Whether an image fits into memory, checked before it is processed: an immediate error is better than hours of swapping, or a
-process that the kernel kills."""
+"""Checks that an image fits into memory before it is processed: an immediate error is better than hours of swapping or the
+kernel's out-of-memory killer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
-    """Raises OvssError if the least that one of the methods must hold of this image at a time exceeds the free memory."""
+    """Raises OvssError if one of the methods needs more than the free memory for this image."""
     free = free_memory(segmentors[0].clip.device)
     needs = [least_memory(segmentor, image, number) for number, segmentor in enumerate(segmentors)]
     needed = max(needs)
@@ -32,8 +32,8 @@ def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
 
 
 def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
-    """Bytes: one window's tokens and attention maps, the logits of all windows, and maps of the whole image if method or
-    recipe need them."""
+    """A lower bound in bytes: the tokens and attention maps of one window, the logits of all windows, and the class maps of the
+    whole image if method or recipe need them."""
     clip, windows, context = segmentor.clip, image.windows, image.contexts[number]
     by_windows = segmentor.granularity != "image"
     cells = windows.rows.cells * windows.columns.cells if by_windows else context.pixels[0].numel() // clip.patch_size**2
@@ -49,7 +49,7 @@ def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still take, by the kernel, its control group and its own limit; None if none of them says."""
+    """Bytes that this process may still allocate, by the kernel, its control group and its resource limit; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     limits = []

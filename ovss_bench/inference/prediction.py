@@ -1,4 +1,4 @@
-"""The result for one image."""
+"""Prediction: the result for one image."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from ..figures import legend_picture, palette
 from ..image import as_image
 
-SHOWN = 8  # classes in a line
+SHOWN = 8  # classes in the repr
 
 
 @dataclass(repr=False)
 class Prediction:
-    """`label_map` (H, W) int64: indices of `classes`, or their number for "no class"; `scores` (P, h, w) float32, if asked for:
-    the planes that were decided on, for most methods one for each class; `image_size` (height, width) of the image."""
+    """`label_map` (H, W) int64: indices into `classes`, or len(classes) for "no class"; `scores` (P, h, w) float32, optional:
+    the planes that the decision is made on, for most methods one per class; `image_size` (height, width) of the image."""
 
     label_map: Tensor
     image_size: tuple[int, int]
@@ -36,7 +36,7 @@ class Prediction:
 
     def overlay(self, image: Any, *, legend: bool = False) -> np.ndarray:
         """The label map's colours over the image, (H, W, 3) uint8 RGB at the size of the label map. The image may be anything
-        that `ob.segment` takes. With `legend`: the image, the overlay and the names of the classes side by side."""
+        that `ob.segment` accepts. With `legend`: the image, the overlay and the class names side by side."""
         labels, colours = self._labels, palette(len(self._names))
         image = as_image(image)
         if image.shape[:2] != labels.shape:
@@ -71,6 +71,6 @@ class Prediction:
 
     @property
     def _names(self) -> list[str]:
-        """The names of all possible labels; the last is "no class"."""
+        """The names of all labels, "no class" last."""
         named = max(len(self.classes), int(self.label_map.max()))
         return [*self.classes, *(f"class {c}" for c in range(len(self.classes), named)), "no class"]

@@ -1,4 +1,4 @@
-"""The trunk's tokens on disk, so that runs that differ only in what follows the trunk do not run it again."""
+"""The trunk's tokens on disk, for runs that differ only in later steps."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ..errors import OvssError
 from ..files import code, digest, user_path
 from ..image import image_key
 
-HEADER = 1024  # most bytes of a file beside the tokens
+HEADER = 1024  # upper bound of a file's bytes besides the tokens
 BEGAN = time.time()
 CODE = ("encoders/clip.py", "ops/position.py", "image.py", "ops/windows.py")
 
 
 class TrunkCache:
-    """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped when they are read.
+    """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped for reading.
 
-    A file's name is a digest of all that its content depends on: weights, precision, the trunk's recipe values, the image's
-    bytes, and the code; `cache.py` checks the content. The folder holds at most `limit` bytes. To make room, the least
-    recently used files of other runs are evicted first; this run's own are never evicted, and once they fill the folder nothing
-    more is kept. (If they evicted each other, the next run over the same images would not have a single cache hit.)
+    A file's name is a digest of everything that its content depends on: weights, precision, the trunk's recipe values, the
+    image's bytes, and the code; `cache.py` verifies the content. The folder holds at most `limit` bytes. To make room, the
+    least recently used files of other runs are evicted. Those of this run never are; once they fill the folder, nothing is
+    added. (If they evicted each other, the next run over the same images would not have a single cache hit.)
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:
@@ -54,12 +54,12 @@ class TrunkCache:
             if entry is None:
                 return None
             found[block] = entry["tokens"]
-            with suppress(OSError):  # a read-only cache is useful, too
+            with suppress(OSError):  # the cache may be read-only
                 os.utime(path)
         return found
 
     def put(self, maker: str, image: np.ndarray, states: Mapping[int, Tensor]) -> None:
-        """Keeps the inputs of blocks as long as there is room."""
+        """Stores the inputs of blocks as long as there is room."""
         key = image_key(image)
         for block, tokens in states.items():
             if self._full or not self._make_room(tokens.nbytes + HEADER):
@@ -87,6 +87,6 @@ class TrunkCache:
 
 
 def maker_digest(clip: DenseCLIP, trunk_key: tuple) -> str:
-    """A digest of all that tokens depend on beside the image."""
+    """A digest of everything that tokens depend on besides the image."""
     encoder = (clip.weights_digest, clip.precision, clip.activation, clip.layer_norm_eps, clip.device.type)
     return digest(repr(encoder), repr(trunk_key), torch.__version__, code(*CODE))

@@ -1,7 +1,5 @@
 """The few attention rules that several methods share. Queries, keys and values are (B, K, T, d)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -11,8 +11,6 @@ cells of all windows in the order of their positions, those that a tile needs ar
 matrix products with the queries, last in memory, as columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 

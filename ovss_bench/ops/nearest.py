@@ -1,7 +1,5 @@
 """Nearest-neighbour resizing by the rules of OpenCV and PyTorch, which differ in rounding."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020, arXiv 2005.08104)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Windows of one image joined patch by patch, for methods that need a value for every pair of its patches (CLIPer)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import product
 

@@ -3,8 +3,6 @@
 They differ by up to 0.03 in the final cosine, so a recipe names the one that its method used.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

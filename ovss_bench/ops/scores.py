@@ -1,7 +1,5 @@
 """From cosines to labels: logit scale, softmax over the queries, maximum over the synonyms of a class, thresholds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

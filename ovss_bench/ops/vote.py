@@ -1,7 +1,5 @@
 """Majority vote inside regions (CLIPtrase, CorrCLIP's map correction)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -29,33 +29,32 @@ from ..vocabulary import Vocabulary
 
 IMAGES_PER_PASS = 32  # bounds the memory of the encoder
 
-
-# Recipe values that do nothing, so the recipe of any method may have them.
+# Values that switch a step off, so they are allowed in the recipe of any method.
 NEUTRAL = {"threshold": 0, "area_threshold": 0, "pamr_steps": 0, "logit_scale": 1, "window": "whole", "pad": "none"}
 NEUTRAL |= {"pad_multiple": None}
-# What each hook replaces: recipe values that the engine applies for methods without it. A method that has the hook and reads
-# some of them in its own code names these in `uses`.
+# The recipe values that the engine applies only for methods without the hook. A method with the hook whose code reads some of
+# them names these in `uses`.
 REPLACED = {
     "image_scores": ("window", "stride", "pad", "pad_multiple", "position", "pamr_steps", "pamr_dilations", "logit_scale"),
     "scores": ("logit_scale",),
     "decide": ("threshold", "area_threshold"),
 }
-NOT_DEFINED = cast("Any", None)  # a hook that type checkers let one call
+NOT_DEFINED = cast("Any", None)  # type checkers accept a call of it
 WITHOUT_EFFECT = ", without effect on this method"
 
 
 class Segmentor(Method):
     """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
 
-    Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name what the method needs beside CLIP; in a
-    segmentor they hold the loaded object itself, which comes in `sources`. Declared by class attributes or properties:
+    Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name auxiliary models; in a segmentor they hold
+    the loaded object itself, which is passed in `sources`. Declared by class attributes or properties:
 
-    - `requires`: sources that must be given; `in_fp32`: sources to load in fp32, as in the official code, even if CLIP is not;
+    - `requires`: mandatory sources; `in_fp32`: sources loaded in fp32, as in the official code, whatever CLIP's precision;
     - `positive`: hyperparameters that must be above 0;
-    - `uses`: recipe values that the method's hooks read although they replace the default that applies them (see REPLACED);
+    - `uses`: recipe values that the method's hooks read, although they replace the default that applies them (see REPLACED);
     - `attention_maps`: the least number of maps (K, T, T) held at a time; images too large for the memory are refused;
     - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as in NACLIP's code;
-    - `group`: how many consecutive images of the data set `group_features` gets together.
+    - `group`: the number of consecutive images of the data set that `group_features` gets together.
 
     Hooks are None unless a method defines them. They run in this order for every image; docs/extending.md has examples.
     """
@@ -68,22 +67,22 @@ class Segmentor(Method):
     scores_sum_to_one = False
     group = 1
 
-    # (WindowBatch) -> cosine similarities (B, Q, h, w) on a grid of any resolution over each window; of one or several images.
+    # (WindowBatch of one or several images) -> cosine similarities (B, Q, h, w) on a grid of any resolution over each window.
     patch_logits = NOT_DEFINED
-    # Instead, (WindowBatch) -> the same for all windows of one image, row by row: for methods in which windows see each other.
+    # Alternative to it: (WindowBatch of all windows of one image, row by row) -> the same. Windows can see each other.
     image_logits = NOT_DEFINED
     # ([ImageContext, ...]) -> anything, kept as `context.group` of each: called once for every `group` consecutive images of
     # the data set (the last group may be smaller), after the windows of all of them. Images that fail are left out.
     group_features = NOT_DEFINED
-    # (ImageContext) -> planes (P, h, w) to decide on: instead of all up to `scores`, for methods that do not go by windows.
+    # (ImageContext) -> planes (P, h, w) to decide on. Replaces all hooks up to `scores`, for methods without windows.
     image_scores = NOT_DEFINED
     # (ImageContext) -> log-weights (Q,) of the queries in this image, added to the logits in the softmax, or None. A query with
     # -inf is absent: it wins no pixel and has no part in the softmax, and its cosines may be anything, even infinite.
     prior = NOT_DEFINED
     # (cosines (Q, H, W) at the size of the result, ImageContext) -> the same, refined.
     refine = NOT_DEFINED
-    # (cosines (Q, ...) of the pixels `context.part` of the result, ImageContext) -> planes (P, ...) to decide on; default:
-    # `decision.class_scores`. A full-size map is cut by `map[context.part]`. The cosines include the prior.
+    # (cosines (Q, ...), with the prior, of the part `context.part` of the result, ImageContext) -> planes (P, ...) to decide
+    # on; default: `decision.class_scores`. `map[context.part]` is the same part of a full-size map.
     scores = NOT_DEFINED
     # (planes (P, h, w), ImageContext) -> label map (h, w) int64, in which C means "no class"; default: `decision.from_scores`.
     decide = NOT_DEFINED
@@ -95,7 +94,7 @@ class Segmentor(Method):
     ) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
         self.vocabulary, self.recipe, self.sources = vocabulary, self.checked_recipe(recipe), dict(sources or {})
-        self.observed: Counter[str] = Counter()  # what a method counts along the way, by name; stated in results
+        self.observed: Counter[str] = Counter()  # counts that a method wants reported in results, by name
         self._check_thresholds()
         if recipe.precision not in (None, clip.precision):
             raise OvssError(
@@ -138,18 +137,18 @@ class Segmentor(Method):
 
     @property
     def granularity(self) -> Literal["window", "image windows", "image"]:
-        """What the method gets at a time: windows of any images (`patch_logits`), all windows of one image (`image_logits`) or
-        the whole image (`image_scores`)."""
+        """The method's unit of work: windows of any images (`patch_logits`), all windows of one image (`image_logits`) or the
+        whole image (`image_scores`)."""
         return "image" if self.image_scores else "image windows" if self.image_logits else "window"
 
     @property
     def refines(self) -> bool:
-        """Whether `refine` does anything with this recipe; only then the cosines of all queries are made at full size."""
+        """Whether `refine` has an effect with this recipe; only then are the cosines of all queries held at full size."""
         return self.refine is not None
 
     @property
     def only_logits(self) -> bool:
-        """Whether the method defines its patch logits only, and leaves all else to the recipe."""
+        """Whether the method defines only its patch logits, and leaves everything else to the recipe."""
         hooks = (self.image_logits, self.group_features, self.image_scores, self.prior, self.scores, self.decide, self.correct)
         return not self.refines and not any(hooks)
 
@@ -161,8 +160,8 @@ class Segmentor(Method):
 
     @classmethod
     def checked_recipe(cls, recipe: Recipe) -> Recipe:
-        """The recipe, with a note in the origin of each value without effect if the value was meant for all methods. Raises
-        OvssError if it was set for this one."""
+        """The recipe. A value without effect is noted in its origin if it was set for all methods of a run; if it was set for
+        this one, raises OvssError."""
         origins = dict(recipe.origins)
         for name in sorted(cls.unused()):
             value, origin = getattr(recipe, name), origins.get(name, "the caller")
@@ -192,7 +191,6 @@ class Segmentor(Method):
         return f"<pre>{escape(repr(self))}</pre>"
 
     def with_recipe(self, recipe: Recipe) -> Segmentor:
-        """The same method with other recipe values."""
         return type(self)(self.clip, self.vocabulary, recipe, self.sources)
 
     @property
@@ -203,19 +201,19 @@ class Segmentor(Method):
         return self._text
 
     def encode_text(self, progress: Progress | None = None) -> None:
-        """Computes `text`, and other features of the texts, before the first image; `progress` shows how far it is."""
+        """Computes `text`, and the text features of a bank, before the first image, with a `progress` bar."""
         self._text = self.vocabulary.features(self.clip, progress)
         if self.sources.get("bank") is not None:
             self.sources["bank"].encode_text(self.vocabulary, progress)
 
     @property
     def needs(self) -> Set[int]:
-        """Blocks of which the input must be kept by the trunk, beside that of the last."""
+        """Blocks whose inputs the trunk must keep, besides that of the last."""
         return frozenset()
 
     @property
     def needs_qkv(self) -> Set[int]:
-        """Blocks whose queries, keys and values the trunk must keep, beside the inputs: for `clip.qkv` and `clip.attention`."""
+        """Blocks whose inputs, queries, keys and values the trunk must keep: for `clip.qkv` and `clip.attention`."""
         return frozenset()
 
     def trunk(self, batch: WindowBatch) -> Trunk:
@@ -224,27 +222,30 @@ class Segmentor(Method):
         return batch.trunk
 
     def window_embeddings(self, batch: WindowBatch) -> Tensor:
-        """The embeddings that unmodified CLIP gives each window, unit rows (B, E): computed for the first segmentor that asks,
-        then shared by all that share the trunk."""
+        """Unmodified CLIP's embedding of each window, unit rows (B, E): computed on first use, then shared by all segmentors
+        that share the trunk."""
         trunk = self.trunk(batch)
         if trunk.embeddings is None:
             trunk.embeddings = self.clip.embeddings(trunk)
         return trunk.embeddings
 
     def image_embedding(self, context: ImageContext) -> Tensor:
-        """The embedding that unmodified CLIP gives the whole image, stretched to its input size, a unit vector (E,): computed
-        for the first segmentor that asks, then shared by all with this CLIP, normalisation and position rule."""
-        recipe, clip = self.recipe, self.clip
-        maker = ("embedding", clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision)
-        maker += (recipe.normalize, recipe.position)
-        if maker not in context.shared:
-            context.shared[maker] = self.embed([context.original])[0]
-        return context.shared[maker]
+        """Unmodified CLIP's embedding of the whole image, a unit vector (E,): computed on first use, then shared by all
+        segmentors with the same `embed_key`."""
+        key = ("embedding", *self.embed_key)
+        if key not in context.shared:
+            context.shared[key] = self.embed([context.original])[0]
+        return context.shared[key]
+
+    @property
+    def embed_key(self) -> tuple[Any, ...]:
+        """Everything that `embed` depends on besides the images."""
+        clip, recipe = self.clip, self.recipe
+        return clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision, recipe.normalize, recipe.position
 
     @torch.inference_mode()
     def embed(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Images (uint8 RGB) -> unit rows (B, E): the class token of unmodified CLIP for the images, stretched to its input
-        size."""
+        """Images (uint8 RGB), stretched to CLIP's input size -> the class tokens of unmodified CLIP, unit rows (B, E)."""
         side, embeddings = self.clip.stored_grid[0] * self.clip.patch_size, []
         for start in range(0, len(images), IMAGES_PER_PASS):
             some = [resize(image, "square", side, side, 1) for image in images[start : start + IMAGES_PER_PASS]]
@@ -262,18 +263,15 @@ class Segmentor(Method):
         return (unit @ self.text.T).transpose(1, 2).unflatten(2, grid)
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """A source's array as a tensor on CLIP's device."""
         return torch.as_tensor(array).to(self.clip.device)
 
 
 class LastBlockSegmentor(Segmentor):
-    """A method that replaces the attention of the last block, and what goes with it, and leaves the other blocks alone.
-
-    Define `mix`, or override `last_block` for more. `residual` keeps the residual connection and the feed-forward network.
-    """
+    """A method that changes only the last block: define `mix`, its attention, or override `last_block` to change more.
+    `residual` keeps the residual connection and the feed-forward network."""
 
     residual: bool = True
-    # Queries, keys and values (B, K, T, d) of the last block, and the patch grid -> the output of its heads (B, K, T, d).
+    # (q, k, v (B, K, T, d) of the last block, patch grid (h, w)) -> the output of its heads (B, K, T, d).
     mix = NOT_DEFINED
 
     def last_block(self, block: BlockView, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""ClearCLIP (Lan et al., ECCV 2024, arXiv 2407.12442): the last block keeps nothing but its attention."""
+"""ClearCLIP (Lan et al., ECCV 2024, arXiv 2407.12442): the last block is reduced to its attention."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Vanilla CLIP (Radford et al., ICML 2021, arXiv 2103.00020), its head applied to every token: the family's baseline."""
+"""Vanilla CLIP (Radford et al., ICML 2021, arXiv 2103.00020), its head applied to every token: the baseline."""
 
 from torch import Tensor
 

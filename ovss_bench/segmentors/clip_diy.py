@@ -1,8 +1,6 @@
 """CLIP-DIY (Wysoczanska et al., WACV 2024, arXiv 2309.14289): CLIP classifies patches of several sizes as if each were an
 image."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 
@@ -19,12 +17,12 @@ from .base import Segmentor
 
 @SEGMENTORS.register_module(name="clip_diy")
 class CLIPDIY(Segmentor):
-    """Cosines of overlapping square patches, averaged over their sizes (section 3.2), joined with a map of where objects are
+    """Cosines of overlapping square patches, averaged over the patch sizes (section 3.2), times the objectness of each pixel
     (section 3.3).
 
-    `patch_sizes`: sides in pixels of the resized image, at most its short side. The step from patch to patch is the
-    size divided by `stride_divisor`; `weights`: one for each size. `foreground`: how likely each pixel is part of an object.
-    Without it, or without a background class (a case that the paper leaves open), the cosines alone decide.
+    `patch_sizes`: sides in pixels of the resized image, capped at its short side; `weights`: one for each. The stride is the
+    size divided by `stride_divisor`. `foreground` gives the objectness. Without it, or without a background class (a case that
+    the paper leaves open), the cosines alone decide.
     """
 
     patch_sizes: tuple[int, ...] = (256, 128, 64)
@@ -60,7 +58,7 @@ class CLIPDIY(Segmentor):
         return maps.softmax(0)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
-        """Every query is a class of its own up to here: the class of the best."""
+        """The class of the best query."""
         return Decision(self.vocabulary).from_cosines([scores[self.vocabulary.by_class[1]].movedim(0, -1)])
 
     def patch_cosines(self, context: ImageContext) -> list[Tensor]:
@@ -71,9 +69,7 @@ class CLIPDIY(Segmentor):
             rows, columns = (range(0, side - size + 1, size // self.stride_divisor) for side in image.shape[:2])
             grids.append((len(rows), len(columns)))
             patches += [image[y : y + size, x : x + size] for y, x in product(rows, columns)]
-        clip, recipe = self.clip, self.recipe
-        maker = (clip.weights_digest, clip.activation, clip.layer_norm_eps, clip.precision, recipe.normalize, recipe.position)
-        maker += (self.patch_sizes, self.stride_divisor, recipe.resize, image.shape)
-        embeddings = context.cached(repr(maker), lambda: self.embed(patches).numpy(force=True))
+        maker = repr((*self.embed_key, self.patch_sizes, self.stride_divisor, self.recipe.resize, image.shape))
+        embeddings = context.cached(maker, lambda: self.embed(patches).numpy(force=True))
         parts = (self.text @ self.tensor(embeddings).T).split([rows * columns for rows, columns in grids], 1)
         return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]

@@ -1,7 +1,5 @@
 """CLIPer (Sun et al., ICCV 2025, arXiv 2411.13836): spatial structure from CLIP's early layers and from Stable Diffusion."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from math import floor, isqrt
 from typing import Literal
@@ -21,18 +19,18 @@ from .features import image_features
 
 @SEGMENTORS.register_module(name="cliper")
 class CLIPer(Segmentor):
-    """Early-layer fusion: the last block attends by the attention maps of all blocks before it, and reads the embeddings of
+    """Early-layer fusion: the last block takes the attention maps of all earlier blocks, and is applied to the embeddings of
     every layer. Fine-grained compensation: the class maps are propagated along the self-attention of a diffusion model.
 
     Every foreground query is a class until the decision. `select_layer`: the layer whose maps are propagated along CLIP's
     attention; `attention_thr` cuts these maps and those of the diffusion model. `is_normalize` stretches each map to 0..1;
-    `bkg_thre` is the least score of a pixel, `score_threshold` that of a class somewhere in the image. With `bkg_thre=0` the
-    background has a score instead, (1 - the best score of the pixel)^2. `halves`: each half of the image is processed as an
-    image (Cityscapes). A window in the recipe adds a view of windows to that of the whole image. Without `diffusion` there is
-    no compensation. Ablations: `fuse_feature=False` leaves out the mean over the layers, so that `select_layer` decides alone;
-    `refinement` joins the diffusion maps of all heads as a product (SFSA) or mean, or takes the one numbered `selection`
-    (official: 1). `vfm`: a vision encoder instead of `diffusion`, in fp32, on the image at its original size, rounded down to
-    whole patches. Where the official affinity is NaN, patches attend to themselves.
+    `bkg_thre` is the minimum score of a pixel, `score_threshold` that of a class's maximum over the image. With `bkg_thre=0`
+    the background has a score instead, (1 - the best score of the pixel)^2. `halves`: each half of the image is processed as an
+    image (Cityscapes). With a window in the recipe, predictions of windows are averaged with that of the whole image. Without
+    `diffusion` or `vfm` there is no compensation. `vfm`: a vision encoder instead of `diffusion`, in fp32, on the image at its
+    original size, rounded down to whole patches. Where the official affinity is NaN, patches attend to themselves.
+    Ablations: `fuse_feature=False` uses only `select_layer`, without the mean over the layers; `refinement` combines the
+    diffusion maps of all heads as a product (SFSA) or mean, or takes the one numbered `selection` (official: 1).
     """
 
     in_fp32 = ("vfm",)
@@ -76,14 +74,14 @@ class CLIPer(Segmentor):
     # Early-layer fusion (section 3.2)
 
     def layers(self, batch: WindowBatch, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines (N, B, T, h, w) of the patches with text rows, for each of the N layers, and the attention between patches
-        (B, h*w, h*w) that the last of them got."""
+        """For each of the N layers the cosines (N, B, T, h, w) of the patches with text rows; of the last layer the attention
+        between patches (B, h*w, h*w)."""
         trunk = self.trunk(batch)
         blocks = [self.clip.block(i, trunk.grid) for i in range(self.clip.depth)]
         attention = sum(self.clip.attention(trunk, i).float() for i in range(self.clip.depth - 1))
         embeddings, last, cosines = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])], blocks[-1], []
         for embedding in [*embeddings, trunk.tokens]:
-            # The official code balances in place: every layer continues from the maps that the one before it left.
+            # The official code balances in place: every layer starts from the balanced maps of the one before it.
             attention = to_sum_one(to_sum_one(attention, -2), -1)
             fused = symmetric(attention)
             values = last.qkv(last.ln_1(embedding))[2]
@@ -95,14 +93,14 @@ class CLIPer(Segmentor):
         return self.layers(batch, self.text)[0][-1]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (N, T, h, w) -> class maps (N, C, h, w) of the foreground queries; the other rows only take their share."""
+        """Logits (N, T, h, w) -> class maps (N, C, h, w) of the foreground queries, by a softmax over all rows."""
         return logits.softmax(1)[:, : len(self.foreground_queries)]
 
     def segmentation(self, pixels: Tensor) -> Tensor:
         """Pixels (3, H, W) of an image -> class maps (C, h, w) of the foreground queries on its patch grid."""
         patch, scale = self.clip.patch_size, self.recipe.logit_scale
         bottom, right = (max(patch - side, 0) for side in pixels.shape[1:])
-        pixels = F.pad(pixels, (0, right, 0, bottom))  # to one patch at least
+        pixels = F.pad(pixels, (0, right, 0, bottom))  # at least one patch
         cosines, attention = self.layers(WindowBatch(pixels[None]), self.rows)
         maps = self.probabilities(scale * cosines[:, 0])
         if self.recipe.window != "whole":
@@ -116,7 +114,7 @@ class CLIPer(Segmentor):
             propagated = (scale * cosines.flatten(2) @ between).view_as(cosines)
             maps = 0.5 * maps + 0.5 * self.probabilities(propagated)
         selected = maps[self.select_layer]
-        # In place: the mean over the layers has the thresholded maps too, as in the official code.
+        # In place, as in the official code: the mean over the layers includes the thresholded maps.
         selected[selected < self.attention_thr * selected.amax((1, 2), keepdim=True)] = 0
         propagated = (selected.flatten(1) @ attention[0]).view_as(selected)
         return propagated + maps.mean(0) if self.fuse_feature else propagated
@@ -144,7 +142,7 @@ class CLIPer(Segmentor):
         return m.T.unflatten(1, (side, side))
 
     def propagate(self, attention: Tensor, m: Tensor) -> Tensor:
-        """One self-attention map (N, N), weak entries cut, times class maps (N, C)."""
+        """One self-attention map (N, N), weak entries cut and rows normalised, times class maps (N, C)."""
         attention = attention.to(m)
         attention = attention / (attention.amax(0) + 1e-5)
         attention[attention < self.attention_thr] = 0
@@ -157,7 +155,7 @@ class CLIPer(Segmentor):
         return torch.cat([self.planes(half) for half in split(context, self.clip.patch_size)], -1)
 
     def planes(self, context: ImageContext) -> Tensor:
-        """The scores (C, H, W) of the foreground queries at the size of the result, 0 where there is too little."""
+        """The scores (C, H, W) of the foreground queries at the size of the result, 0 below the thresholds."""
         if not self.foreground_queries:
             return self.text.new_zeros(0, *context.size)
         maps = self.segmentation(self.tensor(context.pixels))

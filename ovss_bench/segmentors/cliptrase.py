@@ -15,17 +15,17 @@ from .base import LastBlockSegmentor
 
 @SEGMENTORS.register_module(name="cliptrase")
 class CLIPtrase(LastBlockSegmentor):
-    """Three self-self attentions added up in the last block, with residual and feed-forward network; then the clusters of the
-    patches vote.
+    """The sum of three self-self attentions in the last block, with residual and feed-forward network; then a majority vote in
+    each cluster of patches.
 
     DBSCAN (`eps`, `min_samples`) clusters the rows of the correlation in the second-last block. The mean row of each cluster is
     a map, enlarged `ratio` times and smoothed by a median filter of `median` cells; every pixel belongs to the region of its
-    highest map, and the most frequent label of a region replaces all others. Ablations: `denoise=False` does not subtract the
-    class token's similarity from the correlation; `vote=False` keeps the labels of the pixels.
-    `cls_weighting` multiplies the cosines of each query by that of the class token (VOC20 only).
+    highest map, and the most frequent label of a region replaces all others. `cls_weighting` multiplies the cosines of each
+    query by that of the class token (VOC20 only). Ablations: `denoise=False` does not subtract the class token's similarity
+    from the correlation; `vote=False` keeps the labels of the pixels.
 
-    Every query competes by itself, by its logit and not a probability: the recipe's thresholds are refused. The official code
-    has no sliding windows; with windows, the regions are still those of one pass over the whole image.
+    The best query is chosen by its logit, not by a probability: the recipe's thresholds are refused. The official code has no
+    sliding windows; with windows, the regions still come from one pass over the whole image.
     """
 
     positive = ("eps", "min_samples", "ratio", "median")
@@ -68,7 +68,7 @@ class CLIPtrase(LastBlockSegmentor):
         return sorted((q for q, c in enumerate(group) if c >= 0), key=lambda q: (group[q] == background, group[q]))
 
     def scores(self, cosines: Tensor, context: ImageContext | None = None) -> Tensor:
-        """A plane for each query of `order`: the logits, the class token's a factor in them with `cls_weighting`."""
+        """A plane for each query of `order`: its logits, with `cls_weighting` times that of the class token."""
         return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.order]
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
@@ -85,7 +85,7 @@ class CLIPtrase(LastBlockSegmentor):
         regions, background = self.regions(correlation, clusters, context), self.vocabulary.background
         if background is None:
             return majority_vote(label_map, regions)
-        last = len(self.vocabulary.classes)  # where the official code has its background, which so wins no tie
+        last = len(self.vocabulary.classes)  # the background's place in the official code, so it wins no tie
         voted = majority_vote(label_map.masked_fill(label_map == background, last), regions)
         return voted.masked_fill(voted == last, background)
 
@@ -119,7 +119,7 @@ class CLIPtrase(LastBlockSegmentor):
         return correlation.new_tensor(search.fit_predict(correlation.numpy(force=True)), dtype=torch.int64)
 
     def regions(self, correlation: Tensor, clusters: Tensor, context: ImageContext) -> Tensor:
-        """The cluster with the highest map, for every pixel of the result (H, W); noise patches thus belong to one as well."""
+        """The cluster with the highest map, for every pixel of the result (H, W), noise patches included."""
         from scipy.ndimage import median_filter
 
         whole = self.whole(context).shape[1:]

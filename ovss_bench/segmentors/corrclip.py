@@ -1,8 +1,6 @@
 """CorrCLIP (Zhang et al., ICCV 2025, arXiv 2411.10086): regions say which patches may attend to each other, a vision encoder
 how much."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,8 +1,6 @@
 """CorrCLIPv2 (github.com/zdk258/CorrCLIP, CorrCLIPv2; no paper of its own yet): CorrCLIP with features of the whole image, and
 regions of unlabelled images that vote."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

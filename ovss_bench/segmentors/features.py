@@ -1,4 +1,4 @@
-"""Features and maps of whole images, for methods that go by windows."""
+"""Features and maps of whole images, for methods that work on windows."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,9 +12,8 @@ from .base import Segmentor
 
 
 def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[[float], int]) -> Tensor:
-    """Features (1, C, h, w) of the segmentor's `vfm` for the image at its original size, each side resized (bilinear) to a
-    number of the encoder's patches that `whole` rounds, at least one. Kept in the run's cache if it has one.
-    """
+    """Features (1, C, h, w) of the segmentor's `vfm` for the image at its original size, bilinearly resized to whole patches of
+    the encoder (`whole` rounds their number per side, which is at least 1). From the run's cache, if there is one."""
     pixels = segmentor.tensor(normalize(context.original, "clip_exact"))[None]
     patch = getattr(segmentor.vfm, "patch_size", 1)
     size = [max(whole(side / patch), 1) * patch for side in pixels.shape[2:]]
@@ -28,8 +27,8 @@ def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[
 def cut(
     segmentor: Segmentor, batch: WindowBatch, map_of: Callable[[ImageContext], Tensor], padding: int | None = None
 ) -> Iterator[Tensor]:
-    """The windows (..., h, w) of maps (..., H, W) at the size of the resized images, one by one, as maps of features are large.
-    Padded places hold `padding`, or by default the nearest value inside the window."""
+    """The windows (..., h, w) of the maps (..., H, W) of resized images, one by one to save memory. Padded places hold
+    `padding`, by default the nearest value inside the window."""
     recipe, latest, whole = segmentor.recipe, None, None
     for image, origin in zip(batch.images.tolist(), batch.origins.tolist(), strict=True):
         if image != latest:

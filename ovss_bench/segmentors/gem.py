@@ -13,11 +13,11 @@ from .base import Segmentor
 
 @SEGMENTORS.register_module(name="gem")
 class GEM(Segmentor):
-    """The last depth-1 blocks each add an ensemble of value-value, key-key and query-query attention to a stream of its own.
+    """The last depth-1 blocks each add an ensemble of value-value, key-key and query-query attention to a second stream.
 
-    `iterations` of self-self attention regroup the unit vectors before they weigh the values. `temperature` is the factor of
-    the products; None takes it from the image (section 3.3). `residual=False` keeps the last block's contribution only.
-    `min_max` stretches the map of every query to 0..1 over the image, as GEM's own heat maps are.
+    `iterations` of self-self attention group the unit vectors before they weight the values. `temperature` is the factor of
+    the products; None computes it from the image (section 3.3). `residual=False` keeps only the last block's contribution.
+    `min_max` stretches the map of every query to 0..1 over the image, as in GEM's heat maps.
     """
 
     depth: int = 7

@@ -1,4 +1,4 @@
-"""Checks of a plug-in's hooks: an exception or a wrong return value becomes one error that names the hook and its place."""
+"""Checks of a plug-in's hooks: an exception or a wrong return value becomes one error that names the hook, file and line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REMOVED = {  # hooks of earlier versions -> their successors
 
 
 def check_declarations(segmentor: Segmentor) -> Segmentor:
-    """The segmentor, after a check of what can be known before the first image. Raises OvssError."""
+    """The segmentor, if its class passes all checks that are possible before the first image. Raises OvssError."""
     method, depth = type(segmentor), segmentor.clip.depth
     name, where = segmentor.recipe.segmentor, _where(type(segmentor))
     if not (method.patch_logits or method.image_logits or method.image_scores):
@@ -53,7 +53,7 @@ def check_declarations(segmentor: Segmentor) -> Segmentor:
 
 
 def guarded(segmentor: Segmentor) -> Segmentor:
-    """A copy of a plug-in's segmentor whose hooks are checked at every call; this project's own segmentors as they are."""
+    """A copy of a plug-in's segmentor whose hooks are checked at every call; this project's own segmentors unchanged."""
     if not is_outside(type(segmentor)):
         return segmentor
     watched = copy.copy(segmentor)
@@ -82,11 +82,11 @@ def _watched(segmentor: Segmentor, hook: str) -> Callable[..., Any]:
     return call
 
 
-# What each hook must return: a function of segmentor, result and arguments gives it in words, or None if the result is right.
+# Each check of a hook takes segmentor, result and arguments, and returns the expectation in words, or None if it is met.
 
 
 def _floats(result: Any, *shape: int | None) -> str | None:
-    """Floats of this shape; None: any length."""
+    """Expects floats of this shape; None: any length."""
     fits = isinstance(result, Tensor) and result.is_floating_point() and result.ndim == len(shape)
     if fits and all(wanted in (None, given) and given for wanted, given in zip(shape, result.shape, strict=True)):
         return None
@@ -103,9 +103,9 @@ def _labels(segmentor: Segmentor, result: Any, size: tuple[int, ...]) -> str | N
 
 
 def _decided(segmentor: Segmentor, result: Any, scores: Tensor, *_: Any) -> str | None:
-    by_images = segmentor.granularity == "image"  # then of any size, and resized
-    size = result.shape if by_images and isinstance(result, Tensor) and result.ndim == 2 else scores.shape[1:]
-    return _labels(segmentor, result, size)
+    if segmentor.granularity == "image" and isinstance(result, Tensor) and result.ndim == 2:
+        return _labels(segmentor, result, result.shape)  # of any size: the engine resizes it
+    return _labels(segmentor, result, scores.shape[1:])
 
 
 HOOKS: dict[str, Callable[..., str | None]] = {

@@ -1,4 +1,4 @@
-"""MaskCLIP (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071): every token of the last block keeps its own value."""
+"""MaskCLIP (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071): in the last block every token outputs its value vector."""
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from .base import LastBlockSegmentor
 class MaskCLIP(LastBlockSegmentor):
     """Value-only last block, optionally with the paper's two refinements (section 3.3), both off in its published figures.
 
-    `prompt_denoising`: classes that nowhere in the window reach this probability are suppressed. `key_smoothing`: positions
-    below this confidence take the average of the others, weighted by the similarity of keys.
+    `prompt_denoising`: classes that reach this probability nowhere in the window are suppressed. `key_smoothing`: positions
+    below this confidence take an average over all positions, weighted by the similarity of their keys.
     """
 
     prompt_denoising: float = 0.0

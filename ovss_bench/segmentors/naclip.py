@@ -16,7 +16,7 @@ from .base import LastBlockSegmentor
 class NACLIP(LastBlockSegmentor):
     """Key-key attention with a Gaussian bonus around each patch; no residual, no feed-forward network (section 3.2).
 
-    `strategy` (the paper's ablation): `naclip`; `kk` without the bonus; `nonly`, the bonus alone at the scale of the products.
+    `strategy` (the paper's ablation): `naclip`; `kk`, without the bonus; `nonly`, the bonus alone at the scale of the products.
     """
 
     attention_maps = 1

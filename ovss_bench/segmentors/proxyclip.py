@@ -1,7 +1,5 @@
 """ProxyCLIP (Lan et al., ECCV 2024, arXiv 2408.04883): attention from the features of a vision encoder, values from CLIP."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
