@@ -53,12 +53,11 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """For notebooks: the label map in colours, and the share of each class."""
-        labels, colours = self._labels, palette(len(self._names))
-        numbers = {name: c for c, name in enumerate(self._names)}
+        colours = palette(len(self._names))
         buffer = io.BytesIO()
-        Image.fromarray(colours[labels]).save(buffer, "PNG")
+        Image.fromarray(colours[self._labels]).save(buffer, "PNG")
         rows = "".join(
-            f"<tr><td style='background:#{colours[numbers[name]].tobytes().hex()};width:1em'></td>"
+            f"<tr><td style='background:#{colours[self._names.index(name)].tobytes().hex()};width:1em'></td>"
             f"<td>{escape(name)}</td><td>{100 * share:.1f} %</td></tr>"
             for name, share in self.shares.items()
         )

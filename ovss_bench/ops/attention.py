@@ -1,4 +1,4 @@
-"""The few attention rules that several methods share. Queries, keys and values are (B, K, T, d)."""
+"""Attention rules that several methods share. Queries, keys and values are (B, K, T, d)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,7 @@ from torch import Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | Tensor | None = None) -> Tensor:
-    """softmax(scale q k^T + bias) v, class token included; `scale` defaults to d^-1/2, a tensor (B,) is one per window.
-
-    With the identity as v it returns the attention map itself.
-    """
+    """softmax(scale q k^T + bias) v, class token included; `scale`: d^-1/2 by default, or a tensor (B,), one per window."""
     if isinstance(scale, Tensor):
         q, scale = q * scale.view(-1, 1, 1, 1), 1.0
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
@@ -34,8 +31,8 @@ def proxy_attention(similarity: Tensor, beta: float = 1.2, gamma: float = 3.0, m
 
 
 def empty_rows(similarity: Tensor, beta: float = 1.2) -> Tensor:
-    """(..., N, N) -> (..., N) bool: rows in which the masking leaves nothing. Of cosines these are all at once, namely where
-    mean(S) > 1 / beta: to the encoder, such a window is nearly uniform."""
+    """(..., N, N) -> (..., N) bool: rows in which everything is masked. For cosines these are all rows of a window or none: all
+    if mean(S) > 1 / beta, in a window that looks nearly uniform to the encoder."""
     return similarity.amax(-1) < beta * similarity.mean((-2, -1))[..., None]
 
 
@@ -45,6 +42,6 @@ def to_sum_one(maps: Tensor, dim: int) -> Tensor:
 
 
 def symmetric(attention: Tensor) -> Tensor:
-    """Balanced maps (..., L, L) -> symmetric, values below the mean of their column cut, rows of sum 1."""
+    """Balanced maps (..., L, L) -> symmetric maps, with column means subtracted, negative values cut, and rows of sum 1."""
     attention = (attention + attention.transpose(-2, -1)) / 2
     return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)

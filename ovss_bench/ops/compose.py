@@ -1,14 +1,14 @@
-"""From the patch grids of all windows to class cosines at the original size, exactly and separably.
+"""From the patch grids of all windows to cosines at the size of the result, exactly and separably.
 
-The official order is: grid -> bilinear to the (mostly padded) window -> cut -> sum over windows -> divide by the count ->
+The official order is: grid -> bilinear to the (possibly padded) window -> crop -> sum over windows -> divide by the count ->
 bilinear to the original size. All steps are linear, window starts are a Cartesian product and the count is a product of a
 count per row and one per column, so the chain is one separable map: Out[q] = M_h G[q] M_w^T, with G[q] the grids of all
 windows side by side and M = U(out <- length) diag(1/count) S, where S stacks U(window <- cells) at the starts. Rows of M have
 6 to 8 non-zeros.
 
-The result is made in tiles that stay in a core's cache until their labels are known: Q x H x W numbers exist nowhere. With the
-cells of all windows in the order of their positions, those that a tile needs are neighbours, and both products are plain
-matrix products with the queries, last in memory, as columns.
+The result is computed in tiles that stay in a core's cache until they are decided; the full Q x H x W array never exists. With
+the cells of all windows sorted by position, a tile needs neighbouring cells only, and both products are plain matrix products
+with the queries, last in memory, as columns.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from .windows import Axis, SlidingWindow
 
-TILE_BYTES = {"cpu": 2**21, "cuda": 2**28}  # what stays in a core's cache; what keeps a GPU busy
+TILE_BYTES = {"cpu": 2**21, "cuda": 2**28}  # fits into a core's cache; keeps a GPU busy
 TILE_COLUMNS = 64
 
 
 def bilinear_matrix(out: int, size: int) -> Tensor:
-    """(out, size) float64: what `interpolate(mode="bilinear", align_corners=False)` does along one side."""
+    """(out, size) float64: `interpolate(mode="bilinear", align_corners=False)` along one side."""
     position = ((torch.arange(out, dtype=torch.float64) + 0.5) * size / out - 0.5).clamp(min=0)
     low = position.floor().long().clamp(max=size - 1)
     weight = position - low
@@ -37,8 +37,8 @@ def bilinear_matrix(out: int, size: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def axis_matrix(axis: Axis, cells: int, out: int) -> tuple[Tensor, Tensor]:
-    """M of one side, for grids of `cells` over each window: (out, windows * cells) float32 with the cells in the order
-    of their positions, and that order (windows * cells)."""
+    """M of one side, for grids of `cells` over each window: (out, windows * cells) float32 with the cells sorted by position,
+    and that order (windows * cells)."""
     window = bilinear_matrix(axis.enlarged, cells)[axis.before : axis.before + axis.size]
     total = torch.zeros(axis.length, len(axis.starts) * cells, dtype=torch.float64)
     count = torch.zeros(axis.length, 1, dtype=torch.float64)
@@ -52,7 +52,7 @@ def axis_matrix(axis: Axis, cells: int, out: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=1024)
 def _parts(axis: Axis, cells: int, out: int, length: int) -> list[tuple[slice, slice, Tensor]]:
-    """M of one side in parts of `length` rows: (rows, the cells that they need, M of both)."""
+    """M of one side in parts of `length` rows: (rows, cells with non-zero weights, that part of M)."""
     matrix, _ = axis_matrix(axis, cells, out)
     parts = []
     for start in range(0, out, length):
@@ -66,10 +66,10 @@ def _parts(axis: Axis, cells: int, out: int, length: int) -> list[tuple[slice, s
 def compose(
     grids: Tensor, windows: SlidingWindow, size: tuple[int, int], tile_bytes: int | None = None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yields (rows, columns, cosines (rows, columns, Q)) of tiles that cover the original size (H, W).
+    """Yields (rows, columns, cosines (rows, columns, Q)) of tiles that cover the size (H, W) of the result.
 
-    `grids` (windows, Q, cells_y, cells_x) in the order of `windows.origins`; the cells need not be CLIP's patches. A tile lives
-    in memory that the next one takes.
+    `grids` (windows, Q, cells_y, cells_x) in the order of `windows.origins`; the cells need not be CLIP's patches. The next
+    tile overwrites the memory of a tile.
     """
     rows, columns, device = windows.rows, windows.columns, grids.device
     queries, cells_y, cells_x = grids.shape[1:]

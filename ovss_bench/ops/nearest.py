@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def opencv_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) -> (H, W) by OpenCV's rule, in whole numbers: row floor(i h / H), column floor(j w / W)."""
+    """(h, w) -> (H, W) by OpenCV's rule, in integers: row floor(i h / H), column floor(j w / W)."""
     if labels.shape == size:
         return labels
     rows, columns = (torch.arange(new, device=labels.device) * old // new for new, old in zip(size, labels.shape, strict=True))

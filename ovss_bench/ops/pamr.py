@@ -7,25 +7,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MAPS_PER_PASS = 32  # bounds the memory; maps do not depend on each other
+
 
 class PAMR:
     """Smooths maps along the colours of a guide (K, H, W): every pixel becomes a convex combination of its neighbours, `steps`
-    times. Maps do not depend on each other; `chunk` of them at a time bounds the memory."""
+    times."""
 
-    def __init__(self, guide: Tensor, steps: int = 10, dilations: Sequence[int] = (8, 16), chunk: int = 32) -> None:
-        self.size, self.steps, self.chunk = guide.shape[1:], steps, chunk
+    def __init__(self, guide: Tensor, steps: int = 10, dilations: Sequence[int] = (8, 16)) -> None:
+        self.size, self.steps = guide.shape[1:], steps
         self.weights = affinity(guide, dilations).flatten(1).T.contiguous()
-        self.places = neighbour_index(*self.size, tuple(dilations)).to(guide.device)
+        self.neighbours = neighbour_index(*self.size, tuple(dilations)).to(guide.device)
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """(C, h, w) -> (C, H, W); maps of another size than the guide's are enlarged first (align_corners=True)."""
+        """(C, h, w) -> (C, H, W); maps are resized to the guide first (bilinear, align_corners=True)."""
         if maps.shape[1:] != self.size:
             maps = F.interpolate(maps[None], self.size, mode="bilinear", align_corners=True)[0]
         weights, refined = self.weights.to(maps.dtype), []
-        for part in maps.split(self.chunk):
+        for part in maps.split(MAPS_PER_PASS):
             rows = part.flatten(1).T.contiguous()
-            for _ in range(self.steps):  # a weighted sum over rows of a table: four times as fast as shifted copies of the maps
-                rows = F.embedding_bag(self.places, rows, per_sample_weights=weights, mode="sum")
+            for _ in range(self.steps):  # embedding_bag is four times as fast as weighted sums of shifted maps
+                rows = F.embedding_bag(self.neighbours, rows, per_sample_weights=weights, mode="sum")
             refined.append(rows.T)
         return torch.cat(refined).unflatten(1, self.size)
 
@@ -34,7 +36,7 @@ def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
     """The weights (P, H, W) of the P = 8*len(dilations) neighbours, dilation by dilation, row by row; they sum to 1.
 
     Softmax over the neighbours of -|x - x_p| / (1e-8 + 0.1 s), averaged over the K channels, with s the standard deviation
-    (Bessel's correction) over the nine positions of every dilation, the centre once for each.
+    (Bessel's correction) over the nine positions of all dilations, so the centre counts once per dilation.
     """
     neighbours = torch.stack(list(_neighbours(guide, dilations)))
     everything = torch.cat([neighbours, guide.expand(len(dilations), *guide.shape)])
@@ -46,7 +48,7 @@ def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
 
 @lru_cache(maxsize=8)
 def neighbour_index(height: int, width: int, dilations: tuple[int, ...]) -> Tensor:
-    """The places (H*W, P) of the neighbours of each pixel, numbered row by row, in the order of `affinity`."""
+    """The flat indices (H*W, P) of the neighbours of each pixel, in the order of `affinity`."""
     pixels = torch.arange(height * width, dtype=torch.float64).view(1, height, width)
     return torch.stack(list(_neighbours(pixels, dilations)), -1).view(height * width, -1).int()
 

@@ -1,4 +1,4 @@
-"""Windows of one image joined patch by patch, for methods that need a value for every pair of its patches (CLIPer)."""
+"""Joins windows patch by patch, for methods that need a value for every pair of patches of an image (CLIPer)."""
 
 from collections.abc import Callable
 from itertools import product
@@ -41,6 +41,6 @@ def join_windows(
         count[y, x] += 1
         joined[y, x, y, x] += between[number].view(*cells, *cells)
         pairs[y, x, y, x] += 1
-    # The summand is the official one; pairs that no window shows stay 0.
+    # 1e-5 as in the official code; pairs that no window shows stay 0.
     joined = (joined / (pairs + 1e-5)).flatten(2).flatten(0, 1)
     return total / count, F.normalize(joined, p=1, dim=-1)

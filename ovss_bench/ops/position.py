@@ -1,6 +1,6 @@
-"""How the position embedding of a ViT is resampled to another grid: the rules of the official codes, by name.
+"""Resampling of a ViT's position embedding to another grid, by the rules of the official codes.
 
-They differ by up to 0.03 in the final cosine, so a recipe names the one that its method used.
+They differ by up to 0.03 in the final cosine, so a recipe names the rule of its method.
 """
 
 import torch
@@ -11,13 +11,12 @@ from torch import Tensor
 def resample_position(
     embedding: Tensor, grid: tuple[int, int], stored: tuple[int, int], rule: str, same: bool | None = None
 ) -> Tensor:
-    """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, align_corners=False, bicubic but for
-    `bilinear`; the class position is unchanged.
+    """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, with align_corners=False; the class position is unchanged.
 
-    `offset` (SCLIP, ClearCLIP, NACLIP: DINO's code): by scale factors ((h+0.1)/g), so the sampling step is g/(h+0.1).
-    `size` (MaskCLIP): to the size. `antialias` (GEM): to the size, antialiased. `bilinear` (CLIPer): to the size.
-    `offset` and `size` leave the embedding unchanged if the number of tokens is the same, the others if the grid is; `same`
-    overrides this for codes with another condition (DINO: the same number and a square input).
+    `offset` (SCLIP, ClearCLIP, NACLIP; from DINO): bicubic by scale factors (h+0.1)/g, so the sampling step is g/(h+0.1).
+    `size` (MaskCLIP): bicubic to the size; `antialias` (GEM): antialiased, too; `bilinear` (CLIPer). `offset` and `size` leave
+    the embedding unchanged for an equal number of tokens, the others for an equal grid; `same` overrides this for codes with
+    another condition (DINO: an equal number and a square input).
     """
     if same is None:
         same = grid == stored if rule in ("antialias", "bilinear") else grid[0] * grid[1] == stored[0] * stored[1]

@@ -9,7 +9,7 @@ from ..vocabulary import Vocabulary
 
 
 class Decision:
-    """The decision rule of a recipe. A pixel gets the class of its most probable query (softmax over all queries; of equal ones
+    """The decision rule of a recipe. A pixel gets the class of its most probable query (softmax over all queries; ties go to
     the lowest class), or the background if that probability is below `threshold`.
 
     `area_threshold` (SCLIP's code): foreground classes that win at most this share of the pixels won by any foreground class
@@ -21,7 +21,7 @@ class Decision:
         self.threshold, self.area_threshold = threshold, area_threshold
 
     def class_scores(self, cosines: Tensor) -> Tensor:
-        """Cosines (Q, ...) -> class probabilities (C, ...): for each class the maximum over its queries, 0 without one."""
+        """Cosines (Q, ...) -> class probabilities (C, ...): for each class the maximum over its queries, 0 without queries."""
         probabilities = (self.logit_scale * cosines).softmax(0)
         scores = probabilities.new_zeros(len(self.vocabulary.classes), *cosines.shape[1:])
         for q, c in enumerate(self.vocabulary.group):
@@ -44,10 +44,10 @@ class Decision:
 
     def from_cosines(self, parts: Iterable[Tensor], bias: Tensor | None = None) -> Tensor:
         """Labels (...) int64 without class scores, from cosines (..., n) of the queries in the order of `vocabulary.by_class`,
-        in one part or several. `bias` (Q,), in that order, is added to them. Overwrites the cosines.
+        in one or more parts. `bias` (Q,), in that order, is added to them. Overwrites the cosines.
 
-        Only the best query so far is kept, and the sum of exp(logit_scale * (cosine - best)), which is rescaled when the best
-        changes; the probability of the best query is one over that sum.
+        An online softmax: keeps only the best query so far, and the sum of exp(logit_scale * (cosine - best)), rescaled when
+        the best changes; the probability of the best query is one over that sum.
         """
         classes, _ = self.vocabulary.by_class
         start, query = 0, None
@@ -75,8 +75,8 @@ class Decision:
 
 
 def _max(values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The maximum over the last dimension and the first index that has it. On the CPU NumPy takes a quarter of the time if
-    the values are contiguous. The maximum is kept finite if a bias may have excluded all queries of a part."""
+    """The maximum over the last dimension and its first index. For contiguous values on the CPU, NumPy takes a quarter of the
+    time. With a bias the maximum is kept finite, as all queries of a part may be absent."""
     if values.device.type == "cpu" and values.stride(-1) == 1:
         index = torch.from_numpy(values.numpy().argmax(-1))
         best = values.gather(-1, index[..., None])[..., 0]

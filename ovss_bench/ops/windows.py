@@ -20,8 +20,8 @@ PADS = ("none", "center", "corner")
 class Axis:
     """The windows along one side of the resized image: `starts` in pixels, `size` of each, and how a window is padded.
 
-    The network sees `padded` pixels: `before` zeros, the window, zeros; they give `cells` patches and perhaps a remainder that
-    the patch embedding drops. The grid of patches is enlarged to `enlarged` pixels, of which the window's are used.
+    The network gets `padded` pixels: `before` zeros, the window, zeros. They give `cells` patches; the patch embedding drops a
+    remainder. The patch grid is enlarged to `enlarged` pixels, then cropped to the window.
     """
 
     length: int
@@ -36,9 +36,9 @@ class Axis:
 def axis(length: int, window: int | None, stride: int | None, patch: int, pad: str, multiple: int | None = None) -> Axis:
     """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
 
-    `pad`: `none`, `center` (zeros on both sides to a multiple of the patch, or of `multiple` pixels, the odd one after:
-    ClearCLIP) or `corner` (zeros after: MaskCLIP, which enlarges the grid to the window without them, and so stretches it). A
-    side below one patch is always padded to it.
+    `pad`: `none`; `center`, zeros on both sides up to a multiple of the patch, or of `multiple` pixels, an odd one after
+    (ClearCLIP); `corner`, zeros after, with the grid enlarged to the window without them, which stretches it (MaskCLIP). A side
+    below one patch is always padded to one.
     """
     size = length if window is None else min(window, length)
     count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1

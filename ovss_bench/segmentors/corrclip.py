@@ -1,5 +1,5 @@
-"""CorrCLIP (Zhang et al., ICCV 2025, arXiv 2411.10086): regions say which patches may attend to each other, a vision encoder
-how much."""
+"""CorrCLIP (Zhang et al., ICCV 2025, arXiv 2411.10086): patches attend within regions, by the similarities of a vision
+encoder."""
 
 from typing import Literal
 
@@ -16,20 +16,21 @@ from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 from .features import cut
 
-PADDING = 10000  # the region of what lies outside an image; merged regions are counted from here on, too
+PADDING = 10000  # the region id of padding; ids of merged regions are counted from here, too
 
 
 @SEGMENTORS.register_module(name="corrclip")
 class CorrCLIP(Segmentor):
-    """Scope and value reconstruction, a spatial and a semantic branch beside the last block, and map correction.
+    """Scope and value reconstruction, a spatial and a semantic branch parallel to the last block, and map correction.
 
     `vfm` and `feature` as in ProxyCLIP; `regions`: a name, a folder of region files, or any callable image -> (H, W) ids; the
-    smallest id in a window means unsegmented. `tau`: factor of the similarities. `alpha` and `beta`:
-    weights of the spatial and of the semantic branch. `spatial_blocks`: how many blocks the spatial branch averages; None: by
-    the depth, as published. `merge_eps`: largest distance of regions that are merged (DBSCAN). Ablations: `scope=False` lets
-    all patches attend to all, `merge_eps=0` merges none, `alpha=0` and `beta=0` leave a branch out, `correction=False`.
+    smallest id in a window means unsegmented. `tau`: factor of the similarities. `alpha` and `beta`: weights of the spatial
+    and the semantic branch. `spatial_blocks`: the number of blocks that the spatial branch averages; None: by the depth, as
+    published. `merge_eps`: maximum distance of merged regions (DBSCAN). Ablations: `scope=False` lets all patches attend to
+    all, `merge_eps=0` merges no regions, `alpha=0` and `beta=0` leave out a branch, `correction=False` the map correction.
 
-    Where all features of a window are equal, the official softmax of unsegmented patches is NaN; here these see themselves.
+    Where all features of a window are equal, the official softmax of unsegmented patches is NaN; here they attend to
+    themselves.
     """
 
     requires = ("vfm", "regions")
@@ -56,7 +57,7 @@ class CorrCLIP(Segmentor):
 
     @property
     def spatial_states(self) -> range:
-        """The blocks whose inputs the spatial branch averages; they are the outputs of those before."""
+        """The blocks whose inputs, the outputs of the blocks before, the spatial branch averages."""
         last = self.clip.depth - 2
         count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
         return range(max(last - count, 0) + 1, last + 1)
@@ -79,10 +80,10 @@ class CorrCLIP(Segmentor):
         return self.compare(embeddings, grid)
 
     def features(self, batch: WindowBatch) -> Tensor:
-        """(B, C, H, W); all that follows is computed on their grid."""
+        """(B, C, H, W); attention and logits are computed on their grid."""
         return batch.once(self.vfm)
 
-    # Section 3.2: which patches may attend to each other, and how much.
+    # Section 3.2: scope reconstruction and similarities
 
     def correlation(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) and regions (H, W) of one window -> the merged regions and the attention (N, N)."""
@@ -94,11 +95,11 @@ class CorrCLIP(Segmentor):
         loose = ids == unsegmented
         allowed = (ids[:, None] == ids) & ~loose
         allowed |= (loose[:, None] | loose) & (similarity > similarity.mean())
-        allowed.fill_diagonal_(True)  # of a window of one colour no similarity is above the mean
+        allowed.fill_diagonal_(True)  # in a window of one colour no similarity is above the mean
         return regions, (self.tau * similarity).masked_fill(~allowed, -torch.inf).softmax(-1)
 
     def merge(self, features: Tensor, regions: Tensor) -> Tensor:
-        """Regions (H, W) whose mean features are alike get one id, counted from PADDING; the unsegmented keep theirs."""
+        """Regions (H, W) with similar mean features get one id, counted from PADDING; the unsegmented region keeps its id."""
         ids, index = regions.unique(return_inverse=True)
         if self.merge_eps <= 0 or len(ids) <= 2:
             return regions
@@ -111,7 +112,7 @@ class CorrCLIP(Segmentor):
         return torch.cat([ids[:1], PADDING + torch.from_numpy(labels).to(ids)])[index]
 
     def window_regions(self, batch: WindowBatch) -> list[Tensor]:
-        """The regions (H, W) of every window in pixels, PADDING where it is padded."""
+        """The regions (H, W) of every window, in pixels."""
         if batch.contexts is None:
             mean, std = (torch.tensor(each).view(3, 1, 1).to(batch.pixels) for each in STATISTICS[self.recipe.normalize])
             images = (batch.pixels * std + mean).round().clamp(0, 255).byte().movedim(1, -1).numpy(force=True)
@@ -123,12 +124,12 @@ class CorrCLIP(Segmentor):
             context.by_products[size] = torch_nearest(self.tensor(context.once(self.regions)).long(), size)
         return context.by_products[size]
 
-    # Section 3.3: the branch of region tokens.
+    # Section 3.3: value reconstruction, the semantic branch
 
     def semantic_branch(self, trunk: Trunk, regions: Tensor) -> Tensor:
-        """(B, H*W, E): for each place the class token of its region, which sees CLS and the patches of the region alone.
+        """(B, H*W, E): for each place the class token of its region, which attends only to CLS and the patches of the region.
 
-        Nothing attends to these tokens, so the other tokens are those of the trunk; they need not be computed again.
+        No token attends to these, so keys and values are those of the trunk.
         """
         windows = torch_nearest(regions, trunk.grid).flatten(1)
         ids, index = zip(*(window.unique(return_inverse=True) for window in windows), strict=True)
@@ -146,10 +147,10 @@ class CorrCLIP(Segmentor):
         places = torch_nearest(torch.stack(index).unflatten(1, trunk.grid), regions.shape[1:]).flatten(1)
         return embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
 
-    # Section 3.4
+    # Section 3.4: map correction
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
-        """Majority vote in every region of the original map but the one of the smallest id."""
+        """Majority vote in every region but the unsegmented one, at the size of the result."""
         if not self.correction:
             return label_map
         regions = self.region_map(context, context.size)

@@ -1,5 +1,5 @@
-"""CorrCLIPv2 (github.com/zdk258/CorrCLIP, CorrCLIPv2; no paper of its own yet): CorrCLIP with features of the whole image, and
-regions of unlabelled images that vote."""
+"""CorrCLIPv2 (github.com/zdk258/CorrCLIP, CorrCLIPv2; no paper yet): CorrCLIP with features of the whole image, and retrieval
+of similar regions from unlabelled images."""
 
 from typing import Literal
 
@@ -15,9 +15,9 @@ from .features import cut, image_features
 
 @SEGMENTORS.register_module(name="corrclip_v2")
 class CorrCLIPv2(CorrCLIP):
-    """Beyond CorrCLIP: the vision encoder sees the image as a whole, regions are not merged, and for each region the
-    `num_support` most similar regions are retrieved from `bank`, a RegionBank; their cosines are mixed in with the weight
-    `support` (alpha in the code). Without a bank nothing is mixed in. `vfm` may also be a folder of features.
+    """Unlike CorrCLIP, the vision encoder sees the whole image, regions are not merged, and for each region the `num_support`
+    most similar regions are retrieved from `bank`, a RegionBank, if there is one; their cosines are mixed in with the weight
+    `support` (alpha in the official code). `vfm` may also be a folder of features.
     """
 
     positive = ("num_support",)
@@ -35,7 +35,7 @@ class CorrCLIPv2(CorrCLIP):
         return torch.cat([F.interpolate(window[None], grid, mode="bilinear") for window in windows])
 
     def image_features(self, context: ImageContext) -> Tensor:
-        """Unit features (C, H, W) of the whole image, seen at its original size and resized like the image."""
+        """Unit features (C, H, W) of the whole image, computed at its original size and resized like the image."""
         if "coarse" not in context.by_products:
             context.by_products["coarse"] = image_features(self, context, round)
         coarse = context.by_products["coarse"]
@@ -47,7 +47,7 @@ class CorrCLIPv2(CorrCLIP):
 
     @torch.inference_mode()
     def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
-        """Mixes the cosines with those of the regions retrieved from the bank (retrieval and ensemble)."""
+        """Mixes in the cosines of the regions retrieved from the bank."""
         regions, retrieved = self.retrieve(context)
         support = self.bank.cosines(retrieved, self.text, self.vocabulary)[:, regions]
         support = F.interpolate(support[None], context.size, mode="bilinear")[0]

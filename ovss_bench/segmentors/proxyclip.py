@@ -16,13 +16,13 @@ from .base import Segmentor
 class ProxyCLIP(Segmentor):
     """The last block attends by the cosines of a vision encoder's features, on their grid; no residual, no feed-forward.
 
-    `vfm`: the encoder, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: what is taken from a named one (section
-    3.2). `beta` and `gamma`: shift and scale of the adaptive normalisation (eq. 6). Ablations: `masking` of negative entries
-    (eq. 7); `normalisation=False` takes the cosines as they are.
+    `vfm`: the encoder, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: the output of a named encoder that is
+    used (section 3.2). `beta` and `gamma`: shift and scale of the adaptive normalisation (eq. 6). Ablations: `masking` of
+    negative entries (eq. 7); `normalisation=False` leaves out eq. 6.
 
-    `empty_rows`: where the mean cosine of a window exceeds 1 / beta, the masking leaves nothing, and the official softmax is
-    NaN. `official`: as there, every pixel that such a window covers becomes class 0. `diagonal`: its patches attend to
-    themselves. All windows, and those of this kind, are counted in either case.
+    `empty_rows`: where the mean cosine of a window exceeds 1 / beta, everything is masked, and the official softmax is NaN.
+    `official`: as there, every pixel that such a window covers becomes class 0. `diagonal`: its patches attend to themselves.
+    The results state the number of such windows, and of all, in either case.
     """
 
     requires = ("vfm",)
@@ -41,7 +41,7 @@ class ProxyCLIP(Segmentor):
         features, trunk = batch.once(self.vfm), self.trunk(batch)
         block, grid = self.clip.block(-1, trunk.grid), features.shape[2:]
         values = block.value_map(trunk.tokens, grid)
-        # Window by window: the mean is taken over one window, and attention maps of a fine grid are large.
+        # Window by window: attention maps on a fine grid are large.
         mixed, empty = [], []
         for window, v in zip(features, values, strict=True):
             attention, without = self.attention(window.flatten(1).T)
@@ -68,7 +68,7 @@ class ProxyCLIP(Segmentor):
         return label_map.masked_fill(covered > 0, 0)
 
     def attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, C) of one window -> who attends to whom (N, N), the same in all heads, and whose row is empty (N,)."""
+        """Features (N, C) of one window -> attention (N, N), the same in all heads, and its empty rows (N,) bool."""
         beta, gamma = (self.beta, self.gamma) if self.normalisation else (0.0, 1.0)
         similarity = cosine_matrix(features)
         empty = empty_rows(similarity, beta) & self.masking

@@ -18,23 +18,23 @@ from .naclip import neighbourhood
 
 @SEGMENTORS.register_module(name="resclip")
 class ResCLIP(Segmentor):
-    """Residual cross-correlation self-attention (RCS) and semantic feedback refinement (SFR) on top of `strategy`.
+    """Residual cross-correlation self-attention (RCS) and semantic feedback refinement (SFR) on top of `strategy`, per window.
 
     RCS adds the mean attention of the blocks `rcs_first` to `rcs_last`, counted from 0, to that of the last block. SFR runs the
-    last block once, refines its cosines by PAMR (`sfr_pamr_steps`, the recipe's dilations), gives every patch the most frequent
-    query of its pixels, the first query where that has a probability below `temp_thd`, and feeds back to the last block which
-    patches agree. `rcs_tau` and `rcs_lambda`, `sfr_tau` and `sfr_lambda`: factor and weight of each.
+    last block once, refines its cosines by PAMR (`sfr_pamr_steps`, the recipe's dilations), labels every pixel with its best
+    query, or with the first query if the probability is below `temp_thd`, every patch with the most frequent label of its
+    pixels, and adds a map of the patches with equal labels to the products of the last block. `rcs_tau` and `rcs_lambda`,
+    `sfr_tau` and `sfr_lambda`: factor and weight of each.
 
-    `strategy`: the attention of the method to be improved (`resclip` is `naclip`'s), with `residual` and feed-forward network
-    (the official arch `w_resi`) or without; None: as that method has it, with for `sclip` alone. `gaussian_std`: of NACLIP's
-    bonus and of the smoothing in SFR. `delete_same_entity` weakens the tie of patches that agree but do not see each other.
-    Ablations: `use_rcs`, `use_sfr`.
-    Everything is per window.
+    `strategy`: the attention of the method to be improved (`resclip` is `naclip`'s). `residual`: with residual connection and
+    feed-forward network (the official arch `w_resi`); None: as in that method, which has them for `sclip` only.
+    `gaussian_std`: of NACLIP's bonus and of the smoothing in SFR. `delete_same_entity` weakens the feedback between patches of
+    equal labels with other labels between them. Ablations: `use_rcs`, `use_sfr`.
     """
 
     attention_maps = 6
     scores_sum_to_one = True
-    uses = ("pamr_dilations",)  # in the feedback, with PAMR or without
+    uses = ("pamr_dilations",)  # in the feedback, even with pamr_steps=0
 
     strategy: Literal["resclip", "naclip", "clearclip", "sclip", "vanilla"] = "resclip"
     residual: bool | None = None
@@ -89,8 +89,7 @@ class ResCLIP(Segmentor):
         return x + block.mlp(block.ln_2(x))
 
     def attention(self, q: Tensor, k: Tensor, grid: tuple[int, int], middle: Tensor | None, feedback: Tensor | None) -> Tensor:
-        """Attention maps (1, K, T, T) of the last block. With RCS and SCLIP's strategy their rows do not sum to 1, and are
-        not made to."""
+        """Attention maps (1, K, T, T) of the last block. With RCS or the strategy of SCLIP, rows do not sum to 1."""
         pairs = {"clearclip": [(q, q)], "sclip": [(q, q), (k, k)], "vanilla": [(q, k)]}.get(self.strategy, [(k, k)])
         total = 0
         for a, b in pairs:
@@ -124,7 +123,7 @@ class ResCLIP(Segmentor):
         return majority_vote(labels, tiles)[::patch, ::patch]
 
     def feedback(self, labels: Tensor) -> Tensor:
-        """The query of each patch (h, w) -> how much each patch is tied to which (N, N), rows of sum 1."""
+        """The query of each patch (h, w) -> the smoothed map of patches with equal queries (N, N), rows of sum 1."""
         flat = labels.flatten()
         ties = (flat[:, None] == flat).float()
         if self.delete_same_entity:
@@ -136,10 +135,11 @@ class ResCLIP(Segmentor):
         return ties / (ties.sum(1, keepdim=True) + 1e-8)
 
     def sight(self, labels: Tensor) -> Tensor:
-        """(h, w) -> (N, N): 1 for two patches between which all have the label of the first, less the farther they are if not.
+        """(h, w) -> (N, N): 1 for two patches if all patches on the line between them have the label of the first, otherwise a
+        weight that falls with their distance.
 
-        As published: samples are as many as for the longest line of all, and of a shorter one, of s patches, only the first s
-        are looked at. They thus lie close to the first patch.
+        As published, every line gets the samples of the longest one, and on a line of s patches only the first s samples are
+        tested, which lie close to the first patch.
         """
         longest = max(*labels.shape, 2) - 1
         share = torch.linspace(0, 1, longest + 1)[:, None, None]  # not k / longest: the last bit decides ties

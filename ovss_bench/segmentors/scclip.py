@@ -1,5 +1,5 @@
-"""SC-CLIP (arXiv 2411.15869): CLIP calibrates itself - anomalous patches repaired, features aggregated by the similarities of
-middle layers."""
+"""SC-CLIP (arXiv 2411.15869): CLIP calibrates itself: it repairs anomalous patches and aggregates features by the similarities
+of middle layers."""
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,19 @@ from .base import Segmentor
 
 @SEGMENTORS.register_module(name="scclip")
 class SCCLIP(Segmentor):
-    """Indices count the outputs of blocks from 0, `multi_end_idx` excluded, with the names of the official code.
+    """Everything is per window. Indices count the outputs of blocks from 0, `multi_end_idx` excluded; names as in the official
+    code.
 
-    Patches whose local outlier factor (`lof_neighbors`) is beyond the share `lof_contamination` are replaced by their
-    neighbours' mean (`repair`). The last block sees patches only, aggregated over the similarities of the layer
+    The share `lof_contamination` of patches with the largest local outlier factors (`lof_neighbors`) is replaced by the mean
+    of their neighbours (`repair`). The last block gets only the patches, aggregated over those similarities of the layer
     `pre_adjust_idx` that are at least `beta`; its attention is the mean of key-key attention and that of these similarities,
     centred and times `temperature` (`calibrate`); the class token of the residual stream is added with the weight `res_cls`.
     A second pass over the sum of the layers `multi_start_idx` to `multi_end_idx` is added (`multi_level`), and the result is
     aggregated over the similarities of the layer `post_adjust_idx`. `aggregate=False` leaves out both aggregations.
-    Everything is per window.
 
-    The official code computes the coordinates of anomalous patches with the number of rows instead of columns, so it is correct
-    on square windows only; here it is on all. There, the outlier factors of equal patches are NaN; here they are 1. There, the
-    softmax of a window of one colour may be NaN, where rounding lifts the mean above all similarities; here its patches attend
-    to themselves.
+    Deviations: the official code computes the coordinates of anomalous patches correctly on square windows only, by the number
+    of rows instead of columns; its outlier factors of equal patches are NaN, here 1; its softmax in a window of one colour may
+    be NaN, where rounding lifts the mean above all similarities, here such patches attend to themselves.
     """
 
     attention_maps = 1
@@ -86,10 +85,10 @@ class SCCLIP(Segmentor):
         return factors > factors.quantile(1 - self.lof_contamination, 1, keepdim=True)
 
     def outlier_factors(self, patches: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N): the k-distance of each patch over those of its k nearest, on average.
+        """(B, N, D) -> (B, N): the mean ratio of each patch's k-distance to those of its k nearest patches.
 
-        That is what the local outlier factor comes to when, as in the official code, the reach of a patch's neighbours is taken
-        from its own k-distance instead of theirs. Distances are squared; k is smaller on a small grid.
+        The local outlier factor equals this if, as in the official code, the reachability of a patch's neighbours is taken from
+        its k-distance instead of theirs. Distances are squared; k is smaller on a small grid.
         """
         x = patches.float()
         # Exact differences: through products, near ties would change their order.
@@ -101,7 +100,7 @@ class SCCLIP(Segmentor):
         return (reach[..., None] / reach.gather(1, neighbours.flatten(1)).view_as(neighbours)).mean(-1)
 
     def last_block(self, block: BlockView, patches: Tensor, attention: Tensor) -> Tensor:
-        """What the attention of the last block makes of patches (B, N, D) without class token; `attention` (B, 1, N, N) is that
+        """The output of the last block's attention for patches (B, N, D) without class token; `attention` (B, 1, N, N) is that
         of the middle layer."""
         _, k, v = block.qkv(block.ln_1(patches))
         o = attend(k, k, v)
@@ -109,8 +108,8 @@ class SCCLIP(Segmentor):
 
 
 def mend(patches: Tensor, anomalous: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Replaces the `anomalous` (B, N) of patches (B, N, D) by the mean of those of their eight neighbours that are not, if
-    there are any."""
+    """Replaces the `anomalous` (B, N) of patches (B, N, D) by the mean of the sound ones among their eight neighbours, if
+    any."""
     sound = ~anomalous.unflatten(1, grid)[:, None]
     maps = patches.transpose(1, 2).unflatten(2, grid).float()
     total, count = (F.avg_pool2d(x, 3, 1, 1, divisor_override=1) for x in (maps * sound, sound.float()))
@@ -119,6 +118,6 @@ def mend(patches: Tensor, anomalous: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def aggregate(patches: Tensor, similarity: Tensor, beta: float) -> Tensor:
-    """The mean of patches (B, N, D) weighted by their similarities (B, N, N) with each, where these are at least `beta`."""
+    """For each patch the mean of patches (B, N, D) weighted by their similarities (B, N, N) of at least `beta`."""
     weights = similarity.masked_fill(similarity < beta, 0)
     return (weights / (weights.sum(-1, keepdim=True) + 1e-6)).to(patches.dtype) @ patches
