@@ -41,8 +41,7 @@ def finish(
         ) from error
     device, event = segmentors[0].clip.device, None
     if device.type == "cuda":
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
+        event = torch.cuda.current_stream(device).record_event()
 
     def deliver() -> list[Prediction]:
         if event:
@@ -84,8 +83,7 @@ def _predict(
     shown = None
     if keep_scores:
         shown = _to_host(scores / scores.sum(0, keepdim=True) if segmentor.scores_sum_to_one else scores)
-    prediction = Prediction(_to_host(labels), context.original.shape[:2], shown, segmentor.vocabulary.classes)
-    return prediction, _to_host(finite)
+    return Prediction(_to_host(labels), context.original.shape[:2], shown, segmentor.vocabulary.classes), _to_host(finite)
 
 
 def _labels(
@@ -191,11 +189,8 @@ def _to_host(result: Tensor) -> Tensor:
 
 def _not_finite(segmentor: Segmentor, image: PendingImage, number: int) -> OvssError:
     """The error that names the image, and the first window with non-finite scores if the method goes by windows."""
-    bad = [
-        origin
-        for origin, grid in zip(image.windows.origins, image.grids[number], strict=False)
-        if grid is not None and not torch.isfinite(grid).all()
-    ]
+    grids = zip(image.windows.origins, image.grids[number], strict=False)
+    bad = [origin for origin, grid in grids if grid is not None and not torch.isfinite(grid).all()]
     where = f", window at (y, x) = {bad[0]}" if bad else ""
     return OvssError(
         f"{segmentor.recipe.segmentor} gives non-finite scores (NaN or infinity) in image {image.key}{where}. "

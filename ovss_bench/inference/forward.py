@@ -71,14 +71,11 @@ class Forward:
         self.kept = self.needs | {self.clip.depth - 1}  # blocks whose inputs are in the trunk cache
         self.trunk_cache = trunk_cache if self.chosen else None
         self.maker = maker_digest(self.clip, self.recipe.trunk_key)
-        window = self.recipe.window
-        self.full = None if window == "whole" else self.geometry(window, window)
+        window, patch = self.recipe.window, self.clip.patch_size
+        self.full = None if window == "whole" else SlidingWindow.by(self.recipe, window, window, patch)
         self.batch, self.batch_given = batch or (self.full and batch_size(self.full, self.clip)), batch
         self.queue: list[_Item] = []
         self.passes = 0
-
-    def geometry(self, height: int, width: int) -> SlidingWindow:
-        return SlidingWindow.by(self.recipe, height, width, self.clip.patch_size)
 
     def known(self, image: np.ndarray) -> dict[int, Tensor] | None:
         """The trunk's tokens for an image (H, W, 3), if they are in the cache."""
@@ -100,7 +97,7 @@ class Forward:
                 self._all_at_once(image, states)
 
     def image(self, key: Any, contexts: list[ImageContext], known: dict[int, Tensor] | None) -> PendingImage:
-        windows = self.geometry(*contexts[0].resized.shape[:2])
+        windows = SlidingWindow.by(self.recipe, *contexts[0].resized.shape[:2], self.clip.patch_size)
         count = len(windows.origins) if self.chosen else 0
         image = PendingImage(key, contexts, windows, count, [[None] * count for _ in contexts], known)
         if (self.trunk_cache or self.at_once) and known is None:
@@ -138,7 +135,7 @@ class Forward:
                 self._take(items[:batch], *results)
                 items = items[batch:]
                 continue
-            # Outside of the handler: its exception keeps the tensors that have filled the memory.
+            # Outside of the handler, whose exception holds the tensors that fill the memory.
             if batch == 1:
                 raise OvssError(
                     "out of memory: one window does not fit. Use a smaller window, fewer segmentors at a time, or "
@@ -183,10 +180,11 @@ class Forward:
         logits = {}
         with self.stages("last block"):
             for number, same in self.as_number.items():
-                if number in self.at_once:
-                    continue
-                with_contexts = replace(windows, contexts=[image.contexts[number] for image in images])
-                logits[number] = logits[same] if same in logits else self.segmentors[number].patch_logits(with_contexts)
+                if same in logits:
+                    logits[number] = logits[same]
+                elif number not in self.at_once:
+                    with_contexts = replace(windows, contexts=[image.contexts[number] for image in images])
+                    logits[number] = self.segmentors[number].patch_logits(with_contexts)
         return trunk, logits
 
     @torch.inference_mode()

@@ -50,8 +50,7 @@ class TrunkCache:
         found = {}
         for block in blocks:
             path = self._path(maker, key, block)
-            entry = read_entry(path)
-            if entry is None:
+            if (entry := read_entry(path)) is None:
                 return None
             found[block] = entry["tokens"]
             with suppress(OSError):  # the cache may be read-only

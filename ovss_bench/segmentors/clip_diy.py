@@ -44,10 +44,8 @@ class CLIPDIY(Segmentor):
     def image_scores(self, context: ImageContext) -> Tensor:
         """Softmax over the queries (Q, h, w) at the size of the resized image. There is no logit scale."""
         shape = context.resized.shape[:2]
-        maps = sum(
-            weight * F.interpolate(cosines[None], shape, mode="bilinear")[0]
-            for weight, cosines in zip(self.weights, self.patch_cosines(context), strict=True)
-        )
+        weighted = zip(self.weights, self.patch_cosines(context), strict=True)
+        maps = sum(weight * F.interpolate(cosines[None], shape, mode="bilinear")[0] for weight, cosines in weighted)
         maps /= len(self.weights)
         background = self.vocabulary.background
         if self.foreground is not None and background is not None:

@@ -55,10 +55,10 @@ class CLIPer(Segmentor):
 
     @property
     def needs_qkv(self) -> frozenset[int]:
-        layers = self.clip.depth
-        if not -layers <= self.select_layer < layers:
-            raise OvssError(f"select_layer={self.select_layer}: there are {layers} layers to choose from.")
-        return frozenset(range(self.clip.depth - 1))
+        depth = self.clip.depth
+        if not -depth <= self.select_layer < depth:
+            raise OvssError(f"select_layer={self.select_layer}: there are {depth} layers to choose from.")
+        return frozenset(range(depth - 1))
 
     @cached_property
     def foreground_queries(self) -> list[int]:
@@ -98,20 +98,16 @@ class CLIPer(Segmentor):
 
     def segmentation(self, pixels: Tensor) -> Tensor:
         """Pixels (3, H, W) of an image -> class maps (C, h, w) of the foreground queries on its patch grid."""
-        patch, scale = self.clip.patch_size, self.recipe.logit_scale
+        patch, recipe = self.clip.patch_size, self.recipe
         bottom, right = (max(patch - side, 0) for side in pixels.shape[1:])
         pixels = F.pad(pixels, (0, right, 0, bottom))  # at least one patch
         cosines, attention = self.layers(WindowBatch(pixels[None]), self.rows)
-        maps = self.probabilities(scale * cosines[:, 0])
-        if self.recipe.window != "whole":
+        maps = self.probabilities(recipe.logit_scale * cosines[:, 0])
+        if recipe.window != "whole":
             cosines, between = join_windows(
-                pixels,
-                self.recipe.window,
-                self.recipe.stride,
-                patch,
-                lambda windows: self.layers(WindowBatch(windows), self.rows),
+                pixels, recipe.window, recipe.stride, patch, lambda windows: self.layers(WindowBatch(windows), self.rows)
             )
-            propagated = (scale * cosines.flatten(2) @ between).view_as(cosines)
+            propagated = (recipe.logit_scale * cosines.flatten(2) @ between).view_as(cosines)
             maps = 0.5 * maps + 0.5 * self.probabilities(propagated)
         selected = maps[self.select_layer]
         # In place, as in the official code: the mean over the layers includes the thresholded maps.

@@ -72,8 +72,8 @@ class CLIPtrase(LastBlockSegmentor):
         return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.order]
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
-        classes = [self.vocabulary.group[q] for q in self.order]
-        return scores.new_tensor(classes, dtype=torch.int64)[scores.argmax(0)]
+        classes = scores.new_tensor([self.vocabulary.group[q] for q in self.order], dtype=torch.int64)
+        return classes[scores.argmax(0)]
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         if not self.vote:
