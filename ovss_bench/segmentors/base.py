@@ -105,7 +105,7 @@ class Segmentor(Method):
         values = recipe.hyperparameters
         paths = {name: Path(values[name]) for name in of_class(type(self)).paths if values[name]}
         for name, value in (values | self.sources | paths).items():
-            if name in self.positive and not value > 0:
+            if name in self.positive and value is not None and not value > 0:
                 raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
             setattr(self, name, value)
         for kind in self.requires:

@@ -125,7 +125,7 @@ class CLIPer(Segmentor):
             return (proxy_attention(cosine_matrix(features.flatten(1).T)) @ on_grid(maps, grid)).T.unflatten(1, grid)
         heads = [head for layer in context.once(self.diffusion) for head in torch.as_tensor(layer)]
         if self.refinement == "selection":
-            if self.selection >= len(heads):
+            if not 0 <= self.selection < len(heads):
                 raise OvssError(f"selection={self.selection}: the diffusion model has {len(heads)} maps, counted from 0.")
             heads = [heads[self.selection]]
         side = isqrt(len(heads[0]))

@@ -34,6 +34,7 @@ class CorrCLIP(Segmentor):
     """
 
     requires = ("vfm", "regions")
+    positive = ("spatial_blocks",)
     attention_maps = 1
 
     vfm: str | None = None

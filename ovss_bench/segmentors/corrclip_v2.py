@@ -20,7 +20,7 @@ class CorrCLIPv2(CorrCLIP):
     `support` (alpha in the official code). `vfm` may also be a folder of features.
     """
 
-    positive = ("num_support",)
+    positive = ("spatial_blocks", "num_support")
 
     feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"
     merge_eps: float = 0.0

@@ -32,6 +32,7 @@ class ResCLIP(Segmentor):
     equal labels with other labels between them. Ablations: `use_rcs`, `use_sfr`.
     """
 
+    positive = ("gaussian_std",)
     attention_maps = 6
     scores_sum_to_one = True
     uses = ("pamr_dilations",)  # in the feedback, even with pamr_steps=0

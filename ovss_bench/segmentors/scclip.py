@@ -30,7 +30,9 @@ class SCCLIP(Segmentor):
     be NaN, where rounding lifts the mean above all similarities, here such patches attend to themselves.
     """
 
+    positive = ("lof_neighbors",)
     attention_maps = 1
+
     beta: float = 0.4
     pre_adjust_idx: int = 8
     post_adjust_idx: int = 3

@@ -180,9 +180,11 @@ def test_diffusion_maps_may_be_arrays_of_half_precision(tiny_clip, tiny_vocabula
     assert torch.equal(*scores)
 
 
-def test_a_selection_beyond_the_maps_is_refused(tiny_clip, tiny_vocabulary):
-    segmentor = build(tiny_clip, tiny_vocabulary, diffusion=lambda _: attention(1), refinement="selection", selection=4)
-    with pytest.raises(ob.OvssError, match=r"selection=4: .* 4 maps"):
+@pytest.mark.parametrize("selection", [4, -5])
+def test_a_selection_beyond_the_maps_is_refused(selection, tiny_clip, tiny_vocabulary):
+    options = {"diffusion": lambda _: attention(1), "refinement": "selection", "selection": selection}
+    segmentor = build(tiny_clip, tiny_vocabulary, **options)
+    with pytest.raises(ob.OvssError, match=rf"selection={selection}: .* 4 maps"):
         ob.segment(segmentor, IMAGE)
 
 

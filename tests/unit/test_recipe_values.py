@@ -150,3 +150,11 @@ def test_a_value_that_counts_only_beside_another_is_refused(name):
     refuse(ob.compose_recipe("sclip", overrides={key: BASE[key] for key in (name, BESIDE[name][0])}))
     if name == "pamr_dilations":
         refuse(ob.compose_recipe("resclip", overrides=values))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("scclip", "lof_neighbors"), ("resclip", "gaussian_std"), ("corrclip_v2", "spatial_blocks")]
+)
+def test_values_that_must_be_positive_are_refused_below_0(name, value, tiny_clip, vocabulary):
+    with pytest.raises(ob.OvssError, match=rf"{value}=-1(\.0)? of {name}: expected a number above 0"):
+        ob.build_segmentor(name, clip=tiny_clip, vocabulary=vocabulary, **{value: -1}, **sources_of(name))
