@@ -3,6 +3,7 @@ one clear error."""
 
 import ast
 import os
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import ovss_bench as ob
 from end_to_end.tools import ROOT, command, evaluate_here
 from miniatures.voc import BASE, write_voc
+from ovss_bench.datasets import layout
 from ovss_bench.files import PACKAGE, as_text, cache_dir, on_disk, user_path, weights_folders
 from ovss_bench.runs.evaluate import make_job, run_jobs
 
@@ -79,9 +81,10 @@ def test_variables_that_are_set_but_empty(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "")
     assert cache_dir() == tmp_path / ".cache/ovss_bench"
     assert weights_folders() == [PACKAGE / "weights"]
-    with pytest.raises(ob.OvssError, match=r"'voc21' was not found in .*datasets \(the default"):
+    said = rf"'voc21' was not found in {re.escape(str(layout.DATASET_FACTS))} \(the default"
+    with pytest.raises(ob.OvssError, match=said):
         ob.load_dataset("voc21")
-    with pytest.raises(ob.OvssError, match=r"'voc21' was not found in .*datasets \(the default"):
+    with pytest.raises(ob.OvssError, match=said):
         evaluate_here("dataset=voc21", *QUICK)
     for name, expected in (("OVSS_CACHE", lambda: cache_dir()), ("OVSS_WEIGHTS", lambda: weights_folders()[0])):
         monkeypatch.setenv(name, "~/x")
