@@ -46,16 +46,25 @@ def start(output: Path, images_per_shard: int) -> multiprocessing.Process:
     return child
 
 
-def finish(output: Path, images_per_shard: int = 16) -> float:
-    """Runs to the end and returns the seconds."""
-    began = time.monotonic()
+def kill(child: multiprocessing.Process, output: Path, files: int, delay: float) -> bool:
+    """Kills a run some seconds after it has written a number of files. Returns whether it was still running."""
+    before = len(list(output.rglob("*")))
+    while child.is_alive() and len(list(output.rglob("*"))) < before + files:
+        child.join(0.005)
+    child.join(delay)
+    alive = child.is_alive()
+    child.kill()
+    child.join()
+    return alive
+
+
+def finish(output: Path, images_per_shard: int = 16) -> None:
     child = start(output, images_per_shard)
     child.join(LONG)
     if child.is_alive():
         child.kill()
         raise AssertionError(f"the run hangs: {output}")
     assert child.exitcode == 0, f"the run has ended with status {child.exitcode}: {output}"
-    return time.monotonic() - began
 
 
 def outcome(output: Path) -> dict[str, tuple]:
@@ -85,17 +94,14 @@ def kill_and_resume(times: int, seed: int, folder: Path) -> tuple[int, int]:
     chance, met, runs, given = random.Random(seed), 0, 0, 0
     for name in ("clip", "sclip"):  # read once, for all children: an edit meanwhile would make other runs of them
         known_code(name, "demo", [])
-    duration = finish(folder / "quiet")
+    finish(folder / "quiet")
+    files = len(list((folder / "quiet").rglob("*")))
     expected = outcome(folder / "quiet")
     assert set(expected) == {"clip", "sclip"}
     while given < times:
         output, per_shard = folder / f"run{runs}", chance.choice([1, 3, 16])
         for _ in range(min(chance.randint(1, 3), times - given)):
-            child = start(output, per_shard)
-            child.join(chance.uniform(0, 1.1 * duration))
-            met += child.is_alive()
-            child.kill()
-            child.join()
+            met += kill(start(output, per_shard), output, chance.randrange(files), chance.uniform(0, 0.03))
             given += 1
         finish(output, per_shard)
         compare(outcome(output), expected)
