@@ -4,12 +4,10 @@ from . import startup  # noqa: F401
 
 # isort: split
 
-import atexit
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
+from ..runs.world import leaving
 from .commands import COMMANDS, columns, command_of, help_of
 from .options import with_flags
 from .run import run_tool
@@ -25,37 +23,7 @@ ovss COMMAND --help shows the options of a command."""
 
 
 def main(name: str | None = None) -> None:
-    """The whole process: runs the command line and exits; a script in tools/ passes the name of its command."""
-    with _leaving():
-        run(name)
-
-
-@contextmanager
-def _leaving() -> Iterator[None]:
-    """Ends the process after the exit functions that the block registers, without finalising the interpreter: a thread of gloo
-    or PyTorch that is still at work would abort it then, and torchrun would kill the other processes."""
-    status = 1
-
-    def leave() -> None:
-        with suppress(OSError, ValueError):  # a closed stream
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-
-    atexit.register(leave)  # the functions registered last run first
-    try:
-        yield
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        raise
-    finally:
-        dist = sys.modules.get("torch.distributed")
-        if dist and dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def run(name: str | None = None) -> None:
-    """Runs the command line in this process, and raises SystemExit with its status."""
+    """Runs the command line; a script in tools/ passes the name of its command."""
     if "_ARGCOMPLETE" in os.environ:
         from .completion import complete
 
@@ -69,7 +37,8 @@ def run(name: str | None = None) -> None:
             run_tool(lambda: _overview(0 if words else 2))
         name, *words = words
         program = f"ovss {name}"
-    run_tool(lambda: _run(program, name, words))
+    with leaving():
+        run_tool(lambda: _run(program, name, words))
 
 
 def _overview(status: int) -> int:

@@ -138,6 +138,24 @@ def join() -> World:
     return World(rank, size, *local, store)
 
 
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Exits one of several processes right after the block, without finalising the interpreter: gloo's threads may still
+    request its lock, which aborts the process, so torchrun would kill the others before they have finished."""
+    status: Any = None
+    try:
+        yield
+    except SystemExit as end:
+        status = end.code
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not (dist.is_available() and dist.is_initialized()):
+        sys.exit(status)
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or 0)
+
+
 def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
     """Splits item numbers into `parts` lists of similar cost: the most expensive first, each to the cheapest list so far."""
     loads = [0] * parts

@@ -16,7 +16,6 @@ from ovss_bench.cli import completion
 from ovss_bench.cli.commands import COMMANDS, command_of
 from ovss_bench.cli.eval_options import HINTS
 from ovss_bench.cli.main import main
-from ovss_bench.cli.main import run as run_command
 from ovss_bench.cli.options import with_flags
 from ovss_bench.cli.overrides import checked
 from ovss_bench.errors import OvssError
@@ -27,7 +26,7 @@ def printed(monkeypatch, capsys, *words):
     """Exit status, standard output and standard error of `ovss` with these words, in this process."""
     monkeypatch.setattr(sys, "argv", ["ovss", *words])
     with pytest.raises(SystemExit) as end:
-        run_command()
+        main()
     return end.value.code, *capsys.readouterr()
 
 
@@ -177,18 +176,3 @@ def test_a_closed_pipe_is_not_an_error():
     done = subprocess.run([sys.executable, "-m", "ovss_bench", "--help"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (done.returncode, done.stderr) == (2, b"")
-
-
-@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["nonsense=1"], 2)])
-def test_a_process_ends_after_its_exit_functions_without_finalising_the_interpreter(words, status, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import atexit\nfrom ovss_bench.cli import main\n\n\nclass Library:\n"
-        "    def __del__(self):\n        print('finalised')\n\n\n"
-        "def run(name):\n    atexit.register(print, 'exit function')\n    command(name)\n\n\n"
-        "library, command, main.run = Library(), main.run, run\nmain.main('report')\n"
-    )
-    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == status
-    assert "exit function" in done.stdout
-    assert "finalised" not in done.stdout

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from end_to_end.tools import command, evaluate_here, run
-from ovss_bench.cli.main import run as run_command
+from ovss_bench.cli.main import main
 from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.evaluation.confusion import total
 from ovss_bench.evaluation.metrics import areas, class_metrics, metrics
@@ -41,7 +41,7 @@ def compare(folder, capsys, monkeypatch):
     def run_here(*arguments):
         monkeypatch.setattr("sys.argv", ["compare.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            run_command("compare")
+            main("compare")
         printed = capsys.readouterr()
         return end.value.code, printed.out + printed.err
 

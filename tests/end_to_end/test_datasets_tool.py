@@ -14,7 +14,7 @@ from PIL import Image
 
 from end_to_end.tools import command, run
 from miniatures import MINIATURES
-from ovss_bench.cli.main import run as run_command
+from ovss_bench.cli.main import main
 from ovss_bench.datasets import layout
 from ovss_bench.datasets.base import load_dataset
 from ovss_bench.datasets.config import dataset_config
@@ -68,7 +68,7 @@ def run_here(monkeypatch, *words):
     monkeypatch.delenv("OVSS_DATA", raising=False)
     monkeypatch.setattr("sys.argv", ["datasets.py", *map(str, words)])
     with pytest.raises(SystemExit) as end:
-        run_command("datasets")
+        main("datasets")
     return end.value.code
 
 

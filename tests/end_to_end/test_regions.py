@@ -10,7 +10,7 @@ import pytest
 import ovss_bench as ob
 from end_to_end.tools import command, run
 from ovss_bench.auxiliary.regions import load_regions
-from ovss_bench.cli.main import run as run_command
+from ovss_bench.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_bad_input_gets_one_clear_line_and_status_2(arguments, words, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["regions.py", *arguments])
     with pytest.raises(SystemExit) as end:
-        run_command("regions")
+        main("regions")
     assert end.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
