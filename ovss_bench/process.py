@@ -53,13 +53,16 @@ def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]
     listener, waker = socket.socketpair()
     waker.setblocking(False)  # signal.set_wakeup_fd requires it
     outer, ended = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False), threading.Event()
-    threading.Thread(target=_watch, args=(listener, ended, save), daemon=True).start()
+    watcher = threading.Thread(target=_watch, args=(listener, ended, save), daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         ended.set()
         signal.set_wakeup_fd(outer)
+        waker.shutdown(socket.SHUT_RDWR)  # forked processes may still hold it open
         waker.close()
+        watcher.join()  # else it might free the tensors that `save` holds while the interpreter exits, which aborts the process
         for number, handler in previous.items():
             signal.signal(number, handler)
 

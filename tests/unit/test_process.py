@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -199,3 +200,15 @@ def test_a_tool_says_what_has_ended_it(capsys):
         said = capsys.readouterr().err
         assert said.startswith("error: interrupted; " if kind == signal.SIGINT else f"error: ended by {kind.name}; ")
         assert said.count("\n") == 1
+
+
+def test_no_thread_outlives_the_block():
+    """At the exit of the interpreter such a thread would free what `save` holds, and tensors abort the process then."""
+    before = threading.enumerate()
+    with terminate_cleanly():
+        assert len(threading.enumerate()) > len(before)
+        child = started(time.sleep, 60)  # holds the sockets of this block
+    assert child.is_alive()
+    child.kill()
+    child.join()
+    assert threading.enumerate() == before
