@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..config.validation import Count, Number
+from ..config.validation import Count, Images, Number
 from ..files import config_names, load_config, write_atomic, write_text
 from ..progress import Progress
 from .options import Command, Option, Text, Texts
@@ -20,7 +20,7 @@ CASE = (
     Option("threshold", Number, 0.0, "background threshold"),
     Option("height", Count, 512, "of the images, in pixels"),
     Option("width", Count, 683, "of the images, in pixels"),
-    Option("images", Count, 4, "number of images"),
+    Option("images", Images, 4, "number of images"),
     Option("short_side", Count, 336, "of the resized images, in pixels"),
     Option("window", Count, 224, "in pixels"),
     Option("stride", Count, 112, "in pixels"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from ..config.validation import Count, Expected, Number
+from ..config.validation import Count, Expected, Images, Number
 from ..errors import OvssError
 from ..files import CONFIGS, load_config
 from .options import Option, Text, Texts, checked_value
@@ -18,7 +18,8 @@ HINTS: dict[str, Any] = {
     "ids": Annotated[list[Text] | None, Expected("one text, or a list, or null")],
     **dict.fromkeys(("weights", "data_root", "table", "shard", "expect", "device"), Text | None),
     **dict.fromkeys(("feature_cache", "trunk_cache", *SOURCES), Text | None),
-    **dict.fromkeys(("limit", "threads", "batch"), Count | None),
+    "limit": Images | None,
+    **dict.fromkeys(("threads", "batch"), Count | None),
     "workers": Count,
     **dict.fromkeys(("tolerance", "trunk_cache_gb"), Number),
     **dict.fromkeys(("rerun", "dry_run", "debug", "compile", "profile", "boundary", "maps", "skip_bad_images"), bool),

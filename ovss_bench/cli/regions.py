@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-from ..config.validation import Count, Expected
+from ..config.validation import Count, Expected, Images
 from ..errors import OvssError
 from ..files import user_path
 from .eval_options import EVAL
@@ -15,7 +15,7 @@ Settings = Annotated[dict, Expected("settings.NAME=VALUE")]
 COMMON = (
     Option("dataset", Text, "demo", "an entry of configs/dataset, or a YAML file of your own data"),
     EVAL["data_root"],
-    Option("limit", Count | None, None, "number of evenly spaced images"),
+    Option("limit", Images | None, None, "number of evenly spaced images"),
     Option("workers", Count, os.cpu_count() or 1, "processes"),
     EVAL["plugins"],
 )

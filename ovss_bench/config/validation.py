@@ -27,7 +27,8 @@ class Expected:
 Name = Annotated[str, Expected("a name")]
 Count = Annotated[int, Ge(1), Le(MOST), Expected(f"a positive whole number up to {MOST}")]
 Pixels = Annotated[int, Ge(1), Le(MOST), Expected(f"a positive number of pixels up to {MOST}")]
-Whole = Annotated[int, Ge(0), Le(MOST), Expected("a whole number, 0 or more")]
+Whole = Annotated[int, Ge(0), Le(MOST), Expected(f"a whole number from 0 to {MOST}")]
+Images = Annotated[int, Ge(1), Le(2**31 - 1), Expected("a positive number of images")]
 Number = Annotated[float, Ge(0), Lt(1e30), Expected("a number, 0 or more")]  # beyond, 32 bits hold infinity only
 Fraction = Annotated[float, Gt(0), Lt(1), Expected("a positive number below 1")]
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "NAME=VALUE"}

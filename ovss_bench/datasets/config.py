@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import yaml
 from annotated_types import Ge, Le, Len, MinLen
 
-from ..config.validation import Expected, Whole, validate_all
+from ..config.validation import Expected, Images, validate_all
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import DatasetFacts
 from ..files import CONFIGS, config_names, load_config, read_text, read_yaml, user_path
@@ -19,9 +19,10 @@ REQUIRED = ("images", "labels", "image_suffix", "label_suffix")
 Texts = Annotated[list[str], MinLen(1), Expected("a list of texts")]
 Alternatives = Annotated[str | Texts, Expected("a text, or a list of alternatives")]
 Classes = Annotated[list[str | Texts], MinLen(1), Expected("a list of names, or of lists of synonyms")]
-COUNTS = "a whole number, 0 or more, or a list of the numbers that count as complete"
-Counts = Annotated[Whole | Annotated[list[Whole], MinLen(1)], Expected(COUNTS)]
-Numbers = Annotated[list[Whole], Expected("a list of class numbers")]
+COUNTS = "a positive number of images, or a list of the numbers that count as complete"
+Counts = Annotated[Images | Annotated[list[Images], MinLen(1)], Expected(COUNTS)]
+Label = Annotated[int, Ge(0), Le(65535), Expected("a value of label maps, 0 to 65535")]
+Labels = Annotated[list[Label], Expected("a list of class numbers")]
 Colour = Annotated[list[Annotated[int, Ge(0), Le(255)]], Len(3, 3)]
 Palette = Annotated[list[Colour], Expected("a list of [red, green, blue]")]
 Section = Annotated[dict[str, Any], Expected("NAME: VALUE below it")]
@@ -37,8 +38,8 @@ TEXTS: dict[str, Any] = {
 }
 KEYS: dict[str, Any] = {  # of a data set's configuration; null removes what `extends` brings
     **TEXTS,
-    **dict.fromkeys(("background", "ignore_index", "object"), Whole),
-    **dict.fromkeys(("unseen", "interest"), Numbers),
+    **dict.fromkeys(("background", "ignore_index", "object"), Label),
+    **dict.fromkeys(("unseen", "interest"), Labels),
     **dict.fromkeys(("check", "prepare"), Section),
     "expected_images": Counts,
     "palette": Palette,

@@ -124,7 +124,7 @@ def test_all_tools_take_the_same_numbers(count, complete, own, capsys):
 
 @pytest.mark.parametrize("value", [-1, "many", [], [2, "three"], [True], {"val": 3}], ids=str)
 def test_other_values_for_the_number_are_refused(value, own):
-    with pytest.raises(ob.OvssError, match=r"expected_images=.*a whole number, 0 or more, or a list"):
+    with pytest.raises(ob.OvssError, match=r"expected_images=.*a positive number of images, or a list"):
         ob.load_dataset(own(1, expected_images=value))
 
 

@@ -4,21 +4,21 @@ from typing import Literal
 
 import pytest
 
-from ovss_bench.config.validation import Count, Fraction, Number, Pixels, Whole, in_words, validate, validate_all
+from ovss_bench.config.validation import Count, Fraction, Images, Number, Pixels, Whole, in_words, validate, validate_all
 from ovss_bench.errors import OvssError
 
 FIT = [
     (1, Count), (0, Whole), (0, Number), (2.5, Number), (0.5, Fraction), (32767, Pixels), ("a", str), (None, str | None),
     ("whole", Pixels | Literal["whole"]), (True, bool), (1, float), ("x", Literal["x", "y"]),
-    ({"a": 1}, dict), (None, Count | None),
+    ({"a": 1}, dict), (118287, Images), (None, Count | None),
 ]  # fmt: skip
 WRONG = [
     (0, Count, "a positive whole number up to 32767"),
     (True, Count, "a positive whole number up to 32767"),
     ("1", Count, "a positive whole number up to 32767"),
     (32768, Pixels, "a positive number of pixels up to 32767"),
-    (-1, Whole, "a whole number, 0 or more"),
-    (1.0, Whole, "a whole number, 0 or more"),
+    (-1, Whole, "a whole number from 0 to 32767"),
+    (1.0, Whole, "a whole number from 0 to 32767"),
     (float("nan"), Number, "a number, 0 or more"),
     (float("inf"), Number, "a number, 0 or more"),
     (True, Number, "a number, 0 or more"),

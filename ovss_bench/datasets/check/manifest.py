@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ...config.validation import Expected, Whole, validate_all
+from ...config.validation import Expected, Images, validate_all
 from ...errors import OvssError, reading
 from ...files import read_json
 from ..base import SegDataset
@@ -23,7 +23,7 @@ SHOWN = 5  # files of each kind of mistake
 Histogram = dict[Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,18}$")], int]
 KEYS = {  # of a manifest; all but `dataset` are optional
     **dict.fromkeys(("dataset", "source", "ids_sha256"), str),
-    "images": Whole,
+    "images": Images,
     "fingerprint": str | None,
     "histogram": Annotated[Histogram, Expected("class numbers and their pixels")],
     "labels": Annotated[dict[str, str], Expected("ids and the digests of their label maps")],
