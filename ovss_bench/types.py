@@ -80,7 +80,9 @@ class WindowBatch:
         """The context of each window, and its rows and columns in the resized image. Padding is skipped; without contexts there
         is nothing."""
         height, width = self.pixels.shape[2:]
-        for number in range(len(self.pixels) - self.padding if self.contexts else 0):
+        if self.contexts is None or self.origins is None or self.images is None:
+            return
+        for number in range(len(self.pixels) - self.padding):
             top, left = self.origins[number].tolist()
             place = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
             yield self.contexts[self.images[number]], place

@@ -18,6 +18,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from traceback import extract_tb
+from typing import Any
 
 import mmengine
 
@@ -92,7 +93,7 @@ def load_plugin(path: str | Path) -> None:
     with _importing(f"plugin {path}"):
         if not _is_imported(path):  # as part of a package
             spec = importlib.util.spec_from_file_location(name, path)
-            if spec is None:
+            if spec is None or spec.loader is None:
                 raise OvssError("it is not a Python file; its name must end in .py.")
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
             try:
@@ -131,7 +132,8 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
             spec = importlib.util.find_spec(entry.module)
             if spec is None or spec.origin not in PLUGINS:  # else it was loaded as a file
                 entry.load()
-            _add_recipes(Path(spec.origin).parent)
+            if spec and spec.origin:
+                _add_recipes(Path(spec.origin).parent)
     except OvssError as error:
         return error
     return None
@@ -140,8 +142,8 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
 @contextmanager
 def _importing(what: str) -> Iterator[None]:
     """Turns any exception into an OvssError with its line, and undoes the registrations of the block."""
-    registries = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)
-    before = [dict(registry) for registry in registries]
+    registries: tuple[dict[str, Any], ...] = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)
+    before: list[dict[str, Any]] = [dict(registry) for registry in registries]
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -248,7 +248,7 @@ class SegDataset:
             )
         return label
 
-    def scored(self, label: np.ndarray, size: tuple[int, ...], resize: str, min_foreground: int) -> np.ndarray | None:
+    def scored(self, label: np.ndarray, size: tuple[int, int], resize: str, min_foreground: int) -> np.ndarray | None:
         """The label resized by a recipe's rule to the `size` (H, W) of a result; None if the image does not count because fewer
         than `min_foreground` pixels of the label (CLIP-DIY on COCO) or of its centre crop (CLIPtrase) are foreground."""
         scored = resize_target(label, resize, size)

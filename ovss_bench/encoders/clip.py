@@ -90,7 +90,7 @@ class DenseCLIP:
 
         self.model: Any = model.eval().requires_grad_(False)
         visual: Any = self.model.visual
-        blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
+        blocks: Any = getattr(getattr(visual, "transformer", None), "resblocks", [])
         plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
         if not plain or any(type(b) is not ResidualAttentionBlock or not isinstance(b.ls_1, nn.Identity) for b in blocks):
             raise OvssError(f"clip '{name}' is not a plain CLIP ViT with a class token; only these are supported.")
@@ -99,7 +99,7 @@ class DenseCLIP:
         self.layer_norm_eps = self._loaded_eps = layer_norm_eps
         self.changed: dict[str, str | float] = {}  # options of `load_clip` that differ from the training of the weights
         self._run_block: Callable[[BlockView, Tensor], tuple[Tensor, QKV]] = BlockView.run
-        self.patch_size: int = visual.patch_size[0]
+        self.patch_size: int = visual.conv1.kernel_size[0]
         self.stored_grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())

@@ -5,11 +5,15 @@ Checkpoints in the layout of diffusers: 1.x, 2.x and XL, by name (configs/diffus
 Shapes: image (H, W, 3); S image_size; N = (S/8)^2 tokens at the resolution of the latents, fewer in deeper layers.
 """
 
+# diffusers has no types for its exports, schedulers and configurations.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportOptionalCall=false
+
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +121,7 @@ class _AllRecorded(Exception):
 class _Recorder:
     """An attention processor that first records the map of its layer. Other layers keep their fast processors."""
 
-    def __init__(self, processor: Callable, maps: dict[int, Tensor], layer: int, count: int) -> None:
+    def __init__(self, processor: Any, maps: dict[int, Tensor], layer: int, count: int) -> None:
         self.processor, self.maps, self.layer, self.count = processor, maps, layer, count
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

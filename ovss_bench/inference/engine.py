@@ -189,7 +189,7 @@ def _read_ahead(
         key, image = item
         try:
             with stages("read"):
-                image = image() if callable(image) else image
+                image: Any = image() if callable(image) else image
             context = make_context(image, segmentor, size, stages, str(key))
             if device.type != "cpu":
                 context.pixels = context.pixels.pin_memory()

@@ -33,7 +33,7 @@ class Axis:
     enlarged: int
 
 
-def axis(length: int, window: int | None, stride: int | None, patch: int, pad: str, multiple: int | None = None) -> Axis:
+def axis(length: int, window: int | None, stride: int, patch: int, pad: str, multiple: int | None = None) -> Axis:
     """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
 
     `pad`: `none`; `center`, zeros on both sides up to a multiple of the patch, or of `multiple` pixels, an odd one after
@@ -67,11 +67,11 @@ class SlidingWindow:
         for name, value in sides.items():
             if (name not in free or value != free[name]) and not (isinstance(value, int) and value > 0):
                 raise OvssError(f"{name}={value!r}: expected a positive whole number of pixels.")
-        if window != "whole" and stride > window:
-            raise OvssError(f"stride={stride}: expected at most the window, {window}, or pixels between windows stay empty.")
+        crop = None if isinstance(window, str) else window
+        if crop is not None and stride > crop:
+            raise OvssError(f"stride={stride}: expected at most the window, {crop}, or pixels between windows stay empty.")
         if pad not in PADS:
             raise unknown("padding", pad, PADS)
-        crop = None if window == "whole" else window
         return cls(*(axis(side, crop, stride, patch, pad, multiple) for side in (height, width)))
 
     @classmethod

@@ -103,10 +103,12 @@ class Segmentor(Method):
                 f"precision='{recipe.precision}', or set precision={clip.precision} here, too."
             )
         values = recipe.hyperparameters
+        for name in self.positive:
+            value = values.get(name)
+            if value is not None and not value > 0:
+                raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
         paths = {name: Path(values[name]) for name in of_class(type(self)).paths if values[name]}
         for name, value in (values | self.sources | paths).items():
-            if name in self.positive and value is not None and not value > 0:
-                raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
             setattr(self, name, value)
         for kind in self.requires:
             if getattr(self, kind) is None:
@@ -249,7 +251,7 @@ class Segmentor(Method):
         side, embeddings = self.clip.stored_grid[0] * self.clip.patch_size, []
         for start in range(0, len(images), IMAGES_PER_PASS):
             some = [resize(image, "square", side, side, 1) for image in images[start : start + IMAGES_PER_PASS]]
-            pixels = self.tensor(torch.stack([normalize(image, self.recipe.normalize) for image in some]))
+            pixels = torch.stack([normalize(image, self.recipe.normalize) for image in some]).to(self.clip.device)
             embeddings.append(self.clip.embeddings(self.clip.trunk(pixels, position=self.recipe.position)))
         return torch.cat(embeddings)
 
