@@ -25,8 +25,7 @@ WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
 
 @contextmanager
 def weight_errors(what: str) -> Iterator[None]:
-    """Turns any exception into an OvssError that begins with `what`: parsers and mismatched tensors raise nearly anything.
-    OvssErrors and out-of-memory errors of GPUs pass unchanged."""
+    """Turns any exception but OvssErrors and GPUs running out of memory into an OvssError that begins with `what`."""
     try:
         yield
     except (OvssError, torch.OutOfMemoryError):
@@ -37,8 +36,7 @@ def weight_errors(what: str) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and its metadata: that of safetensors, with JSON values parsed, or the activation of OpenAI's
-    archives."""
+    """The tensors of a file and its metadata: that of safetensors, JSON parsed, or the activation of OpenAI's archives."""
     path = Path(path)
     try:
         content, metadata = _read(path)

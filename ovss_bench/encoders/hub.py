@@ -41,9 +41,9 @@ def _answers(address: str) -> bool:
     try:
         port = parts.port or {"http": 80}.get(parts.scheme, 443)
         socket.create_connection((parts.hostname, port), SECONDS_TO_ANSWER).close()
+        return True
     except OSError:
         return False
-    return True
 
 
 def whole_network(kind: type, source: str, **options: Any) -> Any:
@@ -64,7 +64,5 @@ def short(error: Exception) -> str:
 
 
 def download_failed(what: str, source: str, error: Exception, hint: str) -> OvssError:
-    return OvssError(
-        f"{what} are not on this machine and could not be downloaded from {source} ({short(error)}). Download them by hand, "
-        f"then {hint}."
-    )
+    problem = f"{what} are not on this machine and could not be downloaded from {source} ({short(error)})"
+    return OvssError(f"{problem}. Download them by hand, then {hint}.")

@@ -1,5 +1,4 @@
-"""Vision encoders beside CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, by name (configs/vision), from a file in
-any of their published formats, or from a state dict."""
+"""Vision encoders beside CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, from any of their published formats."""
 
 from __future__ import annotations
 
@@ -124,16 +123,14 @@ def load_vision(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
 ) -> VisionEncoder | FeatureFolder:
-    """A vision encoder: `name` is an entry of configs/vision (`dino_vitb8`, `demo`, ...), a file, or a folder of precomputed
-    features; `state_dict` its tensors.
+    """A vision encoder from `name`, an entry of configs/vision, a file or a folder of precomputed features, or a `state_dict`.
 
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
     tensors. `heads`: from the entry, the file's metadata, or the width of a published model; else it must be given.
     `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled, `offset` (the code
     of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO it is
-    never resampled if the number of patches agrees and the input is square. `feature`: "tokens" by default; see
-    `VisionEncoder`. The file of an entry is searched for in the folder given by the environment variable OVSS_WEIGHTS, in the
-    package, then in the usual cache, to which it is downloaded.
+    never resampled if the number of patches agrees and the input is square. `feature`: see `VisionEncoder`. The file of an
+    entry is looked up in $OVSS_WEIGHTS, in the package and in torch's or huggingface's cache, or downloaded to the latter.
 
     Raises OvssError for an unknown name, a missing file, mismatched tensors, or an unknown number of heads.
     """
@@ -167,7 +164,7 @@ def load_vision(
     differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
     if differ:
         raise OvssError(
-            f"the weights of vision encoder '{label}' are those of another model: {', '.join(differ)}. Give the right file."
+            f"the weights of vision encoder '{label}' are another model's: {', '.join(differ)}. Give the right file."
         )
     if feature != "tokens" and not isinstance(model, PlainViT):
         raise OvssError(f"vision encoder '{label}' provides its image embedding only: use feature=tokens, not {feature}.")
@@ -223,9 +220,7 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
 def _download(group: str, name: str, entry: Mapping[str, Any]) -> Path:
     """The entry's file in the usual cache, downloaded if necessary."""
     if "url" not in entry and "hub" not in entry:
-        raise OvssError(
-            f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing. Reinstall it."
-        )
+        raise OvssError(f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing: reinstall.")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]
     try:
         if "hub" in entry:

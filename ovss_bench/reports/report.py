@@ -1,5 +1,4 @@
-"""Tables of results in the layout of the papers: a row per segmentor, a column per data set, the averages of a suite, and
-footnotes for anything that qualifies a number."""
+"""Tables of results as in papers: a row per segmentor, a column per data set, averages, and footnotes that qualify numbers."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ Results = Mapping[Path, Mapping[str, Any]]
 
 
 def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool) -> dict[Path, Mapping[str, Any]]:
-    """The results with the `chosen` segmentors, CLIPs, ...; without partial ones unless `partial`. Raises OvssError for a name
-    that no result has, and if nothing is left."""
+    """The results with the `chosen` segmentors, CLIPs, ... Raises OvssError for a name in no result, and if none is left."""
     for key, names in chosen.items():
         for name in names:
             known = {result[key] for result in results.values()}
@@ -102,7 +100,6 @@ def make_report(
 
 
 def _remarks(figures: Sequence[Figure], ranked: bool, published: bool, older: int) -> tuple[str, ...]:
-    """How the table is to be read."""
     remarks = ["Best bold, second underlined, among the rows of the same CLIP and protocol."] if ranked else []
     if any(figure.published is not None for figure in figures):
         remarks.append("In parentheses: the published figure, and the difference of ours from it.")
@@ -139,8 +136,7 @@ def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def provenance_notes(results: Results) -> dict[Path, list[str]]:
-    """For each result, how its provenance differs from that of most: packages, source, precision, the weights of a CLIP, the
-    files of a data set."""
+    """For each result, how its provenance differs from that of most: packages, source, precision, weights, data files."""
     facts = {path: _facts(result) for path, result in results.items()}
     values: dict[tuple[str, str], Counter] = {}
     for of_result in facts.values():
@@ -158,7 +154,7 @@ def provenance_notes(results: Results) -> dict[Path, list[str]]:
 
 
 def _facts(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """(kind, name) -> value of everything in the provenance that is compared."""
+    """(kind, name) -> value of the compared provenance."""
     provenance = result["provenance"]
     code = provenance.get("code") or {"core": provenance["source_digest"]}  # older results have one digest for all files
     return {

@@ -37,8 +37,7 @@ Member = tuple[str, int, Callable[[], IO[bytes]]]  # a regular file of an archiv
 
 @dataclass(frozen=True)
 class Archive:
-    """`paths`: files or folders of the archive -> their targets below the data set's folder. `url` only if the licence permits
-    a download without a form; `md5` only if it is published."""
+    """`paths`: files or folders of the archive -> targets below the data set's folder; `url`: if no form must be filled in."""
 
     file: str
     paths: Mapping[str, str]
@@ -47,8 +46,7 @@ class Archive:
 
 
 def download(archive: Archive, folder: Path, progress: Progress) -> Path:
-    """Downloads an archive into `folder`, resuming an earlier attempt. Raises OvssError if that fails or the checksum
-    differs."""
+    """Downloads an archive into `folder`, resuming an earlier attempt. Raises OvssError on failure or a wrong checksum."""
     target = folder / archive.file
     part = target.with_name(target.name + ".part")
     make_folder(part.parent)
@@ -102,13 +100,12 @@ def is_official(path: Path, archive: Archive) -> bool:
 
 
 def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, overwrite: bool = False) -> None:
-    """Unpacks `archive.paths` into `folder`. Every file is written atomically; existing files of the right size are kept unless
-    `overwrite`.
+    """Unpacks `archive.paths` into `folder`, each file atomically. Existing files of the same size are kept unless `overwrite`.
 
     Hidden files and those of operating systems are left out. Raises OvssError for a damaged or truncated archive, and, before
     anything is written, for names that lead outside the folder, for links, and for two members that would become one file.
     """
-    found = dict.fromkeys(archive.paths, 0)
+    found = set()
     with opened(path) as members:
         wanted: dict[Path, Member] = {}
         for member in members:
@@ -117,14 +114,13 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
                 continue
             for inside, outside in archive.paths.items():
                 if name == inside or inside == "" or name.startswith(inside.rstrip("/") + "/"):
-                    found[inside] += 1
+                    found.add(inside)
                     target = below(folder, str(PurePosixPath(outside, name[len(inside) :].strip("/"))), links=True)
                     if target in wanted:
                         raise _collision(path, wanted[target][0], name, target)
                     wanted[target] = member
-        for inside, number in found.items():
-            if not number:
-                raise OvssError(f"{path} holds no {inside}. Is it the right archive? Expected: {archive.file}.")
+        if missing := archive.paths.keys() - found:
+            raise OvssError(f"{path} holds no {min(missing)}. Is it the right archive? Expected: {archive.file}.")
         for target, (name, *_) in wanted.items():
             above = next((parent for parent in target.parents if parent in wanted), None)
             if above:

@@ -67,8 +67,7 @@ def check_choice(name: str, config: dict[str, Any], images: str | None) -> None:
 
 
 def choose_images(config: dict[str, Any], folder: Path, images: str | None, rerun: bool) -> str | None:
-    """The kind of images to make; None without a choice. Raises OvssError where images of another kind exist, since kinds must
-    not be mixed."""
+    """The kind of images to make; None without a choice. Raises OvssError if images of another kind exist: never mix them."""
     choices = config.get("prepare", {}).get("images")
     if not choices:
         return None

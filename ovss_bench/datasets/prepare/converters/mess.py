@@ -180,8 +180,7 @@ def kvasir_instrument(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="chase_db1")
 def chase_db1(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """The first observer's vessels in all images from the ninth on; values of 128 and more are white, as in mmsegmentation's
-    converter, according to which some maps are not purely black and white."""
+    """The first observer's vessels in all images from the ninth on. White is 128 and more, as in mmsegmentation's converter."""
     read = partial(brighter, threshold=127, number=1)
     for image in files(folder / "raw", "Image_*.jpg")[8:]:
         yield from pair(read, image, image.with_name(f"{image.stem}_1stHO.png"), folder, image.name, images)

@@ -47,8 +47,7 @@ def pictured(source: Path, target: Path, images: str = "original") -> Task:
 
 
 def recode(source: Path, target: Path) -> None:
-    """The picture is saved, not an array of it, so that Pillow keeps the comment of a JPEG file as in MESS's scripts: without
-    the comment the file's size would differ, and so would the fingerprint."""
+    """Saves the picture, not an array: Pillow keeps the JPEG comment, as in MESS's scripts; it is part of the fingerprint."""
     read_picture(source)  # refuses depths that Pillow would clip
     with Image.open(source) as image:
         picture = image.convert("RGB")

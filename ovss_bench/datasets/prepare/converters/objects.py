@@ -58,8 +58,7 @@ def xbd(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="inria")
 def inria(folder: Path) -> Iterator[Task]:
-    """27 labelled images <id>.tif of raw/train, in tiles of 1000 x 1000. Selection, tiles and names are SegEarth-OV's; the
-    official data have whole images."""
+    """27 labelled images <id>.tif of raw/train, selected and cut into tiles of 1000 x 1000 as by SegEarth-OV."""
     images, labels = raw_folders("inria", folder)
     ids = listed_images("inria_split_test.txt", images, ".tif")
     sources = [(name, images / f"{name}.tif", labels / f"{name}.tif") for name in ids]
