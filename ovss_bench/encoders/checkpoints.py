@@ -52,10 +52,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return content, metadata
     except Exception as error:  # from a safetensors file, a zip file, a pickle, or a web page saved under such a name
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OvssError(
-            f"weights {path} cannot be read safely: {reason}. Expected safetensors, a state dict saved by torch.save, or one "
-            "of OpenAI's TorchScript archives."
-        ) from error
+        hint = "Expected safetensors, a state dict saved by torch.save, or one of OpenAI's TorchScript archives."
+        raise OvssError(f"weights {path} cannot be read safely: {reason}. {hint}") from error
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -198,10 +198,8 @@ class DenseCLIP:
         tokens = self.tokenizer(prompts)
         words = getattr(getattr(text_tower(self.model), "token_embedding", None), "num_embeddings", None)
         if words is not None and tokens.max() >= words:
-            raise OvssError(
-                f"clip '{self.name}' embeds {words} tokens, but its tokenizer gives token {int(tokens.max())}. Use weights "
-                "with a complete text tower, or text features: Vocabulary.from_features."
-            )
+            what = f"clip '{self.name}' embeds {words} tokens, but its tokenizer gives token {int(tokens.max())}"
+            raise OvssError(f"{what}. Use weights with a complete text tower, or text features: Vocabulary.from_features.")
         return encode_tokens(self.model, tokens, self.device, advance)
 
 

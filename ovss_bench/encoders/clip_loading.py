@@ -174,10 +174,9 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
         return _openai_architecture(state_dict)
     import open_clip
 
-    config = open_clip.get_model_config(architecture)
-    if not config:
-        raise unknown("open_clip architecture", architecture, open_clip.list_models())
-    return dict(config)
+    if config := open_clip.get_model_config(architecture):
+        return dict(config)
+    raise unknown("open_clip architecture", architecture, open_clip.list_models())
 
 
 @cache
@@ -220,8 +219,7 @@ def _openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     """open_clip's configuration of a ViT in OpenAI's naming, inferred from the shapes; as in all of theirs, width/64 heads."""
     state_dict = _clean(state_dict)
     needed = "visual.conv1.weight visual.proj visual.positional_embedding ln_final.weight text_projection positional_embedding"
-    missing = [name for name in [*needed.split(), "token_embedding.weight"] if name not in state_dict]
-    if missing:
+    if missing := [name for name in [*needed.split(), "token_embedding.weight"] if name not in state_dict]:
         what = f"these weights are not a CLIP ViT in OpenAI's naming (no {', '.join(missing)})"
         raise OvssError(f"{what}; give their open_clip architecture.")
     width, _, _, patch = state_dict["visual.conv1.weight"].shape
@@ -230,22 +228,14 @@ def _openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     def layers(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in state_dict if name.startswith(prefix)})
 
+    side = patch * math.isqrt(state_dict["visual.positional_embedding"].shape[0] - 1)
+    length, words = state_dict["positional_embedding"].shape[0], state_dict["token_embedding.weight"].shape[0]
+    vision = {"image_size": side, "patch_size": patch, "width": width, "head_width": 64}
+    text = {"context_length": length, "vocab_size": words, "width": text_width, "heads": max(text_width // 64, 1)}
     return {
         "embed_dim": state_dict["text_projection"].shape[1],
-        "vision_cfg": {
-            "image_size": patch * math.isqrt(state_dict["visual.positional_embedding"].shape[0] - 1),
-            "patch_size": patch,
-            "width": width,
-            "layers": layers("visual.transformer.resblocks."),
-            "head_width": 64,
-        },
-        "text_cfg": {
-            "context_length": state_dict["positional_embedding"].shape[0],
-            "vocab_size": state_dict["token_embedding.weight"].shape[0],
-            "width": text_width,
-            "heads": max(text_width // 64, 1),
-            "layers": layers("transformer.resblocks."),
-        },
+        "vision_cfg": vision | {"layers": layers("visual.transformer.resblocks.")},
+        "text_cfg": text | {"layers": layers("transformer.resblocks.")},
     }
 
 

@@ -49,12 +49,10 @@ def _answers(address: str) -> bool:
 def whole_network(kind: type, source: str, **options: Any) -> Any:
     """A network of diffusers or transformers with all of its weights: both libraries initialise missing ones at random."""
     model, report = kind.from_pretrained(source, output_loading_info=True, **options)
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if wrong:
-        raise OvssError(
-            f"{source} does not hold all weights: {len(wrong)} tensors of {kind.__name__} are missing or have another shape "
-            f"({wrong[0]}, ...). Copy or download it again, or give another folder or repository."
-        )
+    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        what = f"{len(wrong)} tensors of {kind.__name__} are missing or have another shape ({wrong[0]}, ...)"
+        hint = "Copy or download it again, or give another folder or repository."
+        raise OvssError(f"{source} does not hold all weights: {what}. {hint}")
     return model
 
 

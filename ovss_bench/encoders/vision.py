@@ -65,10 +65,8 @@ class VisionEncoder:
         """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w)."""
         height, width = pixels.shape[2:]
         if min(height, width) < self.patch_size:
-            raise OvssError(
-                f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}' "
-                f"({self.patch_size}). Use larger windows or another encoder."
-            )
+            what = f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}'"
+            raise OvssError(f"{what} ({self.patch_size}). Use larger windows or another encoder.")
         images = max(TOKENS.get(self.device.type, TOKENS["cuda"]) // self.model.tokens(height, width), 1)
         parts = [self.model(part.to(self.device), self.feature).float() for part in pixels.split(images)]
         return torch.cat(parts).to(pixels.device)
@@ -95,10 +93,9 @@ class FeatureFolder:
             if features.ndim != 3 or features.dtype.kind not in "fiu" or not np.isfinite(features).all():
                 raise ValueError(f"`features` are {features.dtype} of the shape {features.shape}, or hold NaN or infinity")
         except DAMAGES as error:
-            raise OvssError(
-                f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read: "
-                f"{error}. Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."
-            ) from error
+            what = f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read"
+            hint = "Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."
+            raise OvssError(f"{what}: {error}. {hint}") from error
         return torch.from_numpy(features.astype(np.float32))[None].to(batch.pixels.device)
 
 
@@ -135,11 +132,10 @@ def load_vision(
     Raises OvssError for an unknown name, a missing file, mismatched tensors, or an unknown number of heads.
     """
     feature = feature or "tokens"
-    checked = {"feature": (feature, FEATURES), "precision": (precision, PRECISIONS)}
-    checked |= {"position": (position, POSITIONS)} if position is not None else {}
+    checked = {"feature": (feature, FEATURES), "precision": (precision, PRECISIONS), "position": (position, (None, *POSITIONS))}
     for key, (value, known) in checked.items():
         if value not in known:
-            raise unknown(key, value, known)
+            raise unknown(key, value, filter(None, known))
     label, settings = "state_dict", {}
     if state_dict is None:
         if name not in config_names("vision") and Path(name or "-").is_dir():
@@ -163,9 +159,7 @@ def load_vision(
     found |= {key: getattr(model, key) for key in ("width", "depth", "heads")}
     differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
     if differ:
-        raise OvssError(
-            f"the weights of vision encoder '{label}' are another model's: {', '.join(differ)}. Give the right file."
-        )
+        raise OvssError(f"the weights of vision encoder '{label}' differ: {', '.join(differ)}. Give the file of this model.")
     if feature != "tokens" and not isinstance(model, PlainViT):
         raise OvssError(f"vision encoder '{label}' provides its image embedding only: use feature=tokens, not {feature}.")
     if position is not None and getattr(model, "position", None) is None:

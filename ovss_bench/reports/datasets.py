@@ -40,6 +40,9 @@ def card(name: str, root: str | None) -> Text:
     given, (name, config, _) = name, dataset_config(name)
     folder = f"{root or 'DATA_ROOT'}/{config.get('folders', ['(drawn)'])[0]}"
     state, dataset = state_of(given, root)
+    prepare, figures = config.get("prepare", {}), published_figures()
+    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in prepare.get("archives", ())]
+    suites = [f"suite/{suite}" for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
     facts: dict[str, Any] = {
         "here": state,
         "missing": None if dataset or "images" not in config else "\n".join(_missing(given, root, config)),
@@ -54,11 +57,6 @@ def card(name: str, root: str | None) -> Text:
         "zero label": "ignored, the others count from 0" if config.get("reduce_zero_label") else None,
         "ignored value": config.get("ignore_index", 255),
         "names": ", ".join(names_variants(config.get("names_of", name))) or "canonical only",
-    }
-    prepare, figures = config.get("prepare", {}), published_figures()
-    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in prepare.get("archives", ())]
-    suites = [f"suite/{suite}" for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
-    facts |= {
         "archives": "\n".join(archives) or None,
         "suites": ", ".join(suites) or None,
         "reported by": ", ".join(sorted(figures["method"][figures["dataset"] == name].unique())) or "no published figure",

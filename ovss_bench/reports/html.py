@@ -193,8 +193,7 @@ class Page:
         style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
         escaped = block.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         parts = {"style": style, "script": script, "table": html(results_table(self.rows)), "data": escaped}
-        hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-        return render("page.html", title=self.title, **hashes, **parts)
+        return render("page.html", title=self.title, style_hash=_hash(style), script_hash=_hash(script), **parts)
 
 
 def confusions(matrix: np.ndarray) -> dict[str, Any]:

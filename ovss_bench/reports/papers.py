@@ -188,8 +188,7 @@ def _table(name: str, content: Any) -> PaperTable:
         _known(f"column of the average '{average}'", members, datasets)
     rows = tuple(_row(number, row, datasets) for number, row in enumerate(values["rows"], 1))
     for what, names in {"row": [row.name for row in rows], "dataset": datasets, "average": [*averages, *datasets]}.items():
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
+        if repeated := [name for name in names if names.count(name) > 1]:
             raise OvssError(f"{what} '{repeated[0]}' occurs twice.")
     return PaperTable(name, values["title"], values["source"], tuple(datasets), rows, averages)
 

@@ -31,10 +31,9 @@ def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool)
     left = {path: r for path, r in results.items() if all(not names or r[key] in names for key, names in chosen.items())}
     if not left:
         raise OvssError("no result matches all filters.")
-    complete = {path: result for path, result in left.items() if partial or not result["partial"]}
-    if not complete:
-        raise OvssError(f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked.")
-    return complete
+    if complete := {path: result for path, result in left.items() if partial or not result["partial"]}:
+        return complete
+    raise OvssError(f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked.")
 
 
 def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
@@ -128,7 +127,7 @@ def _newest(results: Results, datasets: Sequence[str]) -> tuple[dict[tuple[str, 
 
 
 def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """What identifies a row. Overrides and stand-ins become its footnotes."""
+    """The key of a row. Overrides and stand-ins become its footnotes."""
     overridden = ", ".join(f"{name}={value}" for name, value in result["overridden"].items())
     kinds = ", ".join(stand_ins(result))
     notes = (f"overridden: {overridden}" if overridden else "", f"stand-in {kinds}" if kinds else "")
@@ -171,8 +170,7 @@ def _figure(result: Mapping[str, Any], metric: str, notes: Sequence[str], publis
     if cell.partial:
         images = result["images"]
         cell.notes.insert(0, f"partial: {images['evaluated']} of {images['expected']} images")
-    figures = result["published"]["figures"] if published else []
-    if figures:
+    if figures := result["published"]["figures"] if published else []:
         figure = next((figure for figure in figures if figure["metric"] == metric), figures[0])
         cell.published, cell.difference = figure["miou"], figure["difference"]
         if figure["metric"] != metric:

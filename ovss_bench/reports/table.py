@@ -158,7 +158,7 @@ class Markup:
         if cell.interval:
             beside.append("[" + ", ".join(self._number(bound, digits, sign) for bound in cell.interval) + "]")
         if cell.published is not None:
-            published = f"{cell.published:.{digits}f}" if column.average else f"{cell.published:g}"  # as it is printed
+            published = f"{cell.published:.{digits}f}" if column.average else f"{cell.published:g}"  # as printed
             difference = "" if cell.difference is None else ", " + self._number(cell.difference, digits, "+")
             beside.append(f"({published}{difference})")
         return f"{text} {self.aside.format(' '.join(beside))}" if beside else text

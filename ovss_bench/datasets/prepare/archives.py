@@ -122,8 +122,7 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
         if missing := archive.paths.keys() - found:
             raise OvssError(f"{path} holds no {min(missing)}. Is it the right archive? Expected: {archive.file}.")
         for target, (name, *_) in wanted.items():
-            above = next((parent for parent in target.parents if parent in wanted), None)
-            if above:
+            if above := next((parent for parent in target.parents if parent in wanted), None):
                 raise _collision(path, wanted[above][0], name, above)
         sweep(wanted)
         with progress.start(f"unpacking {path.name}", len(wanted), "files") as task:
@@ -135,10 +134,8 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
 
 def _collision(path: Path, one: str, other: str, target: Path) -> OvssError:
     names = f"'{one}' twice" if one == other else f"'{one}' and '{other}'"
-    return OvssError(
-        f"{path} holds {names}: both would be written to {target}. It is not the official archive, or was packed "
-        "again: use the official one, or unpack it by hand."
-    )
+    hint = "It is not the official archive, or was packed again: use the official one, or unpack it by hand."
+    return OvssError(f"{path} holds {names}: both would be written to {target}. {hint}")
 
 
 def sweep(targets: Iterable[Path]) -> None:
@@ -175,10 +172,8 @@ def opened(path: Path) -> Iterator[list[Member]]:
             with tarfile.open(path) as file:
                 yield list(_tar_members(path, file))
         else:
-            raise OvssError(
-                f"{path} is no zip or tar archive, or damaged or truncated ({path.stat().st_size} bytes). Delete it and "
-                "download it again; other kinds of archives must be unpacked by hand."
-            )
+            hint = "Delete it and download it again; other kinds of archives must be unpacked by hand."
+            raise OvssError(f"{path} is no zip or tar archive, or damaged or truncated ({path.stat().st_size} bytes). {hint}")
     except NotImplementedError as error:
         raise OvssError(f"{path} cannot be unpacked: {error}. Unpack it by hand.") from error
     except DAMAGED as error:

@@ -129,14 +129,12 @@ def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], de
 
 def files(folder: Path, pattern: str) -> list[Path]:
     """The files that match a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
-    found = data_files(folder, pattern)
-    if not found:
-        raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
-    return found
+    if found := data_files(folder, pattern):
+        return found
+    raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
 
 
 def require(paths: Sequence[Path]) -> None:
     """Raises OvssError for missing files."""
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
+    if missing := [path for path in paths if not path.is_file()]:
         raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. {UNPACK}")

@@ -58,8 +58,7 @@ def _isprs(folder: Path, val: list[str], parts: slice) -> Iterator[Task]:
         for kind in ("images", "labels")
     )
     for one, other, kind in ((images, labels, "labels"), (labels, images, "images")):
-        missing = [one[key].name for key in val if key in one and key not in other]
-        if missing:
+        if missing := [one[key].name for key in val if key in one and key not in other]:
             raise OvssError(f"{folder / 'raw' / kind} has nothing for {missing[0]}. Unpack the official archive again.")
     sources = [(key, images[key], labels[key]) for key in val if key in images]
     if not sources:

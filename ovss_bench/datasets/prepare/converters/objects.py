@@ -93,8 +93,7 @@ def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
 def masks(source: Path, to: Path, ids: list[str], suffix: str = ".png", end: str = "", threshold: int = 128) -> Iterator[Task]:
     """Tasks that write the label maps of images to the folder `to`, from masks <id><end> in the folder `source`."""
     found = {path.stem: path for path in data_files(source) if path.suffix.lower() in SUFFIXES}
-    missing = [key + end for key in ids if key + end not in found and not (to / f"{key}{suffix}").exists()]
-    if missing:
+    if missing := [key + end for key in ids if key + end not in found and not (to / f"{key}{suffix}").exists()]:
         raise OvssError(f"{source} lacks {len(missing)} masks, the first: {missing[0]}. Unpack the official archive there.")
     for key in ids:
         if key + end in found:
@@ -102,10 +101,7 @@ def masks(source: Path, to: Path, ids: list[str], suffix: str = ".png", end: str
 
 
 def binary(path: Path, threshold: int) -> np.ndarray:
-    """(H, W) uint8, 1 where a mask in grey values reaches the threshold.
-
-    Raises OvssError for a mask in colours, or one that holds 0 and 1 where 0 and 255 are expected.
-    """
+    """(H, W) uint8, 1 where a mask reaches the threshold. Raises OvssError for colours, or 0 and 1 instead of 0 and 255."""
     with Image.open(path) as image:
         if image.mode not in ("1", "L") and np.ptp(np.array(image.convert("RGB")), axis=2).max() > NOISE:
             raise OvssError(f"mask {path} is in colours, expected black and white. Unpack the official archive again.")

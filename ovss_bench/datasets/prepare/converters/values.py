@@ -61,10 +61,7 @@ def first_channel(path: Path) -> np.ndarray:
 
 
 def black_or_white(path: Path) -> np.ndarray:
-    """The first channel divided by 255 and truncated: grey is black.
-
-    Raises OvssError if white is missing or rare compared with grey: such a mask has another encoding (0 and 1, ...).
-    """
+    """The first channel divided by 255 and truncated: grey is black. Raises OvssError if white is rare compared with grey."""
     channel = first_channel(path)
     is_grey = (channel != 0) & (channel != 255)
     white, grey = np.count_nonzero(channel == 255), np.count_nonzero(is_grey)
