@@ -37,10 +37,8 @@ class RegionBank:
         given = {name: part for name, part in given.items() if part is not None}
         for name, part in given.items():
             if part.ndim != 2 or not part.is_floating_point() or not part.isfinite().all():
-                raise OvssError(
-                    f"the {name} of a region bank are {part.dtype} of the shape {tuple(part.shape)}, or hold NaN or infinity; "
-                    "expected finite numbers, a row for each region."
-                )
+                what = f"the {name} of a region bank are {part.dtype} of the shape {tuple(part.shape)}, or hold NaN or infinity"
+                raise OvssError(f"{what}; expected finite numbers, a row for each region.")
         rows = {len(part) for part in given.values()}
         if len(rows) != 1 or 0 in rows:
             raise OvssError(f"a region bank needs as many keys as values, and at least one; these have {sorted(rows)} rows.")
@@ -66,10 +64,9 @@ class RegionBank:
     def search(self, keys: Tensor, count: int) -> Tensor:
         """Indices (N, count) of the regions whose keys are most similar to each of `keys` (N, C), best first."""
         if keys.shape[1] != self.keys.shape[1]:
-            raise OvssError(
-                f"the keys of the region bank have {self.keys.shape[1]} channels, the features of the vision encoder "
-                f"{keys.shape[1]}. Use the encoder that the bank was made with."
-            )
+            what = f"the keys of the region bank have {self.keys.shape[1]} channels"
+            hint = "Use the encoder that the bank was made with."
+            raise OvssError(f"{what}, the features of the vision encoder {keys.shape[1]}. {hint}")
         return (keys.to(self.keys) @ self.keys.T).topk(min(count, len(self.keys)), dim=-1).indices
 
     def cosines(self, found: Tensor, text: Tensor, vocabulary: Vocabulary) -> Tensor:
@@ -83,10 +80,8 @@ class RegionBank:
 def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
     """Cosines (Q, N) of texts (Q, E) with the mean values of retrieved regions (N, count)."""
     if text.shape[1] != values.shape[1]:
-        raise OvssError(
-            f"the values of the region bank have {values.shape[1]} channels, the text features {text.shape[1]}. Use the CLIP "
-            "that the bank was made with."
-        )
+        what = f"the values of the region bank have {values.shape[1]} channels, the text features {text.shape[1]}"
+        raise OvssError(f"{what}. Use the CLIP that the bank was made with.")
     return text.to(values) @ F.normalize(values[found].mean(1), dim=-1).T
 
 
@@ -98,13 +93,10 @@ def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
     The authors' FAISS indices hold compressed keys: reconstruct these (`index.reconstruct_n`) and store the result.
     """
     if not Path(path).is_file():
-        raise OvssError(
-            f"the region bank {path} does not exist. Give the path of a safetensors file with tensors keys, values and "
-            "optionally aux_values, or leave bank out."
-        )
+        hint = "Give the path of a safetensors file with tensors keys, values and optionally aux_values, or leave bank out."
+        raise OvssError(f"the region bank {path} does not exist. {hint}")
     tensors, metadata = read_weights(Path(path))
-    missing = {"keys", "values"} - tensors.keys()
-    if missing:
+    if missing := {"keys", "values"} - tensors.keys():
         raise OvssError(f"the region bank {path} lacks {', '.join(sorted(missing))}; it holds {', '.join(sorted(tensors))}.")
     aux = None
     if "aux_values" in tensors:

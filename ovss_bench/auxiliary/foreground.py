@@ -44,8 +44,7 @@ class Found:
 
 
 def keys(encoder: VisionEncoder, image: np.ndarray) -> Tensor:
-    """Keys (1, C, h, w) of an image (H, W, 3) uint8, padded with zeros to whole patches on the right and bottom after
-    normalisation."""
+    """Keys (1, C, h, w) of an image (H, W, 3) uint8, normalised, then zero-padded to whole patches on the right and bottom."""
     pixels = normalize(image, "imagenet")
     bottom, right = (-side % encoder.patch_size for side in pixels.shape[1:])
     return encoder.features(F.pad(pixels, (0, right, 0, bottom))[None].to(encoder.device))
@@ -69,8 +68,6 @@ def load_foreground(name: str | Path, *, encoder: VisionEncoder | None = None, d
     found = Found(keyed, weight, bias)
     channels = keys(keyed, np.zeros((keyed.patch_size,) * 2 + (3,), np.uint8)).shape[1]
     if channels != weight.shape[1]:
-        raise OvssError(
-            f"the decoder {path} takes {weight.shape[1]} channels, but vision encoder '{keyed.name}' has {channels}. "
-            "Use the encoder that it was trained on."
-        )
+        what = f"the decoder {path} takes {weight.shape[1]} channels, but vision encoder '{keyed.name}' has {channels}"
+        raise OvssError(f"{what}. Use the encoder that it was trained on.")
     return found

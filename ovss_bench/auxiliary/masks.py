@@ -119,16 +119,14 @@ class Sam:
         return ((a, b) for a, b in zip(logits.split(MASKS_AT_ONCE), iou.split(MASKS_AT_ONCE), strict=True) if len(a))
 
     def stable(self, logits: Tensor) -> Tensor:
-        """(N,) bool for masks (N, H, W): whether the IoU of the masks at a higher and a lower threshold is high enough. Empty
-        masks are unstable."""
+        """(N,) bool for masks (N, H, W): whether those of a higher and a lower threshold have a high IoU; false if empty."""
         if self.stability_score_thresh == 0:
             return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         higher, lower = ((logits > self.mask_threshold + sign * self.stability_score_offset).sum((1, 2)) for sign in (1, -1))
         return higher / lower >= self.stability_score_thresh
 
     def frame(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """Network input (1, 3, S, S), and the (height, width) of the image in it: the long side becomes S (Pillow, bilinear),
-        the rest is padded with zeros after normalisation."""
+        """Network input (1, 3, S, S), zero-padded after normalisation, and the image's size in it: its long side is S."""
         factor = self.side / max(image.shape[:2])
         height, width = (max(int(length * factor + 0.5), 1) for length in image.shape[:2])
         resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

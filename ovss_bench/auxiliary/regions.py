@@ -38,7 +38,7 @@ from .masks import Sam, Sam2
 
 INDEX = "regions.json"
 SUFFIXES = (".npz", ".png")
-# Keys of configs/regions other than the settings by which a generator is recognised.
+# Keys of configs/regions other than the settings that identify a generator.
 NO_SETTINGS = ("weights", "precision", "points_per_batch", "kind", "source", "stand_in", "unconfirmed")
 
 
@@ -76,8 +76,7 @@ class Felzenszwalb(Superpixels):
 
 @dataclass(eq=False)
 class Slic(Superpixels):
-    """SLIC superpixels (Achanta et al., TPAMI 2012): about `n_segments` of them, more square with larger
-    `compactness`; `sigma`: of the Gaussian filter before."""
+    """SLIC (Achanta et al., TPAMI 2012): about `n_segments`, squarer with larger `compactness`; `sigma`: of a Gaussian blur."""
 
     kind: ClassVar[str] = "slic"
     n_segments: Count
@@ -144,10 +143,8 @@ def _published_maps(name: str, source: str) -> RegionFolder:
         )
     maps = RegionFolder(*folders)
     if maps.generator != name:
-        raise OvssError(
-            f"the maps in {', '.join(map(str, folders))} are not all indexed as those of {name}: python tools/regions.py index "
-            f"FOLDER dataset=NAME regions={name}"
-        )
+        what = f"the maps in {', '.join(map(str, folders))} are not all indexed as those of {name}"
+        raise OvssError(f"{what}: python tools/regions.py index FOLDER dataset=NAME regions={name}")
     return maps
 
 
@@ -185,10 +182,8 @@ class RegionFolder:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         file = self.files.get(image_key(image))
         if file is None:
-            raise OvssError(
-                f"folder {self.folder} has no regions for this image of {image.shape[0]} x {image.shape[1]} pixels (height x "
-                f"width). Make them with: {self.again}"
-            )
+            what = f"this image of {image.shape[0]} x {image.shape[1]} pixels (height x width)"
+            raise OvssError(f"folder {self.folder} has no regions for {what}. Make them with: {self.again}")
         return read_regions(below(self.folder, file), image.shape[:2], self.contents.get(file))
 
 
@@ -227,9 +222,8 @@ def read_index(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"{wrong[0]} is {str(index[wrong[0]])[:60]}")
         return index
     except (*DAMAGES, AttributeError, RecursionError) as error:
-        raise OvssError(
-            f"{path} is damaged: {error}. Make it again: python tools/regions.py index {folder} dataset=NAME"
-        ) from error
+        command = f"python tools/regions.py index {folder} dataset=NAME"
+        raise OvssError(f"{path} is damaged: {error}. Make it again: {command}") from error
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
@@ -256,9 +250,7 @@ def read_regions(path: Path, size: tuple[int, int] | None = None, content: str |
     except (*DAMAGES, SyntaxError, Image.DecompressionBombError) as error:
         raise OvssError(f"region map {path} cannot be read: {error}. Copy it again, or delete it and make it again.") from error
     if regions.ndim != 2 or regions.dtype.kind not in "biuf" or (regions.dtype.kind == "f" and (regions % 1).any()):
-        raise OvssError(
-            f"region map {path} is {regions.dtype} of the shape {regions.shape}; expected whole numbers, height x width."
-        )
+        raise OvssError(f"region map {path} is {regions.dtype} of the shape {regions.shape}; expected whole numbers (H, W).")
     if size not in (None, regions.shape):
         raise OvssError(
             f"region map {path} is {regions.shape[0]} x {regions.shape[1]} pixels (height x width), its image {size[0]} x "
@@ -266,8 +258,6 @@ def read_regions(path: Path, size: tuple[int, int] | None = None, content: str |
             "made the map may not have done; make the map again from the rotated image."
         )
     if content not in (None, map_digest(regions)):
-        raise OvssError(
-            f"region map {path} is damaged, or has changed since {INDEX} was made. Copy it again, or rerun tools/regions.py: "
-            "damaged maps are recomputed."
-        )
+        hint = "Copy it again, or rerun tools/regions.py: damaged maps are recomputed."
+        raise OvssError(f"region map {path} is damaged, or has changed since {INDEX} was made. {hint}")
     return regions.astype(np.int32)

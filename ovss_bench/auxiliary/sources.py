@@ -75,8 +75,7 @@ def stated(name: str | None, source: Any) -> dict[str, Any]:
 
 
 class FeatureCache:
-    """A folder of arrays that depend on a single image, for later runs. The key is a digest of `maker` (weights and settings),
-    the code and the image's bytes."""
+    """Arrays that depend on one image, kept in a folder by the digest of `maker` (weights, settings), code and image."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = user_path(folder)
@@ -90,8 +89,7 @@ class FeatureCache:
         methods = () if compute.__module__ == ImageContext.__module__ else ("segmentors",)
         key = digest(maker, code("auxiliary", "encoders", "ops", "image.py", *methods), image_key(image))
         path = self.folder / key[:2] / f"{key}.safetensors"
-        entry = read_entry(path)
-        if entry is not None:
+        if (entry := read_entry(path)) is not None:
             with np.load(BytesIO(entry["npz"].numpy().tobytes())) as file:
                 return file["array"]
         array = compute()

@@ -25,8 +25,7 @@ WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
 
 @contextmanager
 def weight_errors(what: str) -> Iterator[None]:
-    """Turns any exception into an OvssError that begins with `what`: parsers and mismatched tensors raise nearly anything.
-    OvssErrors and out-of-memory errors of GPUs pass unchanged."""
+    """Turns any exception but OvssErrors and GPUs running out of memory into an OvssError that begins with `what`."""
     try:
         yield
     except (OvssError, torch.OutOfMemoryError):
@@ -37,8 +36,7 @@ def weight_errors(what: str) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and its metadata: that of safetensors, with JSON values parsed, or the activation of OpenAI's
-    archives."""
+    """The tensors of a file and its metadata: that of safetensors, JSON parsed, or the activation of OpenAI's archives."""
     path = Path(path)
     try:
         content, metadata = _read(path)
@@ -54,10 +52,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return content, metadata
     except Exception as error:  # from a safetensors file, a zip file, a pickle, or a web page saved under such a name
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OvssError(
-            f"weights {path} cannot be read safely: {reason}. Expected safetensors, a state dict saved by torch.save, or one "
-            "of OpenAI's TorchScript archives."
-        ) from error
+        hint = "Expected safetensors, a state dict saved by torch.save, or one of OpenAI's TorchScript archives."
+        raise OvssError(f"weights {path} cannot be read safely: {reason}. {hint}") from error
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:

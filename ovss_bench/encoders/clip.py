@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
-}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x)}
 LAYER_NORM_EPS = 1e-5  # CLIP was trained with it
 
 
@@ -63,8 +60,7 @@ class BlockView:
         return attention_maps(*self.qkv(self.ln_1(x))[:2])
 
     def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The block's values (B, H*W, D) for the patches of x (B, 1+h*w, D), heads concatenated, bilinearly resized to a grid
-        (H, W)."""
+        """The block's values (B, H*W, D) for the patches of x (B, 1+h*w, D), bilinearly resized to a grid (H, W)."""
         values = self.qkv(self.ln_1(x))[2][:, :, 1:].transpose(1, 2).flatten(2)
         if grid == self.grid:
             return values
@@ -111,12 +107,10 @@ class DenseCLIP:
         return f"DenseCLIP({self.name}: {kind}, {self.precision} on {self.device})"
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
         return f"<pre>{escape(repr(self))}</pre>"
 
     def variant(self, activation: str | None = None, layer_norm_eps: float | None = None) -> DenseCLIP:
-        """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP's original code); None
-        keeps the loaded one."""
+        """The same weights with another activation or LayerNorm epsilon in the image tower (MaskCLIP); None: as loaded."""
         other = copy.copy(self)
         other.activation = activation or self.text_activation
         other.layer_norm_eps = layer_norm_eps or self._loaded_eps
@@ -150,9 +144,7 @@ class DenseCLIP:
         return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
 
     @torch.inference_mode()
-    def trunk(
-        self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset", keep_qkv: Collection[int] = ()
-    ) -> Trunk:
+    def trunk(self, pixels: Tensor, keep: Collection[int] = (), position="offset", keep_qkv: Collection[int] = ()) -> Trunk:
         """All blocks but the last, for normalised pixels (B, 3, H, W), cropped to whole patches.
 
         The result holds the inputs of the blocks in `keep`, and inputs, queries, keys and values of those in `keep_qkv`
@@ -176,8 +168,7 @@ class DenseCLIP:
         return Trunk(x, grid, states, kept)
 
     def qkv(self, trunk: Trunk, index: int) -> QKV:
-        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept. Those of the last block, and for inputs
-        from the trunk cache, are computed on first use."""
+        """Queries, keys and values (B, K, T, d) of a block whose input the trunk kept, computed on first use if not kept."""
         if index not in trunk.qkv:
             block = self.block(index, trunk.grid)
             trunk.qkv[index] = block.qkv(block.ln_1(trunk.states[index]))
@@ -207,10 +198,8 @@ class DenseCLIP:
         tokens = self.tokenizer(prompts)
         words = getattr(getattr(text_tower(self.model), "token_embedding", None), "num_embeddings", None)
         if words is not None and tokens.max() >= words:
-            raise OvssError(
-                f"clip '{self.name}' embeds {words} tokens, but its tokenizer gives token {int(tokens.max())}. Use weights "
-                "with a complete text tower, or text features: Vocabulary.from_features."
-            )
+            what = f"clip '{self.name}' embeds {words} tokens, but its tokenizer gives token {int(tokens.max())}"
+            raise OvssError(f"{what}. Use weights with a complete text tower, or text features: Vocabulary.from_features.")
         return encode_tokens(self.model, tokens, self.device, advance)
 
 

@@ -77,12 +77,11 @@ def load_clip(
         quick = config.pop("quick_gelu", architecture is None)
         trained_with = trained_with or ("quick_gelu" if quick else "gelu")
         activation = activation or trained_with
-        dtype = PRECISIONS[precision]
         model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
         named = architecture if isinstance(architecture, str) else None
         if named is None:
             _check_sizes(config, state_dict)
-        cast = None if dtype == torch.float32 else dtype
+        cast = None if precision == "fp32" else PRECISIONS[precision]
         model = model_class(**config, quick_gelu=activation == "quick_gelu", cast_dtype=cast)
         model.load_state_dict(_adapted(state_dict, model), strict=True)
         tokenizer = _tokenizer(named, config["text_cfg"].get("context_length", 77))
@@ -175,10 +174,9 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
         return _openai_architecture(state_dict)
     import open_clip
 
-    config = open_clip.get_model_config(architecture)
-    if not config:
-        raise unknown("open_clip architecture", architecture, open_clip.list_models())
-    return dict(config)
+    if config := open_clip.get_model_config(architecture):
+        return dict(config)
+    raise unknown("open_clip architecture", architecture, open_clip.list_models())
 
 
 @cache
@@ -190,17 +188,15 @@ def _tokenizer(architecture: str | None, context_length: int) -> Callable:
 
 
 def _stated_architecture(metadata: Mapping[str, Any]) -> str | dict[str, Any] | None:
-    """The architecture in a file's metadata: open_clip's name, or a configuration that holds sizes only, since other entries
-    can make open_clip download models. Raises OvssError for anything else."""
+    """The architecture in a file's metadata: open_clip's name, or a configuration. Raises OvssError for entries other than
+    sizes, since they can make open_clip download models."""
     stated = metadata.get("architecture")
     if isinstance(stated, str | None):
         return stated
     for part, known in SIZES.items():
         sizes = stated.get(part) if part and isinstance(stated, dict) else stated
         if not isinstance(sizes, dict):
-            raise OvssError(
-                f"{part or 'architecture'} in the metadata is {str(sizes)[:60]}; expected a configuration of open_clip."
-            )
+            raise OvssError(f"{part or 'architecture'} in the metadata is {str(sizes)[:60]}; expected an open_clip config.")
         for key, value in sizes.items():
             if key not in known or not (key in SIZES or isinstance(value, bool | int | float)):
                 raise OvssError(f"{part} {key} in the metadata is {str(value)[:60]}, which is not a size of a CLIP ViT.")
@@ -208,8 +204,7 @@ def _stated_architecture(metadata: Mapping[str, Any]) -> str | dict[str, Any] | 
 
 
 def _check_sizes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> None:
-    """Checks that a configuration does not need more parameters than the tensors have, before a model of wrong sizes exhausts
-    the memory. Raises ValueError."""
+    """Raises ValueError for a configuration that needs more parameters than the tensors have, and so could exhaust memory."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     needed = [text["vocab_size"] * text["width"], text["context_length"] ** 2, vision["width"] * vision["patch_size"] ** 2]
     needed += [config["embed_dim"] * tower["width"] for tower in (vision, text)]
@@ -224,33 +219,23 @@ def _openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     """open_clip's configuration of a ViT in OpenAI's naming, inferred from the shapes; as in all of theirs, width/64 heads."""
     state_dict = _clean(state_dict)
     needed = "visual.conv1.weight visual.proj visual.positional_embedding ln_final.weight text_projection positional_embedding"
-    missing = [name for name in [*needed.split(), "token_embedding.weight"] if name not in state_dict]
-    if missing:
-        raise OvssError(
-            f"these weights are not a CLIP ViT in OpenAI's naming (no {', '.join(missing)}); give their open_clip architecture."
-        )
+    if missing := [name for name in [*needed.split(), "token_embedding.weight"] if name not in state_dict]:
+        what = f"these weights are not a CLIP ViT in OpenAI's naming (no {', '.join(missing)})"
+        raise OvssError(f"{what}; give their open_clip architecture.")
     width, _, _, patch = state_dict["visual.conv1.weight"].shape
     text_width = state_dict["ln_final.weight"].shape[0]
 
     def layers(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in state_dict if name.startswith(prefix)})
 
+    side = patch * math.isqrt(state_dict["visual.positional_embedding"].shape[0] - 1)
+    length, words = state_dict["positional_embedding"].shape[0], state_dict["token_embedding.weight"].shape[0]
+    vision = {"image_size": side, "patch_size": patch, "width": width, "head_width": 64}
+    text = {"context_length": length, "vocab_size": words, "width": text_width, "heads": max(text_width // 64, 1)}
     return {
         "embed_dim": state_dict["text_projection"].shape[1],
-        "vision_cfg": {
-            "image_size": patch * math.isqrt(state_dict["visual.positional_embedding"].shape[0] - 1),
-            "patch_size": patch,
-            "width": width,
-            "layers": layers("visual.transformer.resblocks."),
-            "head_width": 64,
-        },
-        "text_cfg": {
-            "context_length": state_dict["positional_embedding"].shape[0],
-            "vocab_size": state_dict["token_embedding.weight"].shape[0],
-            "width": text_width,
-            "heads": max(text_width // 64, 1),
-            "layers": layers("transformer.resblocks."),
-        },
+        "vision_cfg": vision | {"layers": layers("visual.transformer.resblocks.")},
+        "text_cfg": text | {"layers": layers("transformer.resblocks.")},
     }
 
 

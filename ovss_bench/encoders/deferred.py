@@ -1,4 +1,4 @@
-"""Imports a library without the dependencies that this project never uses, which saves seconds at every start.
+"""Imports a library without dependencies that this project never uses, to save seconds at every start.
 
 Written by hand: `importlib.util.LazyLoader` must import the parent packages, and `lazy_loader` requires changes to the library.
 """
@@ -15,8 +15,7 @@ from typing import Any
 
 @contextmanager
 def deferred(*modules: str) -> Iterator[None]:
-    """Replaces `modules` that are not imported yet by placeholders in the block. A name imported from a placeholder loads its
-    module on a call, a look-up of its attributes, or a check of instances."""
+    """Replaces `modules` not yet imported by placeholders. Their names load the module when called, inspected or checked."""
     placeholders = {module: _Module(module) for module in modules if module not in sys.modules}
     sys.modules.update(placeholders)
     try:

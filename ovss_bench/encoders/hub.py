@@ -41,20 +41,18 @@ def _answers(address: str) -> bool:
     try:
         port = parts.port or {"http": 80}.get(parts.scheme, 443)
         socket.create_connection((parts.hostname, port), SECONDS_TO_ANSWER).close()
+        return True
     except OSError:
         return False
-    return True
 
 
 def whole_network(kind: type, source: str, **options: Any) -> Any:
     """A network of diffusers or transformers with all of its weights: both libraries initialise missing ones at random."""
     model, report = kind.from_pretrained(source, output_loading_info=True, **options)
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if wrong:
-        raise OvssError(
-            f"{source} does not hold all weights: {len(wrong)} tensors of {kind.__name__} are missing or have another shape "
-            f"({wrong[0]}, ...). Copy or download it again, or give another folder or repository."
-        )
+    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        what = f"{len(wrong)} tensors of {kind.__name__} are missing or have another shape ({wrong[0]}, ...)"
+        hint = "Copy or download it again, or give another folder or repository."
+        raise OvssError(f"{source} does not hold all weights: {what}. {hint}")
     return model
 
 
@@ -64,7 +62,5 @@ def short(error: Exception) -> str:
 
 
 def download_failed(what: str, source: str, error: Exception, hint: str) -> OvssError:
-    return OvssError(
-        f"{what} are not on this machine and could not be downloaded from {source} ({short(error)}). Download them by hand, "
-        f"then {hint}."
-    )
+    problem = f"{what} are not on this machine and could not be downloaded from {source} ({short(error)})"
+    return OvssError(f"{problem}. Download them by hand, then {hint}.")

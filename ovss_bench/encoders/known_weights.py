@@ -9,8 +9,7 @@ from pathlib import Path
 
 
 def known_weights(path: Path, addresses: Mapping[str, str] | None = None) -> list[str]:
-    """ARCHITECTURE:TAG of the published weights in a file, by its SHA-256; empty for unknown files. `addresses`: URLs by that
-    name, by default those of the installed open_clip."""
+    """ARCHITECTURE:TAG of the published weights in a file, by its SHA-256 in their `addresses` (default: open_clip's)."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     stated = {name: stated_digest(url) for name, url in (addresses or open_clip_addresses()).items()}
@@ -25,8 +24,7 @@ def open_clip_addresses() -> dict[str, str]:
 
 
 def stated_digest(url: str) -> str:
-    """The SHA-256, or its start, in a URL: OpenAI's have it as a folder, open_clip's the first eight digits at the end of the
-    file name; empty for others."""
+    """The SHA-256 in a URL of OpenAI (a folder), or its first eight digits in one of open_clip (file name); empty elsewhere."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     start = Path(url).stem.rpartition("-")[2]

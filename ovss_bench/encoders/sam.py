@@ -51,7 +51,7 @@ def _stem(state_dict: dict[str, Tensor], known_by: re.Pattern) -> str:
 
 
 class _SquareInput(nn.Module):
-    """An encoder of images stretched to a square of `side` pixels."""
+    """An encoder of images stretched to a square of `side` pixels: (B, 3, H, W) normalised -> (B, 256, 64, 64)."""
 
     patch_size: int
     side: int
@@ -99,7 +99,6 @@ class SAMEncoder(_SquareInput):
         self.settings = {"layer_norm_eps": eps or EPS}
 
     def forward(self, pixels: Tensor, feature: str) -> Tensor:
-        """(B, 3, H, W) normalised pixels -> (B, 256, 64, 64)."""
         return self.encoder.forward_features(self.stretched(pixels, self.encoder.pos_embed.dtype))
 
 
@@ -139,7 +138,6 @@ class SAM2Encoder(_SquareInput):
         self.settings = {"layer_norm_eps": eps or EPS, **settings}
 
     def forward(self, pixels: Tensor, feature: str) -> Tensor:
-        """(B, 3, H, W) normalised pixels -> (B, 256, 64, 64)."""
         x = self.stretched(pixels, self.trunk.pos_embed.dtype)
         fine, coarse = self.trunk.forward_intermediates(x, indices=[2, 3], intermediates_only=True)
         return self.convs[1](fine) + F.interpolate(self.convs[0](coarse), scale_factor=2, mode="nearest")

@@ -17,8 +17,7 @@ def text_tower(model: nn.Module) -> nn.Module:
 
 
 def encode_tokens(model: nn.Module, tokens: Tensor, device: torch.device, advance: Callable[[int], None]) -> Tensor:
-    """Unit text embeddings (N, E) float32 of an open_clip model for tokenised prompts (N, L); `advance` is called with the
-    number of new ones.
+    """Unit text embeddings (N, E) float32 of an open_clip model for tokenised prompts (N, L); `advance` gets their number.
 
     Equal prompts are encoded once. If attention is causal and the embedding is that of the end-of-text token, the padding
     behind it is left out, which changes rounding only; prompts of similar length share a pass.

@@ -23,9 +23,7 @@ from torch import Tensor
 NAMED = ("Float", "Double", "Half", "BFloat16", "Short", "Int", "Long", "Bool")
 STORAGES = {kind: getattr(torch, kind.lower()) for kind in NAMED} | {"Byte": torch.uint8, "Char": torch.int8}
 # The declaration of a module class: its name, then the names of parameters and buffers.
-DECLARED = re.compile(
-    r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)\]\n  __buffers__ = \[([\w", ]*)\]', re.MULTILINE
-)
+DECLARED = re.compile(r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)\]\n  __buffers__ = \[([\w", ]*)\]', re.M)
 
 
 def is_torchscript(path: Path) -> bool:
@@ -74,8 +72,7 @@ def _collect(module: _Module, prefix: str, declared: dict[str, list[str]], state
 
 
 class _Unpickler(pickle.Unpickler):
-    """Resolves names in the pickle to modules, storage types, or the few functions that make tensors and lists; nothing is
-    imported."""
+    """Resolves names in the pickle to modules, storage types, or the few functions of tensors and lists; imports nothing."""
 
     def __init__(self, file: BytesIO, read: Callable[[str], bytes]) -> None:
         super().__init__(file)

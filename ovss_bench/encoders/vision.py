@@ -1,5 +1,4 @@
-"""Vision encoders beside CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, by name (configs/vision), from a file in
-any of their published formats, or from a state dict."""
+"""Vision encoders beside CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, from any of their published formats."""
 
 from __future__ import annotations
 
@@ -66,10 +65,8 @@ class VisionEncoder:
         """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w)."""
         height, width = pixels.shape[2:]
         if min(height, width) < self.patch_size:
-            raise OvssError(
-                f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}' "
-                f"({self.patch_size}). Use larger windows or another encoder."
-            )
+            what = f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}'"
+            raise OvssError(f"{what} ({self.patch_size}). Use larger windows or another encoder.")
         images = max(TOKENS.get(self.device.type, TOKENS["cuda"]) // self.model.tokens(height, width), 1)
         parts = [self.model(part.to(self.device), self.feature).float() for part in pixels.split(images)]
         return torch.cat(parts).to(pixels.device)
@@ -96,10 +93,9 @@ class FeatureFolder:
             if features.ndim != 3 or features.dtype.kind not in "fiu" or not np.isfinite(features).all():
                 raise ValueError(f"`features` are {features.dtype} of the shape {features.shape}, or hold NaN or infinity")
         except DAMAGES as error:
-            raise OvssError(
-                f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read: "
-                f"{error}. Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."
-            ) from error
+            what = f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read"
+            hint = "Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."
+            raise OvssError(f"{what}: {error}. {hint}") from error
         return torch.from_numpy(features.astype(np.float32))[None].to(batch.pixels.device)
 
 
@@ -124,25 +120,22 @@ def load_vision(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
 ) -> VisionEncoder | FeatureFolder:
-    """A vision encoder: `name` is an entry of configs/vision (`dino_vitb8`, `demo`, ...), a file, or a folder of precomputed
-    features; `state_dict` its tensors.
+    """A vision encoder from `name`, an entry of configs/vision, a file or a folder of precomputed features, or a `state_dict`.
 
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
     tensors. `heads`: from the entry, the file's metadata, or the width of a published model; else it must be given.
     `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled, `offset` (the code
     of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO it is
-    never resampled if the number of patches agrees and the input is square. `feature`: "tokens" by default; see
-    `VisionEncoder`. The file of an entry is searched for in the folder given by the environment variable OVSS_WEIGHTS, in the
-    package, then in the usual cache, to which it is downloaded.
+    never resampled if the number of patches agrees and the input is square. `feature`: see `VisionEncoder`. The file of an
+    entry is looked up in $OVSS_WEIGHTS, in the package and in torch's or huggingface's cache, or downloaded to the latter.
 
     Raises OvssError for an unknown name, a missing file, mismatched tensors, or an unknown number of heads.
     """
     feature = feature or "tokens"
-    checked = {"feature": (feature, FEATURES), "precision": (precision, PRECISIONS)}
-    checked |= {"position": (position, POSITIONS)} if position is not None else {}
+    checked = {"feature": (feature, FEATURES), "precision": (precision, PRECISIONS), "position": (position, (None, *POSITIONS))}
     for key, (value, known) in checked.items():
         if value not in known:
-            raise unknown(key, value, known)
+            raise unknown(key, value, filter(None, known))
     label, settings = "state_dict", {}
     if state_dict is None:
         if name not in config_names("vision") and Path(name or "-").is_dir():
@@ -166,9 +159,7 @@ def load_vision(
     found |= {key: getattr(model, key) for key in ("width", "depth", "heads")}
     differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
     if differ:
-        raise OvssError(
-            f"the weights of vision encoder '{label}' are those of another model: {', '.join(differ)}. Give the right file."
-        )
+        raise OvssError(f"the weights of vision encoder '{label}' differ: {', '.join(differ)}. Give the file of this model.")
     if feature != "tokens" and not isinstance(model, PlainViT):
         raise OvssError(f"vision encoder '{label}' provides its image embedding only: use feature=tokens, not {feature}.")
     if position is not None and getattr(model, "position", None) is None:
@@ -223,9 +214,7 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
 def _download(group: str, name: str, entry: Mapping[str, Any]) -> Path:
     """The entry's file in the usual cache, downloaded if necessary."""
     if "url" not in entry and "hub" not in entry:
-        raise OvssError(
-            f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing. Reinstall it."
-        )
+        raise OvssError(f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing: reinstall.")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]
     try:
         if "hub" in entry:

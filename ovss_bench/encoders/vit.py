@@ -1,5 +1,4 @@
-"""PlainViT: the vision transformer shared by DINO, DINOv2, DINOv3 and MAE, built from its tensors in any published naming (the
-authors', timm's, transformers').
+"""PlainViT: the vision transformer of DINO, DINOv2, DINOv3 and MAE, from tensors as named by the authors, timm or transformers.
 
 Shapes: B images, T tokens (class token, R registers, then N = h*w patches), D width, d = D/heads.
 """
@@ -152,7 +151,6 @@ class PlainViT(nn.Module):
         self.settings = {"heads": self.heads, "layer_norm_eps": eps, "position": self.position, "square": square}
 
     def tokens(self, height: int, width: int) -> int:
-        """The number of tokens of an image of this size."""
         height, width = self._size(height, width)
         return self.prefix + (height // self.patch_size) * (width // self.patch_size)
 

@@ -1,5 +1,4 @@
-"""Confidence intervals of a metric, and of the difference of two runs on the same images. They describe the sampling of images;
-errors of labels, weights and prompts are not included.
+"""Confidence intervals, over the sampling of images, of a metric and of the difference of two runs on the same images.
 
 mIoU: the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), that
 is quantiles of (mIoU* - mIoU) / error* over replicates, scaled by the standard error. mIoU is a mean of ratios of sums: biased
@@ -66,8 +65,7 @@ def interval(
 def paired_interval(
     a: Records, b: Records, classes: int, rule: str = "mIoU", facts: DatasetFacts | None = None, *, replicates=1000, seed=0
 ) -> Interval:
-    """The interval of the figure of `b` minus that of `a`, both confusion records by image id; replicates draw the same images
-    for both. Raises OvssError if an image is in one of them only."""
+    """The interval of the figure of `b` minus that of `a`, over the same images. Raises OvssError for an image in one only."""
     runs = paired(a, b)
     equal = float(np.mean([np.array_equal(*both) for both in zip(*runs, strict=True)])) if a else 0
     if rule == "mIoU":

@@ -187,8 +187,7 @@ def mean_iou_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
 @rule("mAcc_cliper")
 def mean_accuracy_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """CLIPer's mean accuracy: correct / (true + 1e-5) over all its labels. Absent classes count as 0, and so does its ignored
-    label 0 in data sets without a background class."""
+    """CLIPer's mean of correct / (true + 1e-5). Absent classes count as 0, and so does label 0 if it is not the background."""
     labels = len(matrix) - 1 + (facts.background is None)
     return recall(matrix, 1e-5).sum() / labels if occurs(matrix).any() else np.nan
 

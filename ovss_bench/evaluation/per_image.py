@@ -1,5 +1,4 @@
-"""Means over images of per-image IoU, from confusion records. No official code reports them, but they show whether a few images
-cause a difference."""
+"""Means over images of per-image IoU: no official code reports them, but they show whether few images cause a difference."""
 
 from __future__ import annotations
 

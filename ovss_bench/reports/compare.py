@@ -1,5 +1,4 @@
-"""Compares two runs on the same images: identical, equivalent, different or inconclusive, and what contributes to the
-difference."""
+"""Compares two runs on the same images, and finds the images, classes and settings that contribute to their difference."""
 
 from __future__ import annotations
 
@@ -39,14 +38,6 @@ class Run:
     @cached_property
     def classes(self) -> list[str]:
         return [entry["class"] for entry in self.result["per_class"]]
-
-    @cached_property
-    def matrix(self) -> np.ndarray:
-        return total(self.counts.values(), len(self.classes))
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.result["segmentor"], self.result["clip"], self.result["dataset"]
 
     def facts(self) -> dict[str, Any]:
         names = ("segmentor", "clip", "dataset", "protocol", "overridden", "partial")
@@ -95,50 +86,45 @@ def compare_runs(a: Run, b: Run, tolerance: float = 0.1) -> dict[str, Any]:
         "images": {"compared": len(ids), "other_maps": sum(other_maps), "other_counts": sum(other_counts)},
         "contributing_images": _images(ids, *counts, len(a.classes)),
         "contributing_classes": _classes(a, b),
-        "settings": [{"name": name, "a": ours, "b": theirs} for name, ours, theirs in _settings(a.result, b.result)],
+        "settings": list(_settings(a.result, b.result)),
         "other_labels": _other_labels(*counts, len(a.classes)),
     }
 
 
 def compare_paths(a: str | Path, b: str | Path, tolerance: float = 0.1) -> list[dict[str, Any]]:
-    """Compares two result files, or the results of two folders, matched by segmentor, CLIP and data set, and if that is
-    ambiguous by protocol and overrides too. A result without a counterpart, or that cannot be compared, is an entry with the
-    level error."""
+    """Compares two result files, or the results of two folders, matched by segmentor, CLIP and data set, and if ambiguous by
+    protocol and overrides too. A result that has no counterpart or cannot be compared gives an entry with the level error."""
     a, b = Path(a), Path(b)
     if a.is_file() and b.is_file():
         return [compare_runs(read_run(a), read_run(b), tolerance)]
     sides = [_grouped(side, ("segmentor", "clip", "dataset")) for side in (a, b)]
     only = next((number for number, side in enumerate((a, b)) if side.is_file()), None)
-    comparisons = []
-    for first, second in _pairs(sides, (str(a), str(b)), only):
-        if first is None or second is None:
-            what = f"{first or second} has no counterpart in {a if first is None else b}."
-            comparisons.append({"level": "error", "what": what})
-        else:
-            comparisons.append(_compared(first, second, tolerance))
-    return comparisons
+    return [_compared(pair, (f"in {a}", f"in {b}"), tolerance) for pair in _pairs(sides, (str(a), str(b)), only)]
 
 
 def compare_methods(folder: str | Path, a: str, b: str, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
-    """Compares two segmentors of one folder on every data set and with every CLIP that both were run with; and lists what only
-    one was run with. Several results of one are matched by protocol and overrides. Raises OvssError for a segmentor without a
-    result, and if nothing matches."""
+    """Compares two segmentors of a folder on every data set and CLIP that both were run with, and lists the results of only one
+    of them; matches as `compare_paths` does. Raises OvssError if one has no result, or nothing matches."""
     sides = [_grouped(folder, ("clip", "dataset"), segmentor=name) for name in (a, b)]
     for name, side in zip((a, b), sides, strict=True):
         if not side:
             raise unknown(f"segmentor in {folder}", name, {read_result(path)["segmentor"] for path in result_paths(folder)})
-    comparisons, alone = [], []
-    for first, second in _pairs(sides, (f"{a} in {folder}", f"{b} in {folder}")):
-        if first is None or second is None:
-            alone.append(f"{first or second} has no counterpart of {a if first is None else b}")
-        else:
-            comparisons.append(_compared(first, second, tolerance))
+    pairs, places = list(_pairs(sides, (f"{a} in {folder}", f"{b} in {folder}"))), (f"of {a}", f"of {b}")
+    comparisons = [_compared(pair, places, tolerance) for pair in pairs if None not in pair]
+    alone = [_alone(pair, places) for pair in pairs if None in pair]
     if not comparisons:
         raise OvssError(f"no data set in {folder} has results of {a} and of {b} with the same settings: {'; '.join(alone)}.")
     return comparisons, alone
 
 
-def _compared(a: Path, b: Path, tolerance: float) -> dict[str, Any]:
+def _alone(pair: Sequence[Path | None], places: Sequence[str]) -> str:
+    return f"{pair[0] or pair[1]} has no counterpart {places[pair.index(None)]}"
+
+
+def _compared(pair: Sequence[Path | None], places: Sequence[str], tolerance: float) -> dict[str, Any]:
+    a, b = pair
+    if a is None or b is None:
+        return {"level": "error", "what": f"{_alone(pair, places)}."}
     try:
         return compare_runs(read_run(a), read_run(b), tolerance)
     except OvssError as error:
@@ -146,7 +132,6 @@ def _compared(a: Path, b: Path, tolerance: float) -> dict[str, Any]:
 
 
 def status(comparisons: Sequence[Mapping[str, Any]]) -> int:
-    """The exit status for all of them."""
     levels = {comparison["level"] for comparison in comparisons}
     return next(STATUS[level] for level in STATUS if level in levels)
 
@@ -169,8 +154,7 @@ def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
 
 
 def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = None) -> Iterator[list[Path | None]]:
-    """Matching files, sorted; None for a missing counterpart. `only`: the side all of whose files are matched, while extra ones
-    of the other side are ignored."""
+    """Matching files, sorted; None for a missing counterpart. `only`: extra files of the other side are ignored."""
     counting = sides if only is None else [sides[only]]
     for key in sorted({key for side in counting for key in side}):
         entries = [side.get(key, []) for side in sides]
@@ -204,7 +188,7 @@ def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
 
 def _classes(a: Run, b: Run) -> list[dict[str, Any]]:
     """The contribution of each class to the difference, in points; they sum to it. The largest first."""
-    each = [100 * iou(run.matrix) for run in (a, b)]
+    each = [100 * iou(total(run.counts.values(), len(run.classes))) for run in (a, b)]
     counted = [~np.isnan(values) for values in each]
     # Relative to the midpoint of both means, a class that only one run has contributes what it shifts that run's mean by.
     middle = sum(values[used].mean() if used.any() else 0 for values, used in zip(each, counted, strict=True)) / 2
@@ -216,12 +200,12 @@ def _classes(a: Run, b: Run) -> list[dict[str, Any]]:
     return [{"class": name, "a": x, "b": y, "points": share} for name, (x, y, share) in zip(names, rows, strict=True) if share]
 
 
-def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The settings and provenance that differ between two results: name and both values, None where one has none."""
+def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings and provenance that differ between two results: name and both values, None if missing."""
     ours, theirs = (dict(_flat(result)) for result in (a, b))
     for name in dict.fromkeys([*ours, *theirs]):
         if ours.get(name) != theirs.get(name):
-            yield name, ours.get(name), theirs.get(name)
+            yield {"name": name, "a": ours.get(name), "b": theirs.get(name)}
 
 
 def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -238,9 +222,6 @@ def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _other_labels(a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> int:
-    """In how many images the pixels per class of the ground truth differ: other labels, or scored at another size."""
-
-    def target(records: np.ndarray) -> np.ndarray:
-        return np.bincount(records["truth"], records["pixels"], classes + 1)
-
-    return sum(not np.array_equal(target(ours), target(theirs)) for ours, theirs in zip(a, b, strict=True))
+    """The number of images whose ground truth has other pixels per class: other labels, or scored at another size."""
+    ours, theirs = ([np.bincount(r["truth"], r["pixels"], classes + 1) for r in records] for records in (a, b))
+    return sum(not np.array_equal(*both) for both in zip(ours, theirs, strict=True))

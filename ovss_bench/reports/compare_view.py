@@ -13,7 +13,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def lines_of(comparison: Mapping[str, Any]) -> list[str]:
-    """A comparison of two runs (compare.py) or of one with what is published (reproduced.py)."""
+    """A comparison of two runs (compare.py) or of one with published figures (reproduced.py)."""
     if comparison["level"] == "error":
         return [f"error: {comparison['what']}"]
     return list(_published(comparison) if "figure" in comparison else _runs(comparison))
@@ -105,8 +105,7 @@ def _published(comparison: Mapping[str, Any]) -> Iterator[str]:
 
 def _name(run: Mapping[str, Any]) -> str:
     marks = "".join(f" {name}={value}" for name, value in run["overridden"].items())
-    partial = " (partial)" if run["partial"] else ""
-    return f"{run['segmentor']}{marks}{partial} with {run['clip']} on {run['dataset']}"
+    return f"{run['segmentor']}{marks}{' (partial)' * run['partial']} with {run['clip']} on {run['dataset']}"
 
 
 def _interval(comparison: Mapping[str, Any]) -> str:

@@ -25,21 +25,13 @@ WIDTH = 80  # columns of a terminal as it opens
 
 
 def overview(root: str | None) -> Table:
-    """A row per data set."""
     records = []
     for name in config_names("dataset"):
-        config = dataset_config(name)[1]
-        state, dataset = state_of(name, root)
+        config, (state, dataset) = dataset_config(name)[1], state_of(name, root)
+        images = count_in_words(config, str(config.get("scenes", "?")))
         size = "" if dataset is None else f"{_bytes(dataset) / 1e6:.0f}"
-        facts = (
-            name,
-            class_count(name),
-            count_in_words(config, str(config.get("scenes", "?"))),
-            state,
-            size,
-            config["licence"],
-        )
-        records.append(dict(zip(("data set", "classes", "images", "here", "MB", "licence"), facts, strict=True)))
+        record = {"data set": name, "classes": class_count(name), "images": images, "here": state, "MB": size}
+        records.append(record | {"licence": config["licence"]})
     return Table.of(records, right=("classes", "images", "MB"))
 
 
@@ -48,6 +40,9 @@ def card(name: str, root: str | None) -> Text:
     given, (name, config, _) = name, dataset_config(name)
     folder = f"{root or 'DATA_ROOT'}/{config.get('folders', ['(drawn)'])[0]}"
     state, dataset = state_of(given, root)
+    prepare, figures = config.get("prepare", {}), published_figures()
+    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in prepare.get("archives", ())]
+    suites = [f"suite/{suite}" for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
     facts: dict[str, Any] = {
         "here": state,
         "missing": None if dataset or "images" not in config else "\n".join(_missing(given, root, config)),
@@ -62,11 +57,6 @@ def card(name: str, root: str | None) -> Text:
         "zero label": "ignored, the others count from 0" if config.get("reduce_zero_label") else None,
         "ignored value": config.get("ignore_index", 255),
         "names": ", ".join(names_variants(config.get("names_of", name))) or "canonical only",
-    }
-    prepare, figures = config.get("prepare", {}), published_figures()
-    archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in prepare.get("archives", ())]
-    suites = [f"suite/{suite}" for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
-    facts |= {
         "archives": "\n".join(archives) or None,
         "suites": ", ".join(suites) or None,
         "reported by": ", ".join(sorted(figures["method"][figures["dataset"] == name].unique())) or "no published figure",
@@ -93,7 +83,7 @@ def _wrapped(line: str, width: int, broken: bool = False) -> list[str]:
 
 
 def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str]:
-    """What is missing of a data set: folders and lists below the data root, or its first missing files."""
+    """The missing folders and lists of a data set below the data root, or its first missing files."""
     root = data_root(root)
     wanted = [alternatives(config[key]) for key in ("images", "labels", "ids") if config.get(key)]
     places = [Path(root) / folder for folder in config["folders"]]

@@ -1,5 +1,4 @@
-"""Tables in HTML, and a self-contained page of results: a table to sort and filter, and for each run its classes, confusions,
-images, recipe and provenance.
+"""Tables in HTML, and a self-contained page of results: a sortable table, and classes, confusions and images of each run.
 
 The script of the page builds everything from one JSON block (templates/page.html). Names reach it as text only: in the block
 `<`, `>` and `&` are escaped, the script sets no HTML, and the page's policy allows no other script.
@@ -60,8 +59,7 @@ def write_html(
     intervals: Mapping[Path, tuple[float, float] | None] | None = None,
     title: str = "ovss-bench results",
 ) -> Path:
-    """Writes the page of a folder's results, or of result files, and returns its path. The same input gives the same bytes.
-    Raises OvssError if there is no result to show.
+    """Writes the page of a folder's results, or of result files. Raises OvssError if there is no result to show.
 
     Pictures of `images` images per run need its label maps (runtime.maps=true) and the data set, in `data_root` or one of the
     YAML files `datasets`. `intervals`: 95 % intervals of the mIoU in percent; those of the latest runs are computed anyway.
@@ -90,8 +88,7 @@ def write_html(
 
 
 class Page:
-    """Collects the content of the page. Values that recur (pictures, class names, lines of recipes) are stored once, in
-    `shared` as JSON, and referred to by their number."""
+    """Collects the content of the page. Recurring values (pictures, class names, ...) are numbered in `shared`, as JSON."""
 
     def __init__(self, title: str, datasets: Mapping[str, str | Path], data_root: str | Path | None, images: int) -> None:
         self.title, self.datasets, self.data_root, self.images = title, datasets, data_root, images
@@ -108,10 +105,9 @@ class Page:
         return self.shared.setdefault(json.dumps(value), len(self.shared))
 
     def add(self, file: Path, result: Mapping[str, Any], bounds: tuple[float, float] | None) -> None:
-        key, copies = result["fingerprint"][:12], 1
-        while key in self.runs:
-            copies += 1
-            key = f"{result['fingerprint'][:12]}-{copies}"
+        key = result["fingerprint"][:12]
+        if copies := sum(known.startswith(key) for known in self.runs):
+            key += f"-{copies + 1}"
         published = result["published"]
         first = next(iter(published["figures"]), {})
         rows = [(c["IoU"], c["Acc"], c["predicted"], c["true"]) for c in result["per_class"]]
@@ -134,7 +130,6 @@ class Page:
         }
 
     def add_details(self) -> None:
-        """Adds intervals, confusions and pictures of the latest runs."""
         latest = sorted(self._started, key=lambda key: self._started[key])[-DETAILED:]
         side = side_for(self.images * len(latest))
         for key in sorted(latest, key=list(self.runs).index):
@@ -163,19 +158,16 @@ class Page:
             details["colours"] = self.share([_colour(colour) for colour in pictures.colours[:classes].tolist()])
 
         def picture(image: str) -> dict[str, Any]:
+            entry = {"id": image, "mIoU": round(ious[image], 2)}
             if isinstance(pictures, OvssError):
-                return {}
+                return entry
             try:
                 made = pictures.of(image, below(maps_folder(file), f"{image}.png"), recipe, counts[image])
             except OvssError as error:
-                return {"why_not": str(error)}
-            return {key: value if key == "classes" else self.share(value) for key, value in made.items()}
+                return entry | {"why_not": str(error)}
+            return entry | {key: value if key == "classes" else self.share(value) for key, value in made.items()}
 
-        details["pictures"] = {
-            kind: [{"id": image, "mIoU": round(ious[image], 2)} | picture(image) for image in images]
-            for kind, images in chosen.items()
-        }
-        return details
+        return details | {"pictures": {kind: [picture(image) for image in images] for kind, images in chosen.items()}}
 
     def _pictures_of(self, file: Path, dataset: str, side: int) -> Pictures | OvssError:
         if not maps_folder(file).is_dir():
@@ -201,8 +193,7 @@ class Page:
         style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
         escaped = block.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         parts = {"style": style, "script": script, "table": html(results_table(self.rows)), "data": escaped}
-        hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-        return render("page.html", title=self.title, **hashes, **parts)
+        return render("page.html", title=self.title, style_hash=_hash(style), script_hash=_hash(script), **parts)
 
 
 def confusions(matrix: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãä�
 
 
 def escape_latex(text: str) -> str:
-    """Text as it is, whatever is in it: characters that fonts may lack become their number."""
+    """Literal text; characters that fonts may lack become their number."""
 
     def replace(match: re.Match) -> str:
         character = match[0]

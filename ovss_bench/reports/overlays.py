@@ -1,4 +1,4 @@
-"""The images of the HTML page: which are shown of a run, and thumbnails of input, ground truth, prediction and error."""
+"""The images of the HTML page: selection, and thumbnails of input, ground truth, prediction and error."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ def image_ious(counts: Mapping[str, np.ndarray], classes: int) -> dict[str, floa
 
 
 def choose(ious: Mapping[str, float], number: int, seed: str) -> dict[str, list[str]]:
-    """Of `number` images a third each: the best, the worst (worst first), and random ones. A seed draws the same random images
-    for all runs, unless they are among a run's best or worst."""
+    """`number` images: the best, the worst (worst first) and random ones, a third each; the latter depend on the seed."""
     ranked = sorted(ious, key=lambda image: (-ious[image], image))
     best, rest = ranked[: (number + 2) // 3], ranked[(number + 2) // 3 :]
     split = max(0, len(rest) - (number + 1) // 3)

@@ -14,18 +14,7 @@ from ..config.recipe import segmentor_names
 from ..config.validation import Expected, validate, validate_all
 from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names, read_yaml, write_text
-from ..runs.published import (
-    Filled,
-    as_records,
-    figures_of,
-    figures_with,
-    located,
-    meant,
-    published_figures,
-    settings,
-    stand_ins,
-    unconfirmed,
-)
+from ..runs.published import Filled, as_records, figures_of, figures_with, located, meant, settings, stand_ins, unconfirmed
 from .csv import csv
 from .markdown import markdown
 from .table import Column, Figure, Row, Table, Text
@@ -59,8 +48,8 @@ class PaperRow:
 
     def printed(self) -> pd.DataFrame:
         """The published figures of the row on all data sets; none if it names no method."""
-        columns = {column: getattr(self, column) for column in PRINTED if getattr(self, column) is not None}
-        return figures_with(**columns) if self.method else published_figures()[:0]
+        columns = {column: getattr(self, column) for column in PRINTED}
+        return figures_with(**{"method": ""} | {column: value for column, value in columns.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -199,8 +188,7 @@ def _table(name: str, content: Any) -> PaperTable:
         _known(f"column of the average '{average}'", members, datasets)
     rows = tuple(_row(number, row, datasets) for number, row in enumerate(values["rows"], 1))
     for what, names in {"row": [row.name for row in rows], "dataset": datasets, "average": [*averages, *datasets]}.items():
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
+        if repeated := [name for name in names if names.count(name) > 1]:
             raise OvssError(f"{what} '{repeated[0]}' occurs twice.")
     return PaperTable(name, values["title"], values["source"], tuple(datasets), rows, averages)
 

@@ -1,5 +1,4 @@
-"""Tables of results in the layout of the papers: a row per segmentor, a column per data set, the averages of a suite, and
-footnotes for anything that qualifies a number."""
+"""Tables of results as in papers: a row per segmentor, a column per data set, averages, and footnotes that qualify numbers."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ Results = Mapping[Path, Mapping[str, Any]]
 
 
 def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool) -> dict[Path, Mapping[str, Any]]:
-    """The results with the `chosen` segmentors, CLIPs, ...; without partial ones unless `partial`. Raises OvssError for a name
-    that no result has, and if nothing is left."""
+    """The results with the `chosen` segmentors, CLIPs, ... Raises OvssError for a name in no result, and if none is left."""
     for key, names in chosen.items():
         for name in names:
             known = {result[key] for result in results.values()}
@@ -33,10 +31,9 @@ def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool)
     left = {path: r for path, r in results.items() if all(not names or r[key] in names for key, names in chosen.items())}
     if not left:
         raise OvssError("no result matches all filters.")
-    complete = {path: result for path, result in left.items() if partial or not result["partial"]}
-    if not complete:
-        raise OvssError(f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked.")
-    return complete
+    if complete := {path: result for path, result in left.items() if partial or not result["partial"]}:
+        return complete
+    raise OvssError(f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked.")
 
 
 def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
@@ -102,7 +99,6 @@ def make_report(
 
 
 def _remarks(figures: Sequence[Figure], ranked: bool, published: bool, older: int) -> tuple[str, ...]:
-    """How the table is to be read."""
     remarks = ["Best bold, second underlined, among the rows of the same CLIP and protocol."] if ranked else []
     if any(figure.published is not None for figure in figures):
         remarks.append("In parentheses: the published figure, and the difference of ours from it.")
@@ -131,7 +127,7 @@ def _newest(results: Results, datasets: Sequence[str]) -> tuple[dict[tuple[str, 
 
 
 def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """What identifies a row. Overrides and stand-ins become its footnotes."""
+    """The key of a row. Overrides and stand-ins become its footnotes."""
     overridden = ", ".join(f"{name}={value}" for name, value in result["overridden"].items())
     kinds = ", ".join(stand_ins(result))
     notes = (f"overridden: {overridden}" if overridden else "", f"stand-in {kinds}" if kinds else "")
@@ -139,8 +135,7 @@ def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def provenance_notes(results: Results) -> dict[Path, list[str]]:
-    """For each result, how its provenance differs from that of most: packages, source, precision, the weights of a CLIP, the
-    files of a data set."""
+    """For each result, how its provenance differs from that of most: packages, source, precision, weights, data files."""
     facts = {path: _facts(result) for path, result in results.items()}
     values: dict[tuple[str, str], Counter] = {}
     for of_result in facts.values():
@@ -158,7 +153,7 @@ def provenance_notes(results: Results) -> dict[Path, list[str]]:
 
 
 def _facts(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """(kind, name) -> value of everything in the provenance that is compared."""
+    """(kind, name) -> value of the compared provenance."""
     provenance = result["provenance"]
     code = provenance.get("code") or {"core": provenance["source_digest"]}  # older results have one digest for all files
     return {
@@ -175,8 +170,7 @@ def _figure(result: Mapping[str, Any], metric: str, notes: Sequence[str], publis
     if cell.partial:
         images = result["images"]
         cell.notes.insert(0, f"partial: {images['evaluated']} of {images['expected']} images")
-    figures = result["published"]["figures"] if published else []
-    if figures:
+    if figures := result["published"]["figures"] if published else []:
         figure = next((figure for figure in figures if figure["metric"] == metric), figures[0])
         cell.published, cell.difference = figure["miou"], figure["difference"]
         if figure["metric"] != metric:

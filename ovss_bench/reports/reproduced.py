@@ -1,5 +1,4 @@
-"""A run compared with the published figure that it should reproduce, and the usual reasons for a gap, checked against its
-provenance."""
+"""Compares a run with the published figure that it should reproduce, and checks the usual reasons for a gap."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ REASONS = {
     "encoder": names_at(Stage.ENCODER),
 }
 OK, SUSPICIOUS, UNKNOWN = "ok", "suspicious", "not known"
-Check = tuple[str, str, str]  # what, state, what there is to say
+Check = tuple[str, str, str]  # what, state, explanation
 
 
 def compare_with_published(path: str | Path, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
@@ -77,7 +76,7 @@ def _comparison(run: Run, published: Mapping[str, Any], tolerance: float) -> dic
 
 
 def rounding(figure: float) -> float:
-    """What the printing of a figure may have taken from it: half a unit of its last decimal (64.0 comes as 64)."""
+    """The largest rounding error of a printed figure: half a unit of its last decimal (64.0 comes as 64)."""
     return 0.5 * 10.0 ** -max(len(f"{figure:.10g}".partition(".")[2]), 1)
 
 

@@ -54,8 +54,7 @@ def marked_name(result: Mapping[str, Any]) -> str:
 
 
 def averages_table(suite: Suite, results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per segmentor, CLIP and protocol, a column per average of the suite. An average that lacks a data set has no value;
-    the last column names what is missing."""
+    """A row per segmentor, CLIP and protocol, a column per average: empty if a data set is missing, see the last column."""
     rows: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for result in results:
         rows.setdefault((marked_name({**result, "partial": False}), result["clip"], result["protocol"]), []).append(result)
@@ -99,13 +98,9 @@ def without_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def differences(results: Sequence[Mapping[str, Any]], expected: str | Path, tolerance: float) -> list[str]:
-    """A line for each result whose mIoU differs by more than `tolerance` points from that in a table.csv, or is not in it.
-    Raises OvssError if the file cannot be read."""
+    """A line for each result that is not in a table.csv, or whose mIoU there differs by more than `tolerance` points."""
     keys = ("segmentor", *LABELS)
-    with (
-        reading(f"table {expected}", "Expected a table.csv of tools/eval.py."),
-        open(expected, encoding="utf-8", newline="") as file,
-    ):
+    with reading(f"table {expected}", "Expected a table.csv of a run."), open(expected, encoding="utf-8", newline="") as file:
         known = {tuple(row[key] for key in keys): float(row["mIoU"] or "nan") for row in csv.DictReader(file)}
     lines = []
     for result in results:

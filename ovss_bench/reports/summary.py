@@ -1,4 +1,4 @@
-"""What an evaluation prints and writes at its end: its results, the averages of suites, and a paper's table."""
+"""The tables printed and written at the end of an evaluation: its results, the averages of suites, and a paper's table."""
 
 from __future__ import annotations
 
@@ -38,10 +38,8 @@ def summarize(
             tables.append(replace(write_paper(paper, shown, folder), remarks=()))  # its sources are in the file
     for table in tables:
         console.print(terminal(table))
-    console.print(
-        f"Results: {folder}/ (table.md, table.csv; one JSON and one npz per row). Again: "
-        f"{shlex.join([*world.launcher, *sys.argv])}",
-    )
+    command = shlex.join([*world.launcher, *sys.argv])
+    console.print(f"Results: {folder}/ (table.md, table.csv; one JSON and one npz per row). Again: {command}")
     if options["expect"]:
         wrong = differences(evaluated, options["expect"], options["tolerance"])
         for line in wrong:

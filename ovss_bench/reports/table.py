@@ -1,5 +1,4 @@
-"""The model of every table that a command prints or writes. Each format has one renderer beside this file: terminal.py,
-markdown.py, latex.py, csv.py and html.py."""
+"""The model of every printed or written table; its renderers are terminal.py, markdown.py, latex.py, csv.py and html.py."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`shared`: labels that all rows have in common; `remarks`: on how to read the whole table; `noted`: CSV has a column of
-    notes even if there are none."""
+    """`shared`: labels common to all rows; `remarks`: on how to read the table; `noted`: CSV always has a column of notes."""
 
     columns: list[Column]
     rows: list[Row]
@@ -75,15 +73,13 @@ class Table:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]], common: Sequence[str] = (), right: Sequence[str] = ()) -> Table:
-        """A row per record: floats become figures, None and NaN missing ones, everything else text. Columns of figures are
-        aligned to the right, as are those named."""
+        """A row per record: floats become figures, None and NaN empty ones, others text. Figures are aligned to the right."""
         names = list(dict.fromkeys(name for record in records for name in record))
         numeric = {name for name in names if all(isinstance(record.get(name, 0.0), float) for record in records)}
         columns = [Column(name, right=name in {*numeric, *right}, common=name in common) for name in names]
         return cls(columns, [Row([_cell(record.get(name)) for name in names]) for record in records])
 
     def cells(self, name: str) -> list[Cell]:
-        """The cells of the columns of this name."""
         indices = [index for index, column in enumerate(self.columns) if column.name == name]
         return [row.cells[index] for row in self.rows for index in indices]
 
@@ -117,7 +113,6 @@ class Table:
         return {note: _letters(number) for number, note in enumerate(notes)}
 
     def head(self, column: Column) -> str:
-        """The heading of a column."""
         return f"{column.name} ({column.metric})" if column.metric and len(self.metrics) > 1 else column.name
 
     def groups(self) -> list[list[Row]]:
@@ -126,8 +121,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Markup:
-    """How a format writes literal text, the best and the second-best figure, what stands beside a figure, and footnote
-    marks."""
+    """How a format writes literal text, the best and second-best figure, additions to a figure, footnote marks and minus."""
 
     escape: Callable[[str], str]
     best: str = "{}"
@@ -164,7 +158,7 @@ class Markup:
         if cell.interval:
             beside.append("[" + ", ".join(self._number(bound, digits, sign) for bound in cell.interval) + "]")
         if cell.published is not None:
-            published = f"{cell.published:.{digits}f}" if column.average else f"{cell.published:g}"  # as it is printed
+            published = f"{cell.published:.{digits}f}" if column.average else f"{cell.published:g}"  # as printed
             difference = "" if cell.difference is None else ", " + self._number(cell.difference, digits, "+")
             beside.append(f"({published}{difference})")
         return f"{text} {self.aside.format(' '.join(beside))}" if beside else text

@@ -14,7 +14,7 @@ MARKUP = Markup(str, mark=" ({})", minus="-")
 
 
 def terminal(table: Table) -> Group:
-    """To print with rich: the best figures are bold, and nothing in a name is markup."""
+    """A table for rich: the best figures are bold, and names are never parsed as markup."""
     table = table.collapsed()
     grid = Grid(box=None, pad_edge=False)
     for column, name in zip(table.shown, MARKUP.head(table), strict=True):
@@ -23,9 +23,8 @@ def terminal(table: Table) -> Group:
         cells = [cell for cell, column in zip(row.cells, table.columns, strict=True) if not column.hidden]
         best = ["bold" if isinstance(cell, Figure) and cell.rank == 1 else "" for cell in cells]
         grid.add_row(*map(Text, MARKUP.line(row, table), best))
-    return Group(
-        *map(Text, [table.caption] if table.caption else []), grid, *(Text(note.strip()) for note in MARKUP.notes(table))
-    )
+    caption = [Text(table.caption)] if table.caption else []
+    return Group(*caption, grid, *(Text(note.strip()) for note in MARKUP.notes(table)))
 
 
 def lines(table: Table) -> list[str]:

@@ -37,8 +37,7 @@ Member = tuple[str, int, Callable[[], IO[bytes]]]  # a regular file of an archiv
 
 @dataclass(frozen=True)
 class Archive:
-    """`paths`: files or folders of the archive -> their targets below the data set's folder. `url` only if the licence permits
-    a download without a form; `md5` only if it is published."""
+    """`paths`: files or folders of the archive -> targets below the data set's folder; `url`: if no form must be filled in."""
 
     file: str
     paths: Mapping[str, str]
@@ -47,8 +46,7 @@ class Archive:
 
 
 def download(archive: Archive, folder: Path, progress: Progress) -> Path:
-    """Downloads an archive into `folder`, resuming an earlier attempt. Raises OvssError if that fails or the checksum
-    differs."""
+    """Downloads an archive into `folder`, resuming an earlier attempt. Raises OvssError on failure or a wrong checksum."""
     target = folder / archive.file
     part = target.with_name(target.name + ".part")
     make_folder(part.parent)
@@ -102,13 +100,12 @@ def is_official(path: Path, archive: Archive) -> bool:
 
 
 def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, overwrite: bool = False) -> None:
-    """Unpacks `archive.paths` into `folder`. Every file is written atomically; existing files of the right size are kept unless
-    `overwrite`.
+    """Unpacks `archive.paths` into `folder`, each file atomically. Existing files of the same size are kept unless `overwrite`.
 
     Hidden files and those of operating systems are left out. Raises OvssError for a damaged or truncated archive, and, before
     anything is written, for names that lead outside the folder, for links, and for two members that would become one file.
     """
-    found = dict.fromkeys(archive.paths, 0)
+    found = set()
     with opened(path) as members:
         wanted: dict[Path, Member] = {}
         for member in members:
@@ -117,17 +114,15 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
                 continue
             for inside, outside in archive.paths.items():
                 if name == inside or inside == "" or name.startswith(inside.rstrip("/") + "/"):
-                    found[inside] += 1
+                    found.add(inside)
                     target = below(folder, str(PurePosixPath(outside, name[len(inside) :].strip("/"))), links=True)
                     if target in wanted:
                         raise _collision(path, wanted[target][0], name, target)
                     wanted[target] = member
-        for inside, number in found.items():
-            if not number:
-                raise OvssError(f"{path} holds no {inside}. Is it the right archive? Expected: {archive.file}.")
+        if missing := archive.paths.keys() - found:
+            raise OvssError(f"{path} holds no {min(missing)}. Is it the right archive? Expected: {archive.file}.")
         for target, (name, *_) in wanted.items():
-            above = next((parent for parent in target.parents if parent in wanted), None)
-            if above:
+            if above := next((parent for parent in target.parents if parent in wanted), None):
                 raise _collision(path, wanted[above][0], name, above)
         sweep(wanted)
         with progress.start(f"unpacking {path.name}", len(wanted), "files") as task:
@@ -139,10 +134,8 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
 
 def _collision(path: Path, one: str, other: str, target: Path) -> OvssError:
     names = f"'{one}' twice" if one == other else f"'{one}' and '{other}'"
-    return OvssError(
-        f"{path} holds {names}: both would be written to {target}. It is not the official archive, or was packed "
-        "again: use the official one, or unpack it by hand."
-    )
+    hint = "It is not the official archive, or was packed again: use the official one, or unpack it by hand."
+    return OvssError(f"{path} holds {names}: both would be written to {target}. {hint}")
 
 
 def sweep(targets: Iterable[Path]) -> None:
@@ -179,10 +172,8 @@ def opened(path: Path) -> Iterator[list[Member]]:
             with tarfile.open(path) as file:
                 yield list(_tar_members(path, file))
         else:
-            raise OvssError(
-                f"{path} is no zip or tar archive, or damaged or truncated ({path.stat().st_size} bytes). Delete it and "
-                "download it again; other kinds of archives must be unpacked by hand."
-            )
+            hint = "Delete it and download it again; other kinds of archives must be unpacked by hand."
+            raise OvssError(f"{path} is no zip or tar archive, or damaged or truncated ({path.stat().st_size} bytes). {hint}")
     except NotImplementedError as error:
         raise OvssError(f"{path} cannot be unpacked: {error}. Unpack it by hand.") from error
     except DAMAGED as error:

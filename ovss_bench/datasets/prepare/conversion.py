@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ...config.registry import Registry
-from ...errors import OvssError, reading
+from ...errors import OvssError
 from ...files import data_files, read_lines, write_atomic, write_text
 
 # The share of a map's pixels that may belong to no class: a scratch, not another encoding.
@@ -47,12 +47,6 @@ def read_pixels(path: Path) -> np.ndarray:
         return np.array(image if image.mode in ("P", "L", "I", "I;16", "RGB") else image.convert("RGB"))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width), from the header. Raises OvssError if it cannot be read."""
-    with reading(path, UNPACK), Image.open(path) as image:
-        return image.size[::-1]
-
-
 def list_lines(path: Path) -> list[str]:
     """The lines of a list that are not empty. Raises OvssError if it is missing or not text."""
     require([path])
@@ -69,8 +63,7 @@ _notes: list[tuple[str, int]] = []
 
 
 def note_pixels(number: int, what: str) -> None:
-    """Notes a number of unexpected pixels of the current label map, and how they are counted (`what` begins with a verb:
-    "are ..."). A preparation sums up the notes at its end."""
+    """Notes a number of unexpected pixels in this label map, and how they count ("are ..."), for the summary at the end."""
     if number:
         _notes.append((what, int(number)))
 
@@ -93,13 +86,11 @@ def decode(read: Callable[[Path], np.ndarray], source: Path, target: Path) -> No
 
 def write_label(path: Path, label: np.ndarray) -> None:
     """(H, W) uint8 as grey PNG, uint16 as deflated TIFF."""
-    image = Image.fromarray(label)
-    options = {"compression": "tiff_adobe_deflate"} if path.suffix == ".tif" else {}
-    write_atomic(path, lambda temporary: image.save(temporary, **options))
+    write_image(path, label, **({"compression": "tiff_adobe_deflate"} if path.suffix == ".tif" else {}))
 
 
-def write_image(path: Path, image: np.ndarray, **options) -> None:
-    """(H, W, 3) or (H, W) uint8, in the format of the suffix."""
+def write_image(path: Path, image: np.ndarray, **options: Any) -> None:
+    """An array (H, W, 3) or (H, W), in the format of the suffix."""
     write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, **options))
 
 
@@ -108,7 +99,6 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def copied(source: Path, target: Path) -> Task:
-    """The task that copies a file."""
     return Task(copy, (source, target), (target,))
 
 
@@ -139,14 +129,12 @@ def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], de
 
 def files(folder: Path, pattern: str) -> list[Path]:
     """The files that match a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
-    found = data_files(folder, pattern)
-    if not found:
-        raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
-    return found
+    if found := data_files(folder, pattern):
+        return found
+    raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")
 
 
 def require(paths: Sequence[Path]) -> None:
     """Raises OvssError for missing files."""
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
+    if missing := [path for path in paths if not path.is_file()]:
         raise OvssError(f"{len(missing)} files are missing, the first: {missing[0]}. {UNPACK}")

@@ -20,8 +20,7 @@ DAMAGED = "If they are damaged, unpack the official archive again."
 
 
 def convert(preparation: Preparation, keep: bool) -> None:
-    """Writes the missing files of a data set, or all with `rerun`. Raises OvssError for missing or bad raw files, but `keep`
-    accepts the existing files if the raw ones are missing."""
+    """Writes the missing files, or all with `rerun`. Raises OvssError for missing raw files unless `keep`, and for bad ones."""
     name, config, folder, rerun = preparation.name, preparation.config, preparation.folder, preparation.rerun
     converter, say = config["prepare"]["converter"], preparation.progress.say
     options = {"images": preparation.images} if preparation.images else {}

@@ -51,24 +51,22 @@ class Preparation:
         if self.rerun or not data_files(folder):
             write_text(folder / KIND, f"{self.images}\n")
         elif not recorded_images(self.config, self.folder):
-            self.progress.say(
-                f"note: the kind of the images in {folder} is not recorded; rerun=true makes all of them images={self.images}"
-            )
+            hint = f"rerun=true makes all of them images={self.images}"
+            self.progress.say(f"note: the kind of the images in {folder} is not recorded; {hint}")
 
 
 def check_choice(name: str, config: dict[str, Any], images: str | None) -> None:
     """Raises OvssError for a kind of images that the data set does not offer."""
     choices = config.get("prepare", {}).get("images", [])
     if images is not None and not choices:
-        having = [each for each in config_names("dataset") if dataset_config(each)[1].get("prepare", {}).get("images")]
-        raise OvssError(f"images={images}: {name} has one kind of images only; a choice is offered by {', '.join(having)}.")
+        offering = [each for each in config_names("dataset") if dataset_config(each)[1].get("prepare", {}).get("images")]
+        raise OvssError(f"images={images}: {name} has one kind of images only; a choice is offered by {', '.join(offering)}.")
     if images not in (None, *choices):
         raise unknown(f"kind of images of {name}", images, choices)
 
 
 def choose_images(config: dict[str, Any], folder: Path, images: str | None, rerun: bool) -> str | None:
-    """The kind of images to make; None without a choice. Raises OvssError where images of another kind exist, since kinds must
-    not be mixed."""
+    """The kind of images to make; None without a choice. Raises OvssError if images of another kind exist: never mix them."""
     choices = config.get("prepare", {}).get("images")
     if not choices:
         return None

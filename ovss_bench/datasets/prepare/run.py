@@ -36,8 +36,7 @@ def prepare(
     workers: int | None = None,
     quiet: bool = False,
 ) -> None:
-    """Prepares a data set of configs/dataset, or of a user's YAML file, below the data root (see `layout.data_root`; for a YAML
-    file its own folder).
+    """Prepares a data set of configs/dataset below the data root (`layout.data_root`), or of a user's YAML file in its folder.
 
     Archives are taken from `source` (default: the data root); missing ones are downloaded if their licence permits it and `yes`
     accepts it. `rerun` writes existing files again. Without it, a complete data set needs neither archives nor raw files, and

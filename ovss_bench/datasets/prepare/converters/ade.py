@@ -22,8 +22,7 @@ SHORT_SIDE = 512
 @CONVERTERS.register_module(name="ade847")
 def ade847(folder: Path) -> Iterator[Task]:
     """images_detectron2/validation/<id>.jpg and annotations_detectron2/validation/<id>.tif from each ADE_val_<number>.jpg and
-    ..._seg.png at any depth below images/ADE/validation (MESS, prepare_ade20k_full_sem_seg.py, which reads their names from a
-    pickle)."""
+    ..._seg.png anywhere below images/ADE/validation (MESS, prepare_ade20k_full_sem_seg.py, reads the names from a pickle)."""
     for label in files(folder / "images/ADE/validation", "**/ADE_val_*_seg.png"):
         image = label.with_name(label.name.removesuffix("_seg.png") + ".jpg")
         require([image])
@@ -45,8 +44,7 @@ def write_pair(image_path: Path, label_path: Path, image_target: Path, label_tar
 
 
 def train_ids(colours: np.ndarray, path: Path) -> np.ndarray:
-    """(H, W, 3) RGB -> (H, W) uint16: the class id, which is 256 * floor(R / 10) + G, in the order of the labels; 65535 for ids
-    that are not among the 847."""
+    """(H, W, 3) RGB -> (H, W) uint16: the label of the class id 256 * floor(R / 10) + G; 65535 if not among the 847."""
     if colours.ndim != 3:
         raise OvssError(f"{path} has one channel, expected the colours of the full release (ADE20K_2021_17_01).")
     red, green = colours[..., 0].astype(np.int32), colours[..., 1]

@@ -15,25 +15,13 @@ from PIL import Image
 
 from ....errors import OvssError
 from ....image import refuse_odd
-from ..conversion import (
-    CONVERTERS,
-    Task,
-    by_colour,
-    copied,
-    files,
-    image_size,
-    lookup_table,
-    numbered,
-    require,
-    words,
-    write_image,
-)
-from .values import decoded
+from ..conversion import CONVERTERS, Task, by_colour, copied, files, lookup_table, numbered, require, words, write_image
+from .values import decoded, image_size
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
 
-# Names of tiles: corners as (x, y), or sides of rows before those of columns.
-COLUMNS_FIRST, ROWS_FIRST = "{name}_{left}_{top}_{right}_{bottom}", "{name}_{top}_{bottom}_{left}_{right}"
+# Names of tiles, formatted with the numbers of a Box: corners as (x, y), or sides of rows before those of columns.
+COLUMNS_FIRST, ROWS_FIRST = "{name}_{2}_{0}_{3}_{1}", "{name}_{0}_{1}_{2}_{3}"
 ISAID_SUFFIX = "_instance_color_RGB.png"  # of label maps
 POTSDAM_VAL = ["5_15", "6_15", "6_13", "3_13", "4_14", "6_14", "5_14", "2_13", "4_15", "2_14", "5_13", "4_13", "3_14", "7_13"]
 VAIHINGEN_VAL = [f"area{number}" for number in (6, 24, 35, 16, 14, 22, 10, 4, 2, 20, 8, 31, 33, 27, 38, 12, 29)]
@@ -59,21 +47,18 @@ def potsdam(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="vaihingen")
 def vaihingen(folder: Path) -> Iterator[Task]:
-    """raw/images (the folder `top` of the archive) and raw/labels: top_mosaic_09cm_area<n>....tif of both splits; false colours
-    (infrared, red, green) are kept."""
+    """raw/images (`top` of the archive) and raw/labels: top_mosaic_09cm_area<n>....tif of both splits, in false colours."""
     return _isprs(folder, VAIHINGEN_VAL, slice(3, 4))
 
 
 def _isprs(folder: Path, val: list[str], parts: slice) -> Iterator[Task]:
-    """Tiles of 512 beside each other: the converters' "stride" of 256 only counts them; tiles start at multiples of 512. The
-    `parts` of a file's name say which area it shows."""
+    """Tiles of 512 without overlap (mmseg's "stride" of 256 only counts them). The `parts` of a file's name are its area."""
     images, labels = (
         {"_".join(path.stem.split("_")[parts]): path for path in files(folder / "raw" / kind, "**/top_*.tif")}
         for kind in ("images", "labels")
     )
     for one, other, kind in ((images, labels, "labels"), (labels, images, "images")):
-        missing = [one[key].name for key in val if key in one and key not in other]
-        if missing:
+        if missing := [one[key].name for key in val if key in one and key not in other]:
             raise OvssError(f"{folder / 'raw' / kind} has nothing for {missing[0]}. Unpack the official archive again.")
     sources = [(key, images[key], labels[key]) for key in val if key in images]
     if not sources:
@@ -118,7 +103,7 @@ def uavid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
 
 @CONVERTERS.register_module(name="openearthmap")
 def openearthmap(folder: Path) -> Iterator[Task]:
-    """Copies existing images of val.txt (those of xBD are missing) and their labels from the folders of the regions."""
+    """Copies the images of val.txt that exist (those of xBD do not) and their labels from the folders of the regions."""
     raw = folder / "raw/OpenEarthMap_wo_xBD"
     val = set(words(raw / "val.txt"))
     images = [path for path in files(raw, "*/images/*.tif") if path.name in val]
@@ -160,10 +145,7 @@ def tiled(
         size = image_size(image)
         if size != image_size(label):
             raise OvssError(f"{label} has another size than {image}. Unpack the official archives again.")
-        named = {
-            name.format(name=stem, number=number, top=box[0], bottom=box[1], left=box[2], right=box[3]): box
-            for number, box in enumerate(grid(size))
-        }
+        named = {name.format(*box, name=stem, number=number): box for number, box in enumerate(grid(size))}
         kinds = zip((image, label), folders, suffixes, (read_picture, read_label), (0, fill), strict=True)
         for source, folder, suffix, read, beyond in kinds:
             places = {folder / f"{key}{suffix}": box for key, box in named.items()}

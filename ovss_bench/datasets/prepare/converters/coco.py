@@ -42,8 +42,7 @@ def _beside(folder: Path, suffix: str, codes: dict[int, int]) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="coco_stuff10k")
 def coco_stuff10k(folder: Path) -> Iterator[Task]:
-    """The images of raw/imageLists/test.txt as images/test2014/<id>.jpg, and annotations/test2014/<id>_labelTrainIds.png with 0
-    for unlabelled pixels and classes from 1 on (mmseg, coco_stuff10k.py)."""
+    """images/test2014 and annotations/test2014/<id>_labelTrainIds.png, 0 for unlabelled pixels (mmseg, coco_stuff10k.py)."""
     read = partial(matlab_numbers, field="S", codes=STUFF_10K)
     for name in words(folder / "raw/imageLists/test.txt"):
         label = folder / f"annotations/test2014/{name}_labelTrainIds.png"

@@ -11,8 +11,7 @@ import numpy as np
 from ..conversion import CONVERTERS, Task, labelled, words, write_lines
 from .values import matlab_numbers
 
-# The 59 classes and background (0) among the ids of the full label set, in the order of their new labels
-# (mmseg, tools/dataset_converters/pascal_context.py).
+# Background (0) and the 59 classes as ids of the full label set, in the order of their new labels (mmseg, pascal_context.py).
 CONTEXT_60 = (
     *(0, 2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159, 162),
     *(187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416),

@@ -111,31 +111,24 @@ def mess_isaid(folder: Path) -> Iterator[Task]:
 POTSDAM = numbered("ffffff 0000ff 00ffff 00ff00 ffff00 ff0000")  # without the black boundaries
 
 
-@CONVERTERS.register_module(name="mess_potsdam")
-def mess_potsdam(folder: Path) -> Iterator[Task]:
-    return potsdam_tiles(folder, "3_Ortho_IRRG", "IRRG")
-
-
-@CONVERTERS.register_module(name="mess_potsdam_rgb")
-def mess_potsdam_rgb(folder: Path) -> Iterator[Task]:
-    return potsdam_tiles(folder, "2_Ortho_RGB", "RGB")
-
-
 def potsdam_tiles(folder: Path, orthophotos: str, kind: str) -> Iterator[Task]:
     """The existing images of mmsegmentation's val split, with the labels that include boundaries."""
     images, labels = (
         {path.name: path for path in files(folder / "raw" / where, "**/top_potsdam_*.tif")}
         for where in (orthophotos, "5_Labels_all")
     )
-    val = [name for name in POTSDAM_VAL if f"top_potsdam_{name}_label.tif" in labels]
-    if not val:
+    if not (val := [name for name in POTSDAM_VAL if f"top_potsdam_{name}_label.tif" in labels]):
         raise OvssError(f"{folder / 'raw/5_Labels_all'} has no label of the val split ({', '.join(POTSDAM_VAL)}).")
-    missing = [f"top_potsdam_{name}_{kind}.tif" for name in val if f"top_potsdam_{name}_{kind}.tif" not in images]
-    if missing:
+    names = {name: f"top_potsdam_{name}_{kind}.tif" for name in val}
+    if missing := [image for image in names.values() if image not in images]:
         raise OvssError(f"there is no {missing[0]} in {folder / 'raw' / orthophotos}. Unpack {orthophotos}.zip there.")
-    sources = [(name, images[f"top_potsdam_{name}_{kind}.tif"], labels[f"top_potsdam_{name}_label.tif"]) for name in val]
+    sources = [(name, images[image], labels[f"top_potsdam_{name}_label.tif"]) for name, image in names.items()]
     read = partial(decoded, values=partial(by_rounded_colour, colours=POTSDAM))
     yield from tiles(sources, folder, "test", read, part=kind.lower())
+
+
+for _name, _orthophotos, _kind in (("mess_potsdam", "3_Ortho_IRRG", "IRRG"), ("mess_potsdam_rgb", "2_Ortho_RGB", "RGB")):
+    CONVERTERS.register_module(name=_name, module=partial(potsdam_tiles, orthophotos=_orthophotos, kind=_kind))
 
 
 @CONVERTERS.register_module(name="floodnet")
@@ -180,8 +173,7 @@ def kvasir_instrument(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="chase_db1")
 def chase_db1(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """The first observer's vessels in all images from the ninth on; values of 128 and more are white, as in mmsegmentation's
-    converter, according to which some maps are not purely black and white."""
+    """The first observer's vessels in all images from the ninth on. White is 128 and more, as in mmsegmentation's converter."""
     read = partial(brighter, threshold=127, number=1)
     for image in files(folder / "raw", "Image_*.jpg")[8:]:
         yield from pair(read, image, image.with_name(f"{image.stem}_1stHO.png"), folder, image.name, images)

@@ -20,9 +20,8 @@ Reader = Callable[[Path], np.ndarray]  # raw label map -> (H, W) uint8 classes
 def two_columns(path: Path) -> list[tuple[str, str]]:
     """The two columns of a list: number and value."""
     rows = [line.split() for line in list_lines(path)]
-    wrong = next((row for row in rows if len(row) != 2), None)
-    if wrong is not None:
-        raise OvssError(f"{path} has the line '{' '.join(wrong)}', expected a number and a value. Unpack the official archive.")
+    if wrong := [" ".join(row) for row in rows if len(row) != 2]:
+        raise OvssError(f"{path} has the line '{wrong[0]}', expected a number and a value. Unpack the official archive.")
     return [(number, value) for number, value in rows]
 
 
@@ -32,10 +31,10 @@ def listed(path: Path) -> list[str]:
 
 
 def one_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
-    """The file of that name with one of the suffixes."""
-    for suffix in suffixes:
-        if (folder / (name + suffix)).is_file():
-            return folder / (name + suffix)
+    """The file of this name with one of the suffixes."""
+    for path in (folder / (name + suffix) for suffix in suffixes):
+        if path.is_file():
+            return path
     raise OvssError(f"there is no {name}{' or '.join(suffixes)} in {folder}. Unpack the official archive there.")
 
 
@@ -47,8 +46,7 @@ def pictured(source: Path, target: Path, images: str = "original") -> Task:
 
 
 def recode(source: Path, target: Path) -> None:
-    """The picture is saved, not an array of it, so that Pillow keeps the comment of a JPEG file as in MESS's scripts: without
-    the comment the file's size would differ, and so would the fingerprint."""
+    """Saves the picture, not an array: Pillow keeps the JPEG comment, as in MESS's scripts; it is part of the fingerprint."""
     read_picture(source)  # refuses depths that Pillow would clip
     with Image.open(source) as image:
         picture = image.convert("RGB")

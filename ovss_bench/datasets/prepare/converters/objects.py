@@ -58,8 +58,7 @@ def xbd(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="inria")
 def inria(folder: Path) -> Iterator[Task]:
-    """27 labelled images <id>.tif of raw/train, in tiles of 1000 x 1000. Selection, tiles and names are SegEarth-OV's; the
-    official data have whole images."""
+    """27 labelled images <id>.tif of raw/train, selected and cut into tiles of 1000 x 1000 as by SegEarth-OV."""
     images, labels = raw_folders("inria", folder)
     ids = listed_images("inria_split_test.txt", images, ".tif")
     sources = [(name, images / f"{name}.tif", labels / f"{name}.tif") for name in ids]
@@ -94,8 +93,7 @@ def raw(name: str, folder: Path, stem: str = "*") -> tuple[list[Path], Path]:
 def masks(source: Path, to: Path, ids: list[str], suffix: str = ".png", end: str = "", threshold: int = 128) -> Iterator[Task]:
     """Tasks that write the label maps of images to the folder `to`, from masks <id><end> in the folder `source`."""
     found = {path.stem: path for path in data_files(source) if path.suffix.lower() in SUFFIXES}
-    missing = [key + end for key in ids if key + end not in found and not (to / f"{key}{suffix}").exists()]
-    if missing:
+    if missing := [key + end for key in ids if key + end not in found and not (to / f"{key}{suffix}").exists()]:
         raise OvssError(f"{source} lacks {len(missing)} masks, the first: {missing[0]}. Unpack the official archive there.")
     for key in ids:
         if key + end in found:
@@ -103,10 +101,7 @@ def masks(source: Path, to: Path, ids: list[str], suffix: str = ".png", end: str
 
 
 def binary(path: Path, threshold: int) -> np.ndarray:
-    """(H, W) uint8, 1 where a mask in grey values reaches the threshold.
-
-    Raises OvssError for a mask in colours, or one that holds 0 and 1 where 0 and 255 are expected.
-    """
+    """(H, W) uint8, 1 where a mask reaches the threshold. Raises OvssError for colours, or 0 and 1 instead of 0 and 255."""
     with Image.open(path) as image:
         if image.mode not in ("1", "L") and np.ptp(np.array(image.convert("RGB")), axis=2).max() > NOISE:
             raise OvssError(f"mask {path} is in colours, expected black and white. Unpack the official archive again.")

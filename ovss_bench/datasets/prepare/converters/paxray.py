@@ -54,10 +54,8 @@ def _file(path: Path, entry: Any, suffix: str) -> str:
     name = found.pop() if len(found) == 1 else ""
     pure = PurePosixPath(name)
     if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
-        raise OvssError(
-            f"{path}: an entry of the test split is {str(entry)[:200]}, expected a path images/<id>.png and one "
-            f"labels/<id>.npy below its folder. {UNPACK}"
-        )
+        expected = f"expected a path images/<id>.png and one labels/<id>.npy below its folder. {UNPACK}"
+        raise OvssError(f"{path}: an entry of the test split is {str(entry)[:200]}, {expected}")
     return name
 
 
@@ -70,8 +68,7 @@ def planes(source: Path, targets: Sequence[Path]) -> None:
         if masks.ndim != 3 or len(masks) <= max(PLANES.values()) or not masks.size:
             raise ValueError(f"it has the shape {masks.shape}")
         chosen = [np.array(masks[plane]) for plane in PLANES.values()]
-        wrong = next((plane for plane in chosen if not np.isin(plane, (0, 1)).all()), None)
-        if wrong is not None:
-            raise ValueError(f"it holds the values {np.unique(wrong)[:8].tolist()}")
+        if not np.isin(chosen, (0, 1)).all():
+            raise ValueError(f"it holds the values {np.unique(chosen)[:8].tolist()}")
     for plane, target in zip(chosen, targets, strict=True):
         write_label(target, plane.astype(np.uint8))

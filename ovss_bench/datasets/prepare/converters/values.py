@@ -16,6 +16,12 @@ from ..conversion import FEW, UNPACK, by_colour, lookup_table, note_pixels, read
 FEW_GREY, GREY_TO_WHITE = 0.001, 4
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width), from the header. Raises OvssError if it cannot be read."""
+    with reading(path, UNPACK), Image.open(path) as image:
+        return image.size[::-1]
+
+
 def numbers(path: Path, codes: Mapping[int, int]) -> np.ndarray:
     """Grey values or palette indices, each with its class."""
     return replace(read_pixels(path), codes, path)
@@ -29,8 +35,7 @@ def matlab_numbers(path: Path, field: str, codes: Mapping[int, int], dtype: type
 
 
 def replace(label: np.ndarray, codes: Mapping[int, int], path: Path, dtype: type = np.uint8) -> np.ndarray:
-    """(H, W) of any integers -> (H, W): `codes[v]` for each v. Raises OvssError for a map of colours and for a v without code;
-    codes are not negative."""
+    """(H, W) integers v -> (H, W): `codes[v]`, none of them negative. Raises OvssError for colours and for a v without code."""
     if label.ndim != 2:
         raise OvssError(f"{path} has {label.shape[-1]} channels, expected one of class numbers. Is it the official file?")
     beyond = max(codes) + 1
@@ -56,10 +61,7 @@ def first_channel(path: Path) -> np.ndarray:
 
 
 def black_or_white(path: Path) -> np.ndarray:
-    """The first channel divided by 255 and truncated: grey is black.
-
-    Raises OvssError if white is missing or rare compared with grey: such a mask has another encoding (0 and 1, ...).
-    """
+    """The first channel divided by 255 and truncated: grey is black. Raises OvssError if white is rare compared with grey."""
     channel = first_channel(path)
     is_grey = (channel != 0) & (channel != 255)
     white, grey = np.count_nonzero(channel == 255), np.count_nonzero(is_grey)
@@ -76,11 +78,10 @@ def brighter(path: Path, threshold: int, number: int) -> np.ndarray:
 
 
 def decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], other: int = 255, most: float = FEW) -> np.ndarray:
-    """The classes `values(rgb)` of a map in colours, see `_without_foreign`. It is decoded in blocks of
-    rows: maps have up to 60 million pixels, and `by_colour` takes 20 bytes for each."""
+    """The classes `values(rgb)` of a map in colours; see `_checked`. Decoded in blocks of rows to save memory."""
     image = coloured(path)
     label = np.concatenate([values(image[top : top + 128]) for top in range(0, len(image), 128)])
-    return _without_foreign(label, image, "colour", path, other, most)
+    return _checked(label, image, "colour", path, other, most)
 
 
 def by_rounded_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int]) -> np.ndarray:
@@ -91,7 +92,7 @@ def by_rounded_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], 
 def luminance(path: Path, codes: Mapping[int, int]) -> np.ndarray:
     """Classes by the grey value into which Pillow turns a colour."""
     grey = np.array(Image.fromarray(coloured(path)).convert("L"))
-    return _without_foreign(lookup_table(codes, 255)[grey], grey, "value", path)
+    return _checked(lookup_table(codes, 255)[grey], grey, "value", path)
 
 
 def coloured(path: Path) -> np.ndarray:
@@ -102,16 +103,13 @@ def coloured(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def _without_foreign(
-    label: np.ndarray, raw: np.ndarray, kind: str, path: Path, other: int = 255, most: float = FEW
-) -> np.ndarray:
-    """The label; pixels of no class (255) become `other`, with a note. Raises OvssError if their share exceeds `most`. `raw`
-    holds the stored values."""
+def _checked(label: np.ndarray, raw: np.ndarray, kind: str, path: Path, other: int = 255, most: float = FEW) -> np.ndarray:
+    """Pixels of no class (255) become `other`, with a note. Raises OvssError, with `raw` values, if more than `most` are."""
     foreign = label == 255
     if foreign.mean() > most:
         found = np.unique(raw[foreign][:10_000], axis=0)[:8].tolist()
-        share = f"{foreign.mean():.1%} of the pixels"
-        raise OvssError(f"{path} holds the {kind}s {found} ({share}), which belong to no class. Is it the official file?")
+        what = f"{path} holds the {kind}s {found} ({foreign.mean():.1%} of the pixels), which belong to no class"
+        raise OvssError(f"{what}. Is it the official file?")
     fate = "are ignored (255)" if other == 255 else f"count as {other}"
     note_pixels(foreign.sum(), f"have a {kind} of no class; they {fate}")
     label[foreign] = other
