@@ -42,10 +42,10 @@ NO_NAME = re.compile("[\x00-\x1f\ud800-\udc7f\udd00-\udfff]")
 
 
 @cache
-def code(*parts: str) -> str:
-    """SHA-256 of Python files of the package: those listed, and all in and below the listed folders."""
-    files = [file for part in parts for file in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]]
-    return digest(*(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())))
+def code(*parts: str, package: Path = PACKAGE) -> str:
+    """SHA-256 of Python files of a package: those listed, and all in and below the listed folders."""
+    files = [file for part in parts for file in sorted((package / part).rglob("*.py")) or [package / part]]
+    return digest(*(part for file in files for part in (file.relative_to(package).as_posix(), file.read_bytes())))
 
 
 @cache

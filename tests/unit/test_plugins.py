@@ -11,6 +11,7 @@ import pytest
 
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
+from ovss_bench import files
 from ovss_bench.config import registry
 from ovss_bench.config.hyperparameters import as_table, from_table
 from ovss_bench.config.recipe import of_class, own_recipe, segmentor_config
@@ -313,7 +314,7 @@ def site(tmp_path_factory):
 def installed(site, monkeypatch):
     monkeypatch.syspath_prepend(site)
     importlib.invalidate_caches()
-    registry.package_digest.cache_clear()
+    files.code.cache_clear()
     return site
 
 
