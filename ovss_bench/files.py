@@ -1,5 +1,4 @@
-"""Locations on disk (packaged configurations and weights, the cache), atomic writing, safe file names, and reading of text
-that people wrote."""
+"""Locations on disk (configurations, weights, cache), atomic writing, safe file names, and reading of hand-written text."""
 
 from __future__ import annotations
 
@@ -171,8 +170,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def is_clutter(path: str | PurePath) -> bool:
-    """Whether a path relative to a data folder is hidden or in a hidden folder (.DS_Store, ._a.png, .Trash-0/a.png), or was
-    left by an operating system or tool."""
+    """Whether a path in a data folder is hidden (.DS_Store, .Trash-0/a.png), or was left by an operating system or tool."""
     return any((part[0] == "." and part != "..") or part.lower() in CLUTTER for part in PurePath(path).parts)
 
 
@@ -250,8 +248,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def path_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of all files in and below a folder. Raises OvssError if it
-    cannot be read."""
+    """SHA-256 of a file, or of the names and contents of all files below a folder. Raises OvssError if it cannot be read."""
     path = Path(path)
     try:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -42,12 +42,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Queries and their classes.
-
-    `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes part in the softmax and is
-    then dropped. `background` is the index of the background class, or None. `classes` are display names. `templates` names
-    the set or file of the `prompts`, texts with one `{}` each.
-    """
+    """Queries and their classes. `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes
+    part in the softmax and is then dropped. `background` is the index of the background class, or None. `classes` are display
+    names. `templates` names the set or file of the `prompts`, texts with one `{}` each."""
 
     queries: tuple[str, ...]
     group: tuple[int, ...]
@@ -78,9 +75,7 @@ class Vocabulary:
             if not isinstance(entry, list | tuple) or not all(isinstance(name, str) for name in entry):
                 raise OvssError(f"class {i} is {entry!r}: expected a name, or a list of synonyms.")
             if not entry or not all(query.strip() for query in entry):
-                raise OvssError(
-                    f"class {i} has an empty name among {entry}. Every class needs at least one name, and no name may be empty."
-                )
+                raise OvssError(f"class {i} has an empty name among {entry}. Every class needs a name; none may be empty.")
             if entry[0] in first:
                 places = f"as class {first[entry[0]]} and as class {i}"
                 raise OvssError(f"class '{entry[0]}' is listed twice: {places}. Merge the two or rename one.")
@@ -132,8 +127,8 @@ class Vocabulary:
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor]:
-        """The classes of all queries but distractors, ascending (ties go to the lowest class), and the order of the queries by
-        class, distractors last."""
+        """The classes of all queries but distractors, ascending, and the order of the queries by class, distractors last. Ties
+        go to the lowest class."""
         import torch
 
         order = sorted(range(len(self.group)), key=lambda q: (self.group[q] < 0, self.group[q]))
@@ -142,10 +137,7 @@ class Vocabulary:
 
     def features(self, clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
-        normalised.
-
-        Computed once per weights, queries and templates, with `progress`, then read from the cache.
-        """
+        normalised. Computed once per weights, queries and templates, with `progress`, then read from the cache."""
         if self.given_features is not None:
             return self.given_features.to(clip.device)
         from .cache import read_entry, write_entry
@@ -182,8 +174,7 @@ class Vocabulary:
 
 
 def read_templates(name: str | Path) -> tuple[str, ...]:
-    """The templates of a set in `TEMPLATES`, or of a file: one per line, with one `{}` for the name; empty lines and lines that
-    begin with `#` are skipped."""
+    """The templates of a set in `TEMPLATES` or a file: one per line, with one `{}`; empty lines and comments are skipped."""
     if name in TEMPLATES:
         return TEMPLATES[str(name)]
     path = user_path(name)
@@ -228,9 +219,8 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
             distractors += entry
             continue
         if not all(entry):
-            raise OvssError(
-                f"names file {path}, line {number}: an empty name. Every line is one class, its synonyms separated by commas."
-            )
+            where = f"names file {path}, line {number}"
+            raise OvssError(f"{where}: an empty name. Every line is one class, its synonyms separated by commas.")
         if entry[0] in first:
             raise OvssError(f"names file {path}: class '{entry[0]}' is listed twice, in lines {first[entry[0]]} and {number}.")
         first[entry[0]] = number

@@ -82,8 +82,7 @@ def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, 
 
 
 def checked_value(name: str, value: Any, hint: Any) -> Any:
-    """The value as its annotation wants it: numbers as text, a single text as a list, `~` as the home folder. Raises OvssError
-    if it does not fit."""
+    """The value converted for its annotation: numbers to text, one text to a list, `~` to the home folder; or OvssError."""
 
     def text(item: Any) -> Any:
         item = str(item) if type(item) in (int, float) else item
@@ -136,8 +135,7 @@ def _typed(words: Sequence[str]) -> Any:
 
 
 def split_list(text: str) -> list[str]:
-    """The items of `[a,b]`, or a single one, as they are written: the id 2007_000033 is not a number. An item with a comma
-    must be in quotes."""
+    """The items of `[a,b]`, or the only one, as text: the id 2007_000033 is no number. Quotes enclose an item with a comma."""
     if not (text.startswith("[") and text.endswith("]")):
         return [] if text in ("", "null") else [unquoted(text)]
     return [unquoted(item) for item in items_of(text[1:-1])]

@@ -72,8 +72,7 @@ def _in_one_run(argument: str) -> str:
 
 
 def literal(argument: str, grid: bool) -> str:
-    """An override NAME=VALUE, quoted where Hydra would misread its text. Interpolations (`${...}`), and in a grid functions
-    (`choice(a,b)`), are left to Hydra."""
+    """NAME=VALUE, quoted where Hydra would misread the text, but for interpolations (`${...}`) and a grid's `choice(a,b)`."""
     key, equals, text = argument.partition("=")
     name = key.lstrip("+~").rpartition(".")[2]
     if not equals or name not in TEXTS or "${" in text or text in ("", "null"):

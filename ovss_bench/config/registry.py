@@ -2,8 +2,7 @@
 
 A package declares its plug-in by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. Entry
 points are loaded only to find a name that is otherwise unknown, so a broken package affects nobody else. The recipes of a
-plug-in are in a folder `configs/segmentor` beside the module.
-"""
+plug-in are in a folder `configs/segmentor` beside the module."""
 
 from __future__ import annotations
 
@@ -104,8 +103,7 @@ def load_plugin(path: str | Path) -> None:
 
 
 def load_installed(wanted: str) -> None:
-    """Imports the plug-ins of installed packages, each once, to find `wanted`. A broken one leads to a warning, or to an error
-    if it has that name."""
+    """Imports the plug-ins of installed packages, each once, to find `wanted`. Warns of broken ones; raises if it is one."""
     for entry in entry_points(group=GROUP):
         is_new = entry not in _IMPORTED
         error = _IMPORTED[entry] = _import_installed(entry) if is_new else _IMPORTED[entry]

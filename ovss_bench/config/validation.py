@@ -1,6 +1,5 @@
 """Validates configuration values against annotations, by pydantic. The error for an invalid one is one line that says what was
-expected: in the words of `Expected` if the annotation has one, else in those of the type.
-"""
+expected: in the words of `Expected` if the annotation has one, else in those of the type."""
 
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: 
 def validate_all(
     values: Mapping[str, Any], hints: Mapping[str, Any], kind: str, origin: Callable[[str], str | None] = lambda name: None
 ) -> dict[str, Any]:
-    """Validates every value by the annotation of its name. Raises OvssError for invalid values and for unknown names, which it
-    calls an unknown `kind`."""
+    """Validates each value by the annotation of its name. Raises OvssError for invalid values and names (`unknown KIND`)."""
     for name in values:
         if name not in hints:
             source = f" (from {origin(name)})" if origin(name) else ""

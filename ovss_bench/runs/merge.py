@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +57,9 @@ def _percent(value: float) -> float:
     return round(100 * float(value), 8)
 
 
-def part_of(
-    head: Mapping[str, Any], facts: DatasetFacts, images: Sequence[str], evaluated: Sequence[str], failed: Mapping[str, str]
-) -> dict[str, Any]:
-    """What `merge` needs of a shard in addition to its counts. `images` are those of the whole run, `evaluated` and `failed`
-    those of the shard."""
-    return {"head": head, "facts": asdict(facts), "images": images, "own": evaluated, "failed": failed}
-
-
 def merge(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Writes the result of the parts in a run's folder of shards; returns it with notes on anything that qualifies it.
-
-    Raises OvssError if images are missing (with the commands that evaluate them) or a process is still writing a part.
-    """
+    """Writes the result of the parts in a run's folder of shards; returns it with notes on anything that qualifies it. Raises
+    OvssError if images are missing (with the commands that evaluate them) or a process is still writing a part."""
     with reading(f"the parts in {folder}", "Start their shards again."):
         return _merged(folder, *read_parts(folder))
 
