@@ -144,10 +144,8 @@ def inside(name: str) -> str:
     """A relative name without `.` and doubled slashes. Raises OvssError if it is empty or leads out of its folder."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or NO_NAME.search(name):
-        raise OvssError(
-            f"{name!r} cannot be the name of a file below its folder: it must be relative and not empty, without '..' and "
-            "control characters."
-        )
+        expected = "expected a relative path, not empty, without '..' and control characters"
+        raise OvssError(f"{name!r} cannot be the name of a file below its folder: {expected}.")
     return pure.as_posix()
 
 
@@ -202,9 +200,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> OvssError:
+    folders = "another folder (results: output=DIR, cache: the environment variable OVSS_CACHE)"
     return OvssError(
-        f"cannot write {path}: {error.strerror or error}. Free some space, change its permissions, or choose another folder "
-        "(results: output=DIR, cache: the environment variable OVSS_CACHE)."
+        f"cannot write {path}: {error.strerror or error}. Free space, change its permissions, or choose {folders}."
     )
 
 

@@ -69,10 +69,8 @@ def refuse_odd(name: str, data: bytes) -> None:
     division by 256 would turn black. An entirely black image is accepted."""
     odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
     if odd:
-        raise OvssError(
-            f"{name} holds {odd}, which has no unambiguous conversion to 8 bits. Save it as RGB or grey of 8 bits a "
-            "band, scaled as your method or data set requires."
-        )
+        hint = "Save it as RGB or grey of 8 bits a band, scaled as your method or data set requires."
+        raise OvssError(f"{name} holds {odd}, which has no unambiguous conversion to 8 bits. {hint}")
 
 
 def _odd(data: bytes) -> str:
@@ -235,10 +233,9 @@ def as_image(image: Any) -> np.ndarray:
         return read_image(user_path(image))
     if isinstance(image, Image.Image):
         return _from_picture(image)
-    hint = "; one image at a time" if isinstance(image, list | tuple) else ""
+    found = type(image).__name__ + ("; one image at a time" if isinstance(image, list | tuple) else "")
     raise OvssError(
-        f"expected an RGB image: a path, a Pillow image, or a NumPy array (height, width, 3) of type uint8, not "
-        f"{type(image).__name__}{hint}."
+        f"expected an RGB image: a path, a Pillow image, or an array (height, width, 3) of type uint8, not {found}."
     )
 
 

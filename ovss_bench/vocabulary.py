@@ -180,17 +180,15 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
     path = user_path(name)
     if not path.is_file():
         if path.suffix or os.sep in str(name):
-            raise OvssError(
-                f"templates file {name} does not exist. Give the path of a text file with a template per line, such as 'a "
-                f"photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
-            )
+            hint = f"Give a text file with a template per line, such as 'a photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
+            raise OvssError(f"templates file {name} does not exist. {hint}")
         raise unknown("template set (or file)", name, TEMPLATES)
     found = {n: line for n, line in read_lines(path, "templates file", "UTF-8 text, a template per line") if line}
     for number, line in found.items():
         if line.count("{}") != 1:
+            where = f"templates file {path}, line {number}"
             raise OvssError(
-                f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template needs "
-                "it once, for the name."
+                f"{where}: {line[:60]!r} has {{}} {line.count('{}')} times. Every template needs it once, for the name."
             )
     if not found:
         raise OvssError(f"templates file {path} is empty. Expected a template per line, such as 'a photo of a {{}}.'")
@@ -200,16 +198,16 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query with a comma in
     double quotes, surrounding white space ignored. A line `distractors: ...` lists queries without a class; lines that begin
-    with `#` are comments. Warns of semicolons: they separate classes only in `tools/segment.py --classes`."""
+    with `#` are comments. Warns of semicolons: they separate classes only in `ovss segment`."""
     lines = read_lines(path, "names file", "UTF-8 text, a line per class, synonyms separated by commas")
     strange = [number for number, line in lines if ";" in line]
     if strange:
-        warnings.warn(
-            f"names file {path}, line {strange[0]}{f' and {len(strange) - 1} others' if strange[1:] else ''}: the ';' is taken "
-            "as part of a name. In a file every line is one class, its synonyms separated by commas; ';' separates classes in "
-            "tools/segment.py --classes only.",
-            stacklevel=1,  # always the same place, so that Python shows it once
+        more = f" and {len(strange) - 1} others" if strange[1:] else ""
+        hint = (
+            "In a file every line is a class, its synonyms separated by commas; ';' separates classes of `ovss segment` only."
         )
+        note = f"names file {path}, line {strange[0]}{more}: the ';' is taken as part of a name. {hint}"
+        warnings.warn(note, stacklevel=1)  # always the same place, so that Python shows it once
     names: list[list[str]] = []
     distractors: list[str] = []
     first: dict[str, int] = {}
@@ -234,10 +232,8 @@ def _split(line: str, path: str | Path) -> list[str]:
     try:
         return [query.strip() for query in next(csv.reader([line], skipinitialspace=True, strict=True), []) or [""]]
     except csv.Error as error:
-        raise OvssError(
-            f"names file {path}: the line {line[:60]!r} cannot be split ({error}). Expected names separated by commas, and "
-            "double quotes, if any, around a whole name."
-        ) from error
+        hint = "Expected names separated by commas, and double quotes, if any, around a whole name."
+        raise OvssError(f"names file {path}: the line {line[:60]!r} cannot be split ({error}). {hint}") from error
 
 
 def _background(background: bool | int | None, count: int) -> int | None:

@@ -54,10 +54,8 @@ def check_launcher(name: str) -> None:
         distribution(package)
     except PackageNotFoundError:
         extra = "ray" if name == "ray" else "launchers"
-        raise OvssError(
-            f"hydra/launcher={name} needs {package}, which is not installed: pip install 'ovss-bench[{extra}]', or pip install "
-            f"{package}"
-        ) from None
+        hint = f"pip install 'ovss-bench[{extra}]', or pip install {package}"
+        raise OvssError(f"hydra/launcher={name} needs {package}, which is not installed: {hint}") from None
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Our presets have the same names as those of the packages.
     warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")

@@ -42,9 +42,7 @@ def read_results(*folders: str | Path, leave_out: Collection[str] = ()) -> tuple
 
 def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd.DataFrame:
     """A row per result below a folder: method, CLIP, data set, every metric (percent), published figure, provenance, `path`.
-
-    Partial results are included on request only; unreadable files are left out with a warning.
-    """
+    Partial results are included on request only; unreadable files are left out with a warning."""
     results, damaged = read_results(folder, leave_out=LARGE)
     for error in damaged:
         warnings.warn(str(error), stacklevel=2)

@@ -94,14 +94,12 @@ def part_folders(folder: Path) -> list[Path]:
 
 
 def _missing(base: Path, parts: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
-    count, lacking = parts[0]["shard"][1], set(missing)
-    whole = {part["shard"][0] for part in parts if part["shard"][1] == count and not lacking & set(part["own"])}
-    again = ", ".join(f"shard={number}/{count}" for number in range(1, count + 1) if number not in whole)
+    shards, lacking = parts[0]["shard"][1], set(missing)
+    whole = {part["shard"][0] for part in parts if part["shard"][1] == shards and not lacking & set(part["own"])}
+    again = ", ".join(f"shard={number}/{shards}" for number in range(1, shards + 1) if number not in whole)
     shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-    return (
-        f"{base}: {len(missing)} of {len(parts[0]['images'])} images are missing: {shown}. Start these again, or copy their "
-        f"files here: {again}."
-    )
+    count = f"{len(missing)} of {len(parts[0]['images'])} images"
+    return f"{base}: {count} are missing: {shown}. Start these again, or copy their files here: {again}."
 
 
 def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

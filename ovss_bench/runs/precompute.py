@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,8 @@ def precompute_regions(
                 except OvssError:
                     warnings.warn(f"region map {made} is damaged; it is recomputed.", stacklevel=1)
             if owners.get(file, key) != key and path.is_file():
-                raise OvssError(
-                    f"{path} belongs to another image of that name, of another data set or of an earlier version of this "
-                    "one. Choose another folder with out=DIR, or delete that file and run again."
-                )
+                other = "another image of that name, of another data set or an earlier version of this one"
+                raise OvssError(f"{path} belongs to {other}. Choose another folder with out=DIR, or delete it and run again.")
             found = source(image)
             write_regions(path, found)
             index["contents"][file] = map_digest(found)
@@ -133,10 +132,9 @@ def index_regions(
     with locked(folder, "out"):
         title = f"index of {folder} for {dataset.name}"
         failed = _for_all(dataset.select(limit), enter, lambda: None, title, workers, quiet)
-        try:
+        index = None
+        with suppress(OvssError):  # a damaged index
             index = read_index(folder)
-        except OvssError:  # a damaged index
-            index = None
         if not index or not index["regions"]:
             index = {
                 "digest": digest("files", *(part for pair in sorted(contents.items()) for part in pair)),

@@ -269,7 +269,7 @@ def _by_image(images: list[str], records: np.ndarray, lengths: np.ndarray) -> di
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result file, converted to the current schema. Raises OvssError if it is missing, damaged or does not match its schema."""
+    """A result, converted to the current schema. Raises OvssError if it is missing, damaged or does not match its schema."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
