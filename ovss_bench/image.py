@@ -208,10 +208,8 @@ def _center_crop(picture: Image.Image, side: int, resample: Image.Resampling) ->
 
 
 def normalize(image: np.ndarray, statistics: str) -> Tensor:
-    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255.
-
-    In NumPy, as PyTorch in reader threads leaves OpenMP threads behind; once they outnumber the cores, all parallel PyTorch
-    code waits for them to wake up (composing took three times as long)."""
+    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255. In NumPy, as PyTorch in reader threads leaves OpenMP threads
+    behind; once they outnumber the cores, all parallel PyTorch code waits for them (composing took three times as long)."""
     import torch
 
     check_image(image)

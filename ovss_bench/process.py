@@ -82,10 +82,8 @@ def locked(folder: Path, option: str) -> IO[str]:
 
 def take_lock(path: Path, option: str, *, shared: bool = False, patience: float = 0.0) -> IO[str]:
     """Locks a file until it is closed or its process dies, and writes the holder's process id and host into it. Raises
-    OvssError if another process still holds the lock after `patience` seconds.
-
-    Not with filelock: it keeps shared locks in SQLite, which is not safe on NFS, or uses lock files that survive their holder.
-    """
+    OvssError if another process still holds the lock after `patience` seconds. Not with filelock: it keeps shared locks in
+    SQLite, which is not safe on NFS, or uses lock files that survive their holder."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -145,10 +143,8 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: in
 
 
 def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yields (item, `function(item)` or the OvssError that it raised) as they complete, from `workers` forked processes.
-
-    The processes inherit function and items, and only results are pickled; joblib would pickle all, and import torch in each.
-    """
+    """Yields (item, `function(item)` or the OvssError that it raised) as they complete, from `workers` forked processes. They
+    inherit function and items, and only results are pickled; joblib would pickle all, and import torch in each process."""
     items = list(items)
     left = iter(range(len(items)))
     context = multiprocessing.get_context("fork")

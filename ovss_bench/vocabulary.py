@@ -186,10 +186,8 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
     found = {n: line for n, line in read_lines(path, "templates file", "UTF-8 text, a template per line") if line}
     for number, line in found.items():
         if line.count("{}") != 1:
-            where = f"templates file {path}, line {number}"
-            raise OvssError(
-                f"{where}: {line[:60]!r} has {{}} {line.count('{}')} times. Every template needs it once, for the name."
-            )
+            where = f"templates file {path}, line {number}: {line[:60]!r}"
+            raise OvssError(f"{where} has {line.count('{}')} times {{}}. Every template needs it once, for the name.")
     if not found:
         raise OvssError(f"templates file {path} is empty. Expected a template per line, such as 'a photo of a {{}}.'")
     return tuple(found.values())

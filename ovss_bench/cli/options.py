@@ -6,14 +6,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_origin
 
 from annotated_types import MinLen
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ..config.validation import Expected, validate
+from ..config.validation import Expected, bare, choices, validate
 from ..errors import OvssError, unknown
 from ..files import user_path
 
@@ -100,11 +99,7 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
 
 def kind_of(hint: Any) -> type:
     """The type of an annotation's values other than None: str for `Text | None`."""
-    if get_origin(hint) is Annotated:
-        return kind_of(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return next(kind_of(part) for part in get_args(hint) if part is not NoneType)
-    return str if get_origin(hint) is Literal else get_origin(hint) or hint
+    return str if choices(hint) else get_origin(bare(hint)) or bare(hint)
 
 
 def with_flags(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:

@@ -18,7 +18,7 @@ from annotated_types import Ge, Le, MinLen
 from ..errors import OvssError
 from ..files import PACKAGE, read_json, user_path
 from ..types import MOST
-from .validation import Expected, in_words, validate
+from .validation import Expected, bare, in_words, validate
 
 
 class File(str):
@@ -56,8 +56,7 @@ class Hyperparameters:
     @property
     def paths(self) -> dict[str, type]:
         """The hyperparameters that are files or folders, with `File`, `Folder` or `Path`."""
-        kinds = ((name, kind) for name in self.defaults for kind in (self.hints[name], *get_args(self.hints[name])))
-        return {name: kind for name, kind in kinds if kind in (File, Folder, Path)}
+        return {name: kind for name in self.defaults if (kind := bare(self.hints[name])) in (File, Folder, Path)}
 
     def checked(self, name: str, value: Any, origin: str | None = None, folder: Path | None = None) -> Any:
         """The value; of a file or folder, which may be relative to `folder`, the full path. Raises OvssError for a value that

@@ -156,7 +156,7 @@ def _add_recipes(folder: Path) -> None:
         return
     for path in sorted(folder.glob("*.yaml")):
         if path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path:
-            raise OvssError(f"there is a recipe '{path.stem}' already. Give {path} another name.")
+            raise OvssError(f"recipe '{path.stem}' already exists. Give {path} another name.")
         RECIPES[path.stem] = path
 
 

@@ -40,9 +40,8 @@ def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: 
         return _adapter(hint).validate_python(given)
     except ValidationError:
         source = f" (from {origin})" if origin else ""
-        choices = _choices(hint)
-        if choices and isinstance(value, str | None):
-            raise unknown(f"value of {name}{source}", value, map(str, choices)) from None
+        if (known := choices(hint)) and isinstance(value, str | None):
+            raise unknown(f"value of {name}{source}", value, map(str, known)) from None
         raise OvssError(f"{kind}{name}={value!r}{source}: expected {in_words(hint)}.") from None
 
 
@@ -82,13 +81,14 @@ def is_list(hint: Any) -> bool:
     return get_origin(hint) is tuple or any(map(is_list, get_args(hint)))
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
-    """The choices of an annotation that allows only these and null."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
+def bare(hint: Any) -> Any:
+    """An annotation without metadata and without null."""
     if get_origin(hint) is Annotated:
-        return _choices(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        parts = [_choices(part) for part in get_args(hint) if part is not NoneType]
-        return tuple(name for part in parts for name in part) if all(parts) else ()
-    return ()
+        return bare(get_args(hint)[0])
+    parts = [part for part in get_args(hint) if part is not NoneType] if get_origin(hint) in (Union, UnionType) else []
+    return bare(parts[0]) if len(parts) == 1 else hint
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The choices of an annotation that allows only these, and perhaps null."""
+    return get_args(bare(hint)) if get_origin(bare(hint)) is Literal else ()

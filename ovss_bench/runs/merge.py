@@ -112,8 +112,8 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     stages = _sums([timing.get("stages", {}) for timing in timings])
     timing["stages"] = {stage: round(seconds, 3) for stage, seconds in stages.items()}
-    if any("peak_gpu_memory_mib" in timing for timing in timings):
-        timing["peak_gpu_memory_mib"] = max(timing.get("peak_gpu_memory_mib", 0) for timing in timings)
+    if peaks := [timing["peak_gpu_memory_mib"] for timing in timings if "peak_gpu_memory_mib" in timing]:
+        timing["peak_gpu_memory_mib"] = max(peaks)
     return {
         **heads[0],
         "timing": timing,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,8 @@ def precompute_regions(
             images[key] = file
             return True
 
-        def save() -> None:
-            write_index(folder, index)
-
-        save()
+        write_index(folder, index)
+        save = partial(write_index, folder, index)
         failed = _for_all(dataset.select(limit), make, save, f"{regions} on {dataset.name}", workers, quiet)
     _complain(failed, "have no regions; those of the others are kept")
 
@@ -107,8 +106,7 @@ def index_regions(
 ) -> None:
     """Writes the index of a folder of region files from another source, .npz or .png, with one of `region_names`. `generator`
     is the entry of configs/regions that produced them; runs use it to find published figures. The index of regions computed
-    here is rebuilt for the current images. Raises OvssError, at the end, for images without a file or with one of another size.
-    """
+    here is rebuilt for the current images. Raises OvssError at the end, for images with no file or one of another size."""
     folder = user_path(folder)
     if generator not in (None, *config_names("regions")):
         raise unknown("regions", generator, config_names("regions"))
@@ -185,7 +183,7 @@ def _for_all(
             save()
     task.stop()
     if existing:
-        progress.say(f"{existing} of {len(samples)} existed already")
+        progress.say(f"{existing} of {len(samples)} already existed")
     return failed
 
 

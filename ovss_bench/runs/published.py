@@ -73,8 +73,7 @@ def load_figures(folder: Path) -> pd.DataFrame:
 
 def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
     """The published figures that a result (the content of its file) should reproduce, the authors' own first, each with our
-    `difference` in points. `why_not` explains why there is no figure, or no difference: a partial result, unconfirmed settings.
-    """
+    `difference` in points. `why_not` explains why there is no figure, or no difference (partial, or unconfirmed settings)."""
     if why_not := _not_comparable(result):
         return {"figures": [], "why_not": why_not}
     run = (result["segmentor"], result["clip"], result["dataset"], meant(result))
@@ -264,7 +263,7 @@ def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str
     """Why there is no figure for this run, and which similar ones there are."""
     similar = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     if len(similar):
-        known = dict.fromkeys(_shown(published) or "the recipe as it is" for published in similar["overrides"])
+        known = dict.fromkeys(_shown(published) or "the unchanged recipe" for published in similar["overrides"])
         published = f"figures for {segmentor} with {clip} on {dataset} are published with {' or '.join(known)}"
         given = _shown(settings(segmentor, clip, dataset, overrides))
         return f"overridden: {given}; {published}" if given else f"{published} only"

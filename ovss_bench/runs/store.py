@@ -122,10 +122,9 @@ class RunStore:
         self.read()
         while missing := [image for image in images if image not in self.counts]:
             if time.monotonic() > deadline:
-                raise OvssError(
-                    f"{len(missing)} images that other processes have evaluated, such as {missing[0]}, are not in "
-                    f"{self._shards}. All processes need one output folder; without one use shard=I/N and tools/merge.py."
-                )
+                lost = f"{len(missing)} images evaluated by other processes, such as {missing[0]}, are not in {self._shards}"
+                hint = "All processes need one output folder; without one use shard=I/N and tools/merge.py."
+                raise OvssError(f"{lost}. {hint}")
             time.sleep(0.2)
             self.read()
 

@@ -112,7 +112,7 @@ def test_a_file_brings_recipes(tmp_path):
 
 def test_a_recipe_that_is_there_already_is_not_replaced(tmp_path):
     write(tmp_path / "configs/segmentor/sclip.yaml", "recipe: {logit_scale: 1}\n")
-    with pytest.raises(ob.OvssError, match=r"mine\.py cannot be imported: there is a recipe 'sclip' already"):
+    with pytest.raises(ob.OvssError, match=r"mine\.py cannot be imported: recipe 'sclip' already exists"):
         load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
     assert ob.compose_recipe("sclip").logit_scale == 40
     assert "mine" not in ob.segmentor_names()
