@@ -213,11 +213,9 @@ class _Pass:
         self.failed = {image: reason for part in world.gather(failed) for image, reason in part.items()}
         if self.failed and not run.runtime.skip_bad_images:
             shown = "\n".join(f"  {name}: {reason}" for name, reason in list(self.failed.items())[:10])
-            raise OvssError(
-                f"{len(self.failed)} of {len(self.images)} images could not be evaluated; the others are kept for the next "
-                f"start:\n{shown}\n"
-                "Repair them, or leave them out with runtime.skip_bad_images=true (the result is then marked as partial)."
-            )
+            count = f"{len(self.failed)} of {len(self.images)} images"
+            hint = "Repair them, or leave them out with runtime.skip_bad_images=true (the result is then marked as partial)."
+            raise OvssError(f"{count} could not be evaluated; the others are kept for the next start:\n{shown}\n{hint}")
         return world.gather([{name: int(n) for name, n in job.segmentor.observed.items()} for job in self.jobs])
 
     def finish(

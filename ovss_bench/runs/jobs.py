@@ -101,10 +101,9 @@ def refuse_idle(recipe: Recipe, method: type[Segmentor]) -> None:
     """Raises OvssError for an override that has no effect because of another value."""
     for name, (other, _) in BESIDE.items():
         if name in recipe.overrides and name not in method.uses and not recipe.has_effect(name):
-            raise OvssError(
-                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with "
-                f"{other}={getattr(recipe, other)} (from {recipe.origins[other]}). Leave {name} out, or change {other}."
-            )
+            given = f"{name}={recipe.overrides[name]} (from {recipe.origins[name]})"
+            because = f"{other}={getattr(recipe, other)} (from {recipe.origins[other]})"
+            raise OvssError(f"{given} has no effect with {because}. Leave {name} out, or change {other}.")
 
 
 def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Mapping[str, Any], kept: bool) -> Job:

@@ -253,9 +253,9 @@ def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
     folder, source = result["overridden"].get("regions"), result.get("sources", {}).get("regions")
     if folder in (None, *config_names("regions")) or source is None or generator(source):
         return []
+    command = f"python tools/regions.py index {folder} dataset={result['dataset']} regions=ENTRY"
     return [
-        f"the index of {folder} does not say that its maps are those of an entry of configs/regions; if they are: python "
-        f"tools/regions.py index {folder} dataset={result['dataset']} regions=ENTRY"
+        f"the index of {folder} does not say that its maps are those of an entry of configs/regions; if they are: {command}"
     ]
 
 
