@@ -119,7 +119,7 @@ def test_by_name_it_does_what_the_tool_does(data, tmp_path, monkeypatch):
 def test_what_a_result_could_not_state_is_refused(data):
     with pytest.raises(ob.OvssError, match=r"templates=photo was given, but .* has templates=notebook7"):
         ob.evaluate(built(data), data, recipe={"templates": "photo"}, limit=1)
-    with pytest.raises(ob.OvssError, match=r"names=None was asked for|names=demo was asked for"):
+    with pytest.raises(ob.OvssError, match=r"names=None was given|names=demo was given"):
         ob.evaluate(built(data, names="demo", vocabulary=data.vocabulary(None, "notebook7")), data, limit=1)
     method = ob.SEGMENTORS.get("sclip")
     plain = built(data)
