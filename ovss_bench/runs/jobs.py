@@ -144,7 +144,7 @@ def _refuse_replaced(segmentor: Segmentor, method: type[Segmentor]) -> None:
         what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
         raise OvssError(
             f"the segmentor {what}, but '{segmentor.recipe.segmentor}' is {method.__name__} of {method.__module__}, which the "
-            "result would name. Register your class as another segmentor (ob.SEGMENTORS.register_module), and build that one."
+            "result would name. Register your class under another name (ob.SEGMENTORS.register_module), and use that name."
         )
     for each in sorted(vars(segmentor).keys() & set(RECIPE_VALUES)):
         value = vars(segmentor)[each]
