@@ -15,7 +15,7 @@ from ovss_bench.datasets.suites import load_suite
 from ovss_bench.figures import palette
 from ovss_bench.files import config_names, load_config
 from ovss_bench.runs.published import published_figures
-from ovss_bench.runs.schema import documentation
+from ovss_bench.runs.schema import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank")
@@ -72,6 +72,14 @@ def datasets_table() -> str:
     return "\n".join(lines)
 
 
+def field_rows(part: dict, name: str = "") -> list[str]:
+    """The fields of result files with their descriptions in the schema."""
+    rows = [f"| `{name}` | {part['description']} |"] if name and part.get("description") else []
+    inner = {f"{name}.{key}".lstrip("."): value for key, value in part.get("properties", {}).items()}
+    inner |= {f"{name}[]": part.get("items"), f"{name}.*": part.get("additionalProperties")}
+    return rows + [row for key, value in inner.items() if isinstance(value, dict) for row in field_rows(value, key)]
+
+
 def tables() -> dict[Path, dict[str, str]]:
     """Text by marker, by file."""
     demo = (ROOT / "results" / "demo" / "table.md").read_text().strip()
@@ -79,7 +87,7 @@ def tables() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {"methods": methods_table("docs/methods/")},
         ROOT / "docs" / "methods.md": {"methods": methods_table("methods/"), "datasets": datasets_table()},
         ROOT / "docs" / "demo.md": {"demo": demo},
-        ROOT / "docs" / "results.md": {"fields": documentation().strip()},
+        ROOT / "docs" / "results.md": {"fields": "\n".join(["| field | |", "| --- | --- |", *field_rows(schema())])},
     }
 
 

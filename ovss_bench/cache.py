@@ -38,8 +38,7 @@ def read_entry(path: Path) -> dict[str, Tensor] | None:
 
 
 def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of the entry's name and of all names, types, shapes and bytes: it reads several GB/s, whereas SHA-256 would cost a
-    noticeable share of the time that the trunk cache saves."""
+    """CRC-32 of the entry's name and of all names, types, shapes, bytes: several GB/s; SHA-256 would slow the trunk cache."""
     total = 0
     for name, tensor in sorted(tensors.items()):
         total = zlib.crc32(f"{key} {name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)

@@ -1,5 +1,4 @@
-"""The one exception that users see: what is wrong, where, and what to do. The tools print it without a traceback and exit with
-2."""
+"""The exception that users see: what is wrong, where, and what to do. Tools print it without a traceback and exit with 2."""
 
 from __future__ import annotations
 

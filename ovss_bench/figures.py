@@ -28,9 +28,7 @@ def palette_image(label_map: np.ndarray, colours: np.ndarray) -> Image.Image:
 
 def legend_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colours: np.ndarray) -> Image.Image:
     """The image, an overlay of its label map, and a legend of the classes with their share of pixels, the largest first.
-
-    `image` (H, W, 3) uint8 RGB, `label_map` (H, W), `colours` (C, 3) uint8. Small images are enlarged.
-    """
+    `image` (H, W, 3) uint8 RGB, `label_map` (H, W), `colours` (C, 3) uint8. Small images are enlarged."""
     scale = max(1, -(-MIN_HEIGHT // image.shape[0]))
     image, label_map = (np.repeat(np.repeat(array, scale, 0), scale, 1) for array in (image, label_map))
     height, width = label_map.shape

@@ -1,5 +1,4 @@
-"""Locations on disk (packaged configurations and weights, the cache), atomic writing, safe file names, and reading of text
-that people wrote."""
+"""Locations on disk (configurations, weights, cache), atomic writing, safe file names, and reading of hand-written text."""
 
 from __future__ import annotations
 
@@ -42,10 +41,10 @@ NO_NAME = re.compile("[\x00-\x1f\ud800-\udc7f\udd00-\udfff]")
 
 
 @cache
-def code(*parts: str) -> str:
-    """SHA-256 of Python files of the package: those listed, and all in and below the listed folders."""
-    files = [file for part in parts for file in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]]
-    return digest(*(part for file in files for part in (file.relative_to(PACKAGE).as_posix(), file.read_bytes())))
+def code(*parts: str, package: Path = PACKAGE) -> str:
+    """SHA-256 of Python files of a package: those listed, and all in and below the listed folders."""
+    files = [file for part in parts for file in sorted((package / part).rglob("*.py")) or [package / part]]
+    return digest(*(part for file in files for part in (file.relative_to(package).as_posix(), file.read_bytes())))
 
 
 @cache
@@ -145,10 +144,8 @@ def inside(name: str) -> str:
     """A relative name without `.` and doubled slashes. Raises OvssError if it is empty or leads out of its folder."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or NO_NAME.search(name):
-        raise OvssError(
-            f"{name!r} cannot be the name of a file below its folder: it must be relative and not empty, without '..' and "
-            "control characters."
-        )
+        expected = "expected a relative path, not empty, without '..' and control characters"
+        raise OvssError(f"{name!r} cannot be the name of a file below its folder: {expected}.")
     return pure.as_posix()
 
 
@@ -171,8 +168,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def is_clutter(path: str | PurePath) -> bool:
-    """Whether a path relative to a data folder is hidden or in a hidden folder (.DS_Store, ._a.png, .Trash-0/a.png), or was
-    left by an operating system or tool."""
+    """Whether a path in a data folder is hidden (.DS_Store, .Trash-0/a.png), or was left by an operating system or tool."""
     return any((part[0] == "." and part != "..") or part.lower() in CLUTTER for part in PurePath(path).parts)
 
 
@@ -204,9 +200,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> OvssError:
+    folders = "another folder (results: output=DIR, cache: the environment variable OVSS_CACHE)"
     return OvssError(
-        f"cannot write {path}: {error.strerror or error}. Free some space, change its permissions, or choose another folder "
-        "(results: output=DIR, cache: the environment variable OVSS_CACHE)."
+        f"cannot write {path}: {error.strerror or error}. Free space, change its permissions, or choose {folders}."
     )
 
 
@@ -250,8 +246,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def path_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of all files in and below a folder. Raises OvssError if it
-    cannot be read."""
+    """SHA-256 of a file, or of the names and contents of all files below a folder. Raises OvssError if it cannot be read."""
     path = Path(path)
     try:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -1,5 +1,4 @@
-"""Reading, resizing and normalising images as the official evaluation codes do: mmcv's cv2 calls, without mmcv, which imports
-torch."""
+"""Reading, resizing and normalising images as official evaluation code does: mmcv's cv2 calls, without importing torch."""
 
 from __future__ import annotations
 
@@ -37,24 +36,20 @@ RESIZE_RULES = ("keep_ratio", "patch_multiple", "square", "square_bilinear", "ce
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, rotated by its EXIF tag; a fourth band (alpha, infrared) is dropped and 16-bit values are divided by
-    256, all as in cv2.
-
-    Raises OvssError for a missing, unreadable or truncated file (cv2 would fill the missing part with grey), and for images
-    whose conversion to 8 bits is ambiguous, see `refuse_odd`.
-    """
+    """(H, W, 3) uint8 RGB, rotated by its EXIF tag. As in cv2, a fourth band (alpha, infrared) is dropped and 16-bit values are
+    divided by 256. Raises OvssError for a missing, unreadable or truncated file (cv2 would fill the missing part with grey),
+    and for images whose conversion to 8 bits is ambiguous, see `refuse_odd`."""
     with reading(f"image {path}", AGAIN):
         return _read(f"image {path}", Path(path).read_bytes())
 
 
 def _read(name: str, data: bytes) -> np.ndarray:
-    with reading(name, AGAIN):
-        refuse_odd(name, data)
-        if not _has_end(data):
-            try:
-                Image.open(io.BytesIO(data)).load()
-            except UnidentifiedImageError as error:
-                raise ValueError("Pillow does not know its format" if data else "it is empty") from error
+    refuse_odd(name, data)
+    if not _has_end(data):
+        try:
+            Image.open(io.BytesIO(data)).load()
+        except UnidentifiedImageError as error:
+            raise ValueError("Pillow does not know its format" if data else "it is empty") from error
     image = _decode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise OvssError(f"{name} is not an image that OpenCV can decode ({len(data)} bytes). {AGAIN}")
@@ -74,10 +69,8 @@ def refuse_odd(name: str, data: bytes) -> None:
     division by 256 would turn black. An entirely black image is accepted."""
     odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
     if odd:
-        raise OvssError(
-            f"{name} holds {odd}, which has no unambiguous conversion to 8 bits. Save it as RGB or grey of 8 bits a "
-            "band, scaled as your method or data set requires."
-        )
+        hint = "Save it as RGB or grey of 8 bits a band, scaled as your method or data set requires."
+        raise OvssError(f"{name} holds {odd}, which has no unambiguous conversion to 8 bits. {hint}")
 
 
 def _odd(data: bytes) -> str:
@@ -146,17 +139,15 @@ def check_image(image: np.ndarray) -> None:
             hint = " Pillow images may be grey or have alpha: Image.fromarray(array)."
         elif image.dtype != np.uint8:
             hint = " Scale it to 0..255 and round: array.round().astype(numpy.uint8)."
-        raise OvssError(
-            f"expected an RGB image (height, width, 3) of type uint8, not {image.shape} of type {image.dtype}.{hint}"
-        )
+        found = f"{image.shape} of type {image.dtype}"
+        raise OvssError(f"expected an RGB image (height, width, 3) of type uint8, not {found}.{hint}")
 
 
 def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch: int) -> np.ndarray:
     """Resizes (H, W, 3) uint8 by a named rule.
 
     `keep_ratio`: the factor min(long_side/long, short_side/short), cv2 bilinear, sides int(x*f + 0.5) (mmcv's `Resize`).
-    `patch_multiple`: each side to the multiple of `patch` nearest to its length at a short side of short_side, Pillow bicubic
-    (CLIPer).
+    `patch_multiple`: short side to short_side, each side then to the nearest multiple of `patch`, Pillow bicubic (CLIPer).
     `square`: both sides become short_side, Pillow bicubic with antialiasing (GEM's own protocol).
     `square_bilinear`: both sides become short_side, cv2 bilinear (CLIP-DIY).
     `center_crop`: short side to short_side, Pillow bicubic, then the central square (CLIPtrase; torchvision's rounding).
@@ -195,8 +186,7 @@ def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, i
 
 
 def resize_target(target: np.ndarray, rule: str, size: tuple[int, int]) -> np.ndarray:
-    """Ground truth (H, W) at the original size -> at the `size` of a result, nearest: the central square for an image resized
-    by `center_crop`, else the whole."""
+    """Ground truth (H, W) -> nearest-neighbour at the `size` of a result; for `center_crop` only the central square."""
     if target.shape == size and rule != "center_crop":
         return target
     picture = Image.fromarray(target.astype(np.int32))
@@ -218,10 +208,8 @@ def _center_crop(picture: Image.Image, side: int, resample: Image.Resampling) ->
 
 
 def normalize(image: np.ndarray, statistics: str) -> Tensor:
-    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255.
-
-    In NumPy, as PyTorch in reader threads leaves OpenMP threads behind; once they outnumber the cores, all parallel PyTorch
-    code waits for them to wake up (composing took three times as long)."""
+    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255. In NumPy, as PyTorch in reader threads leaves OpenMP threads
+    behind; once they outnumber the cores, all parallel PyTorch code waits for them (composing took three times as long)."""
     import torch
 
     check_image(image)
@@ -235,8 +223,7 @@ def normalize(image: np.ndarray, statistics: str) -> Tensor:
 
 
 def as_image(image: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of such an array, a path, or a Pillow image, which is rotated by its EXIF tag; alpha is dropped.
-    Raises OvssError for anything else."""
+    """(H, W, 3) uint8 RGB of an array, a path or a Pillow image (rotated by its EXIF tag, without alpha), else an OvssError."""
     if isinstance(image, np.ndarray):
         check_image(image)
         return np.ascontiguousarray(image)
@@ -244,10 +231,9 @@ def as_image(image: Any) -> np.ndarray:
         return read_image(user_path(image))
     if isinstance(image, Image.Image):
         return _from_picture(image)
-    hint = "; one image at a time" if isinstance(image, list | tuple) else ""
+    found = type(image).__name__ + ("; one image at a time" if isinstance(image, list | tuple) else "")
     raise OvssError(
-        f"expected an RGB image: a path, a Pillow image, or a NumPy array (height, width, 3) of type uint8, not "
-        f"{type(image).__name__}{hint}."
+        f"expected an RGB image: a path, a Pillow image, or an array (height, width, 3) of type uint8, not {found}."
     )
 
 

@@ -40,8 +40,7 @@ def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]
     written. It has no effect outside the main thread, the only one in which Python handles signals.
 
     Python handles a signal between two bytecodes, but a single operation on a huge image may take an hour. If the block still
-    runs SECONDS_TO_OBEY after a signal, a thread calls `save` and exits the process.
-    """
+    runs SECONDS_TO_OBEY after a signal, a thread calls `save` and exits the process."""
 
     def stop(number: int, _: object) -> None:
         raise Ended(number)
@@ -86,11 +85,8 @@ def locked(folder: Path, option: str) -> IO[str]:
 
 def take_lock(path: Path, option: str, *, shared: bool = False, patience: float = 0.0) -> IO[str]:
     """Locks a file until it is closed or its process dies, and writes the holder's process id and host into it. Raises
-    OvssError if another process still holds the lock after `patience` seconds.
-
-    Not with filelock: it keeps shared locks in SQLite, which is not safe on NFS, and falls back to lock files that survive the
-    death of their holder.
-    """
+    OvssError if another process still holds the lock after `patience` seconds. Not with filelock: it keeps shared locks in
+    SQLite, which is not safe on NFS, or uses lock files that survive their holder."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -150,11 +146,8 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: in
 
 
 def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yields (item, `function(item)` or the OvssError that it raised) as they complete, from `workers` forked processes.
-
-    The processes inherit function and items, so both may be anything, and only results are pickled; joblib would pickle all and
-    import torch in every process, which takes seconds.
-    """
+    """Yields (item, `function(item)` or the OvssError that it raised) as they complete, from `workers` forked processes. They
+    inherit function and items, and only results are pickled; joblib would pickle all, and import torch in each process."""
     items = list(items)
     left = iter(range(len(items)))
     context = multiprocessing.get_context("fork")

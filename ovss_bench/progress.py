@@ -18,8 +18,7 @@ SECONDS_PER_LINE = 10
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
-    """The console of the tools. Their output contains text from files (names of classes, results, folders), so neither markup
-    nor control sequences are interpreted."""
+    """The console of the tools. As names of classes, results and folders are printed, it interprets no markup or controls."""
     wide = None if stderr or sys.stdout.isatty() else 200  # tables in a file or a pipe are not wrapped
     return _Console(stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
 

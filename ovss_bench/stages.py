@@ -15,11 +15,9 @@ from .files import write_atomic
 
 
 class Stages:
-    """Adds up the seconds of each stage over all threads; stages of reader threads overlap with the others.
-
-    GPU work is asynchronous: its time counts in the stage that waits for it. If `traced`, every stage synchronises with the
-    GPU, and `write_trace` writes the record of PyTorch's profiler.
-    """
+    """Adds up the seconds of each stage over all threads; stages of reader threads overlap with the others. GPU work is
+    asynchronous: its time counts in the stage that waits for it. If `traced`, every stage synchronises with the GPU, and
+    `write_trace` writes the record of PyTorch's profiler."""
 
     def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)

@@ -10,10 +10,8 @@ import torch
 
 @contextmanager
 def ordinary_torch() -> Iterator[None]:
-    """Runs a block, or the decorated function, with PyTorch's defaults: default dtype and device, no autocast, fp32 products
-    in fp32, and no inference mode, which would make loaded weights inference tensors for good."""
-    dtype, products = torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    strict, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Runs a block, or the decorated function, with PyTorch's defaults: default dtype and device, no autocast, fp32 matrix
+    products in fp32, and no inference mode, in which loaded weights would become inference tensors permanently."""
     with ExitStack() as stack:
         if torch.get_default_device().type != "cpu":  # a device mode intercepts every call, so only if needed
             stack.enter_context(torch.device("cpu"))
@@ -23,16 +21,13 @@ def ordinary_torch() -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
-        try:
-            torch.set_default_dtype(torch.float32)
-            if products != "highest":
-                torch.set_float32_matmul_precision("highest")
-            if strict:  # operators without a deterministic algorithm would raise
-                torch.use_deterministic_algorithms(False)
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
-            if products != "highest":
-                torch.set_float32_matmul_precision(products)
-            if strict:
-                torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if (precision := torch.get_float32_matmul_precision()) != "highest":
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        if torch.are_deterministic_algorithms_enabled():  # operators without a deterministic algorithm would raise
+            warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+            stack.callback(torch.use_deterministic_algorithms, True, warn_only=warn_only)
+            torch.use_deterministic_algorithms(False)
+        yield

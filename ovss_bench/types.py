@@ -1,7 +1,6 @@
 """The plain types that travel through the loop: the context of an image, a batch of windows, the trunk's output.
 
-Shapes: B windows, T tokens (class token first), D width.
-"""
+Shapes: B windows, T tokens (class token first), D width."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ QKV: TypeAlias = "tuple[Tensor, Tensor, Tensor]"  # queries, keys and values (B,
 class ImageContext:
     """One image: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input, `size` (H, W)
     of the result, `id` of the image in its data set. `by_products` belong to one segmentor, as does `group`, the return value
-    of its `group_features`; `shared` is for all. In the hook `scores`, `part` (rows, columns) is the part of the result that
-    is computed."""
+    of its `group_features`; `shared` is for all. In the hook `scores`, `part` (rows, columns) of the result is computed."""
 
     original: np.ndarray
     resized: np.ndarray
@@ -47,8 +45,7 @@ class ImageContext:
         return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
     def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array that depends on the original image and on `maker`, a digest of the code and settings that compute it: from
-        the run's cache, if there is one."""
+        """An array, from the run's cache if there is one. `maker` is a digest of the code and settings that compute it."""
         return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
 
 
@@ -56,8 +53,7 @@ class ImageContext:
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
     image, possibly negative; `images` (B,) index into `contexts`; `padding`: the number of zero windows that fill up the end
-    of the batch. All but `pixels` are optional. `trunk` is computed on first use, and shared by segmentors with the same needs.
-    """
+    of the batch. `trunk` is computed on first use, and shared by segmentors with the same needs."""
 
     pixels: Tensor
     origins: Tensor | None = None
@@ -77,8 +73,7 @@ class WindowBatch:
         return self.shared[source]
 
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
-        """The context of each window, and its rows and columns in the resized image. Padding is skipped; without contexts there
-        is nothing."""
+        """The context of each window, and its rows and columns in the resized image; without padding, none without contexts."""
         height, width = self.pixels.shape[2:]
         if self.contexts is None or self.origins is None or self.images is None:
             return

@@ -42,12 +42,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Queries and their classes.
-
-    `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes part in the softmax and is
-    then dropped. `background` is the index of the background class, or None. `classes` are display names. `templates` names
-    the set or file of the `prompts`, texts with one `{}` each.
-    """
+    """Queries and their classes. `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes
+    part in the softmax and is then dropped. `background` is the index of the background class, or None. `classes` are display
+    names. `templates` names the set or file of the `prompts`, texts with one `{}` each."""
 
     queries: tuple[str, ...]
     group: tuple[int, ...]
@@ -78,9 +75,7 @@ class Vocabulary:
             if not isinstance(entry, list | tuple) or not all(isinstance(name, str) for name in entry):
                 raise OvssError(f"class {i} is {entry!r}: expected a name, or a list of synonyms.")
             if not entry or not all(query.strip() for query in entry):
-                raise OvssError(
-                    f"class {i} has an empty name among {entry}. Every class needs at least one name, and no name may be empty."
-                )
+                raise OvssError(f"class {i} has an empty name among {entry}. Every class needs a name; none may be empty.")
             if entry[0] in first:
                 places = f"as class {first[entry[0]]} and as class {i}"
                 raise OvssError(f"class '{entry[0]}' is listed twice: {places}. Merge the two or rename one.")
@@ -132,8 +127,8 @@ class Vocabulary:
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor]:
-        """The classes of all queries but distractors, ascending (ties go to the lowest class), and the order of the queries by
-        class, distractors last."""
+        """The classes of all queries but distractors, ascending, and the order of the queries by class, distractors last. Ties
+        go to the lowest class."""
         import torch
 
         order = sorted(range(len(self.group)), key=lambda q: (self.group[q] < 0, self.group[q]))
@@ -142,10 +137,7 @@ class Vocabulary:
 
     def features(self, clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
-        normalised.
-
-        Computed once per weights, queries and templates, with `progress`, then read from the cache.
-        """
+        normalised. Computed once per weights, queries and templates, with `progress`, then read from the cache."""
         if self.given_features is not None:
             return self.given_features.to(clip.device)
         from .cache import read_entry, write_entry
@@ -182,25 +174,20 @@ class Vocabulary:
 
 
 def read_templates(name: str | Path) -> tuple[str, ...]:
-    """The templates of a set in `TEMPLATES`, or of a file: one per line, with one `{}` for the name; empty lines and lines that
-    begin with `#` are skipped."""
+    """The templates of a set in `TEMPLATES` or a file: one per line, with one `{}`; empty lines and comments are skipped."""
     if name in TEMPLATES:
         return TEMPLATES[str(name)]
     path = user_path(name)
     if not path.is_file():
         if path.suffix or os.sep in str(name):
-            raise OvssError(
-                f"templates file {name} does not exist. Give the path of a text file with a template per line, such as 'a "
-                f"photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
-            )
+            hint = f"Give a text file with a template per line, such as 'a photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
+            raise OvssError(f"templates file {name} does not exist. {hint}")
         raise unknown("template set (or file)", name, TEMPLATES)
     found = {n: line for n, line in read_lines(path, "templates file", "UTF-8 text, a template per line") if line}
     for number, line in found.items():
         if line.count("{}") != 1:
-            raise OvssError(
-                f"templates file {path}, line {number}: {line[:60]!r} has {line.count('{}')} times {{}}. Every template needs "
-                "it once, for the name."
-            )
+            where = f"templates file {path}, line {number}: {line[:60]!r}"
+            raise OvssError(f"{where} has {line.count('{}')} times {{}}. Every template needs it once, for the name.")
     if not found:
         raise OvssError(f"templates file {path} is empty. Expected a template per line, such as 'a photo of a {{}}.'")
     return tuple(found.values())
@@ -209,16 +196,16 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query with a comma in
     double quotes, surrounding white space ignored. A line `distractors: ...` lists queries without a class; lines that begin
-    with `#` are comments. Warns of semicolons: they separate classes only in `tools/segment.py --classes`."""
+    with `#` are comments. Warns of semicolons: they separate classes only in `ovss segment`."""
     lines = read_lines(path, "names file", "UTF-8 text, a line per class, synonyms separated by commas")
     strange = [number for number, line in lines if ";" in line]
     if strange:
-        warnings.warn(
-            f"names file {path}, line {strange[0]}{f' and {len(strange) - 1} others' if strange[1:] else ''}: the ';' is taken "
-            "as part of a name. In a file every line is one class, its synonyms separated by commas; ';' separates classes in "
-            "tools/segment.py --classes only.",
-            stacklevel=1,  # always the same place, so that Python shows it once
+        more = f" and {len(strange) - 1} others" if strange[1:] else ""
+        hint = (
+            "In a file every line is a class, its synonyms separated by commas; ';' separates classes of `ovss segment` only."
         )
+        note = f"names file {path}, line {strange[0]}{more}: the ';' is taken as part of a name. {hint}"
+        warnings.warn(note, stacklevel=1)  # always the same place, so that Python shows it once
     names: list[list[str]] = []
     distractors: list[str] = []
     first: dict[str, int] = {}
@@ -228,9 +215,8 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
             distractors += entry
             continue
         if not all(entry):
-            raise OvssError(
-                f"names file {path}, line {number}: an empty name. Every line is one class, its synonyms separated by commas."
-            )
+            where = f"names file {path}, line {number}"
+            raise OvssError(f"{where}: an empty name. Every line is one class, its synonyms separated by commas.")
         if entry[0] in first:
             raise OvssError(f"names file {path}: class '{entry[0]}' is listed twice, in lines {first[entry[0]]} and {number}.")
         first[entry[0]] = number
@@ -244,10 +230,8 @@ def _split(line: str, path: str | Path) -> list[str]:
     try:
         return [query.strip() for query in next(csv.reader([line], skipinitialspace=True, strict=True), []) or [""]]
     except csv.Error as error:
-        raise OvssError(
-            f"names file {path}: the line {line[:60]!r} cannot be split ({error}). Expected names separated by commas, and "
-            "double quotes, if any, around a whole name."
-        ) from error
+        hint = "Expected names separated by commas, and double quotes, if any, around a whole name."
+        raise OvssError(f"names file {path}: the line {line[:60]!r} cannot be split ({error}). {hint}") from error
 
 
 def _background(background: bool | int | None, count: int) -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
+from ..config.validation import choices
 from ..files import config_names
 from .commands import COMMANDS, command_of
 from .options import Command, kind_of
@@ -50,6 +51,5 @@ def values_of(command: Command, name: str) -> list[str]:
     hint = command.options()[name].hint
     if kind_of(hint) is bool:
         return ["true", "false"]
-    choices = [each for part in (hint, *get_args(hint)) if get_origin(part) is Literal for each in get_args(part)]
     suites = [f"suite/{suite}" for suite in config_names("dataset/suite")] if name == "dataset" else []
-    return [*choices, *(entry for folder in FOLDERS.get(name, ()) for entry in config_names(folder)), *suites]
+    return [*choices(hint), *(entry for folder in FOLDERS.get(name, ()) for entry in config_names(folder)), *suites]

@@ -29,7 +29,7 @@ CHECK = (
 )
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> int | None:
     action, *words = words or [""]
     if action not in ACTIONS:
         raise unknown("command", action, ACTIONS)
@@ -42,21 +42,19 @@ def run(words: list[str]) -> int:
     return work(names, options.pop("data_root") or environment("OVSS_DATA"), **options)
 
 
-def _list(names: list[str], root: str | None) -> int:
+def _list(names: list[str], root: str | None) -> None:
     from ..reports.datasets import card, overview
     from ..reports.terminal import terminal
 
     for part in [card(name, root) for name in names] or [terminal(overview(root))]:
         console().print(part)
-    return 0
 
 
-def _prepare(names: list[str], root: str | None, **options: Any) -> int:
+def _prepare(names: list[str], root: str | None, **options: Any) -> None:
     from ..datasets.prepare.run import prepare
 
     for name in names:
         prepare(name, root, **options)
-    return 0
 
 
 def _check(names: list[str], root: str | None, **options: Any) -> int:

@@ -1,5 +1,4 @@
-"""Evaluates methods on data sets, prints a table, and keeps a result file per row. Finished runs are not repeated; rerun the
-same command to resume."""
+"""Evaluates methods on data sets, prints a table, writes a result file per row. Rerun to resume; finished runs are kept."""
 
 from __future__ import annotations
 
@@ -55,8 +54,7 @@ def run(words: list[str]) -> None:
 
 
 def run_composed(config: DictConfig) -> None:
-    """A run; exits with its status unless that is 0. In a grid it raises the error instead, which Hydra reports after the other
-    runs, even from another process."""
+    """A run; exits with its status unless that is 0. In a grid it raises the error; Hydra reports it after the other runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

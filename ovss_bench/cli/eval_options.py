@@ -50,7 +50,5 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The composed options. Raises OvssError for a value that does not fit."""
     if not isinstance(options.get("runtime", {}), dict):
         raise OvssError(f"runtime={options['runtime']}: expected runtime.NAME=VALUE.")
-    return {
-        name: checked_options(value) if name == "runtime" else checked_value(name, value, HINTS[name])
-        for name, value in options.items()
-    }
+    values = {name: checked_value(name, value, HINTS[name]) for name, value in options.items() if name != "runtime"}
+    return values | ({"runtime": checked_options(options["runtime"])} if "runtime" in options else {})

@@ -28,9 +28,8 @@ from .eval_options import checked_options
 
 
 def main(config: DictConfig, world: World | None = None, grid: Grid | None = None) -> int:
-    """Evaluates methods on data sets; returns the exit status: 0, 1 for a failed `expect`, 2 if some of several data sets
-    could not be evaluated, or had no labelled pixel. Only rank 0 of a `world` prints and writes tables, which in a `grid` also
-    hold the rows of its other runs."""
+    """Evaluates methods on data sets; returns the exit status: 0, 1 for a failed `expect`, 2 if a data set could not be
+    evaluated or had no labelled pixel. Only rank 0 prints and writes tables; in a `grid` they include its other runs."""
     world = world or World()
     console = progress.console(quiet=world.rank > 0)
     composed: Any = OmegaConf.to_container(config, resolve=True)

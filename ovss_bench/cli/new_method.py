@@ -28,9 +28,8 @@ def run(words: list[str]) -> None:
     places, options = COMMAND.parse(words)
     if len(places) != 1:
         raise OvssError(f"expected the name of the method, such as my_method; got {' '.join(places) or 'none'}.")
-    method, recipe, test, *others = write_method(places[0], **options)
-    for path in (method, recipe, test, *others):
-        print(f"wrote {path}")
+    method, _, test, *_ = paths = write_method(places[0], **options)
+    print("\n".join(f"wrote {path}" for path in paths))
     script = Path(sys.argv[0]).with_name("eval.py")  # of a checkout
     evaluate = f"python {os.path.relpath(script)}" if script.is_file() else "ovss eval"
     print(f"\nTry:   {evaluate} 'plugins=[{method}]' segmentor={places[0]} limit=10\nTest:  python -m pytest {test}")
@@ -46,7 +45,7 @@ def write_method(name: str, folder: str | Path = ".", package: bool = False) -> 
     files = {template: folder / targets[package].format(name=name) for template, targets in FILES.items() if targets[package]}
     for path in files.values():
         if path.exists():
-            raise OvssError(f"{path} exists already. Choose another name, or another folder with folder=DIR.")
+            raise OvssError(f"{path} already exists. Choose another name, or another folder with folder=DIR.")
     for template, path in files.items():
         content = (TEMPLATES / template).read_text("utf-8")
         if package:
@@ -60,9 +59,9 @@ def write_method(name: str, folder: str | Path = ".", package: bool = False) -> 
 
 def _check(name: str) -> None:
     if not re.fullmatch(r"[a-z](_?[a-z0-9]+)*", name) or keyword.iskeyword(name):
-        raise OvssError(f"'{name}' is no valid name: expected lower-case letters, digits and _, such as my_method.")
+        raise OvssError(f"'{name}' is not a valid name: expected lower-case letters, digits and _, such as my_method.")
     if name in segmentor_names():
-        raise OvssError(f"the segmentor '{name}' exists already. Choose another name.")
+        raise OvssError(f"the segmentor '{name}' already exists. Choose another name.")
     if importlib.util.find_spec(name):  # the new file would shadow it in its tests
         raise OvssError(f"'{name}' is the name of an installed Python module. Choose another name.")
 

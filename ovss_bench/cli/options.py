@@ -6,14 +6,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_origin
 
 from annotated_types import MinLen
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ..config.validation import Expected, validate
+from ..config.validation import Expected, bare, choices, validate
 from ..errors import OvssError, unknown
 from ..files import user_path
 
@@ -82,8 +81,7 @@ def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, 
 
 
 def checked_value(name: str, value: Any, hint: Any) -> Any:
-    """The value as its annotation wants it: numbers as text, a single text as a list, `~` as the home folder. Raises OvssError
-    if it does not fit."""
+    """The value converted for its annotation: numbers to text, one text to a list, `~` to the home folder; or OvssError."""
 
     def text(item: Any) -> Any:
         item = str(item) if type(item) in (int, float) else item
@@ -101,11 +99,7 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
 
 def kind_of(hint: Any) -> type:
     """The type of an annotation's values other than None: str for `Text | None`."""
-    if get_origin(hint) is Annotated:
-        return kind_of(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return next(kind_of(part) for part in get_args(hint) if part is not NoneType)
-    return str if get_origin(hint) is Literal else get_origin(hint) or hint
+    return str if choices(hint) else get_origin(bare(hint)) or bare(hint)
 
 
 def with_flags(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
@@ -136,8 +130,7 @@ def _typed(words: Sequence[str]) -> Any:
 
 
 def split_list(text: str) -> list[str]:
-    """The items of `[a,b]`, or a single one, as they are written: the id 2007_000033 is not a number. An item with a comma
-    must be in quotes."""
+    """The items of `[a,b]`, or the only one, as text: the id 2007_000033 is no number. Quotes enclose an item with a comma."""
     if not (text.startswith("[") and text.endswith("]")):
         return [] if text in ("", "null") else [unquoted(text)]
     return [unquoted(item) for item in items_of(text[1:-1])]

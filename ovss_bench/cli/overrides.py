@@ -54,10 +54,8 @@ def check_launcher(name: str) -> None:
         distribution(package)
     except PackageNotFoundError:
         extra = "ray" if name == "ray" else "launchers"
-        raise OvssError(
-            f"hydra/launcher={name} needs {package}, which is not installed: pip install 'ovss-bench[{extra}]', or pip install "
-            f"{package}"
-        ) from None
+        hint = f"pip install 'ovss-bench[{extra}]', or pip install {package}"
+        raise OvssError(f"hydra/launcher={name} needs {package}, which is not installed: {hint}") from None
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Our presets have the same names as those of the packages.
     warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")
@@ -72,8 +70,7 @@ def _in_one_run(argument: str) -> str:
 
 
 def literal(argument: str, grid: bool) -> str:
-    """An override NAME=VALUE, quoted where Hydra would misread its text. Interpolations (`${...}`), and in a grid functions
-    (`choice(a,b)`), are left to Hydra."""
+    """NAME=VALUE, quoted where Hydra would misread the text, but for interpolations (`${...}`) and a grid's `choice(a,b)`."""
     key, equals, text = argument.partition("=")
     name = key.lstrip("+~").rpartition(".")[2]
     if not equals or name not in TEXTS or "${" in text or text in ("", "null"):

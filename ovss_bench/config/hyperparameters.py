@@ -1,8 +1,7 @@
 """The hyperparameters of a method: the annotated attributes of its class, their defaults, and the values that are allowed.
 
 Importing a method imports torch, which takes seconds. Tools that only read results take the hyperparameters of this project's
-methods from segmentors/hyperparameters.json instead; `python -m ovss_bench.segmentors` writes it.
-"""
+methods from segmentors/hyperparameters.json instead; `python -m ovss_bench.segmentors` writes it."""
 
 from __future__ import annotations
 
@@ -19,12 +18,11 @@ from annotated_types import Ge, Le, MinLen
 from ..errors import OvssError
 from ..files import PACKAGE, read_json, user_path
 from ..types import MOST
-from .validation import Expected, in_words, validate
+from .validation import Expected, bare, in_words, validate
 
 
 class File(str):
-    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method. The fingerprint of a run depends on
-    its content, not on its location."""
+    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method, its content in fingerprints."""
 
 
 class Folder(str):
@@ -58,8 +56,7 @@ class Hyperparameters:
     @property
     def paths(self) -> dict[str, type]:
         """The hyperparameters that are files or folders, with `File`, `Folder` or `Path`."""
-        kinds = ((name, kind) for name in self.defaults for kind in (self.hints[name], *get_args(self.hints[name])))
-        return {name: kind for name, kind in kinds if kind in (File, Folder, Path)}
+        return {name: kind for name in self.defaults if (kind := bare(self.hints[name])) in (File, Folder, Path)}
 
     def checked(self, name: str, value: Any, origin: str | None = None, folder: Path | None = None) -> Any:
         """The value; of a file or folder, which may be relative to `folder`, the full path. Raises OvssError for a value that
@@ -91,8 +88,7 @@ def _bounded(hint: Any) -> Any:
 
 
 def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]]:
-    """Hyperparameters as JSON: for each method its class, and for each hyperparameter the default and the annotation, a union
-    of KINDS or a list of choices."""
+    """Hyperparameters as JSON: the class of each method, and by hyperparameter [default, a union of KINDS or the choices]."""
     words = {hint: kind for kind, hint in KINDS.items()}
 
     def kind(hint: Any) -> str | list[str]:

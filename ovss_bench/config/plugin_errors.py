@@ -17,7 +17,7 @@ def is_outside(kind: type) -> bool:
 
 
 def blamed(error: BaseException, kind: type | None = None) -> OvssError | None:
-    """An error that names the last line of a plug-in in the traceback of an exception. Without one: the last line, if the class
+    """An error that names the last line in the traceback that is in a plug-in; if there is none, the last line if the class
     `kind` belongs to a plug-in, else None."""
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # the engine handles it
         return None

@@ -1,10 +1,8 @@
-"""The recipe of a run: every value that changes mIoU, merged from the configuration files and the command line, each with its
-origin.
+"""The recipe of a run: every value that changes mIoU, with its origin, merged from configuration files and command line.
 
 Later layers override earlier ones: configs/recipe.yaml, configs/segmentor/<name>.yaml, then the sections `per_clip`,
 `per_dataset` and `per_clip_dataset` (values for one CLIP on one data set) of both files, the protocol with the same sections,
-the command line. Hydra cannot do this merge: it would merge a list of segmentors into one.
-"""
+the command line. Hydra cannot do this: it would merge a list of segmentors into one."""
 
 from __future__ import annotations
 
@@ -51,11 +49,8 @@ Dilations = Annotated[tuple[Pixels, ...], MinLen(1), Expected(f"a list of positi
 
 @dataclass(frozen=True)
 class Recipe:
-    """The values are explained in configs/recipe.yaml. `hyperparameters` are those of the `segmentor`.
-
-    `origins` states where each recipe value and hyperparameter comes from; `common` names the values set for all methods, and
-    `overrides` holds those chosen for a run.
-    """
+    """The values are explained in configs/recipe.yaml. `hyperparameters` belong to the `segmentor`. `origins` states where each
+    recipe value and hyperparameter comes from; `common` names the values set for all methods; `overrides` are a run's own."""
 
     segmentor: str
     resize: Annotated[Literal[RESIZE_RULES], At(Stage.INPUT)]  # pyright: ignore[reportInvalidTypeForm]
@@ -122,9 +117,8 @@ class Recipe:
         return replace(self, **values, origins=origins, common=self.common - values.keys(), overrides=self.overrides | values)
 
 
-RECIPE_HINTS = {
-    name: hint for name, hint in get_type_hints(Recipe, include_extras=True).items() if get_origin(hint) is Annotated
-}
+_HINTS = get_type_hints(Recipe, include_extras=True)
+RECIPE_HINTS = {name: hint for name, hint in _HINTS.items() if get_origin(hint) is Annotated}
 _AT = {name: next(part for part in hint.__metadata__ if isinstance(part, At)) for name, hint in RECIPE_HINTS.items()}
 RECIPE_VALUES = tuple(_AT)
 BESIDE = {name: at.beside for name, at in _AT.items() if at.beside}
@@ -148,11 +142,8 @@ def compose_recipe(
     overrides: Mapping[str, Any] | None = None,
     origin: str = "command line",
 ) -> Recipe:
-    """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one).
-
-    `overrides` may hold recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and invalid
-    values.
-    """
+    """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one). `overrides` may hold
+    recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and invalid values."""
     config, declaration = hyperparameters(segmentor)
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
@@ -191,8 +182,7 @@ def _file_layers(
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
-    """The configuration of a segmentor and its class. A registered method needs no file; the file of a variant names its
-    `method`."""
+    """Configuration and class of a segmentor. A registered method needs no file; the file of a variant names its `method`."""
     config = _config(name)
     method = SEGMENTORS.get(config.get("method", name))
     of_class(method)  # raises OvssError for invalid declarations
@@ -216,10 +206,8 @@ def of_class(method: type) -> Hyperparameters:
     try:
         hints = get_type_hints(method)
     except Exception as error:  # an annotation may be any expression
-        reason = f"{type(error).__name__}: {error}"
-        raise OvssError(
-            f"the annotations of {where} cannot be read: {reason}. Import the names in them at run time, too."
-        ) from error
+        reason = f"{type(error).__name__}: {error}. Import the names in them at run time, too."
+        raise OvssError(f"the annotations of {where} cannot be read: {reason}") from error
     defaults = {name: getattr(method, name) for name in hints if hasattr(method, name)}
     contract = next(base for base in method.__mro__ if Method in base.__bases__)
     for name in sorted(defaults.keys() & {*RECIPE_VALUES, "clip", "vocabulary", "recipe", "sources", *dir(contract)}):
@@ -265,8 +253,7 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def segmentor_names() -> list[str]:
-    """All values of `segmentor=`: configurations and registered methods; those of installed plug-ins once these have been
-    imported."""
+    """All values of `segmentor=`: configurations and registered methods, including installed plug-ins imported so far."""
     return sorted({*config_names("segmentor"), *SEGMENTORS.names, *RECIPES})
 
 

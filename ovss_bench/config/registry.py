@@ -2,8 +2,7 @@
 
 A package declares its plug-in by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. Entry
 points are loaded only to find a name that is otherwise unknown, so a broken package affects nobody else. The recipes of a
-plug-in are in a folder `configs/segmentor` beside the module.
-"""
+plug-in are in a folder `configs/segmentor` beside the module."""
 
 from __future__ import annotations
 
@@ -14,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from traceback import extract_tb
@@ -102,17 +100,15 @@ def load_plugin(path: str | Path) -> None:
                 del sys.modules[name]
                 raise
         _add_recipes(path.parent)
-    PLUGINS[str(path)] = file_digest(path)
+    PLUGINS[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_installed(wanted: str) -> None:
-    """Imports the plug-ins of installed packages, each once, to find `wanted`. A broken one leads to a warning, or to an error
-    if it has that name."""
+    """Imports the plug-ins of installed packages, each once, to find `wanted`. Warns of broken ones; raises if it is one."""
     for entry in entry_points(group=GROUP):
         is_new = entry not in _IMPORTED
-        if is_new:
-            _IMPORTED[entry] = _import_installed(entry)
-        if (error := _IMPORTED[entry]) and entry.name == wanted:
+        error = _IMPORTED[entry] = _import_installed(entry) if is_new else _IMPORTED[entry]
+        if error and entry.name == wanted:
             raise error
         if error and is_new:
             warnings.warn(str(error), stacklevel=3)
@@ -162,20 +158,8 @@ def _add_recipes(folder: Path) -> None:
         return
     for path in sorted(folder.glob("*.yaml")):
         if path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path:
-            raise OvssError(f"there is a recipe '{path.stem}' already. Give {path} another name.")
+            raise OvssError(f"recipe '{path.stem}' already exists. Give {path} another name.")
         RECIPES[path.stem] = path
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of the content of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-@cache
-def package_digest(folder: str) -> str:
-    """SHA-256 over the Python files of an installed package."""
-    files = sorted(Path(folder).rglob("*.py"))
-    return digest(*(part for file in files for part in (file.relative_to(folder).as_posix(), file.read_bytes())))
 
 
 def _is_imported(path: Path) -> bool:

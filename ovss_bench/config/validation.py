@@ -1,6 +1,5 @@
 """Validates configuration values against annotations, by pydantic. The error for an invalid one is one line that says what was
-expected: in the words of `Expected` if the annotation has one, else in those of the type.
-"""
+expected: in the words of `Expected` if the annotation has one, else in those of the type."""
 
 from __future__ import annotations
 
@@ -42,17 +41,15 @@ def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: 
         return _adapter(hint).validate_python(given)
     except ValidationError:
         source = f" (from {origin})" if origin else ""
-        choices = _choices(hint)
-        if choices and isinstance(value, str | None):
-            raise unknown(f"value of {name}{source}", value, map(str, choices)) from None
+        if (known := choices(hint)) and isinstance(value, str | None):
+            raise unknown(f"value of {name}{source}", value, map(str, known)) from None
         raise OvssError(f"{kind}{name}={value!r}{source}: expected {in_words(hint)}.") from None
 
 
 def validate_all(
     values: Mapping[str, Any], hints: Mapping[str, Any], kind: str, origin: Callable[[str], str | None] = lambda name: None
 ) -> dict[str, Any]:
-    """Validates every value by the annotation of its name. Raises OvssError for invalid values and for unknown names, which it
-    calls an unknown `kind`."""
+    """Validates each value by the annotation of its name. Raises OvssError for invalid values and names (`unknown KIND`)."""
     for name in values:
         if name not in hints:
             source = f" (from {origin(name)})" if origin(name) else ""
@@ -85,13 +82,14 @@ def is_list(hint: Any) -> bool:
     return get_origin(hint) is tuple or any(map(is_list, get_args(hint)))
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
-    """The choices of an annotation that allows only these and null."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
+def bare(hint: Any) -> Any:
+    """An annotation without metadata and without null."""
     if get_origin(hint) is Annotated:
-        return _choices(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        parts = [_choices(part) for part in get_args(hint) if part is not NoneType]
-        return tuple(name for part in parts for name in part) if all(parts) else ()
-    return ()
+        return bare(get_args(hint)[0])
+    parts = [part for part in get_args(hint) if part is not NoneType] if get_origin(hint) in (Union, UnionType) else []
+    return bare(parts[0]) if len(parts) == 1 else hint
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The choices of an annotation that allows only these, and perhaps null."""
+    return get_args(bare(hint)) if get_origin(bare(hint)) is Literal else ()

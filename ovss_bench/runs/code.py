@@ -2,8 +2,7 @@
 and of its auxiliary models, and plug-ins. Other methods, reports and tools are not part of it.
 
 Files are found by parsing imports, including those inside functions, so new modules are covered. Importing the modules instead
-would need torch, which tools that only read results do not load.
-"""
+would need torch, which tools that only read results do not load."""
 
 from __future__ import annotations
 
@@ -18,9 +17,10 @@ from pathlib import Path
 from types import CodeType
 
 from ..auxiliary.sources import MODULES
-from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, file_digest, package_digest
+from ..config.registry import DATASETS, PLUGINS, SEGMENTORS
 from ..datasets.config import dataset_config
 from ..files import PACKAGE, config_names, digest, load_config
+from ..files import code as code_digest
 
 # Counting, construction of segmentors, metrics: every row depends on these and on what they import.
 CORE = ("runs/counting.py", "segmentors/build.py", "evaluation")
@@ -28,22 +28,18 @@ Row = Collection[type] | Collection[Path]  # the classes of a method and a loade
 
 
 def row_code(row: Row, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """For a row with these `kinds` of auxiliary models: SHA-256 of the `core` and of each further file of this package, and of
-    the plug-ins by path."""
+    """SHA-256 of the `core`, of each further file, and of the plug-ins of a row with these `kinds` of auxiliary models."""
     core, further, plugins = row_files(row, kinds)
     total = digest(*(part for path in sorted(core) for part in (_name(path), _content(path))))
-    return {"core": total} | {_name(path): hashlib.sha256(_content(path)).hexdigest() for path in sorted(further)}, plugins
+    return {"core": total} | {_name(path): _sha256(_content(path)) for path in sorted(further)}, plugins
 
 
 def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dict[str, str]]:
     """The files of the core, further files of this package, and the digests of plug-ins, for `row_code`."""
     core = _reached((path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]), _imported)
-    files, plugins = {_file(MODULES[kind]) for kind in kinds if kind in MODULES}, {}
-    for entry in row:
-        inside, outside = _of_class(entry) if isinstance(entry, type) else ({entry}, {})
-        files |= inside
-        plugins |= outside
-    return core, _reached(files, _imported) - core, plugins
+    found = [_of_class(entry) if isinstance(entry, type) else ({entry}, {}) for entry in row]
+    files = {_file(MODULES[kind]) for kind in kinds if kind in MODULES}.union(*(inside for inside, _ in found))
+    return core, _reached(files, _imported) - core, {path: sha for _, plugins in found for path, sha in plugins.items()}
 
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
@@ -79,11 +75,15 @@ def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:
             package = next(iter(getattr(top, "__path__", ())), None)
             sources = _beside(file, Path(package) if package else file.parent)
             if package:
-                plugins[package] = package_digest(package)
+                plugins[package] = code_digest(".", package=Path(package))
             else:
-                plugins |= {str(path): PLUGINS.get(str(path)) or file_digest(path) for path in sorted(sources)}
+                plugins |= {str(path): PLUGINS.get(str(path)) or _sha256(path.read_bytes()) for path in sorted(sources)}
             files |= {path for source in sources for path in _imported(source)}
     return files, plugins
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _compiled(kind: type) -> Iterator[str | bytes]:
@@ -177,15 +177,10 @@ def _absolute(tree: ast.AST) -> set[str]:
 
 @cache
 def _interface() -> dict[str, Path]:
-    """The files that define the names of the Python interface, from the stub that lazy_loader reads, except those that produce
-    or read results, which no method uses."""
-    stub = [node for node in ast.parse(_content(PACKAGE / "__init__.pyi")).body if isinstance(node, ast.ImportFrom)]
-    return {
-        alias.name: _file(node.module)
-        for node in stub
-        for alias in node.names
-        if node.module and not node.module.startswith(("runs.", "reports."))
-    }
+    """The files that define the names of the Python interface (__init__.pyi), except runs and reports, which no method uses."""
+    stub = (node for node in ast.parse(_content(PACKAGE / "__init__.pyi")).body if isinstance(node, ast.ImportFrom))
+    found = [(node.module, alias.name) for node in stub for alias in node.names if node.module]
+    return {name: _file(module) for module, name in found if not module.startswith(("runs.", "reports."))}
 
 
 def _name(path: Path) -> str:

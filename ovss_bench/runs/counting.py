@@ -45,10 +45,10 @@ def counted(
             return name, outcome
         try:
             with stages("read labels"):
-                labels = [_label(*each, outcome[0].image_size) for each in zip(datasets.values(), by_id[name], strict=True)]
+                pairs = zip(datasets.values(), by_id[name], strict=True)
+                targets = {dataset.name: _label(dataset, sample, outcome[0].image_size) for dataset, sample in pairs}
         except OvssError as error:
             return name, error
-        targets = dict(zip(datasets, labels, strict=True))
         with stages("count"):
             pairs = zip(jobs, outcome, strict=True)
             return name, [_counted(job, prediction, targets[job.dataset.name], runtime) for job, prediction in pairs]
@@ -79,10 +79,11 @@ def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.nda
     if kind.label is not SegDataset.label:  # which checks its own result
         fits = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.shape == size
         if not fits or not ((label >= 0) & (label < len(dataset.classes)) | (label == dataset.ignore_index)).all():
-            raise OvssError(
-                f"label of {kind.__name__} in {inspect.getsourcefile(kind)}, image {sample}: expected an array {size} "
-                f"of whole numbers below {len(dataset.classes)}, or {dataset.ignore_index} for ignored pixels."
+            expected = (
+                f"an array {size} of whole numbers below {len(dataset.classes)}, or {dataset.ignore_index} for ignored pixels"
             )
+            where = f"label of {kind.__name__} in {inspect.getsourcefile(kind)}, image {sample}"
+            raise OvssError(f"{where}: expected {expected}.")
     return label
 
 
@@ -92,6 +93,6 @@ def _counted(job: Job, prediction: Prediction, target: np.ndarray, runtime: Runt
     target = dataset.scored(target, label_map.shape, recipe.resize, recipe.min_foreground)
     maps = (NOTHING, NOTHING) if target is None else (target, label_map)
     pair = *maps, len(dataset.classes), dataset.ignore_index
-    label_hash = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
     edges = boundary_counts(*pair) if runtime.boundary else None
-    return confusion(*pair), label_hash, edges, label_map if runtime.maps else None
+    digest = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
+    return confusion(*pair), digest, edges, label_map if runtime.maps else None

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..stages import Stages
 from ..torch_defaults import ordinary_torch
 from .counting import counted
 from .jobs import Job, Runtime, fingerprint, in_groups, job_of, make_job, split_evenly
-from .merge import added_up, make_result, part_of
+from .merge import added_up, make_result
 from .provenance import provenance
 from .result import EvalResult
 from .schema import VERSION
@@ -51,8 +51,7 @@ def evaluate(
 
     `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
     on the segmentor; the result states all of them, and OvssError is raised for changes that it cannot state. Nothing is
-    written unless `output` is given. `progress` prints the progress.
-    """
+    written without `output`. `progress` prints the progress."""
     kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
     if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
         given = ", ".join(type(each).__name__ for each in (segmentor, *on))
@@ -87,11 +86,8 @@ def run_jobs(
     """Runs jobs and returns their results in the same order. Jobs on the same images with equal trunk recipes share a pass.
 
     A job with a finished result is skipped unless `rerun`; an interrupted one is resumed. If a list of `failures` is given,
-    errors are added to it, and the remaining passes run.
-
-    A `shard` evaluates its part of the images for runs/merge.py, and returns no results. In a `world` of several processes, all
-    call this function with the same arguments; rank 0 returns the results.
-    """
+    errors are added to it, and the remaining passes run. A `shard` evaluates its part of the images for runs/merge.py, and
+    returns no results. In a `world` of several processes all call this with the same arguments; rank 0 returns the results."""
     run = _Run(limit, ids, output, rerun, runtime or Runtime(), Progress(quiet), shard, world or World())
     passes: dict[tuple, list[int]] = {}
     with run.world.together():
@@ -106,13 +102,11 @@ def run_jobs(
             passes.setdefault(job.pass_key, []).append(i)
     for numbers in passes.values():
         try:
-            results = _Pass(run, [jobs[i] for i in numbers]).results()
+            done |= zip(numbers, _Pass(run, [jobs[i] for i in numbers]).results(), strict=False)  # only rank 0 has results
         except OvssError as error:
             if failures is None:
                 raise
             failures.append(error)
-            continue
-        done |= dict(zip(numbers, results, strict=False))
     return [done[i] for i in sorted(done)]
 
 
@@ -219,11 +213,9 @@ class _Pass:
         self.failed = {image: reason for part in world.gather(failed) for image, reason in part.items()}
         if self.failed and not run.runtime.skip_bad_images:
             shown = "\n".join(f"  {name}: {reason}" for name, reason in list(self.failed.items())[:10])
-            raise OvssError(
-                f"{len(self.failed)} of {len(self.images)} images could not be evaluated; the others are kept for the next "
-                f"start:\n{shown}\n"
-                "Repair them, or leave them out with runtime.skip_bad_images=true (the result is then marked as partial)."
-            )
+            count = f"{len(self.failed)} of {len(self.images)} images"
+            hint = "Repair them, or leave them out with runtime.skip_bad_images=true (the result is then marked as partial)."
+            raise OvssError(f"{count} could not be evaluated; the others are kept for the next start:\n{shown}\n{hint}")
         return world.gather([{name: int(n) for name, n in job.segmentor.observed.items()} for job in self.jobs])
 
     def finish(
@@ -245,13 +237,15 @@ class _Pass:
             head, facts = _head(job, timing, started, run.world) | added_up(seen), job.dataset.facts
             if run.shard:
                 if evaluated_now or not store.part_path.is_file():
-                    store.write_part(part_of(head, facts, [image.id for image, *_ in self.images], evaluated, self.failed))
+                    images = [image.id for image, *_ in self.images]
+                    part = {"head": head, "facts": asdict(facts), "images": images, "own": evaluated, "failed": self.failed}
+                    store.write_part(part)
                 title = f"{job.name} on {job.dataset.name}: shard {run.shard}"
                 run.progress.say(f"{title} is done; python tools/merge.py {run.output}")
-                continue
-            data = make_result(head, facts, store.counts, store.edges, evaluated, self.failed)
-            store.finish(data, evaluated)
-            results.append(EvalResult(data, store.result_path))
+            else:
+                data = make_result(head, facts, store.counts, store.edges, evaluated, self.failed)
+                store.finish(data, evaluated)
+                results.append(EvalResult(data, store.result_path))
         return results
 
 
@@ -259,8 +253,7 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
     """A result without the values that runs/merge.py computes from counts."""
     dataset, segmentor, clip, recipe = job.dataset, job.segmentor, job.segmentor.clip, job.segmentor.recipe
     origin = {"recipe": own_recipe(job.name), "world_size": world.size}
-    if clip.weights_known:
-        origin["weights_known"] = clip.weights_known
+    origin |= {"weights_known": clip.weights_known} if clip.weights_known else {}
     if clip.device.type == "cuda":
         timing = timing | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20)}
     return {
@@ -299,8 +292,7 @@ class _Memory(nullcontext):
 
     def add(self, image: str, counts: np.ndarray, label_hash: str, edges: np.ndarray | None, label_map: object) -> None:
         self.counts[image] = counts
-        if edges is not None:
-            self.edges[image] = edges
+        self.edges |= {} if edges is None else {image: edges}
 
     def has(self, *_: object) -> None:
         """No image is stored."""

@@ -27,8 +27,7 @@ class Grid:
 
     @contextmanager
     def together(self, results: Sequence[EvalResult], output: Path) -> Iterator[list[dict[str, Any]]]:
-        """The results of this run and of the grid's finished runs with the same output folder. Other runs wait until the block
-        ends."""
+        """The results of the grid's finished runs with this output folder. Other runs wait until the block ends."""
         paths = [str(result.path.resolve()) for result in results if result.path]
         record = {"output": str(output.resolve()), "results": paths}
         write_text(self.folder / f"{self.number:06d}.json", json.dumps(record))

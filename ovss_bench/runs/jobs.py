@@ -101,22 +101,18 @@ def refuse_idle(recipe: Recipe, method: type[Segmentor]) -> None:
     """Raises OvssError for an override that has no effect because of another value."""
     for name, (other, _) in BESIDE.items():
         if name in recipe.overrides and name not in method.uses and not recipe.has_effect(name):
-            raise OvssError(
-                f"{name}={recipe.overrides[name]} (from {recipe.origins[name]}) has no effect with "
-                f"{other}={getattr(recipe, other)} (from {recipe.origins[other]}). Leave {name} out, or change {other}."
-            )
+            given = f"{name}={recipe.overrides[name]} (from {recipe.origins[name]})"
+            because = f"{other}={getattr(recipe, other)} (from {recipe.origins[other]})"
+            raise OvssError(f"{given} has no effect with {because}. Leave {name} out, or change {other}.")
 
 
 def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Mapping[str, Any], kept: bool) -> Job:
-    """A job of a segmentor from `build_segmentor`. Its differences from the recipe for the data set, such as the vocabulary,
-    become overrides. Raises OvssError for differences that a result cannot state and, if the result will be `kept`, for
-    auxiliary models without a digest."""
+    """A job of a segmentor from `build_segmentor`. Its differences from the recipe for the data set become overrides. Raises
+    OvssError for those that a result cannot state and, if the result is `kept`, for auxiliary models without a digest."""
     name, clip, vocabulary = segmentor.recipe.segmentor, segmentor.clip, segmentor.vocabulary
     if len(vocabulary.classes) != len(dataset.classes):
-        raise OvssError(
-            f"the vocabulary has {len(vocabulary.classes)} classes, data set '{dataset.name}' has {len(dataset.classes)}. "
-            f"Use dataset.vocabulary(names, templates), or list its classes in order."
-        )
+        counts = f"the vocabulary has {len(vocabulary.classes)} classes, data set '{dataset.name}' has {len(dataset.classes)}"
+        raise OvssError(f"{counts}. Use dataset.vocabulary(names, templates), or list its classes in order.")
     method = segmentor_config(name)[1]
     _refuse_replaced(segmentor, method)
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
@@ -128,19 +124,15 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
         overrides[each] = value
     for kind, source in given.items():
         if kept and not getattr(source, "digest", None):
-            raise OvssError(
-                f"{kind} was given as an object without a `digest`: its results could be taken for those of another one. "
-                "Give it an attribute `digest`, a text that changes with its behaviour, or leave output out."
-            )
+            hint = "Give it an attribute `digest`, a text that changes with its behaviour, or leave output out."
+            raise OvssError(f"{kind} is an object without a `digest`: its results could be taken for those of another. {hint}")
     recipe = compose_recipe(
         name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin="argument"
     )
     texts = _of_vocabulary(vocabulary, dataset, recipe)
     for each in texts.keys() & overrides.keys():
-        raise OvssError(
-            f"{each}={overrides[each]} was asked for, but the segmentor's vocabulary has {each}={texts[each]}. Build it with "
-            "dataset.vocabulary(names, templates) of these, or leave it out."
-        )
+        hint = f"Build it with dataset.vocabulary(names, templates) of these, or leave {each} out."
+        raise OvssError(f"{each}={overrides[each]} was given, but the segmentor's vocabulary has {each}={texts[each]}. {hint}")
     recipe = recipe.changed(texts | _of_clip(clip, recipe), "argument")
     return Job(name, instantiate(method, clip, vocabulary, recipe, given), dataset, protocol)
 
@@ -152,15 +144,12 @@ def _refuse_replaced(segmentor: Segmentor, method: type[Segmentor]) -> None:
         what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
         raise OvssError(
             f"the segmentor {what}, but '{segmentor.recipe.segmentor}' is {method.__name__} of {method.__module__}, which the "
-            "result would name. Register your class under another name (ob.SEGMENTORS.register_module), and build it by that "
-            "name."
+            "result would name. Register your class under another name (ob.SEGMENTORS.register_module), and use that name."
         )
     for each in sorted(vars(segmentor).keys() & set(RECIPE_VALUES)):
         value = vars(segmentor)[each]
-        raise OvssError(
-            f"{each} was set on the segmentor, which reads it from its recipe. Build it with {each}={value!r}, or use "
-            f"evaluate(..., recipe={{'{each}': {value!r}}})."
-        )
+        hint = f"Build it with {each}={value!r}, or use evaluate(..., recipe={{'{each}': {value!r}}})."
+        raise OvssError(f"{each} was set on the segmentor, which reads it from its recipe. {hint}")
 
 
 def _set_since(segmentor: Segmentor) -> dict[str, Any]:
@@ -169,8 +158,7 @@ def _set_since(segmentor: Segmentor) -> dict[str, Any]:
     for name, built in (segmentor.recipe.hyperparameters | segmentor.sources).items():
         value = getattr(segmentor, name)
         value = str(value) if isinstance(value, Path) else value
-        equal = name not in SOURCES and type(value) is type(built) and value == built
-        if value is not built and not equal:
+        if value is not built and (name in SOURCES or type(value) is not type(built) or value != built):
             found[name] = value
     return found
 
@@ -195,8 +183,7 @@ def _of_vocabulary(vocabulary: Vocabulary, dataset: SegDataset, recipe: Recipe) 
 
 
 def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
-    """A digest of all that the numbers of a run depend on: recipe, weights, vocabulary, data, precision, code and the images
-    evaluated."""
+    """A digest of all that a run's numbers depend on: recipe, weights, vocabulary, data, precision, code, selected images."""
     segmentor, dataset, clip = job.segmentor, job.dataset, job.segmentor.clip
     chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
     paths = of_class(type(segmentor)).paths.keys() & job.sources.keys()  # represented by the digest of their content

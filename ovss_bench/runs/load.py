@@ -34,19 +34,15 @@ def read_results(*folders: str | Path, leave_out: Collection[str] = ()) -> tuple
     results, damaged = {}, []
     for path in dict.fromkeys(path for folder in folders for path in result_paths(folder)):
         try:
-            result = read_result(path)
+            results[path] = {key: value for key, value in read_result(path).items() if key not in leave_out}
         except OvssError as error:
             damaged.append(error)
-            continue
-        results[path] = {key: value for key, value in result.items() if key not in leave_out}
     return results, damaged
 
 
 def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd.DataFrame:
     """A row per result below a folder: method, CLIP, data set, every metric (percent), published figure, provenance, `path`.
-
-    Partial results are included on request only; unreadable files are left out with a warning.
-    """
+    Partial results are included on request only; unreadable files are left out with a warning."""
     results, damaged = read_results(folder, leave_out=LARGE)
     for error in damaged:
         warnings.warn(str(error), stacklevel=2)
@@ -59,9 +55,9 @@ def frame_of(results: Mapping[Path, Mapping[str, Any]]) -> pd.DataFrame:
 
     rows = []
     for path, result in results.items():
-        row = dict(_columns(result, schema()))
         first = next(iter(result["published"]["figures"]), {})
-        rows.append(row | {"published": first.get("miou"), "difference": first.get("difference"), "path": str(path)})
+        figure = {"published": first.get("miou"), "difference": first.get("difference")}
+        rows.append(dict(_columns(result, schema())) | figure | {"path": str(path)})
     return pd.DataFrame(rows)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +57,9 @@ def _percent(value: float) -> float:
     return round(100 * float(value), 8)
 
 
-def part_of(
-    head: Mapping[str, Any], facts: DatasetFacts, images: Sequence[str], evaluated: Sequence[str], failed: Mapping[str, str]
-) -> dict[str, Any]:
-    """What `merge` needs of a shard in addition to its counts. `images` are those of the whole run, `evaluated` and `failed`
-    those of the shard."""
-    return {"head": head, "facts": asdict(facts), "images": images, "own": evaluated, "failed": failed}
-
-
 def merge(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Writes the result of the parts in a run's folder of shards; returns it with notes on anything that qualifies it.
-
-    Raises OvssError if images are missing (with the commands that evaluate them) or a process is still writing a part.
-    """
+    """Writes the result of the parts in a run's folder of shards; returns it with notes on anything that qualifies it. Raises
+    OvssError if images are missing (with the commands that evaluate them) or a process is still writing a part."""
     with reading(f"the parts in {folder}", "Start their shards again."):
         return _merged(folder, *read_parts(folder))
 
@@ -105,14 +94,12 @@ def part_folders(folder: Path) -> list[Path]:
 
 
 def _missing(base: Path, parts: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
-    count, lacking = parts[0]["shard"][1], set(missing)
-    whole = {part["shard"][0] for part in parts if part["shard"][1] == count and not lacking & set(part["own"])}
-    again = ", ".join(f"shard={number}/{count}" for number in range(1, count + 1) if number not in whole)
+    shards, lacking = parts[0]["shard"][1], set(missing)
+    whole = {part["shard"][0] for part in parts if part["shard"][1] == shards and not lacking & set(part["own"])}
+    again = ", ".join(f"shard={number}/{shards}" for number in range(1, shards + 1) if number not in whole)
     shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-    return (
-        f"{base}: {len(missing)} of {len(parts[0]['images'])} images are missing: {shown}. Start these again, or copy their "
-        f"files here: {again}."
-    )
+    count = f"{len(missing)} of {len(parts[0]['images'])} images"
+    return f"{base}: {count} are missing: {shown}. Start these again, or copy their files here: {again}."
 
 
 def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -125,8 +112,8 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     stages = _sums([timing.get("stages", {}) for timing in timings])
     timing["stages"] = {stage: round(seconds, 3) for stage, seconds in stages.items()}
-    if any("peak_gpu_memory_mib" in timing for timing in timings):
-        timing["peak_gpu_memory_mib"] = max(timing.get("peak_gpu_memory_mib", 0) for timing in timings)
+    if peaks := [timing["peak_gpu_memory_mib"] for timing in timings if "peak_gpu_memory_mib" in timing]:
+        timing["peak_gpu_memory_mib"] = max(peaks)
     return {
         **heads[0],
         "timing": timing,

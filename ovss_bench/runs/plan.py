@@ -63,8 +63,7 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
 def load_datasets(
     names: Iterable[str], root: str | None, skip_missing: bool
 ) -> tuple[dict[str, SegDataset], dict[str, MissingData]]:
-    """The data sets that are present, and the errors of the others. Raises MissingData if all are missing and, unless
-    `skip_missing`, if one is."""
+    """The data sets found, and the errors of the others. Raises MissingData if none is found, or one without `skip_missing`."""
     datasets, absent = {}, {}
     for name in names:
         try:
@@ -82,8 +81,8 @@ def load_datasets(
 
 
 def split_overrides(names: Iterable[str], recipe: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The overrides of each segmentor: recipe values, and hyperparameters that it has. A list in place of a single value stands
-    for several rows; lists are combined."""
+    """The overrides of each segmentor: recipe values, and hyperparameters that it has. Lists of values become several rows, for
+    all combinations."""
     hints = {name: RECIPE_HINTS | hyperparameters(name)[1].hints for name in names}
     known = {key for found in hints.values() for key in found}
     for key in recipe:

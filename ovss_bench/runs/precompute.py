@@ -7,6 +7,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,8 @@ def precompute_regions(
     device: str | torch.device = "cpu",
     quiet: bool = False,
 ) -> None:
-    """Writes the regions of a data set's images to `folder`/<image id>.npz, and an index. Existing regions are kept, so the
-    same call resumes an interrupted one.
-
-    Raises OvssError if the folder contains other regions and, after all other images, for images without regions.
-    """
+    """Writes the regions of a data set's images to `folder`/<image id>.npz, and an index. Existing regions are kept: the same
+    call resumes. Raises OvssError if the folder contains other regions and, at the end, for images without regions."""
     folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
     if isinstance(source, RegionFolder):
         raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
@@ -71,10 +70,8 @@ def precompute_regions(
                 except OvssError:
                     warnings.warn(f"region map {made} is damaged; it is recomputed.", stacklevel=1)
             if owners.get(file, key) != key and path.is_file():
-                raise OvssError(
-                    f"{path} belongs to another image of that name, of another data set or of an earlier version of this "
-                    "one. Choose another folder with out=DIR, or delete that file and run again."
-                )
+                other = "another image of that name, of another data set or an earlier version of this one"
+                raise OvssError(f"{path} belongs to {other}. Choose another folder with out=DIR, or delete it and run again.")
             found = source(image)
             write_regions(path, found)
             index["contents"][file] = map_digest(found)
@@ -82,10 +79,8 @@ def precompute_regions(
             images[key] = file
             return True
 
-        def save() -> None:
-            write_index(folder, index)
-
-        save()
+        write_index(folder, index)
+        save = partial(write_index, folder, index)
         failed = _for_all(dataset.select(limit), make, save, f"{regions} on {dataset.name}", workers, quiet)
     _complain(failed, "have no regions; those of the others are kept")
 
@@ -101,9 +96,8 @@ def _resumed(folder: Path, maker: Mapping[str, Any], dataset: str) -> dict[str, 
                 f"or, to use its files as region maps, index them: python tools/regions.py index {folder} dataset={dataset}"
             )
     elif index["digest"] != maker["digest"]:
-        raise OvssError(
-            f"folder {folder} contains other regions ({_difference(index, maker)}). Choose another folder with out=DIR."
-        )
+        other = f"other regions ({_difference(index, maker)})"
+        raise OvssError(f"folder {folder} contains {other}. Choose another folder with out=DIR.")
     return index
 
 
@@ -111,11 +105,8 @@ def index_regions(
     dataset: SegDataset, folder: str | Path, *, generator: str | None = None, limit: int | None = None, workers=2, quiet=False
 ) -> None:
     """Writes the index of a folder of region files from another source, .npz or .png, with one of `region_names`. `generator`
-    is the entry of configs/regions that produced them; runs use it to find published figures.
-
-    The index of regions that were computed here is rebuilt for the current images. Raises OvssError, after all other images are
-    indexed, for images without a file and files of another size.
-    """
+    is the entry of configs/regions that produced them; runs use it to find published figures. The index of regions computed
+    here is rebuilt for the current images. Raises OvssError at the end, for images with no file or one of another size."""
     folder = user_path(folder)
     if generator not in (None, *config_names("regions")):
         raise unknown("regions", generator, config_names("regions"))
@@ -129,9 +120,8 @@ def index_regions(
         names = [f"{stem}{suffix}" for stem in region_names(sample) if owners[stem] == 1 for suffix in SUFFIXES]
         file = next((name for name in names if below(folder, name).is_file()), None)
         if file is None:
-            raise OvssError(
-                f"there is no {' or '.join(names)} in {folder}. Copy it there, or compute the regions of all images again."
-            )
+            wanted = " or ".join(names)
+            raise OvssError(f"there is no {wanted} in {folder}. Copy it there, or compute the regions of all images again.")
         image = dataset.image(sample)
         contents[file] = map_digest(read_regions(below(folder, file), image.shape[:2]))
         images[image_key(image)] = file
@@ -140,10 +130,9 @@ def index_regions(
     with locked(folder, "out"):
         title = f"index of {folder} for {dataset.name}"
         failed = _for_all(dataset.select(limit), enter, lambda: None, title, workers, quiet)
-        try:
+        index = None
+        with suppress(OvssError):  # a damaged index
             index = read_index(folder)
-        except OvssError:  # a damaged index
-            index = None
         if not index or not index["regions"]:
             index = {
                 "digest": digest("files", *(part for pair in sorted(contents.items()) for part in pair)),
@@ -194,7 +183,7 @@ def _for_all(
             save()
     task.stop()
     if existing:
-        progress.say(f"{existing} of {len(samples)} existed already")
+        progress.say(f"{existing} of {len(samples)} already existed")
     return failed
 
 

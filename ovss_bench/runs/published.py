@@ -1,5 +1,4 @@
-"""Figures published in papers, repositories and third-party listings (results/published/*.csv), and which of them a result of
-ours reproduces."""
+"""Figures published in papers, repositories and third-party listings (results/published/*.csv), and our runs of the same."""
 
 from __future__ import annotations
 
@@ -39,10 +38,8 @@ def published_figures() -> pd.DataFrame:
 
 def load_figures(folder: Path) -> pd.DataFrame:
     """The CSV files of a folder as one table: `miou` in percent, `second_hand` as a bool, `overrides` as a dictionary.
-
     `segmentor`, `clip` and `overrides` of its recipe identify the run of ours that reproduces the figure; empty if none does.
-    Raises OvssError with file and line for anything invalid.
-    """
+    Raises OvssError with file and line for anything invalid."""
     import pandas as pd
 
     from ..config.recipe import segmentor_names  # imports OpenCV and mmengine, which a table of results does not need
@@ -75,9 +72,8 @@ def load_figures(folder: Path) -> pd.DataFrame:
 
 
 def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The published figures that a result (the dictionary of its file) should reproduce, the authors' own first, and the
-    `difference` of ours from each in points, None if the result is partial or settings are unconfirmed. `why_not` explains why
-    there is no figure, or no difference."""
+    """The published figures that a result (the content of its file) should reproduce, the authors' own first, each with our
+    `difference` in points. `why_not` explains why there is no figure, or no difference (partial, or unconfirmed settings)."""
     if why_not := _not_comparable(result):
         return {"figures": [], "why_not": why_not}
     run = (result["segmentor"], result["clip"], result["dataset"], meant(result))
@@ -100,8 +96,7 @@ def meant(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generator(source: Mapping[str, Any]) -> str | None:
-    """The entry of configs/regions that generated a folder of region maps, as the result states, or the folder's index if it
-    has been rebuilt since."""
+    """The entry of configs/regions that generated a folder of region maps, by the result, or by an index rebuilt since."""
     if "generator" in source or not source.get("name"):
         return source.get("generator")
     folder = user_path(source["name"])
@@ -155,8 +150,7 @@ def _fits(rule: Mapping[str, Any], figure: Mapping[str, Any]) -> bool:
 
 
 def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every figure that this run should reproduce, the authors' own before those that others quote or measured. Papers may
-    disagree."""
+    """Every figure that this run should reproduce, the authors' own before those of others. Papers may disagree."""
     run = segmentor, clip, dataset
     figures = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     same = [settings(*run, published) == settings(*run, overrides) for published in figures["overrides"]]
@@ -259,9 +253,9 @@ def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
     folder, source = result["overridden"].get("regions"), result.get("sources", {}).get("regions")
     if folder in (None, *config_names("regions")) or source is None or generator(source):
         return []
+    command = f"python tools/regions.py index {folder} dataset={result['dataset']} regions=ENTRY"
     return [
-        f"the index of {folder} does not say that its maps are those of an entry of configs/regions; if they are: python "
-        f"tools/regions.py index {folder} dataset={result['dataset']} regions=ENTRY"
+        f"the index of {folder} does not say that its maps are those of an entry of configs/regions; if they are: {command}"
     ]
 
 
@@ -269,7 +263,7 @@ def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str
     """Why there is no figure for this run, and which similar ones there are."""
     similar = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     if len(similar):
-        known = dict.fromkeys(_shown(published) or "the recipe as it is" for published in similar["overrides"])
+        known = dict.fromkeys(_shown(published) or "the unchanged recipe" for published in similar["overrides"])
         published = f"figures for {segmentor} with {clip} on {dataset} are published with {' or '.join(known)}"
         given = _shown(settings(segmentor, clip, dataset, overrides))
         return f"overridden: {given}; {published}" if given else f"{published} only"

@@ -51,20 +51,3 @@ def validate_result(result: Any, where: str | Path) -> dict[str, Any]:
     for step in range(version, VERSION):
         result = UPGRADES[step](result) | {"schema_version": step + 1}
     return result
-
-
-def documentation() -> str:
-    """A markdown table of every field, from the schema."""
-    rows = ["| field | |", "| --- | --- |"]
-
-    def walk(part: dict[str, Any], name: str) -> None:
-        if name and part.get("description"):
-            rows.append(f"| `{name}` | {part['description']} |")
-        inner = {f"{name}.{key}".lstrip("."): value for key, value in part.get("properties", {}).items()}
-        inner |= {f"{name}[]": part.get("items"), f"{name}.*": part.get("additionalProperties")}
-        for key, value in inner.items():
-            if isinstance(value, dict):
-                walk(value, key)
-
-    walk(schema(), "")
-    return "\n".join([*rows, ""])

@@ -2,8 +2,7 @@
 
 A run's files are `<dataset>/<clip>/<segmentor>-<fingerprint>.json`, `.npz` (counts per image) and, until it is complete, the
 folder `.shards`. The fingerprint identifies the run, so runs never mix, and resuming means reading. Any number of processes
-and machines may add shards to the folder: file names are unique, and all writers agree on an image's counts.
-"""
+and machines may add shards to the folder: file names are unique, and all writers agree on an image's counts."""
 
 from __future__ import annotations
 
@@ -34,11 +33,9 @@ SECONDS_TO_APPEAR = 90  # of a file written by another machine: NFS refreshes fo
 
 
 class RunStore:
-    """The counts of one run by image id. As a context manager it holds the run's locks and writes pending counts on exit.
-
-    One process at a time reads and finishes a run; processes with different `shard`s may work side by side. A `helper` only
-    adds shards, on behalf of a process that holds the locks.
-    """
+    """The counts of one run by image id. As a context manager it holds the run's locks and writes pending counts on exit. One
+    process at a time reads and finishes a run; processes with different `shard`s may work side by side. A `helper` only adds
+    shards, on behalf of a process that holds the locks."""
 
     def __init__(
         self,
@@ -125,10 +122,9 @@ class RunStore:
         self.read()
         while missing := [image for image in images if image not in self.counts]:
             if time.monotonic() > deadline:
-                raise OvssError(
-                    f"{len(missing)} images that other processes have evaluated, such as {missing[0]}, are not in "
-                    f"{self._shards}. All processes need one output folder; without one use shard=I/N and tools/merge.py."
-                )
+                lost = f"{len(missing)} images evaluated by other processes, such as {missing[0]}, are not in {self._shards}"
+                hint = "All processes need one output folder; without one use shard=I/N and tools/merge.py."
+                raise OvssError(f"{lost}. {hint}")
             time.sleep(0.2)
             self.read()
 
@@ -167,8 +163,7 @@ class RunStore:
             self._pending, self._written = [], time.monotonic()
 
     def finish(self, result: dict[str, Any], images: list[str]) -> None:
-        """Writes the counts of `images`, then the result, then removes the shards. Raises OvssError, and keeps the shards,
-        if the result contradicts the counts."""
+        """Writes the counts of `images` and the result, and removes the shards, unless the two disagree: then OvssError."""
         if reasons := disagreements(result, self.counts, images):
             raise OvssError(f"{self.base}: the result contradicts its counts ({reasons}).")
         text = dump(result)
@@ -179,7 +174,8 @@ class RunStore:
         shutil.rmtree(self._shards, ignore_errors=True)
 
     def write_part(self, part: dict[str, Any]) -> None:
-        """Writes `merge.part_of` a shard, which tools/merge.py needs in addition to its counts."""
+        """Writes what tools/merge.py needs beside the counts: `head` of the result, `facts` of the data set, `images` of the
+        whole run, and the evaluated (`own`) and `failed` images of the shard."""
         assert self.shard is not None
         text = json.dumps(part | {"shard": [self.shard.number, self.shard.count]})
         write_text(self.part_path, f"{digest(text)}\n{text}\n")
@@ -233,8 +229,7 @@ def maps_folder(result: Path) -> Path:
 
 
 def disagreements(result: Mapping[str, Any], counts: Mapping[str, np.ndarray], images: Sequence[str]) -> str:
-    """How a result contradicts the counts of its images, which must be unique and have the same pixels per class; "" if the
-    two agree."""
+    """How a result contradicts the counts of its images, which must be unique with the same pixels per class; else ""."""
     counted = areas(total((counts[image] for image in images if image in counts), len(result["per_class"])))
     stated = [(entry["correct"], entry["predicted"], entry["true"]) for entry in result["per_class"]]
     numbers = result["images"]
@@ -273,8 +268,7 @@ def _by_image(images: list[str], records: np.ndarray, lengths: np.ndarray) -> di
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """The content of a result file, converted to the current schema. Raises OvssError if it is missing, damaged or does not
-    match its schema."""
+    """A result, converted to the current schema. Raises OvssError if it is missing, damaged or does not match its schema."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:

@@ -2,8 +2,7 @@
 
 `torchrun` starts processes that communicate (`World`); `shard=I/N` is for processes and machines that do not (`Shard`). In both
 cases each image is evaluated exactly once, and counts are exchanged through the run's folder: no image is padded or repeated,
-and the result is the union by image id.
-"""
+and the result is the union by image id."""
 
 from __future__ import annotations
 
@@ -90,8 +89,7 @@ class World:
             return self.rank == 0
 
     def device(self, wanted: str | None) -> str:
-        """The device of this process; the processes of a machine share its GPUs round-robin. Raises OvssError for a device that
-        PyTorch cannot use."""
+        """The device of this process; those of a machine share its GPUs round-robin. Raises OvssError for an unusable one."""
         import torch
 
         kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")

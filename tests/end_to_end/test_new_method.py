@@ -50,13 +50,13 @@ def test_the_files_run_as_the_tool_says(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     write_method("my_method", tmp_path / "there")
-    with pytest.raises(OvssError, match=r"my_method\.py exists already"):
+    with pytest.raises(OvssError, match=r"my_method\.py already exists"):
         write_method("my_method", tmp_path / "there")
 
 
 @pytest.mark.parametrize("name", ["sclip", "MyMethod", "my-method", "2x", "", "class", "torch", "json", "a.b", "../up", "_x"])
 def test_names_that_cannot_be(name, tmp_path):
-    with pytest.raises(OvssError, match=r"is no valid name|exists already|installed Python module"):
+    with pytest.raises(OvssError, match=r"is not a valid name|already exists|installed Python module"):
         write_method(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

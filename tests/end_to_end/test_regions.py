@@ -36,7 +36,7 @@ def test_a_run_that_was_stopped_goes_on(stopped):
     assert 1 <= len(made) < 30
     assert set(load_regions(folder / "out").files.values()) == {path.name for path in made}
     again = run("regions.py", *arguments, cwd=folder)
-    assert f"{len(made)} of 30 existed already" in again.stderr
+    assert f"{len(made)} of 30 already existed" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in made} == made
     dataset, regions, source = ob.load_dataset("demo"), load_regions(folder / "out"), load_regions("slic", n_segments=90)
     assert len(regions.files) == 30

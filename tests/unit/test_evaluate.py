@@ -91,7 +91,7 @@ def test_what_is_set_on_the_object_later_runs_and_is_stated(data):
     assert job.segmentor.vfm is vfm
     assert job.segmentor.recipe.overrides == FAST | {"vfm": "given: stand_ins.vfm"}
     assert job_of(proxy, data, "paper", {"vfm": "demo"}, kept=True).sources["vfm"]["name"] == "demo"
-    with pytest.raises(ob.OvssError, match="vfm was given as an object without a `digest`"):
+    with pytest.raises(ob.OvssError, match="vfm is an object without a `digest`"):
         job_of(built(data, "proxyclip"), data, "paper", {"vfm": vfm}, kept=True)
 
 
@@ -117,9 +117,9 @@ def test_by_name_it_does_what_the_tool_does(data, tmp_path, monkeypatch):
 
 
 def test_what_a_result_could_not_state_is_refused(data):
-    with pytest.raises(ob.OvssError, match=r"templates=photo was asked for, but .* has templates=notebook7"):
+    with pytest.raises(ob.OvssError, match=r"templates=photo was given, but .* has templates=notebook7"):
         ob.evaluate(built(data), data, recipe={"templates": "photo"}, limit=1)
-    with pytest.raises(ob.OvssError, match=r"names=None was asked for|names=demo was asked for"):
+    with pytest.raises(ob.OvssError, match=r"names=None was given|names=demo was given"):
         ob.evaluate(built(data, names="demo", vocabulary=data.vocabulary(None, "notebook7")), data, limit=1)
     method = ob.SEGMENTORS.get("sclip")
     plain = built(data)

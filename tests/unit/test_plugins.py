@@ -11,6 +11,7 @@ import pytest
 
 import ovss_bench as ob
 from end_to_end.tools import evaluate_here, results
+from ovss_bench import files
 from ovss_bench.config import registry
 from ovss_bench.config.hyperparameters import as_table, from_table
 from ovss_bench.config.recipe import of_class, own_recipe, segmentor_config
@@ -111,7 +112,7 @@ def test_a_file_brings_recipes(tmp_path):
 
 def test_a_recipe_that_is_there_already_is_not_replaced(tmp_path):
     write(tmp_path / "configs/segmentor/sclip.yaml", "recipe: {logit_scale: 1}\n")
-    with pytest.raises(ob.OvssError, match=r"mine\.py cannot be imported: there is a recipe 'sclip' already"):
+    with pytest.raises(ob.OvssError, match=r"mine\.py cannot be imported: recipe 'sclip' already exists"):
         load_plugin(write(tmp_path / "mine.py", METHOD.format(name="mine")))
     assert ob.compose_recipe("sclip").logit_scale == 40
     assert "mine" not in ob.segmentor_names()
@@ -313,7 +314,7 @@ def site(tmp_path_factory):
 def installed(site, monkeypatch):
     monkeypatch.syspath_prepend(site)
     importlib.invalidate_caches()
-    registry.package_digest.cache_clear()
+    files.code.cache_clear()
     return site
 
 

@@ -326,7 +326,7 @@ def test_a_figure_is_compared_by_the_metric_it_was_computed_with():
         (result("naclip", protocol="unified"), r"^protocol unified: published figures are the methods' own settings$"),
         (
             result("naclip", overridden={"threshold": 0.2}),
-            r"^overridden: threshold=0\.2; figures .* with the recipe as it is or pamr_steps=0$",
+            r"^overridden: threshold=0\.2; figures .* with the unchanged recipe or pamr_steps=0$",
         ),
         (
             result("cliper", overridden={"diffusion": None, "window": 112}),

@@ -133,7 +133,7 @@ def test_a_source_without_a_digest_leaves_no_results(voc, tmp_path):
     dataset, clip = ob.load_dataset("voc21", voc), ob.load_clip("demo")
     vocabulary = dataset.vocabulary(None, "photo")
     segmentor = ob.build_segmentor("proxyclip", clip=clip, vocabulary=vocabulary, vfm=lambda batch: batch.pixels, **FAST)
-    with pytest.raises(ob.OvssError, match="vfm was given as an object without a `digest`"):
+    with pytest.raises(ob.OvssError, match="vfm is an object without a `digest`"):
         ob.evaluate(segmentor, dataset, limit=1, output=tmp_path)
     assert ob.evaluate(segmentor, dataset, limit=1).data["images"]["evaluated"] == 1
 
