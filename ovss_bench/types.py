@@ -45,7 +45,8 @@ class ImageContext:
         return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
     def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array, from the run's cache if there is one. `maker` is a digest of the code and settings that compute it."""
+        """An array that depends on the original image and on `maker`, a digest of the code and settings that compute it: from
+        the run's cache, if there is one."""
         return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
 
 

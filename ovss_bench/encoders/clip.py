@@ -144,7 +144,9 @@ class DenseCLIP:
         return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
 
     @torch.inference_mode()
-    def trunk(self, pixels: Tensor, keep: Collection[int] = (), position="offset", keep_qkv: Collection[int] = ()) -> Trunk:
+    def trunk(
+        self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset", keep_qkv: Collection[int] = ()
+    ) -> Trunk:
         """All blocks but the last, for normalised pixels (B, 3, H, W), cropped to whole patches.
 
         The result holds the inputs of the blocks in `keep`, and inputs, queries, keys and values of those in `keep_qkv`

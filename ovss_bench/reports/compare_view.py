@@ -105,7 +105,8 @@ def _published(comparison: Mapping[str, Any]) -> Iterator[str]:
 
 def _name(run: Mapping[str, Any]) -> str:
     marks = "".join(f" {name}={value}" for name, value in run["overridden"].items())
-    return f"{run['segmentor']}{marks}{' (partial)' * run['partial']} with {run['clip']} on {run['dataset']}"
+    partial = " (partial)" if run["partial"] else ""
+    return f"{run['segmentor']}{marks}{partial} with {run['clip']} on {run['dataset']}"
 
 
 def _interval(comparison: Mapping[str, Any]) -> str:

@@ -18,10 +18,11 @@ from ....image import refuse_odd
 from ..conversion import CONVERTERS, Task, by_colour, copied, files, lookup_table, numbered, require, words, write_image
 from .values import decoded, image_size
 
-Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
+Box = tuple[int, int, int, int]  # the SIDES in pixels
+SIDES = ("top", "bottom", "left", "right")
 
-# Names of tiles, formatted with the numbers of a Box: corners as (x, y), or sides of rows before those of columns.
-COLUMNS_FIRST, ROWS_FIRST = "{name}_{2}_{0}_{3}_{1}", "{name}_{0}_{1}_{2}_{3}"
+# Names of tiles: corners as (x, y), or sides of rows before those of columns.
+COLUMNS_FIRST, ROWS_FIRST = "{name}_{left}_{top}_{right}_{bottom}", "{name}_{top}_{bottom}_{left}_{right}"
 ISAID_SUFFIX = "_instance_color_RGB.png"  # of label maps
 POTSDAM_VAL = ["5_15", "6_15", "6_13", "3_13", "4_14", "6_14", "5_14", "2_13", "4_15", "2_14", "5_13", "4_13", "3_14", "7_13"]
 VAIHINGEN_VAL = [f"area{number}" for number in (6, 24, 35, 16, 14, 22, 10, 4, 2, 20, 8, 31, 33, 27, 38, 12, 29)]
@@ -145,7 +146,10 @@ def tiled(
         size = image_size(image)
         if size != image_size(label):
             raise OvssError(f"{label} has another size than {image}. Unpack the official archives again.")
-        named = {name.format(*box, name=stem, number=number): box for number, box in enumerate(grid(size))}
+        named = {
+            name.format(name=stem, number=number, **dict(zip(SIDES, box, strict=True))): box
+            for number, box in enumerate(grid(size))
+        }
         kinds = zip((image, label), folders, suffixes, (read_picture, read_label), (0, fill), strict=True)
         for source, folder, suffix, read, beyond in kinds:
             places = {folder / f"{key}{suffix}": box for key, box in named.items()}
