@@ -20,7 +20,7 @@ def tally(values: Tensor, count: int) -> Tensor:
     return values.new_zeros(*values.shape[:-1], count).scatter_add_(-1, values, torch.ones_like(values))
 
 
-def numbered(ids: Tensor) -> Tensor:
+def row_numbers(ids: Tensor) -> Tensor:
     """Integer ids (B, N) -> their numbers (B, N), counted from 0 in every row in the order of the ids."""
     ordered, order = ids.sort(1)
     numbers = F.pad((ordered[:, 1:] != ordered[:, :-1]).cumsum(1), (1, 0))

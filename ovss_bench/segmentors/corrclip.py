@@ -11,7 +11,7 @@ from ..config.registry import SEGMENTORS
 from ..image import STATISTICS
 from ..ops.attention import cosine_matrix
 from ..ops.nearest import torch_nearest
-from ..ops.vote import majority_vote, numbered, tally
+from ..ops.vote import majority_vote, row_numbers, tally
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 from .features import cut
@@ -132,7 +132,7 @@ class CorrCLIP(Segmentor):
 
         No token attends to these, so keys and values are those of the trunk.
         """
-        index = numbered(torch_nearest(regions, trunk.grid).flatten(1))
+        index = row_numbers(torch_nearest(regions, trunk.grid).flatten(1))
         count = int(index.max()) + 1
         members = F.one_hot(index, count).transpose(1, 2).bool()
         members = F.pad(members, (1, 0), value=True)[:, None]

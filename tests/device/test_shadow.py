@@ -10,7 +10,7 @@ from device.methods import build, images, predictions, vocabulary
 from device.shadow import CUDA, POISON
 from ovss_bench.inference import finish
 from ovss_bench.ops.device import kept, to_device
-from ovss_bench.ops.vote import numbered, tally
+from ovss_bench.ops.vote import row_numbers, tally
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ NO_WAITS = {
     "pinned": lambda x: torch.ones(3).pin_memory().to(CUDA, non_blocking=True),
     "to_device": lambda x: to_device(torch.ones(3), CUDA),
     "tally": lambda x: tally(x.long(), 12),
-    "numbered": lambda x: numbered(x.long()),
+    "row_numbers": lambda x: row_numbers(x.long()),
     "repeat twice": lambda x: x.repeat_interleave(2, 0),
 }
 
@@ -192,4 +192,4 @@ def test_constants_are_kept_by_device(gpu):
 def test_tallies_and_numbers_are_those_of_pytorch():
     values = torch.randint(0, 9, (5, 40), generator=torch.Generator().manual_seed(1))
     assert torch.equal(tally(values, 11), torch.stack([row.bincount(minlength=11) for row in values]))
-    assert torch.equal(numbered(7 * values - 3), torch.stack([row.unique(return_inverse=True)[1] for row in values]))
+    assert torch.equal(row_numbers(7 * values - 3), torch.stack([row.unique(return_inverse=True)[1] for row in values]))
