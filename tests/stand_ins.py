@@ -10,7 +10,7 @@ import ovss_bench as ob
 def vfm(batch):
     """(B, 12, H, W) on cells of 8 pixels."""
     height, width = (max(side // 8, 1) for side in batch.pixels.shape[2:])
-    mixture = torch.linspace(-2, 2, 36).sin().view(12, 3).to(batch.pixels)
+    mixture = torch.linspace(-2, 2, 36, device=batch.pixels.device).sin().view(12, 3)
     cells = F.adaptive_avg_pool2d(batch.pixels, (height, width))
     return torch.einsum("cd,bdhw->bchw", mixture, cells).sin()
 

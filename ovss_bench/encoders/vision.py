@@ -19,6 +19,7 @@ from ..config.validation import Count, Fraction, validate
 from ..errors import OvssError, unknown
 from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_config, read_array, user_path, weights_folders
 from ..image import STATISTICS, image_key
+from ..ops.device import kept, to_device
 from ..torch_defaults import ordinary_torch
 from .checkpoints import on_meta, read_weights, state_digest, weight_errors
 from .clip import PRECISIONS
@@ -56,8 +57,7 @@ class VisionEncoder:
         official codes do (ProxyCLIP, CorrCLIP, Trident).
         """
         pixels = batch.pixels.float()
-        statistics = torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]], device=pixels.device)
-        mean, std, new_mean, new_std = statistics.view(4, 3, 1, 1)
+        mean, std, new_mean, new_std = _statistics(device=pixels.device)
         return self.features((pixels * std + mean - new_mean) / new_std)
 
     @torch.inference_mode()
@@ -70,6 +70,12 @@ class VisionEncoder:
         images = max(TOKENS.get(self.device.type, TOKENS["cuda"]) // self.model.tokens(height, width), 1)
         parts = [self.model(part.to(self.device), self.feature).float() for part in pixels.split(images)]
         return torch.cat(parts).to(pixels.device)
+
+
+@kept(1)
+def _statistics() -> Tensor:
+    """Mean and standard deviation for CLIP, then ImageNet's (4, 3, 1, 1)."""
+    return torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]]).view(4, 3, 1, 1)
 
 
 class FeatureFolder:
@@ -96,7 +102,7 @@ class FeatureFolder:
             what = f"features {path} of an image of {image.shape[0]} x {image.shape[1]} pixels (height x width) cannot be read"
             hint = "Expected an npz file with `features` (C, h, w), named by ob.image_key(image)."
             raise OvssError(f"{what}: {error}. {hint}") from error
-        return torch.from_numpy(features.astype(np.float32))[None].to(batch.pixels.device)
+        return to_device(torch.from_numpy(features.astype(np.float32))[None], batch.pixels.device)
 
 
 def _checksums(file: Path) -> list[int]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OvssError
+from ..ops.device import kept
 from ..ops.position import resample_position
 from .checkpoints import as_float32, renamed
 
@@ -166,7 +167,7 @@ class PlainViT(nn.Module):
         grid = (x.shape[2], x.shape[3])
         x, rope = x.flatten(2).transpose(1, 2), None
         if self.rotary:
-            rope = rotary(grid, self.periods).to(x.device)
+            rope = rotary(grid, tuple(self.periods.tolist()), device=x.device)
         else:
             stored = (math.isqrt(len(self.pos_embed)),) * 2
             same = x.shape[1] == len(self.pos_embed) and size[0] == size[1]  # DINO's condition
@@ -185,9 +186,10 @@ class PlainViT(nn.Module):
         return x[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
 
 
-def rotary(grid: tuple[int, int], periods: Tensor) -> Tensor:
+@kept(64)
+def rotary(grid: tuple[int, int], periods: tuple[float, ...]) -> Tensor:
     """DINOv3's rotations (h*w, 2d), sines then cosines, by the angles 2 pi x / period for patch centres x in -1..1."""
     lines = [(torch.arange(count) + 0.5) / count * 2 - 1 for count in grid]
     centres = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).view(-1, 2, 1)
-    angles = (2 * math.pi * centres / periods.cpu()).flatten(1).tile(2)
+    angles = (2 * math.pi * centres / torch.tensor(periods)).flatten(1).tile(2)
     return torch.cat([angles.sin(), angles.cos()], 1)

@@ -13,6 +13,7 @@ from ..errors import OvssError
 from ..ops.compose import compose
 from ..ops.nearest import opencv_nearest
 from ..ops.pamr import PAMR
+from ..ops.scores import by_class
 from ..ops.windows import SlidingWindow
 from ..segmentors.base import Segmentor
 from ..stages import Stages
@@ -102,7 +103,7 @@ def _labels(
                 scores = planes.new_empty(len(planes), *context.size)
             scores[:, rows, columns] = planes
         return _decided(segmentor, scores, context)
-    order = segmentor.vocabulary.by_class[1].to(grids.device)
+    order = by_class(segmentor.vocabulary, device=grids.device)[1]
     bias = None if bias is None else bias[order]
     if _is_refined(segmentor):
         parts = _refined(segmentor, grids, windows, context, order)
@@ -174,7 +175,7 @@ def _refined(
         return smooth(cosines) if smooth else cosines
 
     if segmentor.refines:
-        yield segmentor.refine(smoothed(torch.arange(len(order))), context)[order]
+        yield segmentor.refine(smoothed(torch.arange(len(order), device=grids.device)), context)[order]
     else:
         for queries in order.split(max(1, PART_BYTES[grids.device.type] // (4 * context.size[0] * context.size[1]))):
             yield smoothed(queries)

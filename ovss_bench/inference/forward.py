@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config.recipe import BEFORE_DECISION
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
+from ..ops.device import to_device
 from ..ops.windows import SlidingWindow
 from ..segmentors.base import Segmentor
 from ..stages import Stages
@@ -211,7 +212,7 @@ class Forward:
 
     def _known_trunk(self, states: dict[int, Tensor], pixels: Tensor) -> Trunk:
         """The trunk's output for windows whose tokens are known, by block."""
-        states = {block: tokens.to(self.clip.device) for block, tokens in states.items()}
+        states = {block: to_device(tokens, self.clip.device) for block, tokens in states.items()}
         grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
         return Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs})
 

@@ -12,11 +12,11 @@ with the queries, last in memory, as columns.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .device import kept
 from .windows import Axis, SlidingWindow
 
 TILE_BYTES = {"cpu": 2**21, "cuda": 2**28}  # fits into a core's cache; keeps a GPU busy
@@ -35,7 +35,7 @@ def bilinear_matrix(out: int, size: int) -> Tensor:
     return matrix
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def axis_matrix(axis: Axis, cells: int, out: int) -> tuple[Tensor, Tensor]:
     """M of one side, for grids of `cells` over each window: (out, windows * cells) float32 with the cells sorted by position,
     and that order (windows * cells)."""
@@ -50,7 +50,7 @@ def axis_matrix(axis: Axis, cells: int, out: int) -> tuple[Tensor, Tensor]:
     return (bilinear_matrix(out, axis.length) @ (total / count))[:, order].float(), order
 
 
-@lru_cache(maxsize=1024)
+@kept(1024)
 def _parts(axis: Axis, cells: int, out: int, length: int) -> list[tuple[slice, slice, Tensor]]:
     """M of one side in parts of `length` rows: (rows, cells with non-zero weights, that part of M)."""
     matrix, _ = axis_matrix(axis, cells, out)
@@ -77,12 +77,13 @@ def compose(
     width = min(size[1], max(TILE_COLUMNS, pixels // size[0]))
     height = min(size[0], max(1, pixels // width))
     joined = grids.unflatten(0, (len(rows.starts), len(columns.starts))).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    order_y, order_x = axis_matrix(rows, cells_y, size[0])[1], axis_matrix(columns, cells_x, size[1])[1]
-    joined = joined[order_y[:, None].to(device), order_x.to(device)]
+    order_y = axis_matrix(rows, cells_y, size[0], device=device)[1]
+    order_x = axis_matrix(columns, cells_x, size[1], device=device)[1]
+    joined = joined[order_y[:, None], order_x]
     buffer = torch.empty(height * width * queries, device=device)
-    for across, cells, horizontal in _parts(columns, cells_x, size[1], width):
-        strip = (horizontal.to(device) @ joined[:, cells]).flatten(1)
-        for down, cells, vertical in _parts(rows, cells_y, size[0], height):
+    for across, cells, horizontal in _parts(columns, cells_x, size[1], width, device=device):
+        strip = (horizontal @ joined[:, cells]).flatten(1)
+        for down, cells, vertical in _parts(rows, cells_y, size[0], height, device=device):
             tile = buffer[: len(vertical) * strip.shape[1]].view(len(vertical), -1)
-            torch.mm(vertical.to(device), strip[cells], out=tile)
+            torch.mm(vertical, strip[cells], out=tile)
             yield down, across, tile.view(len(vertical), -1, queries)

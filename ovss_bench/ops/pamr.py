@@ -1,11 +1,12 @@
 """PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020, arXiv 2005.08104)."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .device import kept
 
 MAPS_PER_PASS = 32  # bounds the memory; maps do not depend on each other
 
@@ -17,7 +18,7 @@ class PAMR:
     def __init__(self, guide: Tensor, steps: int = 10, dilations: Sequence[int] = (8, 16)) -> None:
         self.size, self.steps = guide.shape[1:], steps
         self.weights = affinity(guide, dilations).flatten(1).T.contiguous()
-        self.neighbours = neighbour_index(*self.size, tuple(dilations)).to(guide.device)
+        self.neighbours = neighbour_index(*self.size, tuple(dilations), device=guide.device)
 
     def __call__(self, maps: Tensor) -> Tensor:
         """(C, h, w) -> (C, H, W); maps are resized to the guide first (bilinear, align_corners=True)."""
@@ -46,7 +47,7 @@ def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
     return (-distance.mean(1)).softmax(0)
 
 
-@lru_cache(maxsize=8)
+@kept(8)
 def neighbour_index(height: int, width: int, dilations: tuple[int, ...]) -> Tensor:
     """The flat indices (H*W, P) of the neighbours of each pixel, in the order of `affinity`."""
     pixels = torch.arange(height * width, dtype=torch.float64).view(1, height, width)

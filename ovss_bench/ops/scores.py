@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 from ..vocabulary import Vocabulary
+from .device import kept
+from .vote import tally
+
+
+@kept(64)
+def by_class(vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """`vocabulary.by_class`."""
+    return vocabulary.by_class
 
 
 class Decision:
@@ -31,7 +39,7 @@ class Decision:
 
     def without_small_classes(self, scores: Tensor) -> Tensor:
         """Class scores (C, H, W) after the area threshold."""
-        won = torch.bincount(scores.argmax(0).flatten(), minlength=len(scores))
+        won = tally(scores.argmax(0).flatten(), len(scores))
         won[self.vocabulary.background] = 0
         small = won <= self.area_threshold * won.sum()
         small[self.vocabulary.background] = False
@@ -49,7 +57,7 @@ class Decision:
         An online softmax: keeps only the best query so far, and the sum of exp(logit_scale * (cosine - best)), rescaled when
         the best changes; the probability of the best query is one over that sum.
         """
-        classes, _ = self.vocabulary.by_class
+        classes = by_class(self.vocabulary)[0]
         start, query = 0, None
         for cosines in parts:
             count = cosines.shape[-1]
@@ -66,7 +74,8 @@ class Decision:
             if self.threshold > 0:
                 total += cosines.sub_(best[..., None]).mul_(self.logit_scale).exp_().sum(-1)
             start += count
-        return self._or_background(classes.to(query.device)[query], 1 / total if self.threshold > 0 else best)
+        labels = by_class(self.vocabulary, device=query.device)[0][query]
+        return self._or_background(labels, 1 / total if self.threshold > 0 else best)
 
     def _or_background(self, labels: Tensor, probability: Tensor) -> Tensor:
         if self.threshold > 0:

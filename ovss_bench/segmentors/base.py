@@ -6,7 +6,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..config.recipe import Recipe, of_class
 from ..encoders.clip import BlockView, DenseCLIP
 from ..errors import OvssError
 from ..image import normalize, resize
+from ..ops.device import to_device, whole_numbers
 from ..ops.scores import Decision
 from ..progress import Progress
 from ..types import ImageContext, Trunk, WindowBatch
@@ -264,8 +265,12 @@ class Segmentor(Method):
         unit = F.normalize(embeddings.float(), dim=-1)
         return (unit @ self.text.T).transpose(1, 2).unflatten(2, grid)
 
-    def tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array).to(self.clip.device)
+    def tensor(self, array: np.ndarray | Tensor) -> Tensor:
+        return to_device(torch.as_tensor(array), self.clip.device)
+
+    def indices(self, values: Iterable[int]) -> Tensor:
+        """Whole numbers as a tensor (N,) int64, copied to a GPU only once."""
+        return whole_numbers(tuple(values), device=self.clip.device)
 
 
 class LastBlockSegmentor(Segmentor):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..errors import OvssError
-from ..ops.scores import Decision
+from ..ops.scores import Decision, by_class
 from ..types import ImageContext
 from .base import Segmentor
 
@@ -56,8 +56,8 @@ class CLIPDIY(Segmentor):
         return maps.softmax(0)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
-        """The class of the best query."""
-        return Decision(self.vocabulary).from_cosines([scores[self.vocabulary.by_class[1]].movedim(0, -1)])
+        order = by_class(self.vocabulary, device=scores.device)[1]
+        return Decision(self.vocabulary).from_cosines([scores[order].movedim(0, -1)])
 
     def patch_cosines(self, context: ImageContext) -> list[Tensor]:
         """For each size the cosines (Q, rows, columns) of its patches with the queries."""

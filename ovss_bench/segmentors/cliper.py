@@ -139,7 +139,7 @@ class CLIPer(Segmentor):
 
     def propagate(self, attention: Tensor, m: Tensor) -> Tensor:
         """One self-attention map (N, N), weak entries cut and rows normalised, times class maps (N, C)."""
-        attention = attention.to(m)
+        attention = self.tensor(attention).to(m)
         attention = attention / (attention.amax(0) + 1e-5)
         attention[attention < self.attention_thr] = 0
         return (attention @ m) / (attention.sum(1, keepdim=True) + 1e-5)
@@ -174,7 +174,7 @@ class CLIPer(Segmentor):
             return labels
         best, query = scores.max(0)
         least = (1 - best).square() if self.bkg_thre == 0 else 0
-        classes = torch.tensor([self.vocabulary.group[q] for q in self.foreground_queries]).to(query)
+        classes = self.indices(self.vocabulary.group[q] for q in self.foreground_queries)
         return torch.where(best > least, classes[query], labels)
 
 

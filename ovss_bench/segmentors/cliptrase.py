@@ -69,10 +69,10 @@ class CLIPtrase(LastBlockSegmentor):
 
     def scores(self, cosines: Tensor, context: ImageContext | None = None) -> Tensor:
         """A plane for each query of `order`: its logits, with `cls_weighting` times that of the class token."""
-        return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.order]
+        return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.indices(self.order)]
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
-        classes = scores.new_tensor([self.vocabulary.group[q] for q in self.order], dtype=torch.int64)
+        classes = self.indices(self.vocabulary.group[q] for q in self.order)
         return classes[scores.argmax(0)]
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
@@ -116,7 +116,7 @@ class CLIPtrase(LastBlockSegmentor):
         from sklearn.cluster import DBSCAN  # a second to import
 
         search = DBSCAN(eps=self.eps, min_samples=self.min_samples)
-        return correlation.new_tensor(search.fit_predict(correlation.numpy(force=True)), dtype=torch.int64)
+        return self.tensor(search.fit_predict(correlation.numpy(force=True)))
 
     def regions(self, correlation: Tensor, clusters: Tensor, context: ImageContext) -> Tensor:
         """The cluster with the highest map, for every pixel of the result (H, W), noise patches included."""

@@ -11,7 +11,7 @@ from ..config.registry import SEGMENTORS
 from ..image import STATISTICS
 from ..ops.attention import cosine_matrix
 from ..ops.nearest import torch_nearest
-from ..ops.vote import majority_vote
+from ..ops.vote import majority_vote, row_numbers, tally
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 from .features import cut
@@ -89,7 +89,7 @@ class CorrCLIP(Segmentor):
     def correlation(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) and regions (H, W) of one window -> the merged regions and the attention (N, N)."""
         similarity = cosine_matrix(features)
-        regions = self.merge(features, regions)
+        regions = self.merge(features, regions) if self.merge_eps > 0 else regions
         if not self.scope:
             return regions, (self.tau * similarity).softmax(-1)
         ids, unsegmented = regions.flatten(), regions.min()
@@ -102,7 +102,7 @@ class CorrCLIP(Segmentor):
     def merge(self, features: Tensor, regions: Tensor) -> Tensor:
         """Regions (H, W) with similar mean features get one id, counted from PADDING; the unsegmented region keeps its id."""
         ids, index = regions.unique(return_inverse=True)
-        if self.merge_eps <= 0 or len(ids) <= 2:
+        if len(ids) <= 2:
             return regions
         from sklearn.cluster import DBSCAN  # a second to import
 
@@ -110,7 +110,7 @@ class CorrCLIP(Segmentor):
         similarity = means @ means.T
         distance = (similarity.max() - similarity).clamp(min=0).numpy(force=True)
         labels = DBSCAN(eps=self.merge_eps, min_samples=1, metric="precomputed").fit_predict(distance)
-        return torch.cat([ids[:1], PADDING + torch.from_numpy(labels).to(ids)])[index]
+        return torch.cat([ids[:1], PADDING + self.tensor(labels).to(ids)])[index]
 
     def window_regions(self, batch: WindowBatch) -> list[Tensor]:
         """The regions (H, W) of every window, in pixels."""
@@ -132,10 +132,9 @@ class CorrCLIP(Segmentor):
 
         No token attends to these, so keys and values are those of the trunk.
         """
-        windows = torch_nearest(regions, trunk.grid).flatten(1)
-        ids, index = zip(*(window.unique(return_inverse=True) for window in windows), strict=True)
-        count = max(map(len, ids))
-        members = F.one_hot(torch.stack(index), count).transpose(1, 2).bool()
+        index = row_numbers(torch_nearest(regions, trunk.grid).flatten(1))
+        count = int(index.max()) + 1
+        members = F.one_hot(index, count).transpose(1, 2).bool()
         members = F.pad(members, (1, 0), value=True)[:, None]
         tokens = trunk.states[0][:, :1].expand(-1, count, -1)
         for i in range(self.clip.depth):
@@ -145,7 +144,7 @@ class CorrCLIP(Segmentor):
             tokens = tokens + block.project(F.scaled_dot_product_attention(q, k, v, attn_mask=members))
             tokens = tokens + block.mlp(block.ln_2(tokens))
         embeddings = self.clip.project(tokens)
-        places = torch_nearest(torch.stack(index).unflatten(1, trunk.grid), regions.shape[1:]).flatten(1)
+        places = torch_nearest(index.unflatten(1, trunk.grid), regions.shape[1:]).flatten(1)
         return embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
 
     # Section 3.4: map correction
@@ -155,10 +154,10 @@ class CorrCLIP(Segmentor):
         if not self.correction:
             return label_map
         regions = self.region_map(context, context.size)
-        return majority_vote(label_map, regions, skip=int(regions.min()))
+        return majority_vote(label_map, regions, skip=regions.min())
 
 
 def region_means(features: Tensor, index: Tensor, count: int) -> Tensor:
     """Features (N, C), regions (N,) numbered from 0 -> mean features (count, C)."""
     sums = features.new_zeros(count, features.shape[1]).index_add_(0, index, features)
-    return sums / index.bincount(minlength=count)[:, None]
+    return sums / tally(index, count)[:, None]

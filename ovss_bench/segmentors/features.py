@@ -38,8 +38,8 @@ def cut(
             length = window.shape[axis]
             shown = length if recipe.window == "whole" else min(recipe.window, length)
             start = first + ((side - shown) // 2 if recipe.pad == "center" else 0)
-            index = torch.arange(first, first + side)
+            index = torch.arange(first, first + side, device=window.device)
             inside = index.clamp(start, min(start + shown, length) - 1)
-            outside.append((index != inside).to(window.device))
-            window = window.index_select(axis, inside.to(window.device))
+            outside.append(index != inside)
+            window = window.index_select(axis, inside)
         yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)

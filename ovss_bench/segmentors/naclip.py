@@ -1,6 +1,5 @@
 """NACLIP (Hajimiri, Ben Ayed, Dolz, WACV 2025, arXiv 2404.08181): attention to the neighbourhood of each patch."""
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..ops.attention import attend
+from ..ops.device import kept
 from .base import LastBlockSegmentor
 
 
@@ -28,7 +28,7 @@ class NACLIP(LastBlockSegmentor):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.strategy == "kk":
             return attend(k, k, v)
-        bonus = neighbourhood(grid, self.sigma).to(k)
+        bonus = neighbourhood(grid, self.sigma, device=k.device).to(k)
         if self.strategy == "naclip":
             return attend(k, k, v, bias=bonus)
         # The mean over heads and pairs of |q_p| |k_p'| is a product of means per head.
@@ -36,7 +36,7 @@ class NACLIP(LastBlockSegmentor):
         return (scale.view(-1, 1, 1, 1) * bonus).softmax(-1) @ v
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def neighbourhood(grid: tuple[int, int], sigma: float) -> Tensor:
     """Omega (1+N, 1+N): exp(-distance^2 / (2 sigma^2)) between patches, in patches; 0 from and to the class token."""
     y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")

@@ -9,8 +9,9 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..encoders.clip import BlockView
 from ..errors import OvssError
+from ..ops.lines import sight_lines
 from ..ops.pamr import PAMR
-from ..ops.vote import majority_vote
+from ..ops.vote import tally
 from ..types import Trunk, WindowBatch
 from .base import Segmentor
 from .naclip import neighbourhood
@@ -98,7 +99,7 @@ class ResCLIP(Segmentor):
             if feedback is not None:
                 products = self.sfr_tau * ((1 - self.sfr_lambda) * products + self.sfr_lambda * feedback)
             if self.strategy in ("resclip", "naclip"):
-                products = products + neighbourhood(grid, self.gaussian_std).to(k)
+                products = products + neighbourhood(grid, self.gaussian_std, device=k.device).to(k)
             total = total + products.softmax(-1)
         return total if middle is None else self.rcs_tau * ((1 - self.rcs_lambda) * total + self.rcs_lambda * middle)
 
@@ -119,9 +120,8 @@ class ResCLIP(Segmentor):
             cosines = PAMR(pixels, self.sfr_pamr_steps, self.recipe.pamr_dilations)(cosines)
         probability, labels = (self.recipe.logit_scale * cosines).softmax(0).max(0)
         labels = labels.masked_fill(probability < self.temp_thd, 0)[: grid[0] * patch, : grid[1] * patch]
-        tiles = torch.arange(grid.numel()).view(grid).to(labels)
-        tiles = tiles.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        return majority_vote(labels, tiles)[::patch, ::patch]
+        tiles = labels.view(grid[0], patch, grid[1], patch).transpose(1, 2).flatten(2)
+        return tally(tiles, len(cosines)).argmax(-1)
 
     def feedback(self, labels: Tensor) -> Tensor:
         """The query of each patch (h, w) -> the smoothed map of patches with equal queries (N, N), rows of sum 1."""
@@ -131,7 +131,7 @@ class ResCLIP(Segmentor):
             ties = ties * self.sight(labels)
         # As published: a Gaussian along the flattened index, which runs across the ends of the rows of patches.
         reach = min(len(flat), int(6 * self.gaussian_std + 1)) // 2
-        kernel = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * self.gaussian_std**2)).to(ties)
+        kernel = torch.exp(-torch.arange(-reach, reach + 1, device=ties.device).square() / (2 * self.gaussian_std**2))
         ties = F.conv1d(ties[:, None], (kernel / kernel.sum())[None, None], padding=reach)[:, 0]
         return ties / (ties.sum(1, keepdim=True) + 1e-8)
 
@@ -142,14 +142,8 @@ class ResCLIP(Segmentor):
         As published, every line gets the samples of the longest one, and on a line of s patches only the first s samples are
         tested, which lie close to the first patch.
         """
-        longest = max(*labels.shape, 2) - 1
-        share = torch.linspace(0, 1, longest + 1)[:, None, None]  # not k / longest: the last bit decides ties
-        sides = [torch.arange(side) for side in labels.shape]
-        # Rows and columns of the samples between any two rows and columns of patches; the pairs of patches are (h, w, h, w).
-        rows, columns = (((1 - share) * side[:, None] + share * side).round().to(labels) for side in sides)
-        down, across = ((side[:, None] - side).abs().to(labels) for side in sides)
-        distance = torch.maximum(down[:, None, :, None], across[:, None, :])
+        rows, columns, distance = sight_lines(tuple(labels.shape), device=labels.device)
         seen = torch.ones_like(distance, dtype=torch.bool)
         for k, (row, column) in enumerate(zip(rows, columns, strict=True)):
             seen &= (labels[row[:, None, :, None], column[:, None, :]] == labels[..., None, None]) | (k > distance)
-        return torch.where(seen, 1, torch.exp(-distance / longest)).flatten(2).flatten(0, 1)
+        return torch.where(seen, 1, torch.exp(-distance / (len(rows) - 1))).flatten(2).flatten(0, 1)

@@ -1,0 +1,76 @@
+"""What the tests of all methods on the shadow GPU share: the methods with their branches, and runs on either device."""
+
+import torch
+
+import ovss_bench as ob
+from ovss_bench.inference.engine import predict
+from parity.seeded import query_features, rgb_image
+from stand_ins import sources_of
+
+METHODS = sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.__module__.startswith("ovss_bench."))
+PRECISIONS = ("fp32", "fp16", "bf16")
+SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original", "pamr_steps": 0}
+# Values that lead to other code than the defaults.
+BRANCHES = {
+    "maskclip": [{"prompt_denoising": 0.1, "key_smoothing": 0.5}],
+    "naclip": [{"strategy": "nonly"}],
+    "gem": [{"temperature": 2.0, "min_max": True}],
+    "resclip": [{"strategy": "sclip", "delete_same_entity": False}, {"use_sfr": False}, {"sfr_pamr_steps": 0}],
+    "scclip": [{"multi_level": False, "calibrate": False}],
+    "proxyclip": [{"empty_rows": "diagonal"}, {"masking": False, "normalisation": False}],
+    "corrclip": [{"scope": False, "beta": 0.0}, {"merge_eps": 0.0}],
+    "corrclip_v2": [{"merge_eps": 0.2}],
+    "cliptrase": [{"cls_weighting": True, "denoise": False}, {"vote": False}],
+    "cliper": [{"diffusion": None}, {"halves": True, "bkg_thre": 0.0}, {"refinement": "mean", "window": "whole"}],
+    "clip_diy": [{"foreground": None}],
+}
+DECISIONS = [
+    {"threshold": 0.3, "pamr_steps": 2, "pamr_dilations": (1, 2)},
+    {"area_threshold": 0.1, "threshold": 0.0},
+]
+
+
+def branches(name):
+    """The values to run a method with: its branches, and the decisions that it leaves to the recipe."""
+    unused = ob.SEGMENTORS.get(name).unused()
+    decisions = [{key: value for key, value in values.items() if key not in unused} for values in DECISIONS]
+    return [values for values in [{}, *decisions, *BRANCHES.get(name, [])] if values or values == {}]
+
+
+def vocabulary():
+    """Eight queries of four classes, the first of which is the background; the last query is a distractor."""
+    return ob.Vocabulary.from_features(query_features(31, 8, 32), [0, 0, 0, 1, 2, 2, 3, -1], background=True)
+
+
+def build(name, clip, **values):
+    """A method with the stand-ins for its sources, for a CLIP of any precision; None for a source leaves it out."""
+    crop = {"resize": "keep_ratio"} if ob.compose_recipe(name).resize == "center_crop" else {}
+    used = {key: value for key, value in SMALL.items() if key not in ob.SEGMENTORS.get(name).unused()}
+    sources = sources_of(name)
+    if "diffusion" in sources:  # an alternative of it
+        sources.pop("vfm" if values.get("diffusion", "given") else "diffusion")
+    values = {key: value for key, value in values.items() if key not in sources or value is not None}
+    missing = [kind for kind in ("foreground",) if values.pop(kind, "given") is None]
+    sources = {kind: source for kind, source in sources.items() if kind not in missing}
+    options = used | crop | sources | {"precision": clip.precision} | values
+    return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary(), **options)
+
+
+def images(*sizes):
+    return {f"image{n}": rgb_image(90 + n, *size) for n, size in enumerate(sizes)}
+
+
+def predictions(segmentor, pictures, **options):
+    """The predictions by key, without waits for them in between."""
+    outcomes = list(predict([segmentor], pictures.items(), **({"batch": 4} | options)))
+    for _, outcome in outcomes:
+        if isinstance(outcome, ob.OvssError):
+            raise outcome
+    return {key: outcome[0] for key, outcome in outcomes}
+
+
+def equal(one, other):
+    """Whether all predictions have equal label maps and, if kept, equal scores."""
+    pairs = [(one[key], other[key]) for key in one]
+    maps = all(torch.equal(a.label_map, b.label_map) for a, b in pairs)
+    return one.keys() == other.keys() and maps and all(a.scores is None or torch.equal(a.scores, b.scores) for a, b in pairs)
