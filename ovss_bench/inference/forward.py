@@ -14,7 +14,8 @@ from torch import Tensor
 from ..config.recipe import BEFORE_DECISION
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
-from ..ops.device import to_device
+from ..image import normalize
+from ..ops.device import kept, to_device
 from ..ops.windows import SlidingWindow
 from ..segmentors.base import Segmentor
 from ..stages import Stages
@@ -75,6 +76,7 @@ class Forward:
         window, patch = self.recipe.window, self.clip.patch_size
         self.full = None if window == "whole" else SlidingWindow.by(self.recipe, window, window, patch)
         self.batch, self.batch_given = batch or (self.full and batch_size(self.full, self.clip)), batch
+        self.fill = _black(self.recipe.normalize, device=self.clip.device) if self.recipe.pad == "corner_black" else None
         self.queue: list[_Item] = []
         self.passes = 0
 
@@ -108,7 +110,9 @@ class Forward:
     def add(self, image: PendingImage) -> None:
         """Queues the windows of an image, and runs the batches that are full."""
         windows, pixels = image.windows, image.contexts[0].pixels
-        items = [_Item(image, cell, window) for cell, window in enumerate(windows.cut(pixels))] if image.missing else []
+        items = (
+            [_Item(image, cell, window) for cell, window in enumerate(windows.cut(pixels, self.fill))] if image.missing else []
+        )
         if self.full and (windows.rows.size, windows.columns.size) == (self.full.rows.size, self.full.columns.size):
             self.queue += items
             while len(self.queue) >= self.batch:
@@ -191,7 +195,7 @@ class Forward:
     @torch.inference_mode()
     def _all_at_once(self, image: PendingImage, states: dict[int, Tensor]) -> None:
         """The logits of methods that get all windows of an image together."""
-        pixels = torch.stack(image.windows.cut(image.contexts[0].pixels))
+        pixels = torch.stack(image.windows.cut(image.contexts[0].pixels, self.fill))
         batch = WindowBatch(
             pixels,
             origins=torch.tensor(image.windows.origins),
@@ -215,6 +219,12 @@ class Forward:
         states = {block: to_device(tokens, self.clip.device) for block, tokens in states.items()}
         grid = tuple(side // self.clip.patch_size for side in pixels.shape[2:])
         return Trunk(states[self.clip.depth - 1], grid, {block: states[block] for block in self.needs})
+
+
+@kept(8)
+def _black(statistics: str) -> Tensor:
+    """A black pixel (3, 1, 1) after the normalisation."""
+    return normalize(np.zeros((1, 1, 3), np.uint8), statistics)
 
 
 def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:

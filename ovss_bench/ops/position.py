@@ -14,12 +14,12 @@ def resample_position(
     """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, with align_corners=False; the class position is unchanged.
 
     `offset` (SCLIP, ClearCLIP, NACLIP; from DINO): bicubic by scale factors (h+0.1)/g, so the sampling step is g/(h+0.1).
-    `size` (MaskCLIP): bicubic to the size; `antialias` (GEM): antialiased, too; `bilinear` (CLIPer). `offset` and `size` leave
-    the embedding unchanged for an equal number of tokens, the others for an equal grid; `same` overrides this for codes with
-    another condition (DINO: an equal number and a square input).
+    `size` (MaskCLIP) and `grid` (CLIP-DINOiser): bicubic to the size; `antialias` (GEM): antialiased, too; `bilinear` (CLIPer).
+    `offset` and `size` leave the embedding unchanged for an equal number of tokens, the others for an equal grid; `same`
+    overrides this for codes with another condition (DINO: an equal number and a square input).
     """
     if same is None:
-        same = grid == stored if rule in ("antialias", "bilinear") else grid[0] * grid[1] == stored[0] * stored[1]
+        same = grid[0] * grid[1] == stored[0] * stored[1] if rule in ("offset", "size") else grid == stored
     if same:
         return embedding
     patches = embedding[1:].float().reshape(1, *stored, -1).permute(0, 3, 1, 2)

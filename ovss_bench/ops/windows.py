@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from ..errors import OvssError, unknown
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
-PADS = ("none", "center", "corner")
+PADS = ("none", "center", "corner", "corner_black")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def axis(length: int, window: int | None, stride: int, patch: int, pad: str, mul
     """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
 
     `pad`: `none`; `center`, zeros on both sides up to a multiple of the patch, or of `multiple` pixels, an odd one after
-    (ClearCLIP); `corner`, zeros after, with the grid enlarged to the window without them, which stretches it (MaskCLIP). A side
-    below one patch is always padded to one.
+    (ClearCLIP); `corner`, zeros after, with the grid enlarged to the window without them, which stretches it (MaskCLIP);
+    `corner_black`, the same with black pixels (CLIP-DINOiser). A side below one patch is always padded to one.
     """
     size = length if window is None else min(window, length)
     count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1
@@ -46,7 +47,7 @@ def axis(length: int, window: int | None, stride: int, patch: int, pad: str, mul
     missing = max(0 if pad == "none" else -size % (multiple or patch), patch - size)
     before = missing // 2 if pad == "center" else 0
     padded = size + missing
-    return Axis(length, starts, size, before, padded, padded // patch, size if pad == "corner" else padded)
+    return Axis(length, starts, size, before, padded, padded // patch, size if pad.startswith("corner") else padded)
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,15 @@ class SlidingWindow:
         """(height, width) of the network's input."""
         return self.rows.padded, self.columns.padded
 
-    def cut(self, pixels: Tensor) -> list[Tensor]:
-        """The windows of (3, H, W), each (3, *shape), zero where padded."""
+    def cut(self, pixels: Tensor, fill: Tensor | None = None) -> list[Tensor]:
+        """The windows of (3, H, W), each (3, *shape), zero where padded, or `fill` (3, 1, 1)."""
         rows, columns = self.rows, self.columns
         after = columns.padded - columns.size - columns.before, rows.padded - rows.size - rows.before
         windows = [pixels[:, y : y + rows.size, x : x + columns.size] for y in rows.starts for x in columns.starts]
         if self.shape == (rows.size, columns.size):
             return windows
-        return [F.pad(window, (columns.before, after[0], rows.before, after[1])) for window in windows]
+        sides = (columns.before, after[0], rows.before, after[1])
+        if fill is None:
+            return [F.pad(window, sides) for window in windows]
+        inside = F.pad(torch.ones_like(pixels[:1, : rows.size, : columns.size]), sides) > 0
+        return [torch.where(inside, F.pad(window, sides), fill) for window in windows]

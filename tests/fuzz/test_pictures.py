@@ -143,10 +143,10 @@ def test_images_of_all_sizes_are_resized(size, rule, short, long, patch):
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)).filter(lambda size: max(size) <= 12 * min(size)),
     rule=st.sampled_from(RULES),
     window=st.sampled_from([16, 24, 40, "whole"]),
-    pad=st.sampled_from(["none", "center", "corner"]),
+    pad=st.sampled_from(["none", "center", "corner", "corner_black"]),
     multiple=st.sampled_from([None, 8, 28]),
     scored_at=st.sampled_from(["original", "resized"]),
-    position=st.sampled_from(["offset", "size", "antialias", "bilinear"]),
+    position=st.sampled_from(["offset", "size", "grid", "antialias", "bilinear"]),
 )
 def test_images_of_all_sizes_are_segmented(size, rule, window, pad, multiple, scored_at, position):
     clip = ob.load_clip("demo")

@@ -50,7 +50,7 @@ def test_padding_to_the_patch(size, pad, before, padded, cells):
     assert (windows.before, windows.padded, windows.cells) == (before, padded, cells)
 
 
-@pytest.mark.parametrize("pad", ["none", "center", "corner"])
+@pytest.mark.parametrize("pad", ["none", "center", "corner", "corner_black"])
 @pytest.mark.parametrize("size", [(60, 90), (48, 48), (20, 70), (5, 50)], ids=str)
 def test_windows_show_the_image_at_their_origin_and_zeros_outside(size, pad):
     pixels = torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
@@ -70,6 +70,18 @@ def test_windows_show_the_image_at_their_origin_and_zeros_outside(size, pad):
         assert torch.equal(window, expected)
 
 
+def test_padding_may_have_a_colour():
+    """Black is not zero after the normalisation."""
+    pixels, fill = torch.zeros(3, 20, 40), torch.tensor([-1.5, 0.5, 2.0]).view(3, 1, 1)
+    (window,) = SlidingWindow.of(20, 40, 48, 24, 16, "corner_black").cut(pixels, fill)
+    assert window.shape == (3, 32, 48)
+    assert (window[:, :20, :40] == 0).all()
+    assert (window[:, 20:] == fill).all()
+    assert (window[:, :, 40:] == fill).all()
+    (window,) = SlidingWindow.of(32, 48, 48, 24, 16, "corner_black").cut(pixels := torch.ones(3, 32, 48), fill)
+    assert torch.equal(window, pixels)
+
+
 def plain_loop(grids, windows, size, crop, stride, patch, pad):
     """The official order of steps, one window after the other."""
     height, width = windows.rows.length, windows.columns.length
@@ -80,7 +92,9 @@ def plain_loop(grids, windows, size, crop, stride, patch, pad):
             padded, before = [], []
             for side in (y2 - y1, x2 - x1):
                 missing = -side % patch if pad != "none" or side < patch else 0
-                padded.append(side if pad == "corner" else side + missing)  # MaskCLIP enlarges to the size of the input
+                padded.append(
+                    side if pad.startswith("corner") else side + missing
+                )  # MaskCLIP enlarges to the size of the input
                 before.append(missing // 2 if pad == "center" else 0)
             enlarged = F.interpolate(grids[number : number + 1], padded, mode="bilinear", align_corners=False)[0]
             total[:, y1:y2, x1:x2] += enlarged[:, before[0] : before[0] + y2 - y1, before[1] : before[1] + x2 - x1]
@@ -109,7 +123,7 @@ GEOMETRIES = [  # resized size, original size, window, stride, patch
 ]
 
 
-@pytest.mark.parametrize("pad", ["none", "center", "corner"])
+@pytest.mark.parametrize("pad", ["none", "center", "corner", "corner_black"])
 @pytest.mark.parametrize(("resized", "size", "window", "stride", "patch"), GEOMETRIES)
 def test_composition_equals_the_plain_loop(resized, size, window, stride, patch, pad):
     windows = SlidingWindow.of(*resized, window, stride, patch, pad)
@@ -137,7 +151,7 @@ def test_tiles_cover_every_pixel_once_and_are_small(tile_bytes):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("pad", ["none", "center", "corner"])
+@pytest.mark.parametrize("pad", ["none", "center", "corner", "corner_black"])
 def test_rows_of_the_matrix_sum_to_one(length, pad):
     side = axis(length, 48, 24, 16, pad)
     matrix, order = axis_matrix(side, side.cells, 83)
