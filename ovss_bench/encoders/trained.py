@@ -20,14 +20,15 @@ def read_trained(
     path: str | Path,
     required: Mapping[str, Shape],
     *,
-    optional: Mapping[str, Shape] | None = None,
+    optional: Sequence[Mapping[str, Shape]] = (),
     ignorable: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The required tensors of a checkpoint and its optional ones, in float32, and the sizes found in their shapes.
 
-    `required` and `optional` map names of tensors to shapes. A size is a number, or a name (`"D"`; with a factor, `"3D"`) that
-    stands for the same number in all shapes. A `*` in the name of a tensor stands for the numbers 0 to n-1, as of blocks; n is
-    among the sizes, under the name up to the `*`. `ignorable`: shell patterns of names that are not needed.
+    `required` maps names of tensors to shapes; so do the groups in `optional`, of which the file holds all tensors or none. A
+    size is a number, or a name (`"D"`; with a factor, `"3D"`) that stands for the same number in all shapes. A `*` in the name
+    of a tensor stands for the numbers 0 to n-1, as of blocks; n is among the sizes, under the name up to the `*`. `ignorable`:
+    shell patterns of names that are not needed.
 
     The state dict may be wrapped (checkpoints.WRAPPERS), and have the prefix `module.` of parallel training. Raises an
     OvssError that names the file and the tensors that are missing, unexpected or of the wrong shape or type.
@@ -37,8 +38,10 @@ def read_trained(
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     sizes: dict[str, int] = {}
     shapes = dict(_numbered(required, state, sizes))
+    for group in (dict(_numbered(group, state, sizes)) for group in optional):
+        shapes |= group if group.keys() & state.keys() else {}
     problems = [f"{name} is missing" for name in shapes if name not in state]
-    shapes = {name: shape for name, shape in (shapes | dict(_numbered(optional or {}, state, sizes))).items() if name in state}
+    shapes = {name: shape for name, shape in shapes.items() if name in state}
     others = [name for name in state if name not in shapes]
     problems += [f"{name} is unexpected" for name in others if not any(fnmatchcase(name, mask) for mask in ignorable)]
     problems += [f"{name} is {state[name].dtype}" for name in shapes if not state[name].is_floating_point()]

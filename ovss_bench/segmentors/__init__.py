@@ -3,6 +3,7 @@
 MODULES = {
     "clearclip": "clearclip",
     "clip": "clip",
+    "clip_dinoiser": "clip_dinoiser",
     "clip_diy": "clip_diy",
     "cliper": "cliper",
     "cliptrase": "cliptrase",
@@ -11,6 +12,7 @@ MODULES = {
     "gem": "gem",
     "maskclip": "maskclip",
     "naclip": "naclip",
+    "pacl": "pacl",
     "proxyclip": "proxyclip",
     "resclip": "resclip",
     "scclip": "scclip",

@@ -23,6 +23,8 @@ BRANCHES = {
     "cliptrase": [{"cls_weighting": True, "denoise": False}, {"vote": False}],
     "cliper": [{"diffusion": None}, {"halves": True, "bkg_thre": 0.0}, {"refinement": "mean", "window": "whole"}],
     "clip_diy": [{"foreground": None}],
+    "pacl": [{"ln_post": False}],
+    "clip_dinoiser": [{"apply_found": True}, {"gamma": -1.0, "feats_idx": -1}],
 }
 DECISIONS = [
     {"threshold": 0.3, "pamr_steps": 2, "pamr_dilations": (1, 2)},
@@ -46,7 +48,7 @@ def build(name, clip, **values):
     """A method with the stand-ins for its sources, for a CLIP of any precision; None for a source leaves it out."""
     crop = {"resize": "keep_ratio"} if ob.compose_recipe(name).resize == "center_crop" else {}
     used = {key: value for key, value in SMALL.items() if key not in ob.SEGMENTORS.get(name).unused()}
-    sources = sources_of(name)
+    sources = sources_of(name, 32)
     if "diffusion" in sources:  # an alternative of it
         sources.pop("vfm" if values.get("diffusion", "given") else "diffusion")
     values = {key: value for key, value in values.items() if key not in sources or value is not None}

@@ -39,6 +39,8 @@ def test_what_runs_as_the_recipe_says_is_not_overridden(data):
     vocabularies = {}
     for name in config_names("segmentor"):
         own = compose_recipe(name, clip="demo", dataset="demo")
+        if own.hyperparameters.get("checkpoint", "not needed") is None:
+            continue  # a trained method without weights for the demo
         key = own.names, own.templates
         vocabulary = vocabularies.setdefault(key, data.vocabulary(*key))
         segmentor = ob.build_segmentor(name, clip=ob.load_clip("demo"), vocabulary=vocabulary)

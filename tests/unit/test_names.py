@@ -124,6 +124,8 @@ USED = {
     "cliptrase_336": CLIPTRASE,
     "cliper": CLIPER,
     "clip_diy": {"voc21": "clip_diy"},
+    "pacl": {},
+    "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},
 }
 

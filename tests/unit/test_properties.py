@@ -231,6 +231,8 @@ def test_results_come_in_the_order_of_the_images(segmentor):
 @pytest.mark.parametrize("weight", ["visual.conv1.weight", "visual.transformer.resblocks.0.mlp.c_proj.bias", "visual.proj"])
 @pytest.mark.parametrize("name", METHODS)
 def test_nan_in_the_weights_names_image_and_window(name, weight, tiny_vocabulary):
+    if (name, weight) == ("pacl", "visual.proj"):
+        pytest.skip("has a projection of its own")
     weights = clip_state_dict(1, vocab_size=100)
     weights[weight].view(-1)[5] = torch.nan
     segmentor = build(name, ob.load_clip(state_dict=weights), tiny_vocabulary)

@@ -14,6 +14,7 @@ from ovss_bench.config.hyperparameters import declared
 from ovss_bench.config.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, PACKAGE, config_names, load_config
+from trained_heads import heads_of
 
 from .test_names import outline
 
@@ -95,6 +96,7 @@ GEOMETRY = {  # short sides and windows on the eight benchmarks, then the stride
     "corrclip": ((*SMALL[:6], 448, 448), (*7 * (336,), 224), 112),
     "corrclip_v2": ((*SMALL[:6], 448, 784), (*7 * (336,), 224), 112),
     "cliper": ((*SMALL[:7], 560), 8 * ("whole",), 112),
+    "clip_dinoiser": (8 * (448,), 8 * (448,), 224),
 }
 THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "sclip": (0.1, 0.1, 0.1),
@@ -109,6 +111,7 @@ THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "corrclip": (0.2, 0.15, 0.25),
     "corrclip_v2": (0.2, 0.15, 0.25),
     "cliper": (0, 0, 0),  # bkg_thre and score_threshold
+    "clip_dinoiser": (0, 0, 0),  # apply_found
 }
 
 
@@ -268,7 +271,7 @@ def test_a_threshold_given_to_segment_needs_a_background(tiny_clip, tiny_vocabul
 @pytest.mark.parametrize("segmentor", SEGMENTORS)
 def test_every_recipe_composes(segmentor, protocol, tiny_clip):
     for name, clip in itertools.product(DATASETS, CLIPS):
-        recipe = compose_recipe(segmentor, clip=clip, dataset=name, protocol=protocol)
+        recipe = compose_recipe(segmentor, clip=clip, dataset=name, protocol=protocol, overrides=heads_of(segmentor))
         assert set(recipe.origins) == set(recipe.values())
         assert all(recipe.origins.values())
         vocabulary = vocabulary_of(name, recipe.names, recipe.templates)

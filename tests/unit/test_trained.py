@@ -74,12 +74,16 @@ def test_unexpected_tensors_are_named_unless_ignorable(state, tmp_path):
     assert read.keys() == state.keys()
 
 
-def test_optional_tensors_are_checked_where_present(state, tmp_path):
-    optional = {"head.bias": ("D",)}
+def test_of_a_group_of_optional_tensors_there_are_all_or_none(state, tmp_path):
+    optional = [{"text.weight": ("E", "D"), "text.bias": ("E",)}, {"scale": ()}]
     assert read_trained(saved(state, tmp_path / "without.pt"), REQUIRED, optional=optional)[0].keys() == state.keys()
-    state["head.bias"] = torch.ones(6)
-    assert "head.bias" in read_trained(saved(state, tmp_path / "with.pt"), REQUIRED, optional=optional)[0]
-    assert "head.bias has the shape (5,)" in error(state | {"head.bias": torch.ones(5)}, tmp_path, optional=optional)
+    full = state | {"text.weight": torch.ones(5, 6), "text.bias": torch.ones(5)}
+    read, sizes = read_trained(saved(full, tmp_path / "with.pt"), REQUIRED, optional=optional)
+    assert read.keys() == full.keys()
+    assert sizes["E"] == 5
+    assert "text.bias is missing" in error(state | {"text.weight": torch.ones(5, 6)}, tmp_path, optional=optional)
+    assert "text.bias has the shape (6,)" in error(full | {"text.bias": torch.ones(6)}, tmp_path, optional=optional)
+    assert "scale has the shape (1,)" in error(full | {"scale": torch.ones(1)}, tmp_path, optional=optional)
 
 
 def test_all_problems_are_in_one_error(state, tmp_path):

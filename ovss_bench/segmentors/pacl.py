@@ -1,0 +1,60 @@
+"""PACL (Mukhoti et al., CVPR 2023, arXiv 2212.04994): a vision embedder, trained on pairs of images and captions, makes CLIP's
+patch tokens comparable with texts."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.hyperparameters import File
+from ..config.registry import SEGMENTORS
+from ..encoders.clip import layer_norm
+from ..encoders.patch_embedder import load_patch_embedder
+from ..errors import OvssError
+from ..types import WindowBatch
+from .base import Segmentor
+
+
+@SEGMENTORS.register_module(name="pacl")
+class PACL(Segmentor):
+    """Cosines of embedded patch tokens and texts (section 3).
+
+    `checkpoint`: the embedders. Neither code nor weights were published; what could not be verified is a hyperparameter.
+    `ln_post`: whether the tokens are taken after CLIP's last LayerNorm, or before. `text_embedder`: whether the checkpoint's
+    embedder of texts is used; None: if it has one. In the paper CLIP's text encoder is used as it is.
+    """
+
+    checkpoint: File | None = None
+    ln_post: bool = True
+    text_embedder: bool | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        name, clip = self.recipe.segmentor, self.clip
+        if self.checkpoint is None:
+            raise OvssError(f"{name} needs trained weights: give checkpoint=FILE (see its page).")
+        self.embedder = load_patch_embedder(self.checkpoint, clip)
+        if self.text_embedder and not self.embedder.text_projection:
+            raise OvssError(f"text_embedder=true of {name}, but checkpoint {self.checkpoint} has none. Leave it out.")
+        if self.text_embedder is False:
+            self.embedder.text_projection = None
+        expected, found = self.embedder.text_channels, clip.model.visual.proj.shape[1]
+        if expected != found:
+            what = f"checkpoint {self.checkpoint} takes texts of {expected} channels, those of clip '{clip.name}' have {found}"
+            raise OvssError(f"{what}. Use the CLIP that it was trained on.")
+
+    @cached_property
+    def embedded_text(self) -> Tensor:
+        """Unit text features (Q, E) in the joint space of the embedders."""
+        return F.normalize(self.embedder.texts(self.text), dim=-1)
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        trunk = self.trunk(batch)
+        x = self.clip.block(-1, trunk.grid)(trunk.tokens)
+        if self.ln_post:
+            x = layer_norm(x, self.clip.model.visual.ln_post, self.clip.layer_norm_eps)
+        unit = F.normalize(self.embedder.patches(x[:, 1:].float()), dim=-1)
+        return (unit @ self.embedded_text.T).transpose(1, 2).unflatten(2, trunk.grid)
