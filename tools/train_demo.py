@@ -1,4 +1,4 @@
-"""Trains an encoder of the demo from scratch: `python tools/train_demo.py clip|vision|foreground [--out DIR]`.
+"""Trains an encoder of the demo from scratch: `python tools/train_demo.py clip|vision|foreground|pacl [--out DIR]`.
 
 Resumable, and deterministic for a seed and a number of threads. `python tools/train_demo.py MODEL --help` lists the options.
 """
@@ -13,9 +13,9 @@ import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
-from tools.training import clip, foreground, vision
+from tools.training import clip, foreground, pacl, vision
 
-MODELS = {"clip": clip, "vision": vision, "foreground": foreground}
+MODELS = {"clip": clip, "vision": vision, "foreground": foreground, "pacl": pacl}
 
 
 def main() -> None:

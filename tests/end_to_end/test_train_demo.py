@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 
 import ovss_bench as ob
 from end_to_end.tools import command
+from parity.seeded import rgb_image
 
 COMMON = ["--steps=4", "--every=2", "--threads=1", "--out=run", "--canvases=64"]
-OWN = {"clip": ["--batch=16", "--workers=0"], "vision": ["--batch=4"]}
+OWN = {"clip": ["--batch=16", "--workers=0"], "vision": ["--batch=4"], "pacl": ["--batch=8"]}
 
 
 @pytest.mark.parametrize("model", OWN)
@@ -32,6 +33,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(model, tmp_path):
     if model == "clip":
         clip = ob.load_clip(tmp_path / "quiet" / file)
         assert (clip.activation, clip.patch_size, clip.depth) == ("gelu", 8, 6)
+    elif model == "pacl":
+        segmentor = ob.build_segmentor(
+            "pacl", clip="demo", vocabulary=["sand", "red cloth"], checkpoint=tmp_path / "quiet" / file
+        )
+        assert ob.segment(segmentor, rgb_image(1, 40, 50), short_side=40).label_map.shape == (40, 50)
     else:
         assert ob.load_vision(tmp_path / "quiet" / file).patch_size == 4
 
