@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 from annotated_types import Ge, MinLen
 
 from ..errors import OvssError, unknown
-from ..files import config_names, load_config, read_yaml
+from ..files import WEIGHTS, config_names, load_config, read_yaml
 from ..image import RESIZE_RULES
 from ..types import MOST
 from .hyperparameters import Hyperparameters, Method, declared
@@ -162,7 +162,7 @@ def compose_recipe(
             kind = f"recipe value or hyperparameter of {segmentor} (from {origins[name]})"
             raise unknown(kind, name, [*RECIPE_VALUES, *declaration.defaults])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    folder = RECIPES[segmentor].parent if segmentor in RECIPES else None
+    folder = RECIPES[segmentor].parent if segmentor in RECIPES else WEIGHTS
     settings = {name: declaration.checked(name, values.pop(name), origins[name], folder) for name in declaration.defaults}
     return Recipe(segmentor, **values, hyperparameters=settings, origins=origins, common=frozenset(common), overrides=overrides)
 
