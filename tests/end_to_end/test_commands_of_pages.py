@@ -60,6 +60,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")
     (code,) = [block for block in blocks("yaml") if block.startswith("images: photos")]
     (tmp_path / "my_data.yaml").write_text(code)
+    for command in ALL:
+        if checkpoint := options(command.words).get("recipe.checkpoint"):
+            (tmp_path / checkpoint).touch()
     return tmp_path
 
 
