@@ -20,7 +20,7 @@ def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[
     pixels = F.interpolate(pixels, size, mode="bilinear")
     digest = getattr(segmentor.vfm, "digest", None)
     maker = digest and f"{digest} whole image {size}"
-    maps = context.cached(maker, lambda: segmentor.vfm(WindowBatch(pixels, contexts=[context])).numpy(force=True))
+    maps = context.cached(maker, lambda: WindowBatch(pixels, contexts=[context]).once(segmentor.vfm).numpy(force=True))
     return segmentor.tensor(maps)
 
 
