@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .stages import of_source
+
 if TYPE_CHECKING:  # commands that only read results take names from here without PyTorch
     from torch import Tensor
 
@@ -37,7 +39,8 @@ class ImageContext:
     def once(self, source: Callable[[np.ndarray], Any]) -> Any:
         """`source(original)`, such as region maps: computed on first use, then shared by all segmentors."""
         if source not in self.shared:
-            self.shared[source] = self.cached(getattr(source, "digest", None), lambda: source(self.original))
+            with of_source(source):
+                self.shared[source] = self.cached(getattr(source, "digest", None), lambda: source(self.original))
         return self.shared[source]
 
     def __repr__(self) -> str:
@@ -70,7 +73,8 @@ class WindowBatch:
     def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
         """`source(batch)`, such as features of a vision encoder: computed on first use, then shared by all segmentors."""
         if source not in self.shared:
-            self.shared[source] = source(self)
+            with of_source(source):
+                self.shared[source] = source(self)
         return self.shared[source]
 
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:

@@ -20,7 +20,7 @@ def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[
     pixels = F.interpolate(pixels, size, mode="bilinear")
     digest = getattr(segmentor.vfm, "digest", None)
     maker = digest and f"{digest} whole image {size}"
-    maps = context.cached(maker, lambda: segmentor.vfm(WindowBatch(pixels, contexts=[context])).numpy(force=True))
+    maps = context.cached(maker, lambda: WindowBatch(pixels, contexts=[context]).once(segmentor.vfm).numpy(force=True))
     return segmentor.tensor(maps)
 
 
@@ -38,8 +38,11 @@ def cut(
             length = window.shape[axis]
             shown = length if recipe.window == "whole" else min(recipe.window, length)
             start = first + ((side - shown) // 2 if recipe.pad == "center" else 0)
+            end = min(start + shown, length)
             index = torch.arange(first, first + side, device=window.device)
-            inside = index.clamp(start, min(start + shown, length) - 1)
-            outside.append(index != inside)
-            window = window.index_select(axis, inside)
+            outside.append((index < start) | (index >= end))
+            if start <= first and first + side <= end:  # a view: copies of large maps are slow along the last axis
+                window = window.narrow(axis, first, side)
+            else:
+                window = window.index_select(axis, index.clamp(start, end - 1))
         yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
