@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 
 import pytest
+import torch
 
 import ovss_bench as ob
 from ovss_bench import stages as stages_module
@@ -130,3 +131,16 @@ def test_passes_inside_hooks_are_in_the_stage_encode(tiny_clip, tiny_vocabulary)
     patches = sum(cosines[0].numel() for cosines in segmentor.patch_cosines(make_context(image, segmentor)))
     list(predict([segmentor], [(0, image)], stages=stages))
     assert stages.calls["encode"] == -(-patches // IMAGES_PER_PASS)
+
+
+def test_the_record_of_a_long_run_ends_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages_module, "TRACED", 2)
+    stages = Stages(traced=True)
+    for name in ("first stage", "second stage", "third stage"):
+        with stages(name):
+            torch.ones(2).exp()
+    stages.write_trace(tmp_path / "trace.json")
+    recorded = (tmp_path / "trace.json").read_text()
+    assert "first stage" in recorded
+    assert "third stage" not in recorded
+    assert stages.calls["third stage"] == 1
