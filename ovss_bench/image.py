@@ -194,7 +194,7 @@ def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, i
     return original if scored_at == "original" else resized
 
 
-def resize_target(target: np.ndarray, rule: str, size: tuple[int, int]) -> np.ndarray:
+def resize_target(target: np.ndarray, rule: str, size: tuple[int, ...]) -> np.ndarray:
     """Ground truth (H, W) at the original size -> at the `size` of a result, nearest: the central square for an image resized
     by `center_crop`, else the whole."""
     if target.shape == size and rule != "center_crop":

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .errors import OvssError
+
 if TYPE_CHECKING:  # commands that only read results take names from here without PyTorch
     from torch import Tensor
 
@@ -79,8 +81,12 @@ class WindowBatch:
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
         """The context of each window, and its rows and columns in the resized image. Padding is skipped; without contexts there
         is nothing."""
+        if not self.contexts:
+            return
+        if self.origins is None or self.images is None:
+            raise OvssError("this WindowBatch has contexts, but no places: give `origins` and `images`, too.")
         height, width = self.pixels.shape[2:]
-        for number in range(len(self.pixels) - self.padding if self.contexts else 0):
+        for number in range(len(self.pixels) - self.padding):
             top, left = self.origins[number].tolist()
             place = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
             yield self.contexts[self.images[number]], place

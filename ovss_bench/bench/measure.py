@@ -60,14 +60,15 @@ def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+def _ways(case: Case, jobs: list[Job], folder: Path) -> tuple[dict[str, Callable[[], Any]], Counter[str]]:
     """The ways to measure by name, and the seconds of our stages, summed over the runs from files."""
     dataset, segmentor = jobs[0].dataset, jobs[0].segmentor
     memory = in_memory(dataset, case.images)
     samples = dataset.select(case.images)
     windows = torch.cat([windows_of(segmentor, memory.image(sample)) for sample in samples])
-    encode = bare_encoder(segmentor.clip, tuple(side // segmentor.clip.patch_size for side in windows.shape[2:]))
-    stages: Counter = Counter()
+    height, width = (side // segmentor.clip.patch_size for side in windows.shape[2:])
+    encode = bare_encoder(segmentor.clip, (height, width))
+    stages: Counter[str] = Counter()
 
     def ours(source: Any, trunk_cache: Path | None = None) -> None:
         runtime = Runtime(batch=case.batch, trunk_cache=str(trunk_cache) if trunk_cache else None)

@@ -103,7 +103,7 @@ class Segmentor(Method):
                 f"precision='{recipe.precision}', or set precision={clip.precision} here, too."
             )
         values = recipe.hyperparameters
-        paths = {name: Path(values[name]) for name in of_class(type(self)).paths if values[name]}
+        paths: dict[str, Any] = {name: Path(values[name]) for name in of_class(type(self)).paths if values[name]}
         for name, value in (values | self.sources | paths).items():
             if name in self.positive and value is not None and not value > 0:
                 raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
@@ -262,7 +262,7 @@ class Segmentor(Method):
         unit = F.normalize(embeddings.float(), dim=-1)
         return (unit @ self.text.T).transpose(1, 2).unflatten(2, grid)
 
-    def tensor(self, array: np.ndarray) -> Tensor:
+    def tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(array).to(self.clip.device)
 
 
