@@ -92,7 +92,7 @@ def load_plugin(path: str | Path) -> None:
     with _importing(f"plugin {path}"):
         if not _is_imported(path):  # as part of a package
             spec = importlib.util.spec_from_file_location(name, path)
-            if spec is None:
+            if spec is None or spec.loader is None:
                 raise OvssError("it is not a Python file; its name must end in .py.")
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
             try:
@@ -129,9 +129,12 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
     try:
         with _importing(f"plug-in '{entry.name}' of {package} ({entry.value})"):
             spec = importlib.util.find_spec(entry.module)
-            if spec is None or spec.origin not in PLUGINS:  # else it was loaded as a file
+            origin = spec.origin if spec else None
+            if origin not in PLUGINS:  # else it was loaded as a file
                 entry.load()
-            _add_recipes(Path(spec.origin).parent)
+            if origin is None:
+                raise OvssError(f"{entry.module} is a folder without __init__.py. Add one.")
+            _add_recipes(Path(origin).parent)
     except OvssError as error:
         return error
     return None
@@ -140,12 +143,11 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
 @contextmanager
 def _importing(what: str) -> Iterator[None]:
     """Turns any exception into an OvssError with its line, and undoes the registrations of the block."""
-    registries = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)
-    before = [dict(registry) for registry in registries]
+    before: list[tuple[dict, dict]] = [(each, dict(each)) for each in (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)]
     try:
         yield
     except (Exception, SystemExit) as error:
-        for registry, content in zip(registries, before, strict=True):
+        for registry, content in before:
             registry.clear()
             registry.update(content)
         frames = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
