@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .errors import OvssError
 from .stages import of_source
 
 if TYPE_CHECKING:  # commands that only read results take names from here without PyTorch
@@ -79,9 +80,11 @@ class WindowBatch:
 
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
         """The context of each window, and its rows and columns in the resized image; without padding, none without contexts."""
-        height, width = self.pixels.shape[2:]
-        if self.contexts is None or self.origins is None or self.images is None:
+        if not self.contexts:
             return
+        if self.origins is None or self.images is None:
+            raise OvssError("this WindowBatch has contexts, but no places: give `origins` and `images`, too.")
+        height, width = self.pixels.shape[2:]
         for number in range(len(self.pixels) - self.padding):
             top, left = self.origins[number].tolist()
             place = slice(max(top, 0), top + height), slice(max(left, 0), left + width)

@@ -66,7 +66,8 @@ def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
 def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
     """All windows (B, 3, h, w) of an image, as input of the encoder."""
     context = make_context(image, segmentor)
-    windows = SlidingWindow.by(segmentor.recipe, *context.resized.shape[:2], segmentor.clip.patch_size)
+    height, width = context.resized.shape[:2]
+    windows = SlidingWindow.by(segmentor.recipe, height, width, segmentor.clip.patch_size)
     return torch.stack(windows.cut(context.pixels))
 
 
@@ -122,7 +123,8 @@ def queries_of(case: Case, clip: DenseCLIP, image: np.ndarray, background: bool)
     """Queries that give fragmented label maps even with random weights: mixtures of centred patch embeddings."""
     generator = torch.Generator().manual_seed(0)
     pixels = normalize(resize(image, "keep_ratio", case.short_side, 2048, clip.patch_size), "clip")
-    windows = SlidingWindow.of(*pixels.shape[1:], case.window, case.stride, clip.patch_size, "none").cut(pixels)
+    _, height, width = pixels.shape
+    windows = SlidingWindow.of(height, width, case.window, case.stride, clip.patch_size, "none").cut(pixels)
     trunk = clip.trunk(torch.stack(windows[:4]).to(clip.device))
     patches = clip.head(clip.block(-1, trunk.grid)(trunk.tokens)[:, 1:]).flatten(0, 1).cpu()
     patches = patches - patches.mean(0)

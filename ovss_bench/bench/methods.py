@@ -47,6 +47,7 @@ def method_ways(case: Case, folder: Path) -> Ways:
     stages = Stages()
 
     def run() -> Tensor:
+        outcome: Any
         ((_, outcome),) = predict([segmentor], [(0, image)], batch=case.batch, pad_last=False, stages=stages)
         return outcome[0].label_map
 

@@ -37,8 +37,8 @@ def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
             crop = pixels[:, :, top:bottom, left:right]
             padded = _to_multiple(crop, recipe.pad_multiple or segmentor.clip.patch_size) if recipe.pad == "center" else crop
             above, before = ((big - small) // 2 for big, small in zip(padded.shape[2:], crop.shape[2:], strict=True))
-            place = {"origins": torch.tensor([[top - above, left - before]]), "images": torch.zeros(1, dtype=torch.int64)}
-            logits = segmentor.patch_logits(WindowBatch(padded, **place, contexts=[context]))
+            origins, images = torch.tensor([[top - above, left - before]]), torch.zeros(1, dtype=torch.int64)
+            logits = segmentor.patch_logits(WindowBatch(padded, origins, images, [context]))
             logits = F.interpolate(logits, padded.shape[2:], mode="bilinear")
             logits = logits[:, :, above : above + crop.shape[2], before : before + crop.shape[3]]
             total += F.pad(logits, (left, width - right, top, height - bottom))

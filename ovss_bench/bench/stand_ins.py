@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoders.clip import DenseCLIP
 from ..encoders.diffusion import load_diffusion
-from ..encoders.vision import VisionEncoder, load_vision
+from ..encoders.vision import FeatureFolder, VisionEncoder, load_vision
 from ..types import WindowBatch
 
 REGIONS = 60  # in an image
@@ -49,7 +49,8 @@ class Recorded:
     """A source that keeps the arguments of its calls while `calls` is a list."""
 
     def __init__(self, source: Callable[[Any], Any]) -> None:
-        self.source, self.calls = source, None
+        self.source = source
+        self.calls: list[Any] | None = None
 
     def __call__(self, argument: Any) -> Any:
         if self.calls is not None:
@@ -60,7 +61,7 @@ class Recorded:
         return getattr(self.source, name)
 
 
-def random_vision(clip: DenseCLIP, feature: str | None) -> VisionEncoder:
+def random_vision(clip: DenseCLIP, feature: str | None) -> VisionEncoder | FeatureFolder:
     """A vision encoder in the layout of DINO, with random weights and the size of the CLIP: ViT-B/16 beside ViT-B/16."""
     generator = torch.Generator().manual_seed(1)
     width, patch, tokens = clip.width, clip.patch_size, clip.stored_grid[0] * clip.stored_grid[1] + 1
@@ -94,7 +95,8 @@ def stand_in(kind: str, clip: DenseCLIP, feature: str | None, given: bool) -> Gi
 def _features(pixels: Tensor, width: int) -> Tensor:
     """A window (3, H, W) -> (width, H/8, W/8): random functions of the mean colours of cells."""
     generator = torch.Generator().manual_seed(2)
-    cells = F.adaptive_avg_pool2d(pixels.float(), [max(side // CELL, 1) for side in pixels.shape[1:]])
+    rows, columns = (max(side // CELL, 1) for side in pixels.shape[1:])
+    cells = F.adaptive_avg_pool2d(pixels.float(), (rows, columns))
     return torch.einsum("cd,dhw->chw", torch.randn(width, 3, generator=generator), cells).sin()
 
 

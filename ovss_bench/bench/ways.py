@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Ways:
     the labels agree with the official style; the device."""
 
     ways: dict[str, Callable[[], Any]]
-    stages: dict[str, float]
+    stages: MutableMapping[str, Any]
     agreement: dict[str, Any]
     device: torch.device
 
@@ -38,8 +38,8 @@ def run_ways(case: Case, folder: Path) -> Ways:
     memory = in_memory(dataset, case.images)
     samples = dataset.select(case.images)
     windows = torch.cat([windows_of(segmentor, memory.image(sample)) for sample in samples])
-    encode = bare_encoder(segmentor.clip, tuple(side // segmentor.clip.patch_size for side in windows.shape[2:]))
-    stages: Counter = Counter()
+    height, width = (side // segmentor.clip.patch_size for side in windows.shape[2:])
+    encode, stages = bare_encoder(segmentor.clip, (height, width)), Counter[Any]()
 
     def ours(source: Any, trunk_cache: Path | None = None) -> None:
         runtime = Runtime(batch=case.batch, trunk_cache=str(trunk_cache) if trunk_cache else None)

@@ -57,7 +57,7 @@ class VisionEncoder:
         official codes do (ProxyCLIP, CorrCLIP, Trident).
         """
         pixels = batch.pixels.float()
-        mean, std, new_mean, new_std = _statistics(device=pixels.device)
+        mean, std, new_mean, new_std = _statistics(like=pixels)
         return self.features((pixels * std + mean - new_mean) / new_std)
 
     @torch.inference_mode()

@@ -167,7 +167,7 @@ class PlainViT(nn.Module):
         grid = (x.shape[2], x.shape[3])
         x, rope = x.flatten(2).transpose(1, 2), None
         if self.rotary:
-            rope = rotary(grid, tuple(self.periods.tolist()), device=x.device)
+            rope = rotary(grid, tuple(self.periods.tolist()), like=x)
         else:
             stored = (math.isqrt(len(self.pos_embed)),) * 2
             same = x.shape[1] == len(self.pos_embed) and size[0] == size[1]  # DINO's condition

@@ -191,8 +191,8 @@ def _read_ahead(
         key, image = item
         try:
             with stages("read"):
-                image: Any = image() if callable(image) else image
-            context = make_context(image, segmentor, size, stages, str(key))
+                opened: Any = image() if callable(image) else image
+            context = make_context(opened, segmentor, size, stages, str(key))
             if device.type != "cpu":
                 context.pixels = context.pixels.pin_memory()
             return key, (context, known(context.original))

@@ -52,16 +52,16 @@ def evaluate(
     `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
     on the segmentor; the result states all of them, and OvssError is raised for changes that it cannot state. Nothing is
     written without `output`. `progress` prints the progress."""
-    kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
-    if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
-        given = ", ".join(type(each).__name__ for each in (segmentor, *on))
-        raise OvssError(f"evaluate({given}): expected evaluate(NAME, clip, dataset) or evaluate(segmentor, dataset).")
     if not isinstance(runtime, Runtime | None):
         raise OvssError(f"runtime={runtime!r}: expected ob.Runtime(NAME=VALUE, ...).")
-    if isinstance(segmentor, str):
-        job = make_job(segmentor, *on, protocol, recipe, origin="argument")
-    else:
-        job = job_of(segmentor, *on, protocol, recipe or {}, kept=output is not None)
+    match (segmentor, *on):
+        case str() as name, DenseCLIP() as clip, SegDataset() as dataset:
+            job = make_job(name, clip, dataset, protocol, recipe, origin="argument")
+        case Segmentor() as built, SegDataset() as dataset:
+            job = job_of(built, dataset, protocol, recipe or {}, kept=output is not None)
+        case given:
+            kinds = ", ".join(type(each).__name__ for each in given)
+            raise OvssError(f"evaluate({kinds}): expected evaluate(NAME, clip, dataset) or evaluate(segmentor, dataset).")
     for doubt in job.dataset.doubts:
         Progress(not progress).say(f"note: {job.dataset.name}: {doubt}")
     ids = ids if ids is None or isinstance(ids, str) else list(ids)
@@ -227,9 +227,9 @@ class _Pass:
         timing["stages"] = {stage: round(value, 3) for stage, value in self.stages.seconds.items()}
         if run.runtime.profile:
             run.progress.say(self.stages.table(seconds))
-            if run.output is not None:
-                self.stages.write_trace(self.stores[0].trace_path)
-                run.progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {self.stores[0].trace_path}")
+            if isinstance(store := self.stores[0], RunStore):
+                self.stages.write_trace(store.trace_path)
+                run.progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {store.trace_path}")
         evaluated = [image.id for image, *_ in self.part if image.id not in self.failed]
         results = []
         for job, store, *seen in zip(self.jobs, self.stores, *observed, strict=True):
@@ -297,4 +297,4 @@ class _Memory(nullcontext):
     def has(self, *_: object) -> None:
         """No image is stored."""
 
-    discard = flush = collect = finish = has
+    discard = flush = collect = finish = finished = has

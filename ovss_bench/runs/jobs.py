@@ -117,7 +117,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
     _refuse_replaced(segmentor, method)
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     overrides = dict(segmentor.recipe.overrides)
-    for each, value in (_set_since(segmentor) | changes).items():
+    for each, value in (_set_since(segmentor) | dict(changes)).items():
         given.pop(each, None)
         if each in SOURCES and not isinstance(value, str | None):
             given[each], value = value, describe(value)
@@ -211,7 +211,7 @@ def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, jobs: Sequenc
     @cache
     def cost(size: tuple[int, int]) -> int:
         resized = resize(np.zeros((*size[::-1], 3), np.uint8), recipe.resize, recipe.short_side, recipe.long_side, patch)
-        windows = SlidingWindow.by(recipe, *resized.shape[:2], patch)
+        windows = SlidingWindow.by(recipe, resized.shape[0], resized.shape[1], patch)
         return len(windows.origins) * windows.rows.cells * windows.columns.cells
 
     def size(image: Path) -> tuple[int, int]:

@@ -44,8 +44,8 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
     """The rows for all segmentors and data sets, or for a paper's table, and the suites of the data sets."""
     given = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
     if paper:
-        rows, suites = [row for row in paper.rows if row.segmentor], []
-        cells = [(row.segmentor, str(row.clip), dataset, row.overrides(dataset)) for dataset in paper.datasets for row in rows]
+        rows, suites = [(row.segmentor, row) for row in paper.rows if row.segmentor], []
+        cells = [(name, str(row.clip), dataset, row.overrides(dataset)) for dataset in paper.datasets for name, row in rows]
     else:
         names = _listed(options["segmentor"])
         datasets, suites = expand(_listed(options["dataset"]))

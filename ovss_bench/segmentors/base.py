@@ -273,7 +273,7 @@ class Segmentor(Method):
 
     def indices(self, values: Iterable[int]) -> Tensor:
         """Whole numbers as a tensor (N,) int64, copied to a GPU only once."""
-        return whole_numbers(tuple(values), device=self.clip.device)
+        return whole_numbers(tuple(values), like=self.text)
 
 
 class LastBlockSegmentor(Segmentor):
