@@ -28,7 +28,7 @@ NO_HOOKS = {
     "trunk",
     "compare",
 }
-NO_HOOKS |= {"cosines", "tensor", "unused", "embed", "window_embeddings", "image_embedding", "encode_text"}
+NO_HOOKS |= {"cosines", "tensor", "unused", "embed", "window_embeddings", "image_embedding", "encode_text", "indices"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
 
 RAISES = """
