@@ -111,11 +111,11 @@ def speed_tables() -> str:
 
 def tables() -> dict[Path, dict[str, str]]:
     """Text by marker, by file."""
-    demo = (ROOT / "results" / "demo" / "table.md").read_text().strip()
+    demo = {name: (ROOT / "results" / name / "table.md").read_text().strip() for name in ("demo", "demo_full")}
     return {
         ROOT / "README.md": {"methods": methods_table("docs/methods/")},
         ROOT / "docs" / "methods.md": {"methods": methods_table("methods/"), "datasets": datasets_table()},
-        ROOT / "docs" / "demo.md": {"demo": demo},
+        ROOT / "docs" / "demo.md": demo,
         ROOT / "docs" / "speed.md": {"methods": speed_tables()},
         ROOT / "docs" / "results.md": {"fields": "\n".join(["| field | |", "| --- | --- |", *field_rows(schema())])},
     }

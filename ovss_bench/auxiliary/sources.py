@@ -53,6 +53,7 @@ class NamedSource:
 def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:
     """Segmentors that name the same model share it, unless its file or folder has changed."""
     changed = Path(name).stat().st_mtime_ns if Path(name).exists() else None
+    feature = feature if kind == "vfm" else None
     return _named_source(kind, name, feature, precision, device, changed)
 
 

@@ -53,12 +53,15 @@ class Job:
     dataset: SegDataset
     protocol: str
     fingerprint: str = ""
+    first: bool = False  # before all others, in a pass of its own
 
     @property
     def pass_key(self) -> tuple:
-        """Equal for jobs that can share one pass of the trunk."""
+        """Equal for jobs that share one pass of the trunk. Values that are left to CLIP are equal to those that state them."""
         clip = self.segmentor.clip
-        return clip.weights_digest, clip.precision, self.dataset.images_digest, self.segmentor.recipe.trunk_key
+        own = {"pad_multiple": clip.patch_size, "activation": clip.activation, "layer_norm_eps": clip.layer_norm_eps}
+        values = tuple((name, own.get(name) if value is None else value) for name, value in self.segmentor.recipe.trunk_key)
+        return self.first, clip.weights_digest, clip.precision, self.dataset.images_digest, values
 
     @cached_property
     def code(self) -> tuple[dict[str, str], dict[str, str]]:
