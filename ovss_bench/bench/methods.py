@@ -102,12 +102,17 @@ def _needed_passes(
             passes.append(lambda encode=encode, part=part: encode(part))
     for encoder in encoders:
         for argument in map(_without_padding, encoder.calls or []):
-            passes.append(lambda source=encoder.source, argument=argument: source(argument))
+            passes.append(lambda source=encoder.source, argument=argument: source(_fresh(argument)))
         encoder.calls = None
     return passes, labels
+
+
+def _fresh(argument: Any) -> Any:
+    """A batch without the features that encoders keep in it."""
+    return replace(argument, shared={}) if isinstance(argument, WindowBatch) else argument
 
 
 def _without_padding(argument: Any) -> Any:
     if not isinstance(argument, WindowBatch):
         return argument
-    return replace(argument, pixels=argument.pixels[: len(argument.pixels) - argument.padding], trunk=None, shared={})
+    return replace(argument, pixels=argument.pixels[: len(argument.pixels) - argument.padding], trunk=None)

@@ -97,7 +97,7 @@ COMMAND = Command(
     __doc__,
     ("[METHOD|CASE ...] [NAME=VALUE ...]",),
     {"The case": CASE, "The measurement": MEASURING},
-    ("threads=2", "naclip proxyclip:given rounds=9", "ade150 demo", "clip=ViT-L-14 segmentor=naclip classes=60 queries=60"),
+    ("naclip proxyclip:given threads=2", "ade150 demo rounds=9", "clip=ViT-L-14 segmentor=naclip classes=60 queries=60"),
     run,
     (
         f"Methods: {', '.join(sorted(SEGMENTORS.names))}; METHOD:given with features or attention maps that cost nothing.",
