@@ -42,6 +42,7 @@ class Stages:
         self.sources: dict[int, str] = {}
         self._lock = threading.Lock()
         self._profiler: Any = None
+        self._owner, self._left = threading.current_thread(), TRACED  # the thread that may stop the profiler, and when
         self._recorded: Callable[[str], AbstractContextManager] = nullcontext
         self._wait: Callable[[], None] = lambda: None
         if traced:
@@ -71,12 +72,13 @@ class Stages:
                 with self._lock:
                     self.seconds[stage] += spent - frame[1]
                     self.calls[stage] += 1
-        if self._profiler and not outer and sum(self.calls.values()) >= TRACED:
+                    self._left -= 1
+        if self._left <= 0 and not outer and threading.current_thread() is self._owner:
             self._stop()
 
     def _stop(self) -> None:
-        """Ends the record, if it runs, in the thread that began it."""
-        if self._recorded is not nullcontext and threading.current_thread() is threading.main_thread():
+        """Ends the record, if it still runs."""
+        if self._recorded is not nullcontext:
             self._recorded = nullcontext
             self._profiler.stop()
 

@@ -144,3 +144,21 @@ def test_the_record_of_a_long_run_ends_early(tmp_path, monkeypatch):
     assert "first stage" in recorded
     assert "third stage" not in recorded
     assert stages.calls["third stage"] == 1
+
+
+def test_a_run_in_another_thread_is_recorded_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages_module, "TRACED", 2)
+
+    def run(name, count):
+        stages = Stages(traced=True)
+        for number in range(count):
+            with stages(f"stage {number}"):
+                torch.ones(2).exp()
+        stages.write_trace(tmp_path / name)
+
+    for name, count in (("whole", 1), ("ended", 3)):
+        thread = threading.Thread(target=run, args=(name, count))
+        thread.start()
+        thread.join()
+        assert "stage 0" in (tmp_path / name).read_text()
+    assert "stage 2" not in (tmp_path / "ended").read_text()
