@@ -9,8 +9,9 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 tools/eval.py table=demo expect=results/demo/table.csv tolerance=0.3
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 tools/eval.py table=demo_full expect=results/demo_full/table.csv tolerance=0.3
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict

@@ -3,13 +3,18 @@
 The tables stand between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_docs.py finds those that are out of date.
 """
 
+import json
 import re
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 import ovss_bench as ob
+from ovss_bench.bench.methods import METHOD
+from ovss_bench.bench.view import methods_view, of_methods, plot
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.figures import palette
@@ -30,6 +35,7 @@ TITLES = {
     "clip_dinoiser": "CLIP-DINOiser", "pacl": "PACL",
 }  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"
+SPEED = ROOT / "docs" / "images" / "speed.png"
 SCENES, METHODS = (21, 60, 77), ("clip", "naclip", "corrclip")
 
 
@@ -81,13 +87,37 @@ def field_rows(part: dict, name: str = "") -> list[str]:
     return rows + [row for key, value in inner.items() if isinstance(value, dict) for row in field_rows(value, key)]
 
 
+def speed() -> list[dict[str, Any]]:
+    """The measurements of tools/bench.py that are committed, a file per machine and number of threads."""
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "bench").glob("*.json"))]
+
+
+def speed_tables() -> str:
+    """For each machine what it is, how it was measured, and the ratios of all methods."""
+    parts = []
+    for measured in speed():
+        machine, cases = measured["machine"], of_methods(measured["cases"])
+        threads, rounds = (
+            sorted({find(case) for case in cases.values()})
+            for find in (lambda case: case["threads"], lambda case: len(case["seconds"][METHOD]))
+        )
+        load = median(load for case in cases.values() for load in case["load"])
+        parts.append(
+            f"{machine['device']} with {machine['processors']} processors, {', '.join(map(str, threads))} threads, torch "
+            f"{machine['packages']['torch']}, Python {machine['python']}; medians of {' or '.join(map(str, rounds))} rounds; "
+            f"load average {load:.0f} (median), with other programs.\n\n{methods_view(cases)}"
+        )
+    return "\n".join(parts).strip()
+
+
 def tables() -> dict[Path, dict[str, str]]:
     """Text by marker, by file."""
-    demo = (ROOT / "results" / "demo" / "table.md").read_text().strip()
+    demo = {name: (ROOT / "results" / name / "table.md").read_text().strip() for name in ("demo", "demo_full")}
     return {
         ROOT / "README.md": {"methods": methods_table("docs/methods/")},
         ROOT / "docs" / "methods.md": {"methods": methods_table("methods/"), "datasets": datasets_table()},
-        ROOT / "docs" / "demo.md": {"demo": demo},
+        ROOT / "docs" / "demo.md": demo,
+        ROOT / "docs" / "speed.md": {"methods": speed_tables()},
         ROOT / "docs" / "results.md": {"fields": "\n".join(["| field | |", "| --- | --- |", *field_rows(schema())])},
     }
 
@@ -134,3 +164,4 @@ if __name__ == "__main__":
     for path, parts in tables().items():
         path.write_text(filled(path.read_text(), parts))
     picture().quantize(128).save(PICTURE, optimize=True)
+    plot(of_methods(speed()[0]["cases"]), SPEED, only=METHOD)

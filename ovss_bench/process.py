@@ -35,7 +35,7 @@ class Ended(SystemExit):
 
 
 @contextmanager
-def terminate_cleanly(save: Callable[[], None] = lambda: None) -> Iterator[None]:
+def terminate_cleanly(save: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Turns SIGTERM and SIGHUP into `Ended`, as Python turns SIGINT into KeyboardInterrupt, so that pending results get
     written. It has no effect outside the main thread, the only one in which Python handles signals.
 

@@ -1,45 +1,86 @@
-"""Where the time of a run goes, by stage: read, resize, encode, last block, compose, count, ..."""
+"""Where the time of a run goes, by stage: read, resize, encode, vision encoder, last block, compose, count, ..."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from .files import write_atomic
 
+if TYPE_CHECKING:  # torch is imported where it is used: commands without it import this module through types.py
+    import torch
+
+
+TRACED = 500  # stages: at a megabyte per image, the record of a long run would fill the memory
+
+
+class _Thread(threading.local):
+    """`open`: the open stages of a thread, outermost first, as [Stages, seconds of the stages inside]."""
+
+    def __init__(self) -> None:
+        self.open: list[list[Any]] = []
+
+
+_THREAD = _Thread()
+
 
 class Stages:
-    """Adds up the seconds of each stage over all threads; stages of reader threads overlap with the others. GPU work is
-    asynchronous: its time counts in the stage that waits for it. If `traced`, every stage synchronises with the GPU, and
-    `write_trace` writes the record of PyTorch's profiler."""
+    """Adds up the seconds of each stage over all threads; stages of reader threads overlap with the others. The time of a stage
+    inside another one counts in the inner stage only. `sources`: the stages of auxiliary models by `id`, see `of_source`.
+
+    GPU work is asynchronous: its time counts in the stage that waits for it. If `traced`, every stage synchronises with the
+    GPU, and `write_trace` writes the record that PyTorch's profiler made of the first TRACED stages."""
 
     def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
+        self.sources: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._synchronise = traced and device is not None and device.type == "cuda"
-        self._profiler = torch.profiler.profile() if traced else None
-        if self._profiler:
+        self._profiler: Any = None
+        self._owner, self._left = threading.current_thread(), TRACED  # the thread that may stop the profiler, and when
+        self._recorded: Callable[[str], AbstractContextManager] = nullcontext
+        self._wait: Callable[[], None] = lambda: None
+        if traced:
+            import torch
+
+            self._profiler, self._recorded = torch.profiler.profile(), torch.profiler.record_function
             self._profiler.start()
+            if device is not None and device.type == "cuda":
+                self._wait = torch.cuda.synchronize
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        with torch.profiler.record_function(stage) if self._profiler else nullcontext():
+        outer, frame = _THREAD.open, [self, 0.0]
+        with self._recorded(stage):
+            if outer:
+                self._wait()  # for the work of the enclosing stage
+            outer.append(frame)
             began = time.perf_counter()
             try:
                 yield
-                if self._synchronise:
-                    torch.cuda.synchronize()
+                self._wait()
             finally:
+                spent = time.perf_counter() - began
+                outer.pop()
+                if outer:
+                    outer[-1][1] += spent
                 with self._lock:
-                    self.seconds[stage] += time.perf_counter() - began
+                    self.seconds[stage] += spent - frame[1]
                     self.calls[stage] += 1
+                    self._left -= 1
+        if self._left <= 0 and not outer and threading.current_thread() is self._owner:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Ends the record, if it still runs."""
+        if self._recorded is not nullcontext:
+            self._recorded = nullcontext
+            self._profiler.stop()
 
     def table(self, seconds: float) -> str:
         """The stages of a run of that many seconds, the longest first."""
@@ -50,7 +91,16 @@ class Stages:
 
     def write_trace(self, path: Path) -> None:
         """A trace of a `traced` run for chrome://tracing or ui.perfetto.dev: the stages with every operator in them."""
-        profiler = self._profiler
-        assert profiler is not None
-        profiler.stop()
-        write_atomic(path, lambda temporary: profiler.export_chrome_trace(str(temporary)))
+        self._stop()
+        write_atomic(path, lambda temporary: self._profiler.export_chrome_trace(str(temporary)))
+
+
+def within(stage: str) -> AbstractContextManager:
+    """A stage inside the one that is open in this thread; without an open one, nothing is measured."""
+    return _THREAD.open[-1][0](stage) if _THREAD.open else nullcontext()
+
+
+def of_source(source: Any) -> AbstractContextManager:
+    """The same for a call of an auxiliary model; nothing is measured if the run does not know it (`Stages.sources`)."""
+    stage = _THREAD.open[-1][0].sources.get(id(source)) if _THREAD.open else None
+    return within(stage) if stage else nullcontext()

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .errors import OvssError
+from .stages import of_source
+
 if TYPE_CHECKING:  # commands that only read results take names from here without PyTorch
     from torch import Tensor
 
@@ -37,7 +40,8 @@ class ImageContext:
     def once(self, source: Callable[[np.ndarray], Any]) -> Any:
         """`source(original)`, such as region maps: computed on first use, then shared by all segmentors."""
         if source not in self.shared:
-            self.shared[source] = self.cached(getattr(source, "digest", None), lambda: source(self.original))
+            with of_source(source):
+                self.shared[source] = self.cached(getattr(source, "digest", None), lambda: source(self.original))
         return self.shared[source]
 
     def __repr__(self) -> str:
@@ -70,14 +74,17 @@ class WindowBatch:
     def once(self, source: Callable[[WindowBatch], Tensor]) -> Tensor:
         """`source(batch)`, such as features of a vision encoder: computed on first use, then shared by all segmentors."""
         if source not in self.shared:
-            self.shared[source] = source(self)
+            with of_source(source):
+                self.shared[source] = source(self)
         return self.shared[source]
 
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
         """The context of each window, and its rows and columns in the resized image; without padding, none without contexts."""
-        height, width = self.pixels.shape[2:]
-        if self.contexts is None or self.origins is None or self.images is None:
+        if not self.contexts:
             return
+        if self.origins is None or self.images is None:
+            raise OvssError("this WindowBatch has contexts, but no places: give `origins` and `images`, too.")
+        height, width = self.pixels.shape[2:]
         for number in range(len(self.pixels) - self.padding):
             top, left = self.origins[number].tolist()
             place = slice(max(top, 0), top + height), slice(max(left, 0), left + width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from importlib import import_module
 from io import BytesIO
@@ -25,6 +25,7 @@ MODULES = {
     "bank": "auxiliary.bank",
 }
 SOURCES = tuple(MODULES)
+STAGES = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion"}
 
 
 class NamedSource:
@@ -52,12 +53,18 @@ class NamedSource:
 def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:
     """Segmentors that name the same model share it, unless its file or folder has changed."""
     changed = Path(name).stat().st_mtime_ns if Path(name).exists() else None
+    feature = feature if kind == "vfm" else None
     return _named_source(kind, name, feature, precision, device, changed)
 
 
 @lru_cache(maxsize=64)
 def _named_source(kind: str, name: str, feature: str | None, precision: str, device: str, changed: int | None) -> NamedSource:
     return NamedSource(kind, name, feature, precision, device)
+
+
+def stages_of(sources: Mapping[str, Any]) -> dict[int, str]:
+    """The stages in which the calls of auxiliary models are measured, see `Stages.sources`."""
+    return {id(source): STAGES[kind] for kind, source in sources.items() if kind in STAGES}
 
 
 def describe(source: Any) -> str:

@@ -36,18 +36,18 @@ Case = SimpleNamespace  # the options of `ovss bench` by name, see CASE in cli/b
 
 def jobs_of(case: Case, folder: Path) -> list[Job]:
     """The case's segmentors on its data set, or on images drawn into `folder`."""
-    clip = _clip(case)
+    clip = clip_of(case)
     if case.dataset:
         dataset = load_dataset(case.dataset)
         names, templates = ("demo", "notebook7") if dataset.name == "demo" else (None, "photo")
         vocabulary = dataset.vocabulary(names, templates)
         options: dict[str, Any] = {}
     else:
-        dataset = _drawn(case, folder)
+        dataset = drawn_images(case, folder)
         options = {"resize": "keep_ratio", "short_side": case.short_side, "long_side": 2048, "pad": "none"}
         options |= {"window": case.window, "stride": case.stride, "threshold": case.threshold}
         options |= {"activation": None, "position": "offset", "normalize": "clip"}
-        vocabulary = _queries(case, clip, dataset.image(dataset.samples[0]))
+        vocabulary = queries_of(case, clip, dataset.image(dataset.samples[0]), case.threshold > 0)
     options["pamr_steps"] = 0
     segmentors = {name: build_segmentor(name, clip=clip, vocabulary=vocabulary, **options) for name in case.segmentor}
     return [Job(name, segmentor, dataset, "paper") for name, segmentor in segmentors.items()]
@@ -66,7 +66,8 @@ def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
 def windows_of(segmentor: Segmentor, image: np.ndarray) -> torch.Tensor:
     """All windows (B, 3, h, w) of an image, as input of the encoder."""
     context = make_context(image, segmentor)
-    windows = SlidingWindow.by(segmentor.recipe, *context.resized.shape[:2], segmentor.clip.patch_size)
+    height, width = context.resized.shape[:2]
+    windows = SlidingWindow.by(segmentor.recipe, height, width, segmentor.clip.patch_size)
     return torch.stack(windows.cut(context.pixels))
 
 
@@ -83,7 +84,7 @@ def bare_encoder(clip: DenseCLIP, grid: tuple[int, int]) -> Callable[[torch.Tens
     return encode
 
 
-def _clip(case: Case) -> DenseCLIP:
+def clip_of(case: Case) -> DenseCLIP:
     if case.clip in config_names("clip"):
         return load_clip(case.clip, precision=case.precision, device=case.device)
     if case.clip not in open_clip.list_models():
@@ -98,7 +99,7 @@ def _clip(case: Case) -> DenseCLIP:
     return clip
 
 
-def _drawn(case: Case, folder: Path) -> SegDataset:
+def drawn_images(case: Case, folder: Path) -> SegDataset:
     """A data set of drawn scenes (JPEG), whose labels (PNG) contain all classes."""
     if not 0 < case.classes <= case.queries:
         raise OvssError(f"classes={case.classes} queries={case.queries}: expected at least one query per class.")
@@ -118,14 +119,15 @@ def _drawn(case: Case, folder: Path) -> SegDataset:
     return load_dataset(folder / "drawn.yaml")
 
 
-def _queries(case: Case, clip: DenseCLIP, image: np.ndarray) -> Vocabulary:
+def queries_of(case: Case, clip: DenseCLIP, image: np.ndarray, background: bool) -> Vocabulary:
     """Queries that give fragmented label maps even with random weights: mixtures of centred patch embeddings."""
     generator = torch.Generator().manual_seed(0)
     pixels = normalize(resize(image, "keep_ratio", case.short_side, 2048, clip.patch_size), "clip")
-    windows = SlidingWindow.of(*pixels.shape[1:], case.window, case.stride, clip.patch_size, "none").cut(pixels)
+    _, height, width = pixels.shape
+    windows = SlidingWindow.of(height, width, case.window, case.stride, clip.patch_size, "none").cut(pixels)
     trunk = clip.trunk(torch.stack(windows[:4]).to(clip.device))
     patches = clip.head(clip.block(-1, trunk.grid)(trunk.tokens)[:, 1:]).flatten(0, 1).cpu()
     patches = patches - patches.mean(0)
     mixed = torch.randn(case.queries, len(patches), generator=generator) @ patches
     synonyms = torch.randint(case.classes, (case.queries - case.classes,), generator=generator).tolist()
-    return Vocabulary.from_features(mixed, sorted([*range(case.classes), *synonyms]), background=case.threshold > 0)
+    return Vocabulary.from_features(mixed, sorted([*range(case.classes), *synonyms]), background=background)

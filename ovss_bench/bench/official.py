@@ -13,17 +13,19 @@ from torch import Tensor
 
 from ..datasets.base import SegDataset
 from ..datasets.lists import Sample
-from ..image import normalize, resize
+from ..inference.engine import make_context
 from ..segmentors.base import Segmentor
 from ..types import WindowBatch
 
 
 @torch.inference_mode()
 def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
-    """The label map (H, W) of an image (H, W, 3) uint8 RGB. The only hook of the method that it calls is `patch_logits`."""
+    """The label map (H, W) of an image (H, W, 3) uint8 RGB. The only hooks of the method that it calls are `patch_logits`, for
+    one window at a time, and `correct`."""
     recipe, vocabulary, device = segmentor.recipe, segmentor.vocabulary, segmentor.clip.device
-    resized = resize(image, recipe.resize, recipe.short_side, recipe.long_side, segmentor.clip.patch_size)
-    pixels = normalize(resized, recipe.normalize)[None].to(device)
+    context = make_context(image, segmentor, image.shape[:2])
+    context.pixels = context.pixels.to(device)
+    pixels = context.pixels[None]
     height, width = pixels.shape[2:]
     window, stride = int(recipe.window), recipe.stride
     total = pixels.new_zeros(1, len(vocabulary.group), height, width)
@@ -33,10 +35,11 @@ def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
             bottom, right = min(row * stride + window, height), min(column * stride + window, width)
             top, left = max(bottom - window, 0), max(right - window, 0)
             crop = pixels[:, :, top:bottom, left:right]
-            padded = _to_patches(crop, segmentor.clip.patch_size) if recipe.pad == "center" else crop
-            logits = segmentor.patch_logits(WindowBatch(padded))
-            logits = F.interpolate(logits, padded.shape[2:], mode="bilinear")
+            padded = _to_multiple(crop, recipe.pad_multiple or segmentor.clip.patch_size) if recipe.pad == "center" else crop
             above, before = ((big - small) // 2 for big, small in zip(padded.shape[2:], crop.shape[2:], strict=True))
+            origins, images = torch.tensor([[top - above, left - before]]), torch.zeros(1, dtype=torch.int64)
+            logits = segmentor.patch_logits(WindowBatch(padded, origins, images, [context]))
+            logits = F.interpolate(logits, padded.shape[2:], mode="bilinear")
             logits = logits[:, :, above : above + crop.shape[2], before : before + crop.shape[3]]
             total += F.pad(logits, (left, width - right, top, height - bottom))
             count[:, :, top:bottom, left:right] += 1
@@ -50,7 +53,15 @@ def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
     labels = scores.argmax(0)
     if recipe.threshold > 0 and vocabulary.background is not None:
         labels[scores.amax(0) < recipe.threshold] = vocabulary.background
-    return labels
+    return segmentor.correct(labels, context) if segmentor.correct else labels
+
+
+def has_official_loop(segmentor: Segmentor) -> bool:
+    """Whether the loop is a faithful one for the method: in sliding windows, without hooks between logits and labels."""
+    others = (segmentor.group_features, segmentor.prior, segmentor.scores, segmentor.decide)
+    return (
+        segmentor.granularity == "window" and segmentor.recipe.window != "whole" and not segmentor.refines and not any(others)
+    )
 
 
 def official_miou(dataset: SegDataset, samples: Iterable[Sample], label_maps: Iterable[Tensor]) -> float:
@@ -65,7 +76,7 @@ def official_miou(dataset: SegDataset, samples: Iterable[Sample], label_maps: It
     return 100 * float((intersection / (predicted + true - intersection)).nanmean())
 
 
-def _to_patches(crop: Tensor, patch: int) -> Tensor:
+def _to_multiple(crop: Tensor, patch: int) -> Tensor:
     """Pads a window with zeros to multiples of the patch size; the odd pixel at the end (ClearCLIP)."""
     down, right = (-side % patch for side in crop.shape[2:])
     return F.pad(crop, (right // 2, right - right // 2, down // 2, down - down // 2))

@@ -273,6 +273,5 @@ def _check_depth(value: Any, depth: int, where: str) -> None:
     """Raises OvssError unless a section consists of `depth` nested mappings, or is empty."""
     if not isinstance(value, dict | None if depth else str):
         raise OvssError(f"{where}: expected {'NAME: VALUE below it' if depth else 'a text'}.")
-    if isinstance(value, dict) and depth > 1:
-        for key, inner in value.items():
-            _check_depth(inner, depth - 1, f"{where}.{key}")
+    for key, inner in value.items() if isinstance(value, dict) and depth > 1 else ():
+        _check_depth(inner, depth - 1, f"{where}.{key}")

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any
 
 import mmengine
 
@@ -126,10 +125,12 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
     try:
         with _importing(f"plug-in '{entry.name}' of {package} ({entry.value})"):
             spec = importlib.util.find_spec(entry.module)
-            if spec is None or spec.origin not in PLUGINS:  # else it was loaded as a file
+            origin = spec.origin if spec else None
+            if origin not in PLUGINS:  # else it was loaded as a file
                 entry.load()
-            if spec and spec.origin:
-                _add_recipes(Path(spec.origin).parent)
+            if origin is None:
+                raise OvssError(f"{entry.module} is a folder without __init__.py. Add one.")
+            _add_recipes(Path(origin).parent)
     except OvssError as error:
         return error
     return None
@@ -138,12 +139,11 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
 @contextmanager
 def _importing(what: str) -> Iterator[None]:
     """Turns any exception into an OvssError with its line, and undoes the registrations of the block."""
-    registries: tuple[dict[str, Any], ...] = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)
-    before: list[dict[str, Any]] = [dict(registry) for registry in registries]
+    before: list[tuple[dict, dict]] = [(each, dict(each)) for each in (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)]
     try:
         yield
     except (Exception, SystemExit) as error:
-        for registry, content in zip(registries, before, strict=True):
+        for registry, content in before:
             registry.clear()
             registry.update(content)
         frames = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]

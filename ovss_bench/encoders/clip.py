@@ -95,7 +95,7 @@ class DenseCLIP:
         self.layer_norm_eps = self._loaded_eps = layer_norm_eps
         self.changed: dict[str, str | float] = {}  # options of `load_clip` that differ from the training of the weights
         self._run_block: Callable[[BlockView, Tensor], tuple[Tensor, QKV]] = BlockView.run
-        self.patch_size: int = visual.conv1.kernel_size[0]
+        self.patch_size: int = self.model.visual.patch_size[0]
         self.stored_grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.depth, self.width = len(blocks), visual.conv1.out_channels
         self.weights_digest = state_digest(model.state_dict())

@@ -76,18 +76,18 @@ def load_clip(
         config = _model_config(architecture, state_dict)
         quick = config.pop("quick_gelu", architecture is None)
         trained_with = trained_with or ("quick_gelu" if quick else "gelu")
-        activation = activation or trained_with
+        chosen: str = activation or trained_with
         model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
         named = architecture if isinstance(architecture, str) else None
         if named is None:
             _check_sizes(config, state_dict)
         cast = None if precision == "fp32" else PRECISIONS[precision]
-        model = model_class(**config, quick_gelu=activation == "quick_gelu", cast_dtype=cast)
+        model = model_class(**config, quick_gelu=chosen == "quick_gelu", cast_dtype=cast)
         model.load_state_dict(_adapted(state_dict, model), strict=True)
         tokenizer = _tokenizer(named, config["text_cfg"].get("context_length", 77))
-        clip = DenseCLIP(model, tokenizer, label, activation, layer_norm_eps)
+        clip = DenseCLIP(model, tokenizer, label, chosen, layer_norm_eps)
         clip.weights_known = known
-        clip.changed |= {"activation": activation} if activation != trained_with else {}
+        clip.changed |= {"activation": chosen} if chosen != trained_with else {}
         clip.changed |= {"layer_norm_eps": layer_norm_eps} if layer_norm_eps != LAYER_NORM_EPS else {}
         clip.to(device, precision)
     return clip
@@ -146,7 +146,7 @@ def _find(name: str | Path | None, pretrained: str | Path | None) -> tuple[str |
     for path in (user_path(pretrained), WEIGHTS / pretrained):
         if path.is_file():
             return architecture, path, entry.get("activation"), True
-    if pretrained not in tags:
+    if architecture is None or pretrained not in tags:
         _refuse_path(pretrained)
         raise unknown(f"weights tag for {architecture}", pretrained, tags)
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
@@ -247,7 +247,7 @@ def _adapted(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     state_dict = {name: t if name in whole else as_float32(name, t) for name, t in _clean(state_dict).items()}
     if isinstance(model, open_clip.CustomTextCLIP) and "positional_embedding" in state_dict:
         state_dict = open_clip.model.convert_to_custom_text_state_dict(state_dict)
-    return {name: t.reshape(model.logit_scale.shape) if name == "logit_scale" else t for name, t in state_dict.items()}
+    return {name: t.reshape(model.state_dict()[name].shape) if name == "logit_scale" else t for name, t in state_dict.items()}
 
 
 def _clean(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ from .clip import PRECISIONS
 from .hub import WEIGHTS_FOLDER, download_failed, hub, short, whole_network
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-    from diffusers.models.attention_processor import Attention
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 # The settings of CLIPer's code; the entries of configs/diffusion repeat them with their sources.
 DEFAULTS = {"attention_layers": [-4, -6], "time_step": 45, "steps": 50}
@@ -52,7 +53,7 @@ class DiffusionAttention:
         self,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        scheduler: SchedulerMixin,
+        scheduler: Any,  # diffusers' SchedulerMixin does not declare the methods of schedulers
         condition: dict[str, Any],
         *,
         name: str,
@@ -87,7 +88,7 @@ class DiffusionAttention:
         self.scheduler.scale_model_input(noisy, self.timestep)
         pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=self.vae.dtype)
         with suppress(_AllRecorded):
-            latents = on_meta(self.vae.encoder, pixels).chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config.scaling_factor
+            latents = on_meta(self.vae.encoder, pixels).chunk(2, 1)[0].to(self.unet.dtype) * self.vae.config["scaling_factor"]
             on_meta(self.unet, latents, self.timestep.to("meta"), **_moved(self.condition, "meta", self.unet.dtype))
         self._maps.clear()
 
@@ -110,8 +111,8 @@ class DiffusionAttention:
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
         # diffusers' image processor, which CLIPer's code calls, resizes tensors by nearest neighbours.
         pixels = 2 * F.interpolate(pixels, (side, side), mode="nearest") - 1
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        return posterior.mean.float() * self.vae.config.scaling_factor
+        posterior = self.vae.encode(pixels.to(self.vae.dtype))[0]
+        return posterior.mean.float() * self.vae.config["scaling_factor"]
 
 
 class _AllRecorded(Exception):
@@ -124,7 +125,7 @@ class _Recorder:
     def __init__(self, processor: Any, maps: dict[int, Tensor], layer: int, count: int) -> None:
         self.processor, self.maps, self.layer, self.count = processor, maps, layer, count
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         q, k = (attn.head_to_batch_dim(project(hidden_states)).float() for project in (attn.to_q, attn.to_k))
         self.maps[self.layer] = attn.get_attention_scores(q, k)
         if len(self.maps) == self.count:
@@ -132,7 +133,7 @@ class _Recorder:
         return self.processor(attn, hidden_states, *args, **kwargs)
 
 
-def attentions_of(unet: UNet2DConditionModel) -> list[Attention]:
+def attentions_of(unet: UNet2DConditionModel) -> list[Any]:  # `Attention` is declared to take diffusers' own processors only
     """All attentions in order of execution (`unet.attn_processors` has the middle block at the end)."""
     stages = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     blocks = [block for stage in stages for a in getattr(stage, "attentions", []) for block in a.transformer_blocks]
@@ -215,7 +216,7 @@ def _locate(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
 
 def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device) -> tuple[tuple, dict[str, Any], dict]:
     """UNet, autoencoder and scheduler; the UNet's conditioning on the empty prompt; the text encoders' tensors."""
-    import diffusers
+    diffusers: Any = import_module("diffusers")  # which exports nothing to type checkers
 
     try:
         options = {"low_cpu_mem_usage": False, "torch_dtype": dtype}  # True would need accelerate

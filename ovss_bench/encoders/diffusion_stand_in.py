@@ -22,7 +22,7 @@ BRANCH = 0.2  # scale of residual branches
 
 
 @torch.no_grad()
-def build(seed: int, dtype: torch.dtype) -> tuple[tuple[Any, Any, Any], dict[str, Tensor]]:
+def build(seed: int, dtype: torch.dtype) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
     """UNet, autoencoder and scheduler; and a single token as the output of the text encoder."""
     import diffusers
 

@@ -63,6 +63,13 @@ class _SquareInput(nn.Module):
     def stretched(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         return F.interpolate(pixels, (self.side, self.side), mode="bilinear").to(dtype)
 
+    def before_last(self, pixels: Tensor) -> tuple[Tensor]:
+        """The image embedding, which is the only feature."""
+        return (self(pixels, "tokens"),)
+
+    def last(self, x: Tensor, feature: str) -> Tensor:
+        return x
+
 
 class SAMEncoder(_SquareInput):
     """The ViT of SAM with its neck: 256 channels on a grid of 64x64 for the published sizes."""

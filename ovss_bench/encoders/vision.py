@@ -36,16 +36,22 @@ TOKENS = {"cpu": 8192, "cuda": 65536}  # in one forward pass: bounds the memory
 
 
 class VisionEncoder:
-    """Features of windows or images, float32, on the device of the pixels.
+    """Features of windows or images, float32, on the device of the pixels. On a batch of windows, encoders of the same weights
+    share all blocks but the last.
 
     `feature`: "tokens" (the output of the last block after the final norm), or "q", "k", "v" or "q+k" of the last block, heads
     concatenated; patches only. "tokens" of SAM and SAM 2 are the image embedding. `digest` depends on weights and settings
-    only, not on the file.
+    only, not on the file; `weights` is the digest of the tensors.
     """
 
-    def __init__(self, model: nn.Module, name: str, feature: str, precision: str, device: str | torch.device, sha: str) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, feature: str, precision: str, device: str | torch.device, weights: str
+    ) -> None:
         self.model: Any = model.eval().requires_grad_(False).to(device, PRECISIONS[precision])
-        self.name, self.feature, self.precision, self.digest = name, feature, precision, sha
+        self.name, self.feature, self.precision = name, feature, precision
+        settings = self.model.settings | {"architecture": self.model.architecture, "precision": precision}
+        self.digest = digest(weights, json.dumps(settings | {"feature": feature}, sort_keys=True))
+        self.trunk_digest = digest(weights, json.dumps(settings, sort_keys=True))
         self.device = torch.device(device)
         self.patch_size: int = self.model.patch_size
 
@@ -57,19 +63,26 @@ class VisionEncoder:
         official codes do (ProxyCLIP, CorrCLIP, Trident).
         """
         pixels = batch.pixels.float()
-        mean, std, new_mean, new_std = _statistics(device=pixels.device)
-        return self.features((pixels * std + mean - new_mean) / new_std)
+        mean, std, new_mean, new_std = _statistics(like=pixels)
+        return self.features((pixels * std + mean - new_mean) / new_std, batch.shared)
 
     @torch.inference_mode()
-    def features(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w)."""
+    def features(self, pixels: Tensor, shared: dict[Any, Any] | None = None) -> Tensor:
+        """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w). `shared` keeps the output of all blocks
+        but the last for these pixels, by encoder."""
+        shared = {} if shared is None else shared
+        if self.trunk_digest not in shared:
+            shared[self.trunk_digest] = [self.model.before_last(part.to(self.device)) for part in self.parts(pixels)]
+        parts = [self.model.last(*part, self.feature).float() for part in shared[self.trunk_digest]]
+        return torch.cat(parts).to(pixels.device)
+
+    def parts(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """The pixels in parts that fit into a forward pass."""
         height, width = pixels.shape[2:]
         if min(height, width) < self.patch_size:
             what = f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}'"
             raise OvssError(f"{what} ({self.patch_size}). Use larger windows or another encoder.")
-        images = max(TOKENS.get(self.device.type, TOKENS["cuda"]) // self.model.tokens(height, width), 1)
-        parts = [self.model(part.to(self.device), self.feature).float() for part in pixels.split(images)]
-        return torch.cat(parts).to(pixels.device)
+        return pixels.split(max(TOKENS.get(self.device.type, TOKENS["cuda"]) // self.model.tokens(height, width), 1))
 
 
 @kept(1)
@@ -170,9 +183,7 @@ def load_vision(
         raise OvssError(f"vision encoder '{label}' provides its image embedding only: use feature=tokens, not {feature}.")
     if position is not None and getattr(model, "position", None) is None:
         raise OvssError(f"vision encoder '{label}' never resamples its position embedding: leave position={position} out.")
-    described = model.settings | {"architecture": model.architecture, "feature": feature, "precision": precision}
-    identity = digest(state_digest(state), json.dumps(described, sort_keys=True))
-    return VisionEncoder(model, label, feature, precision, device, identity)
+    return VisionEncoder(model, label, feature, precision, device, state_digest(state))
 
 
 def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:

@@ -160,15 +160,17 @@ class PlainViT(nn.Module):
 
     def forward(self, pixels: Tensor, feature: str) -> Tensor:
         """(B, 3, H, W) normalised pixels -> (B, D, h, w), cropped to whole patches."""
+        return self.last(*self.before_last(pixels), feature)
+
+    def before_last(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens (B, T, D) that enter the last block, and the patch grid (h, w)."""
         size = self._size(*pixels.shape[2:])
         if size != pixels.shape[2:]:
             pixels = F.interpolate(pixels, size, mode="bilinear")
         x = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
         grid = (x.shape[2], x.shape[3])
-        x, rope = x.flatten(2).transpose(1, 2), None
-        if self.rotary:
-            rope = rotary(grid, tuple(self.periods.tolist()), device=x.device)
-        else:
+        x, rope = x.flatten(2).transpose(1, 2), self.rope(grid)
+        if rope is None:
             stored = (math.isqrt(len(self.pos_embed)),) * 2
             same = x.shape[1] == len(self.pos_embed) and size[0] == size[1]  # DINO's condition
             table = torch.cat([self.cls_token[0], self.pos_embed])
@@ -177,9 +179,17 @@ class PlainViT(nn.Module):
         x = torch.cat([*first, x], 1)
         for block in self.blocks[:-1]:
             x = block(x, rope=rope)
+        return x, grid
+
+    def rope(self, grid: tuple[int, int]) -> Tensor | None:
+        """The rotations of the patches, for models with rotary positions."""
+        return rotary(grid, tuple(self.periods.tolist()), like=self.cls_token) if self.rotary else None
+
+    def last(self, x: Tensor, grid: tuple[int, int], feature: str) -> Tensor:
+        """A feature (B, D, h, w) from what `before_last` returns."""
         last = self.blocks[-1]
         if feature == "tokens":
-            x = self.norm(last(x, rope=rope))
+            x = self.norm(last(x, rope=self.rope(grid)))
         else:
             parts = dict(zip("qkv", last.attn.qkv(last.norm1(x)).chunk(3, -1), strict=True))
             x = sum(parts[part] for part in feature.split("+"))

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..auxiliary.sources import FeatureCache
+from ..auxiliary.sources import FeatureCache, stages_of
 from ..errors import OvssError
 from ..image import as_image, as_size, normalize, resize, result_size
 from ..process import in_threads
@@ -63,6 +63,8 @@ def predict(
     """
     stages = stages or Stages()
     segmentors = [guarded(segmentor) for segmentor in segmentors]
+    for segmentor in segmentors:
+        stages.sources |= stages_of(segmentor.sources)
     forward = Forward(segmentors, batch, trunk_cache, stages)
     unit = math.lcm(*(segmentor.group for segmentor in segmentors))  # images that are finished together
     waiting: deque[PendingImage | tuple[Any, OvssError]] = deque()
@@ -189,8 +191,8 @@ def _read_ahead(
         key, image = item
         try:
             with stages("read"):
-                image: Any = image() if callable(image) else image
-            context = make_context(image, segmentor, size, stages, str(key))
+                opened: Any = image() if callable(image) else image
+            context = make_context(opened, segmentor, size, stages, str(key))
             if device.type != "cpu":
                 context.pixels = context.pixels.pin_memory()
             return key, (context, known(context.original))

@@ -103,7 +103,7 @@ def _labels(
                 scores = planes.new_empty(len(planes), *context.size)
             scores[:, rows, columns] = planes
         return _decided(segmentor, scores, context)
-    order = by_class(segmentor.vocabulary, device=grids.device)[1]
+    order = by_class(segmentor.vocabulary, like=grids)[1]
     bias = None if bias is None else bias[order]
     if _is_refined(segmentor):
         parts = _refined(segmentor, grids, windows, context, order)

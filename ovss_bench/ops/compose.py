@@ -77,13 +77,13 @@ def compose(
     width = min(size[1], max(TILE_COLUMNS, pixels // size[0]))
     height = min(size[0], max(1, pixels // width))
     joined = grids.unflatten(0, (len(rows.starts), len(columns.starts))).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    order_y = axis_matrix(rows, cells_y, size[0], device=device)[1]
-    order_x = axis_matrix(columns, cells_x, size[1], device=device)[1]
+    order_y = axis_matrix(rows, cells_y, size[0], like=grids)[1]
+    order_x = axis_matrix(columns, cells_x, size[1], like=grids)[1]
     joined = joined[order_y[:, None], order_x]
     buffer = torch.empty(height * width * queries, device=device)
-    for across, cells, horizontal in _parts(columns, cells_x, size[1], width, device=device):
+    for across, cells, horizontal in _parts(columns, cells_x, size[1], width, like=grids):
         strip = (horizontal @ joined[:, cells]).flatten(1)
-        for down, cells, vertical in _parts(rows, cells_y, size[0], height, device=device):
+        for down, cells, vertical in _parts(rows, cells_y, size[0], height, like=grids):
             tile = buffer[: len(vertical) * strip.shape[1]].view(len(vertical), -1)
             torch.mm(vertical, strip[cells], out=tile)
             yield down, across, tile.view(len(vertical), -1, queries)

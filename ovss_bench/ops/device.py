@@ -20,11 +20,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def kept(count: int) -> Callable[[Callable], Callable]:
     """Decorates a function of hashable values that makes a tensor on the CPU, or a tuple or list with tensors. Calls with
-    `device=` give it on that device; the latest `count` results stay there."""
+    `like=` a tensor give it on the same device; the latest `count` results stay there."""
 
     def decorate(make: Callable) -> Callable:
         made = lru_cache(count)(lambda device, *values: _moved(make(*values), device))
-        return wraps(make)(lambda *values, device=CPU: made(device, *values))
+        return wraps(make)(lambda *values, like=None: made(CPU if like is None else like.device, *values))
 
     return decorate
 

@@ -18,7 +18,7 @@ class PAMR:
     def __init__(self, guide: Tensor, steps: int = 10, dilations: Sequence[int] = (8, 16)) -> None:
         self.size, self.steps = guide.shape[1:], steps
         self.weights = affinity(guide, dilations).flatten(1).T.contiguous()
-        self.neighbours = neighbour_index(*self.size, tuple(dilations), device=guide.device)
+        self.neighbours = neighbour_index(*self.size, tuple(dilations), like=guide)
 
     def __call__(self, maps: Tensor) -> Tensor:
         """(C, h, w) -> (C, H, W); maps are resized to the guide first (bilinear, align_corners=True)."""

@@ -23,7 +23,7 @@ def join_windows(
     """
     height, width = (side // patch for side in pixels.shape[1:])
     pixels = pixels[:, : height * patch, : width * patch]
-    windows = SlidingWindow.of(*pixels.shape[1:], window, stride, patch, "none")
+    windows = SlidingWindow.of(height * patch, width * patch, window, stride, patch, "none")
     if any(start % patch for axis in (windows.rows, windows.columns) for start in axis.starts):
         raise OvssError(
             f"window={window}, stride={stride}: this method joins windows patch by patch, so both must be multiples of the "

@@ -1,6 +1,7 @@
 """From cosines to labels: logit scale, softmax over the queries, maximum over the synonyms of a class, thresholds."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,14 +59,17 @@ class Decision:
         the best changes; the probability of the best query is one over that sum.
         """
         classes = by_class(self.vocabulary)[0]
-        start, query = 0, None
+        start = 0
+        best: Any = None
+        query: Any = None
+        total: Any = 0
         for cosines in parts:
             count = cosines.shape[-1]
             if bias is not None:
                 cosines += bias[start : start + count]
             competing = cosines[..., : max(0, len(classes) - start)]  # distractors win no pixel
             if query is None:
-                (best, query), total = _max(competing, bias), 0
+                best, query = _max(competing, bias)
             elif competing.shape[-1]:
                 value, index = _max(competing, bias)
                 before, better = best, value > best
@@ -74,11 +78,11 @@ class Decision:
             if self.threshold > 0:
                 total += cosines.sub_(best[..., None]).mul_(self.logit_scale).exp_().sum(-1)
             start += count
-        labels = by_class(self.vocabulary, device=query.device)[0][query]
+        labels = by_class(self.vocabulary, like=query)[0][query]
         return self._or_background(labels, 1 / total if self.threshold > 0 else best)
 
     def _or_background(self, labels: Tensor, probability: Tensor) -> Tensor:
-        if self.threshold > 0:
+        if self.threshold > 0 and self.vocabulary.background is not None:
             labels[probability < self.threshold] = self.vocabulary.background
         return labels
 

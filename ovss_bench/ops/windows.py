@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from ..errors import OvssError, unknown
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
+Window: TypeAlias = int | Literal["whole"]  # side in pixels
 PADS = ("none", "center", "corner", "corner_black")
 
 
@@ -59,7 +60,7 @@ class SlidingWindow:
 
     @classmethod
     def of(
-        cls, height: int, width: int, window: int | str, stride: int, patch: int, pad: str, multiple: int | None = None
+        cls, height: int, width: int, window: Window, stride: int, patch: int, pad: str, multiple: int | None = None
     ) -> SlidingWindow:
         """The windows of a resized image of height x width pixels; `window` in pixels, or "whole". See `axis`. Raises OvssError
         for invalid values and for a stride that leaves pixels out."""

@@ -74,9 +74,10 @@ def compare_runs(a: Run, b: Run, tolerance: float = 0.1) -> dict[str, Any]:
     ids = sorted(a.counts)
     other_counts = [not np.array_equal(*both) for both in zip(*counts, strict=True)]
     other_maps = [a.hashes[name] != b.hashes[name] for name in ids]
-    bounds = paired_interval(a.counts, b.counts, len(a.classes)) if any(other_counts) else Interval(0.0, 0.0, 0.0)
+    changed = any(other_counts)
+    bounds = paired_interval(a.counts, b.counts, len(a.classes)) if changed else Interval(0.0, 0.0, 0.0)
     points = Interval(*(round(100 * bound, DECIMALS) for bound in (bounds.value, bounds.low, bounds.high)))
-    level = _level(points, tolerance) if any(other_counts) or any(other_maps) else "identical"
+    level = _level(points, tolerance) if changed or any(other_maps) else "identical"
     return {
         "level": level,
         "a": a.facts(),
@@ -84,10 +85,10 @@ def compare_runs(a: Run, b: Run, tolerance: float = 0.1) -> dict[str, Any]:
         "difference": {"value": points.value, "low": points.low, "high": points.high},
         "tolerance": tolerance,
         "images": {"compared": len(ids), "other_maps": sum(other_maps), "other_counts": sum(other_counts)},
-        "contributing_images": _images(ids, *counts, len(a.classes)),
-        "contributing_classes": _classes(a, b),
+        "contributing_images": _images(ids, *counts, len(a.classes)) if changed else [],
+        "contributing_classes": _classes(a, b) if changed else [],
         "settings": list(_settings(a.result, b.result)),
-        "other_labels": _other_labels(*counts, len(a.classes)),
+        "other_labels": _other_labels(*counts, len(a.classes)) if changed else 0,
     }
 
 

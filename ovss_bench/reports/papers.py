@@ -29,13 +29,15 @@ Overrides = Annotated[dict[str, Any], Expected("overrides as {NAME: VALUE}")]
 @dataclass(frozen=True)
 class PaperRow:
     """A row of a table: a run of ours (`segmentor`, `clip`, overrides in `recipe`, and in `per_dataset` those of single data
-    sets), or a row of the paper (`method` and the columns of results/published that identify it), or both."""
+    sets), or a row of the paper (`method` and the columns of results/published that identify it), or both. A run with `first`
+    comes before the others, without sharing their forward pass, so that a long table has something to show early."""
 
     name: Filled
     segmentor: str | None = None
     clip: str | None = None
     recipe: Overrides = field(default_factory=dict)
     per_dataset: Annotated[dict[str, Overrides], Expected("{DATASET: {NAME: VALUE}}")] = field(default_factory=dict)
+    first: bool = False
     method: str | None = None
     variant: str | None = None
     backbone: str | None = None
@@ -201,8 +203,8 @@ def _row(number: int, content: Any, datasets: Sequence[str]) -> PaperRow:
         if row.segmentor is None:
             if row.method is None:
                 raise OvssError("it names neither a segmentor with its clip nor a method.")
-            if row.clip or row.recipe or row.per_dataset:
-                raise OvssError("clip, recipe and per_dataset need a segmentor.")
+            if row.clip or row.recipe or row.per_dataset or row.first:
+                raise OvssError("clip, recipe, per_dataset and first need a segmentor.")
         else:
             _known("segmentor", [row.segmentor], segmentor_names())
             _known("clip", [row.clip], config_names("clip"))

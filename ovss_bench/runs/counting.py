@@ -90,9 +90,9 @@ def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.nda
 def _counted(job: Job, prediction: Prediction, target: np.ndarray, runtime: Runtime) -> Records:
     label_map = prediction.label_map.numpy().astype(np.uint16)
     dataset, recipe = job.dataset, job.segmentor.recipe
-    target = dataset.scored(target, label_map.shape, recipe.resize, recipe.min_foreground)
-    maps = (NOTHING, NOTHING) if target is None else (target, label_map)
-    pair = *maps, len(dataset.classes), dataset.ignore_index
+    scored = dataset.scored(target, label_map.shape, recipe.resize, recipe.min_foreground)
+    truth, predicted = (NOTHING, NOTHING) if scored is None else (scored, label_map)
+    pair = truth, predicted, len(dataset.classes), dataset.ignore_index
     edges = boundary_counts(*pair) if runtime.boundary else None
     digest = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
     return confusion(*pair), digest, edges, label_map if runtime.maps else None

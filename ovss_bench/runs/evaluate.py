@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,8 @@ from .schema import VERSION
 from .store import RunStore
 from .world import Shard, World
 
+MOST_NAMES = 3  # of methods in the title of a pass
+
 
 @ordinary_torch()
 def evaluate(
@@ -52,16 +54,16 @@ def evaluate(
     `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
     on the segmentor; the result states all of them, and OvssError is raised for changes that it cannot state. Nothing is
     written without `output`. `progress` prints the progress."""
-    kinds = (DenseCLIP, SegDataset) if isinstance(segmentor, str) else (SegDataset,)
-    if len(on) != len(kinds) or not all(map(isinstance, on, kinds)):
-        given = ", ".join(type(each).__name__ for each in (segmentor, *on))
-        raise OvssError(f"evaluate({given}): expected evaluate(NAME, clip, dataset) or evaluate(segmentor, dataset).")
     if not isinstance(runtime, Runtime | None):
         raise OvssError(f"runtime={runtime!r}: expected ob.Runtime(NAME=VALUE, ...).")
-    if isinstance(segmentor, str):
-        job = make_job(segmentor, *on, protocol, recipe, origin="argument")
-    else:
-        job = job_of(segmentor, *on, protocol, recipe or {}, kept=output is not None)
+    match (segmentor, *on):
+        case str() as name, DenseCLIP() as clip, SegDataset() as dataset:
+            job = make_job(name, clip, dataset, protocol, recipe, origin="argument")
+        case Segmentor() as built, SegDataset() as dataset:
+            job = job_of(built, dataset, protocol, recipe or {}, kept=output is not None)
+        case given:
+            kinds = ", ".join(type(each).__name__ for each in given)
+            raise OvssError(f"evaluate({kinds}): expected evaluate(NAME, clip, dataset) or evaluate(segmentor, dataset).")
     for doubt in job.dataset.doubts:
         Progress(not progress).say(f"note: {job.dataset.name}: {doubt}")
     ids = ids if ids is None or isinstance(ids, str) else list(ids)
@@ -83,30 +85,26 @@ def run_jobs(
     shard: Shard | None = None,
     world: World | None = None,
 ) -> list[EvalResult]:
-    """Runs jobs and returns their results in the same order. Jobs on the same images with equal trunk recipes share a pass.
+    """Runs jobs and returns their results in the same order. Jobs on the same images with equal trunk recipes share a pass. The
+    cheapest pass comes first, by methods times images, and each row is printed when its pass is done.
 
     A job with a finished result is skipped unless `rerun`; an interrupted one is resumed. If a list of `failures` is given,
     errors are added to it, and the remaining passes run. A `shard` evaluates its part of the images for runs/merge.py, and
     returns no results. In a `world` of several processes all call this with the same arguments; rank 0 returns the results."""
+    began = time.monotonic()
     run = _Run(limit, ids, output, rerun, runtime or Runtime(), Progress(quiet), shard, world or World())
-    passes: dict[tuple, list[int]] = {}
-    with run.world.together():
-        for job in jobs:
-            job.fingerprint = fingerprint(job, job.dataset.select(limit, ids), run.runtime.boundary)
-        done = {i: result for i, job in enumerate(jobs) if (result := run.finished(job))}
-    finished, fingerprints = zip(*run.world.gather((set(done), [job.fingerprint for job in jobs])), strict=True)
-    if any(other != fingerprints[0] for other in fingerprints):
-        raise OvssError("the processes of this run differ in data, weights or code. Start all of them with the same.")
-    for i, job in enumerate(jobs):
-        if i not in finished[0]:
-            passes.setdefault(job.pass_key, []).append(i)
-    for numbers in passes.values():
+    done: dict[int, EvalResult] = {}
+    for numbers in run.passes(jobs, done):
         try:
-            done |= zip(numbers, _Pass(run, [jobs[i] for i in numbers]).results(), strict=False)  # only rank 0 has results
+            results = _Pass(run, [jobs[i] for i in numbers]).results()
         except OvssError as error:
             if failures is None:
                 raise
             failures.append(error)
+            continue
+        for count, result in enumerate(results if len(jobs) > 1 else (), len(done) + 1):
+            run.progress.say(f"row {count} of {len(jobs)}, after {time.monotonic() - began:.0f} s: {result.line}")
+        done |= zip(numbers, results, strict=False)  # only rank 0 has results
     return [done[i] for i in sorted(done)]
 
 
@@ -122,6 +120,32 @@ class _Run:
     progress: Progress
     shard: Shard | None
     world: World
+
+    def passes(self, jobs: Sequence[Job], done: dict[int, EvalResult]) -> Iterator[list[int]]:
+        """The numbers of the jobs of each pass. Results that are finished are added to `done`, and need no pass.
+
+        The auxiliary models are loaded for the fingerprints: before the first pass, so that a missing one is found before hours
+        of work, but after the jobs that are `first`.
+        """
+        for first in (True, False):
+            chosen = {i: job for i, job in enumerate(jobs) if job.first == first}
+            if not chosen:
+                continue
+            with self.world.together():
+                for job in chosen.values():
+                    job.fingerprint = fingerprint(job, self.selected(job), self.runtime.boundary)
+                found = {i: result for i, job in chosen.items() if (result := self.finished(job))}
+            gathered = self.world.gather((set(found), [job.fingerprint for job in chosen.values()]))
+            if any(fingerprints != gathered[0][1] for _, fingerprints in gathered):
+                raise OvssError("the processes of this run differ in data, weights or code. Start all of them with the same.")
+            done |= found
+            passes: dict[tuple, list[int]] = {}
+            for i in sorted(chosen.keys() - gathered[0][0]):
+                passes.setdefault(chosen[i].pass_key, []).append(i)
+            yield from sorted(passes.values(), key=lambda numbers: len(numbers) * len(self.selected(jobs[numbers[0]])))
+
+    def selected(self, job: Job) -> Sequence[Sample]:
+        return job.dataset.select(self.limit, self.ids)
 
     def finished(self, job: Job) -> EvalResult | None:
         """The result of a job that is already finished; only rank 0 looks for it."""
@@ -153,7 +177,9 @@ class _Pass:
         self.images = list(zip(*samples, strict=True))  # per image its sample in every data set
         shard = run.shard
         self.part = split_evenly(self.images, shard.count, jobs)[shard.number - 1] if shard else self.images
-        self.title = f"{', '.join(dict.fromkeys(job.name for job in jobs))} on {', '.join(self.datasets)}"
+        names = list(dict.fromkeys(job.name for job in jobs))
+        names[MOST_NAMES:] = [f"{len(names) - MOST_NAMES} others"] if len(names) > MOST_NAMES + 1 else names[MOST_NAMES:]
+        self.title = f"{', '.join(names)} on {', '.join(self.datasets)}"
         self.clip = jobs[0].segmentor.clip
         self.stages = Stages(self.clip.device, run.runtime.profile and run.world.rank == 0)
         self.failed: dict[str, str] = {}  # images with the reasons
@@ -227,9 +253,9 @@ class _Pass:
         timing["stages"] = {stage: round(value, 3) for stage, value in self.stages.seconds.items()}
         if run.runtime.profile:
             run.progress.say(self.stages.table(seconds))
-            if run.output is not None:
-                self.stages.write_trace(self.stores[0].trace_path)
-                run.progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {self.stores[0].trace_path}")
+            if isinstance(store := self.stores[0], RunStore):
+                self.stages.write_trace(store.trace_path)
+                run.progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {store.trace_path}")
         evaluated = [image.id for image, *_ in self.part if image.id not in self.failed]
         results = []
         for job, store, *seen in zip(self.jobs, self.stores, *observed, strict=True):
@@ -297,4 +323,4 @@ class _Memory(nullcontext):
     def has(self, *_: object) -> None:
         """No image is stored."""
 
-    discard = flush = collect = finish = has
+    discard = flush = collect = finish = finished = has

@@ -53,12 +53,15 @@ class Job:
     dataset: SegDataset
     protocol: str
     fingerprint: str = ""
+    first: bool = False  # before all others, in a pass of its own
 
     @property
     def pass_key(self) -> tuple:
-        """Equal for jobs that can share one pass of the trunk."""
+        """Equal for jobs that share one pass of the trunk. Values that are left to CLIP are equal to those that state them."""
         clip = self.segmentor.clip
-        return clip.weights_digest, clip.precision, self.dataset.images_digest, self.segmentor.recipe.trunk_key
+        own = {"pad_multiple": clip.patch_size, "activation": clip.activation, "layer_norm_eps": clip.layer_norm_eps}
+        values = tuple((name, own.get(name) if value is None else value) for name, value in self.segmentor.recipe.trunk_key)
+        return self.first, clip.weights_digest, clip.precision, self.dataset.images_digest, values
 
     @cached_property
     def code(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -117,7 +120,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
     _refuse_replaced(segmentor, method)
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     overrides = dict(segmentor.recipe.overrides)
-    for each, value in (_set_since(segmentor) | changes).items():
+    for each, value in (_set_since(segmentor) | dict(changes)).items():
         given.pop(each, None)
         if each in SOURCES and not isinstance(value, str | None):
             given[each], value = value, describe(value)
@@ -211,7 +214,7 @@ def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, jobs: Sequenc
     @cache
     def cost(size: tuple[int, int]) -> int:
         resized = resize(np.zeros((*size[::-1], 3), np.uint8), recipe.resize, recipe.short_side, recipe.long_side, patch)
-        windows = SlidingWindow.by(recipe, *resized.shape[:2], patch)
+        windows = SlidingWindow.by(recipe, resized.shape[0], resized.shape[1], patch)
         return len(windows.origins) * windows.rows.cells * windows.columns.cells
 
     def size(image: Path) -> tuple[int, int]:

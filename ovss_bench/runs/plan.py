@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Plan:
     dataset: str  # name or file, as given
     dataset_name: str
     protocol: str
+    first: bool = False  # see PaperRow
 
     @property
     def segmentor(self) -> str:
@@ -44,19 +45,23 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
     """The rows for all segmentors and data sets, or for a paper's table, and the suites of the data sets."""
     given = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
     if paper:
-        rows, suites = [row for row in paper.rows if row.segmentor], []
-        cells = [(row.segmentor, str(row.clip), dataset, row.overrides(dataset)) for dataset in paper.datasets for row in rows]
+        rows, suites = [(row.segmentor, row) for row in paper.rows if row.segmentor], []
+        cells = [
+            (name, str(row.clip), dataset, row.overrides(dataset), row.first)
+            for dataset in paper.datasets
+            for name, row in rows
+        ]
     else:
         names = _listed(options["segmentor"])
         datasets, suites = expand(_listed(options["dataset"]))
-        cells = [(name, str(options["clip"]), dataset, {}) for dataset in datasets for name in names]
+        cells = [(name, str(options["clip"]), dataset, {}, False) for dataset in datasets for name in names]
     overrides = split_overrides(dict.fromkeys(segmentor for segmentor, *_ in cells), given)
     plans, protocol = [], options["protocol"]
-    for segmentor, text, dataset, values in cells:
+    for segmentor, text, dataset, values, first in cells:
         clip, name = ClipSpec.of(text, options["weights"]), dataset_config(dataset)[0]
         for chosen in overrides[segmentor]:
             recipe = compose_recipe(segmentor, clip=clip.label, dataset=name, protocol=protocol, overrides=values | chosen)
-            plans.append(Plan(recipe, clip, dataset, name, protocol))
+            plans.append(Plan(recipe, clip, dataset, name, protocol, first))
     return plans, suites
 
 
@@ -108,7 +113,7 @@ def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
     file = plan.clip.pretrained or plan.clip.name
     changed = os.stat(file).st_mtime_ns if os.path.isfile(file) else None
     clip = _loaded(plan.clip, plan.recipe.precision or default_precision(device), device, changed)
-    return build_job(plan.recipe, clip, dataset, plan.protocol)
+    return replace(build_job(plan.recipe, clip, dataset, plan.protocol), first=plan.first)
 
 
 @lru_cache(maxsize=4)

@@ -154,13 +154,13 @@ def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, 
     run = segmentor, clip, dataset
     figures = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     same = [settings(*run, published) == settings(*run, overrides) for published in figures["overrides"]]
-    return as_records(figures[same]) if same else []
+    return as_records(figures.loc[same]) if same else []
 
 
 def as_records(figures: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of `published_figures` in the form of result files, first-hand figures first."""
     columns = ["miou", "metric", "method", "variant", "source", "table", "second_hand"]
-    return figures.sort_values("second_hand", kind="stable")[columns].to_dict("records")
+    return figures.sort_values("second_hand", kind="stable").loc[:, columns].to_dict("records")
 
 
 def settings(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str
         parts.append(f"there are figures with {', '.join(others['clip'].unique())} on {', '.join(others['dataset'].unique())}")
     method, architecture = _config("segmentor", segmentor, "method"), _config("clip", clip, "architecture")
     unmatched = figures_with(method=method, dataset=dataset, segmentor="")
-    unmatched = unmatched[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
+    unmatched = unmatched.loc[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
     if len(unmatched):
         shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in as_records(unmatched)[:3]]
         parts.append(f"for {method} with different or unstated settings there is {', '.join(shown)}")
@@ -293,7 +293,7 @@ def figures_with(**values: str) -> pd.DataFrame:
     """The published figures with these values in their columns."""
     figures = published_figures()
     for column, value in values.items():
-        figures = figures[figures[column] == value]
+        figures = figures.loc[figures[column] == value]
     return figures
 
 

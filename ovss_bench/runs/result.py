@@ -31,8 +31,13 @@ class EvalResult:
         return pd.DataFrame(self.data["per_class"]).set_index("class")
 
     def __repr__(self) -> str:
+        return f"EvalResult({self.line})"
+
+    @property
+    def line(self) -> str:
+        """What was evaluated, and the usual metrics."""
         shown = ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items() if name in ("mIoU", "mAcc", "aAcc"))
-        return f"EvalResult({self._title}: {shown})"
+        return f"{self._title}: {shown}"
 
     @property
     def _title(self) -> str:

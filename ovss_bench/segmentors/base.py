@@ -25,6 +25,7 @@ from ..image import normalize, resize
 from ..ops.device import to_device, whole_numbers
 from ..ops.scores import Decision
 from ..progress import Progress
+from ..stages import within
 from ..types import ImageContext, Trunk, WindowBatch
 from ..vocabulary import Vocabulary
 
@@ -221,7 +222,8 @@ class Segmentor(Method):
 
     def trunk(self, batch: WindowBatch) -> Trunk:
         if batch.trunk is None or not self.needs | self.needs_qkv <= batch.trunk.states.keys():
-            batch.trunk = self.clip.trunk(batch.pixels, self.needs, self.recipe.position, self.needs_qkv)
+            with within("encode"):
+                batch.trunk = self.clip.trunk(batch.pixels, self.needs, self.recipe.position, self.needs_qkv)
         return batch.trunk
 
     def window_embeddings(self, batch: WindowBatch) -> Tensor:
@@ -252,8 +254,9 @@ class Segmentor(Method):
         side, embeddings = self.clip.stored_grid[0] * self.clip.patch_size, []
         for start in range(0, len(images), IMAGES_PER_PASS):
             some = [resize(image, "square", side, side, 1) for image in images[start : start + IMAGES_PER_PASS]]
-            pixels = torch.stack([normalize(image, self.recipe.normalize) for image in some]).to(self.clip.device)
-            embeddings.append(self.clip.embeddings(self.clip.trunk(pixels, position=self.recipe.position)))
+            pixels = self.tensor(torch.stack([normalize(image, self.recipe.normalize) for image in some]))
+            with within("encode"):
+                embeddings.append(self.clip.embeddings(self.clip.trunk(pixels, position=self.recipe.position)))
         return torch.cat(embeddings)
 
     def cosines(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -270,7 +273,7 @@ class Segmentor(Method):
 
     def indices(self, values: Iterable[int]) -> Tensor:
         """Whole numbers as a tensor (N,) int64, copied to a GPU only once."""
-        return whole_numbers(tuple(values), device=self.clip.device)
+        return whole_numbers(tuple(values), like=self.text)
 
 
 class LastBlockSegmentor(Segmentor):

@@ -56,7 +56,7 @@ class CLIPDIY(Segmentor):
         return maps.softmax(0)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
-        order = by_class(self.vocabulary, device=scores.device)[1]
+        order = by_class(self.vocabulary, like=scores)[1]
         return Decision(self.vocabulary).from_cosines([scores[order].movedim(0, -1)])
 
     def patch_cosines(self, context: ImageContext) -> list[Tensor]:

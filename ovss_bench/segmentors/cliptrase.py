@@ -97,7 +97,7 @@ class CLIPtrase(LastBlockSegmentor):
     def state(self, context: ImageContext) -> Tensor:
         """Tokens (T, D) of the whole image that enter the block before the last."""
         if "state" not in context.by_products:
-            trunk = self.clip.trunk(self.whole(context)[None].to(self.text), self.needs, self.recipe.position)
+            trunk = self.trunk(WindowBatch(self.whole(context)[None].to(self.text)))
             context.by_products["state"] = trunk.states[self.clip.depth - 2][0]
         return context.by_products["state"]
 

@@ -13,15 +13,17 @@ from .base import Segmentor
 
 def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[[float], int]) -> Tensor:
     """Features (1, C, h, w) of the segmentor's `vfm` for the image at its original size, bilinearly resized to whole patches of
-    the encoder (`whole` rounds their number per side, which is at least 1). From the run's cache, if there is one."""
-    pixels = segmentor.tensor(normalize(context.original, "clip_exact"))[None]
+    the encoder (`whole` rounds their number per side, which is at least 1). Computed once for all segmentors; from the run's
+    cache, if there is one."""
     patch = getattr(segmentor.vfm, "patch_size", 1)
-    size = [max(whole(side / patch), 1) * patch for side in pixels.shape[2:]]
-    pixels = F.interpolate(pixels, size, mode="bilinear")
+    size = [max(whole(side / patch), 1) * patch for side in context.original.shape[:2]]
+    key = ("whole image", *size)
+    if key not in context.shared:
+        pixels = segmentor.tensor(normalize(context.original, "clip_exact"))[None]
+        context.shared[key] = WindowBatch(F.interpolate(pixels, size, mode="bilinear"), contexts=[context])
     digest = getattr(segmentor.vfm, "digest", None)
     maker = digest and f"{digest} whole image {size}"
-    maps = context.cached(maker, lambda: segmentor.vfm(WindowBatch(pixels, contexts=[context])).numpy(force=True))
-    return segmentor.tensor(maps)
+    return segmentor.tensor(context.cached(maker, lambda: context.shared[key].once(segmentor.vfm).numpy(force=True)))
 
 
 def cut(
@@ -38,8 +40,11 @@ def cut(
             length = window.shape[axis]
             shown = length if recipe.window == "whole" else min(recipe.window, length)
             start = first + ((side - shown) // 2 if recipe.pad == "center" else 0)
+            end = min(start + shown, length)
             index = torch.arange(first, first + side, device=window.device)
-            inside = index.clamp(start, min(start + shown, length) - 1)
-            outside.append(index != inside)
-            window = window.index_select(axis, inside)
+            outside.append((index < start) | (index >= end))
+            if start <= first and first + side <= end:  # a view: copies of large maps are slow along the last axis
+                window = window.narrow(axis, first, side)
+            else:
+                window = window.index_select(axis, index.clamp(start, end - 1))
         yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)

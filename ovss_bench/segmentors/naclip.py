@@ -28,7 +28,7 @@ class NACLIP(LastBlockSegmentor):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.strategy == "kk":
             return attend(k, k, v)
-        bonus = neighbourhood(grid, self.sigma, device=k.device).to(k)
+        bonus = neighbourhood(grid, self.sigma, like=k).to(k)
         if self.strategy == "naclip":
             return attend(k, k, v, bias=bonus)
         # The mean over heads and pairs of |q_p| |k_p'| is a product of means per head.

@@ -99,7 +99,7 @@ class ResCLIP(Segmentor):
             if feedback is not None:
                 products = self.sfr_tau * ((1 - self.sfr_lambda) * products + self.sfr_lambda * feedback)
             if self.strategy in ("resclip", "naclip"):
-                products = products + neighbourhood(grid, self.gaussian_std, device=k.device).to(k)
+                products = products + neighbourhood(grid, self.gaussian_std, like=k).to(k)
             total = total + products.softmax(-1)
         return total if middle is None else self.rcs_tau * ((1 - self.rcs_lambda) * total + self.rcs_lambda * middle)
 
@@ -131,7 +131,7 @@ class ResCLIP(Segmentor):
             ties = ties * self.sight(labels)
         # As published: a Gaussian along the flattened index, which runs across the ends of the rows of patches.
         reach = min(len(flat), int(6 * self.gaussian_std + 1)) // 2
-        kernel = torch.exp(-torch.arange(-reach, reach + 1, device=ties.device).square() / (2 * self.gaussian_std**2))
+        kernel = torch.exp(-self.indices(range(-reach, reach + 1)).square() / (2 * self.gaussian_std**2))
         ties = F.conv1d(ties[:, None], (kernel / kernel.sum())[None, None], padding=reach)[:, 0]
         return ties / (ties.sum(1, keepdim=True) + 1e-8)
 
@@ -142,7 +142,7 @@ class ResCLIP(Segmentor):
         As published, every line gets the samples of the longest one, and on a line of s patches only the first s samples are
         tested, which lie close to the first patch.
         """
-        rows, columns, distance = sight_lines(tuple(labels.shape), device=labels.device)
+        rows, columns, distance = sight_lines(tuple(labels.shape), like=labels)
         seen = torch.ones_like(distance, dtype=torch.bool)
         for k, (row, column) in enumerate(zip(rows, columns, strict=True)):
             seen &= (labels[row[:, None, :, None], column[:, None, :]] == labels[..., None, None]) | (k > distance)

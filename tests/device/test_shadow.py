@@ -180,10 +180,11 @@ def test_constants_are_kept_by_device(gpu):
         made.append(number)
         return torch.full((2,), float(number)), slice(3)
 
-    on_cpu, on_gpu = twice(4), twice(4, device=CUDA)
+    there = torch.ones(1, device=CUDA)
+    on_cpu, on_gpu = twice(4), twice(4, like=there)
     assert on_gpu[0].device == CUDA
     assert torch.equal(on_gpu[0].cpu(), on_cpu[0])
-    assert twice(4, device=CUDA) is on_gpu
+    assert twice(4, like=there) is on_gpu
     assert twice(4) is on_cpu
     assert made == [4, 4]
     assert len(gpu.uploads) == 1

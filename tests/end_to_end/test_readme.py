@@ -63,8 +63,9 @@ def test_a_loader_of_ones_own_runs_as_the_page_has_it(my_data):
     assert all(row["true"] > 0 for row in result["per_class"])
 
 
-def test_the_table_of_the_demo_is_the_committed_one():
-    table = (ROOT / "results/demo/table.md").read_text()
+@pytest.mark.parametrize("name", ["demo", "demo_full"])
+def test_the_table_of_the_demo_is_the_committed_one(name):
+    table = (ROOT / "results" / name / "table.md").read_text()
     assert table in (ROOT / "docs/demo.md").read_text()
 
 

@@ -24,7 +24,7 @@ MANIFESTS = sorted(path.stem for path in (DATASET_FACTS / "manifests").glob("*.j
 
 def generated():
     """Name -> content of the manifests. PNG files differ between versions of zlib, so the demo has no fingerprint."""
-    for name in ("demo", "demo_tune"):
+    for name in ("demo", "demo_small", "demo_tune"):
         facts = check(name, workers=1, quiet=True).manifest()
         facts.pop("fingerprint")
         yield name, {"source": "drawn by ovss_bench/datasets/demo"} | facts

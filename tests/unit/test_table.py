@@ -12,7 +12,7 @@ import pytest
 from end_to_end.tools import ROOT
 from ovss_bench import progress
 from ovss_bench.bench import view as bench
-from ovss_bench.bench.measure import OFFICIAL
+from ovss_bench.bench.ways import OFFICIAL
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.reports.compare_view import methods_table
 from ovss_bench.reports.csv import csv as to_csv

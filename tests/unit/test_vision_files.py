@@ -179,7 +179,9 @@ def test_chunks_change_nothing(weights, monkeypatch):
     for budget in (1, 40):  # one image at a time, and two
         monkeypatch.setitem(vision.TOKENS, "cpu", budget)
         sizes = []
-        handle = encoder.model.register_forward_pre_hook(lambda module, inputs, kept=sizes: kept.append(len(inputs[0])))
+        handle = encoder.model.patch_embed.register_forward_pre_hook(
+            lambda module, inputs, kept=sizes: kept.append(len(inputs[0]))
+        )
         close(encoder.features(pixels), whole)
         handle.remove()
         assert sizes == ([1] * 5 if budget == 1 else [2, 2, 1])

@@ -46,7 +46,7 @@ def test_whole_is_one_window(length):
     ],
 )
 def test_padding_to_the_patch(size, pad, before, padded, cells):
-    windows = axis(size, None, 1, 16, pad)
+    windows = axis(size, None, 16, 16, pad)
     assert (windows.before, windows.padded, windows.cells) == (before, padded, cells)
 
 

@@ -26,7 +26,8 @@ PALETTE = [[128, 128, 128], *np.clip(SHADES, 0, 255).astype(int).tolist()]
 
 @DATASETS.register_module(name="demo")
 class DemoDataset(SegDataset):
-    """`scenes` drawn scenes, each of several cloths. Class 0 is the ground, 1 to 36 the cloths, 255 their outlines."""
+    """`scenes` drawn scenes, each of several cloths; with `every`, only the first of every so many. Class 0 is the ground, 1 to
+    36 the cloths, 255 their outlines."""
 
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         layout = {"folders": ["."], "images": "images", "labels": "labels", "image_suffix": ".png", "label_suffix": ".png"}
@@ -34,16 +35,16 @@ class DemoDataset(SegDataset):
             "classes": ["background", *(cloth.name for cloth in DEMO_CLOTHS)],
             "palette": PALETTE,
             "background": 0,
-            "expected_images": config["scenes"],
+            "expected_images": len(range(0, config["scenes"], config.get("every", 1))),
             "unseen": [i for i, cloth in enumerate(DEMO_CLOTHS, 1) if not cloth.seen],
         }
         super().__init__(name, config | layout | facts, root)
 
     def locate(self, root: str | Path | None) -> Path:
         """In the cache: the scenes need no data root. They are redrawn when the code that draws them changes."""
-        seed, count = self.config["seed"], self.config["scenes"]
+        drawn = self.config["seed"], self.config["scenes"], self.config.get("every", 1)
         parts = (scenes, draw_demo, scenes_digest)
-        key = digest(*map(inspect.getsource, parts), repr((seed, count)))
+        key = digest(*map(inspect.getsource, parts), repr(drawn))
         folder = cache_dir() / "scenes" / f"{self.name}-{key[:12]}"
         if folder.is_dir() and not _whole(folder):
             warnings.warn(f"the scenes in {folder} are damaged; they are drawn again.", stacklevel=2)
@@ -53,7 +54,7 @@ class DemoDataset(SegDataset):
             return folder
         try:
             temporary = Path(tempfile.mkdtemp(dir=make_folder(folder.parent)))
-            draw_demo(temporary, seed, count)
+            draw_demo(temporary, *drawn)
             (temporary / CONTENT).write_text(scenes_digest(temporary), encoding="utf-8")
         except OSError as error:
             raise cannot_write(folder, error) from error
@@ -78,8 +79,9 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-def draw_demo(folder: Path, seed: int, count: int) -> None:
-    """Writes images/ and labels/ (palette PNG). Every cloth occurs about equally often."""
+def draw_demo(folder: Path, seed: int, count: int, every: int = 1) -> None:
+    """Draws `count` scenes, and writes the first of `every` so many into images/ and labels/ (palette PNG). Every cloth occurs
+    about equally often."""
     rng = np.random.RandomState(seed)
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
@@ -91,6 +93,8 @@ def draw_demo(folder: Path, seed: int, count: int) -> None:
             deck = deck or rng.permutation(len(DEMO_CLOTHS)).tolist()
             chosen.append(deck.pop())
         image, index = draw_scene(rng, height, width, [DEMO_CLOTHS[i] for i in chosen], rng.randint(len(GROUNDS)))
+        if number % every:
+            continue
         label = np.array([0, *(i + 1 for i in chosen)], np.uint8)[index]
         label[void_border(index)] = 255
         Image.fromarray(image).save(folder / "images" / f"scene_{number:03d}.png")
