@@ -20,7 +20,7 @@ from ..files import digest
 from .torchscript import is_torchscript, read_torchscript
 
 # Keys under which training codes store the state dict (DINO: the teacher; FOUND: its decoder).
-WRAPPERS = ("state_dict", "model", "teacher", "student", "decoder")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "decoder")
 
 
 @contextmanager

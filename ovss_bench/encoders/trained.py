@@ -1,0 +1,81 @@
+"""Reads checkpoints of trained networks: every tensor must be known, and sizes follow from shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import OvssError
+from .checkpoints import read_weights
+
+Shape = tuple[int | str, ...]
+SHOWN = 8  # problems in an error
+
+
+def read_trained(
+    path: str | Path,
+    required: Mapping[str, Shape],
+    *,
+    optional: Mapping[str, Shape] | None = None,
+    ignorable: Sequence[str] = (),
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The required tensors of a checkpoint and its optional ones, in float32, and the sizes found in their shapes.
+
+    `required` and `optional` map names of tensors to shapes. A size is a number, or a name (`"D"`; with a factor, `"3D"`) that
+    stands for the same number in all shapes. A `*` in the name of a tensor stands for the numbers 0 to n-1, as of blocks; n is
+    among the sizes, under the name up to the `*`. `ignorable`: shell patterns of names that are not needed.
+
+    The state dict may be wrapped (checkpoints.WRAPPERS), and have the prefix `module.` of parallel training. Raises an
+    OvssError that names the file and the tensors that are missing, unexpected or of the wrong shape or type.
+    """
+    state = read_weights(path)[0]
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    sizes: dict[str, int] = {}
+    shapes = dict(_numbered(required, state, sizes))
+    problems = [f"{name} is missing" for name in shapes if name not in state]
+    shapes = {name: shape for name, shape in (shapes | dict(_numbered(optional or {}, state, sizes))).items() if name in state}
+    others = [name for name in state if name not in shapes]
+    problems += [f"{name} is unexpected" for name in others if not any(fnmatchcase(name, mask) for mask in ignorable)]
+    problems += [f"{name} is {state[name].dtype}" for name in shapes if not state[name].is_floating_point()]
+    problems += _misfits(shapes, state, sizes)
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise OvssError(f"checkpoint {path} does not fit: {'; '.join(problems[:SHOWN])}{more}.")
+    return {name: state[name].float() for name in shapes}, sizes
+
+
+def _numbered(shapes: Mapping[str, Shape], state: Mapping[str, Tensor], sizes: dict[str, int]) -> Iterator[tuple[str, Shape]]:
+    """The shapes with every `*` replaced by 0 up to the highest number in the state dict, at least 0."""
+    for name, shape in shapes.items():
+        stem, star, rest = name.partition("*")
+        if star and stem + star not in sizes:
+            found = [re.match(re.escape(stem) + r"(\d{1,3})\b", key) for key in state]
+            sizes[stem + star] = 1 + max((int(match[1]) for match in found if match), default=0)
+        yield from ((f"{stem}{i}{rest}", shape) for i in range(sizes[stem + star])) if star else [(name, shape)]
+
+
+def _misfits(shapes: Mapping[str, Shape], state: Mapping[str, Tensor], sizes: dict[str, int]) -> Iterator[str]:
+    """What is wrong with the shapes of tensors. Adds the sizes that they define."""
+    origins: dict[str, str] = {}
+    for tensor, expected in shapes.items():
+        found = tuple(state[tensor].shape)
+        parts = [_parts(size) for size in expected]
+        for side, (factor, name) in zip(found, parts, strict=False):
+            if name and name not in sizes and side % factor == 0 and len(found) == len(expected):
+                sizes[name], origins[name] = side // factor, tensor
+        if found != tuple(factor * sizes.get(name, -1) if name else factor for factor, name in parts):
+            where = {name: f", with {name}={sizes[name]} from {origins[name]}" for _, name in parts if name in origins}
+            shown = f"({', '.join(map(str, expected))})"
+            yield f"{tensor} has the shape {found} instead of {shown}{''.join(where.values())}"
+
+
+def _parts(size: int | str) -> tuple[int, str]:
+    """12 -> (12, ""), "D" -> (1, "D"), "3D" -> (3, "D")."""
+    name = str(size).lstrip("0123456789")
+    factor = str(size).removesuffix(name)
+    return int(factor or 1), name
