@@ -18,7 +18,7 @@ from ovss_bench.runs.published import published_figures
 from ovss_bench.runs.schema import schema
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank")
+BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank", "checkpoint")
 BENCHMARKS = {
     "voc21": "VOC21", "voc20": "VOC20", "context60": "Ctx60", "context59": "Ctx59",
     "coco_object": "Object", "coco_stuff": "Stuff", "cityscapes": "City", "ade20k": "ADE",
@@ -27,6 +27,7 @@ TITLES = {
     "clip": "CLIP", "maskclip": "MaskCLIP", "sclip": "SCLIP", "clearclip": "ClearCLIP", "naclip": "NACLIP", "gem": "GEM",
     "cliptrase": "CLIPtrase", "resclip": "ResCLIP", "scclip": "SC-CLIP", "proxyclip": "ProxyCLIP", "corrclip": "CorrCLIP",
     "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
+    "maskclip_plus": "MaskCLIP+", "tagclip": "TagCLIP",
 }  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"
 SCENES, METHODS = (21, 60, 77), ("clip", "naclip", "corrclip")
@@ -49,7 +50,7 @@ def methods_table(pages: str) -> str:
     """Methods, what they take beside CLIP, and the benchmarks with a published figure of the very same run."""
     published, order = reproducible(), load_config("tools", "eval")["segmentor"]
     lines = [["method", "beside CLIP", *BENCHMARKS.values(), "also"], ["---", "---", *[":-:"] * len(BENCHMARKS), "---"]]
-    for method in sorted(TITLES, key=order.index):
+    for method in sorted(TITLES, key=lambda name: order.index(name) if name in order else len(order)):
         values = ob.compose_recipe(method).values()
         takes = [f"`{kind}={values[kind]}`" if values[kind] else f"`{kind}`" for kind in BESIDE_CLIP if kind in values]
         known = set().union(*(published.get(name, ()) for name in variants(method)))

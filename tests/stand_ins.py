@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
+from trained_networks import weights_of
 
 
 def vfm(batch):
@@ -36,7 +37,7 @@ def diffusion(image):
 SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion}
 
 
-def sources_of(name):
-    """The stand-ins for what a segmentor takes."""
+def sources_of(name, joint=64):
+    """The stand-ins for what a segmentor takes; `joint`: the channels of the texts, for checkpoints of trained methods."""
     own = ob.SEGMENTORS.get(ob.compose_recipe(name).segmentor).hyperparameters()
-    return {kind: source for kind, source in SOURCES.items() if kind in own}
+    return {kind: source for kind, source in SOURCES.items() if kind in own} | weights_of(name, joint)

@@ -10,9 +10,11 @@ MODULES = {
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
     "maskclip": "maskclip",
+    "maskclip_plus": "maskclip_plus",
     "naclip": "naclip",
     "proxyclip": "proxyclip",
     "resclip": "resclip",
     "scclip": "scclip",
     "sclip": "sclip",
+    "tagclip": "tagclip",
 }
