@@ -34,6 +34,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "maskclip85": _packaged("imagenet80") + _packaged("maskclip5"),
     "notebook7": _packaged("notebook7"),
     "car15": _packaged("car15"),
+    "zegclip15": _packaged("zegclip15"),
     "photo": ("a photo of a {}.",),
     "photo_bare": ("a photo of a {}",),
     "none": ("{}",),
@@ -44,7 +45,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 class Vocabulary:
     """Queries and their classes. `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes
     part in the softmax and is then dropped. `background` is the index of the background class, or None. `classes` are display
-    names. `templates` names the set or file of the `prompts`, texts with one `{}` each."""
+    names. `templates` names the set or file of the `prompts`, texts with one `{}` each. `unseen`: the classes that a zero-shot
+    method is not trained on, by the data set's split; fingerprints hold it as a fact of the data set."""
 
     queries: tuple[str, ...]
     group: tuple[int, ...]
@@ -53,6 +55,7 @@ class Vocabulary:
     templates: str = "imagenet80"
     prompts: tuple[str, ...] = field(default=TEMPLATES["imagenet80"], repr=False)
     given_features: Tensor | None = field(default=None, repr=False)
+    unseen: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_names(

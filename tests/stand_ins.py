@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
-from trained_heads import heads_of
+from trained_networks import weights_of
 
 
 def vfm(batch):
@@ -40,4 +40,4 @@ SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion"
 def sources_of(name, joint=64):
     """The stand-ins for what a segmentor takes; `joint`: the channels of the texts, for checkpoints of trained methods."""
     own = ob.SEGMENTORS.get(ob.compose_recipe(name).segmentor).hyperparameters()
-    return {kind: source for kind, source in SOURCES.items() if kind in own} | heads_of(name, joint)
+    return {kind: source for kind, source in SOURCES.items() if kind in own} | weights_of(name, joint)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -303,9 +304,10 @@ class SegDataset:
         entries, distractors = self.config.get("synonyms") or list(self.classes), []
         if names is not None:
             entries, distractors = read_names(names_path(self.config.get("names_of", self.name), names))
-        return Vocabulary.from_names(
+        vocabulary = Vocabulary.from_names(
             entries, background=self.background, templates=templates, distractors=distractors, classes=self.classes
         )
+        return replace(vocabulary, unseen=self.facts.unseen)
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:

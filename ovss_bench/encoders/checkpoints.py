@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import safetensors
 import torch
@@ -19,6 +21,7 @@ from ..errors import OvssError
 from ..files import digest
 from .torchscript import is_torchscript, read_torchscript
 
+Network = TypeVar("Network", bound=nn.Module)
 # Keys under which training codes store the state dict (DINO: the teacher; FOUND: its decoder).
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "decoder")
 
@@ -78,6 +81,22 @@ def _parsed(text: str) -> Any:
 def _is_expanded(tensor: Tensor) -> bool:
     """Whether a tensor claims more elements than its storage has: a few bytes could claim to be a terabyte."""
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
+def shared(load: Callable[..., Network]) -> Callable[..., Network]:
+    """Decorates a function that loads a network from a file, its first argument: equal calls give the same network for as long
+    as one is in use, unless the file has changed."""
+    networks: WeakValueDictionary[tuple[Any, ...], Network] = WeakValueDictionary()
+
+    @wraps(load)
+    def shared_load(path: str | Path, *arguments: Any) -> Network:
+        key = (str(path), Path(path).stat().st_mtime_ns, *arguments)
+        network = networks.get(key)
+        if network is None:
+            network = networks[key] = load(path, *arguments)
+        return network
+
+    return shared_load
 
 
 def as_float32(name: str, tensor: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class Forward:
         self.needs_qkv = frozenset().union(*(segmentors[number].needs_qkv for number in self.chosen))
         self.needs = self.needs_qkv.union(*(segmentors[number].needs for number in self.chosen))
         self.kept = self.needs | {self.clip.depth - 1}  # blocks whose inputs are in the trunk cache
-        self.trunk_cache = trunk_cache if self.chosen else None
+        self.by_trunk = any(not segmentors[number].own_network for number in self.chosen)
+        self.trunk_cache = trunk_cache if self.by_trunk else None
         self.maker = maker_digest(self.clip, self.recipe.trunk_key)
         window, patch = self.recipe.window, self.clip.patch_size
         self.full = None if window == "whole" else SlidingWindow.by(self.recipe, window, window, patch)
@@ -103,7 +104,7 @@ class Forward:
         windows = SlidingWindow.by(self.recipe, *contexts[0].resized.shape[:2], self.clip.patch_size)
         count = len(windows.origins) if self.chosen else 0
         image = PendingImage(key, contexts, windows, count, [[None] * count for _ in contexts], known)
-        if (self.trunk_cache or self.at_once) and known is None:
+        if (self.trunk_cache or self.at_once) and self.by_trunk and known is None:
             image.states = {block: [None] * count for block in self.kept}
         return image
 
@@ -152,10 +153,10 @@ class Forward:
                 self.batch = (batch + 1) // 2
             batch = (batch + 1) // 2
 
-    def _take(self, items: Sequence[_Item], trunk: Trunk, logits: dict[int, Tensor]) -> None:
+    def _take(self, items: Sequence[_Item], trunk: Trunk | None, logits: dict[int, Tensor]) -> None:
         """Stores the results of a pass with the images of its windows."""
         self.passes += 1
-        states = {**trunk.states, self.clip.depth - 1: trunk.tokens}
+        states = {**trunk.states, self.clip.depth - 1: trunk.tokens} if trunk else {}
         for row, item in enumerate(items):
             for number, of_windows in logits.items():
                 item.image.grids[number][item.cell] = of_windows[row]
@@ -164,17 +165,13 @@ class Forward:
             item.image.missing -= 1
 
     @torch.inference_mode()
-    def _pass(self, items: Sequence[_Item], batch: int) -> tuple[Trunk, dict[int, Tensor]]:
-        """The trunk, and the patch logits (batch, Q, h, w) of the segmentors that go by windows."""
+    def _pass(self, items: Sequence[_Item], batch: int) -> tuple[Trunk | None, dict[int, Tensor]]:
+        """The trunk, if a segmentor needs it, and the patch logits (batch, Q, h, w) of the segmentors that go by windows."""
         padding = batch - len(items)
         pixels = F.pad(torch.stack([item.pixels for item in items]), (0, 0, 0, 0, 0, 0, 0, padding))
         images = list({id(item.image): item.image for item in items}.values())
         with self.stages("encode"):
-            if all(item.image.known for item in items):
-                known = {block: torch.stack([item.image.known[block][item.cell] for item in items]) for block in self.kept}
-                trunk = self._known_trunk({block: F.pad(x, (0, 0, 0, 0, 0, padding)) for block, x in known.items()}, pixels)
-            else:
-                trunk = self.clip.trunk(pixels, self.needs, self.recipe.position, self.needs_qkv)
+            trunk = self._trunk(items, pixels, padding) if self.by_trunk else None
         windows = WindowBatch(
             pixels,
             origins=torch.tensor([item.image.windows.origins[item.cell] for item in items] + [(0, 0)] * padding),
@@ -192,6 +189,13 @@ class Forward:
                     logits[number] = self.segmentors[number].patch_logits(with_contexts)
         return trunk, logits
 
+    def _trunk(self, items: Sequence[_Item], pixels: Tensor, padding: int) -> Trunk:
+        """The trunk's output for the windows, read from the trunk cache if it holds all of them."""
+        if not all(item.image.known for item in items):
+            return self.clip.trunk(pixels, self.needs, self.recipe.position, self.needs_qkv)
+        known = {block: torch.stack([item.image.known[block][item.cell] for item in items]) for block in self.kept}
+        return self._known_trunk({block: F.pad(x, (0, 0, 0, 0, 0, padding)) for block, x in known.items()}, pixels)
+
     @torch.inference_mode()
     def _all_at_once(self, image: PendingImage, states: dict[int, Tensor]) -> None:
         """The logits of methods that get all windows of an image together."""
@@ -200,7 +204,7 @@ class Forward:
             pixels,
             origins=torch.tensor(image.windows.origins),
             images=torch.zeros(len(pixels), dtype=torch.int64),
-            trunk=self._known_trunk(states, pixels),
+            trunk=self._known_trunk(states, pixels) if states else None,
         )
         for number in self.at_once:
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
         hint = f"Build it with dataset.vocabulary(names, templates) of these, or leave {each} out."
         raise OvssError(f"{each}={overrides[each]} was given, but the segmentor's vocabulary has {each}={texts[each]}. {hint}")
     recipe = recipe.changed(texts | _of_clip(clip, recipe), "argument")
+    vocabulary = replace(vocabulary, unseen=dataset.facts.unseen)
     return Job(name, instantiate(method, clip, vocabulary, recipe, given), dataset, protocol)
 
 

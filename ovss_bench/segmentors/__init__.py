@@ -11,10 +11,12 @@ MODULES = {
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
     "maskclip": "maskclip",
+    "maskclip_plus": "maskclip_plus",
     "naclip": "naclip",
     "pacl": "pacl",
     "proxyclip": "proxyclip",
     "resclip": "resclip",
     "scclip": "scclip",
     "sclip": "sclip",
+    "tagclip": "tagclip",
 }

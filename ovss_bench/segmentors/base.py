@@ -6,7 +6,7 @@ Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q qu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -41,6 +41,7 @@ REPLACED = {
     "scores": ("logit_scale",),
     "decide": ("threshold", "area_threshold"),
 }
+TOWER = ("position", "activation", "layer_norm_eps")  # these change CLIP's image tower only
 NOT_DEFINED = cast("Any", None)  # type checkers accept a call of it
 WITHOUT_EFFECT = ", without effect on this method"
 
@@ -56,7 +57,9 @@ class Segmentor(Method):
     - `uses`: recipe values that the method's hooks read, although they replace the default that applies them (see REPLACED);
     - `attention_maps`: the least number of maps (K, T, T) held at a time; images too large for the memory are refused;
     - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as in NACLIP's code;
-    - `group`: the number of consecutive images of the data set that `group_features` gets together.
+    - `group`: the number of consecutive images of the data set that `group_features` gets together;
+    - `own_network`: images are seen by a network of the method's own only, and CLIP encodes the texts: its image tower does not
+      run, and the recipe values that change it have no effect.
 
     Hooks are None unless a method defines them. They run in this order for every image; docs/extending.md has examples.
     """
@@ -68,6 +71,7 @@ class Segmentor(Method):
     attention_maps = 0
     scores_sum_to_one = False
     group = 1
+    own_network = False
 
     # (WindowBatch of one or several images) -> cosine similarities (B, Q, h, w) on a grid of any resolution over each window.
     patch_logits = NOT_DEFINED
@@ -137,6 +141,7 @@ class Segmentor(Method):
     def unused(cls) -> frozenset[str]:
         """The recipe values that have no effect on this method."""
         replaced = {name for hook, names in REPLACED.items() if getattr(cls, hook) for name in names}
+        replaced |= set(TOWER) if cls.own_network else set()
         return frozenset(replaced - set(cls.uses))
 
     @property
@@ -270,6 +275,10 @@ class Segmentor(Method):
 
     def tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return to_device(torch.as_tensor(array), self.clip.device)
+
+    def own(self, load: Callable[..., Any], *arguments: Any) -> Any:
+        """A network of the method's own, by a function whose last argument is the device: CLIP's."""
+        return load(*arguments, str(self.clip.device))
 
     def indices(self, values: Iterable[int]) -> Tensor:
         """Whole numbers as a tensor (N,) int64, copied to a GPU only once."""

@@ -16,7 +16,7 @@ from ovss_bench.runs.code import known_code, row_code, row_files, source_digest
 from ovss_bench.runs.counting import counted
 from ovss_bench.runs.jobs import fingerprint, make_job
 from ovss_bench.stages import Stages
-from trained_heads import heads_of
+from trained_networks import weights_of
 
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
 ROWS = [(name, dataset) for name in config_names("segmentor") for dataset in ("demo", "voc21", "coco_object_2014")]
@@ -25,7 +25,7 @@ ROWS = [(name, dataset) for name in config_names("segmentor") for dataset in ("d
 def _used(name):
     """What of the overrides has an effect on a method, and what it needs on the demo."""
     used = {key: value for key, value in FAST.items() if key not in ob.SEGMENTORS.get(name).unused()}
-    return used | heads_of(name, 128)
+    return used | weights_of(name, 128)
 
 
 def kinds(name):

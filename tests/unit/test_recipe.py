@@ -14,7 +14,7 @@ from ovss_bench.config.hyperparameters import declared
 from ovss_bench.config.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, PACKAGE, config_names, load_config
-from trained_heads import heads_of
+from trained_networks import weights_of
 
 from .test_names import outline
 
@@ -271,11 +271,13 @@ def test_a_threshold_given_to_segment_needs_a_background(tiny_clip, tiny_vocabul
 @pytest.mark.parametrize("segmentor", SEGMENTORS)
 def test_every_recipe_composes(segmentor, protocol, tiny_clip):
     for name, clip in itertools.product(DATASETS, CLIPS):
-        recipe = compose_recipe(segmentor, clip=clip, dataset=name, protocol=protocol, overrides=heads_of(segmentor))
+        weights = weights_of(segmentor)
+        recipe = compose_recipe(segmentor, clip=clip, dataset=name, protocol=protocol, overrides=weights)
         assert set(recipe.origins) == set(recipe.values())
         assert all(recipe.origins.values())
         vocabulary = vocabulary_of(name, recipe.names, recipe.templates)
-        assert segmentor_config(segmentor)[1](tiny_clip, vocabulary, recipe).vocabulary.classes == outline(name).classes
+        built = segmentor_config(segmentor)[1](tiny_clip, vocabulary, recipe)  # shares its weights with the next
+        assert built.vocabulary.classes == outline(name).classes
 
 
 @cache

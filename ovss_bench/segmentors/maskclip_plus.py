@@ -1,0 +1,80 @@
+"""MaskCLIP+ (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071, whose first version was called DenseCLIP): a DeepLab trained on
+MaskCLIP's labels, with text features as its classifier."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.hyperparameters import File
+from ..config.registry import SEGMENTORS
+from ..encoders.resnet_aspp import load_deeplab
+from ..errors import OvssError
+from ..types import ImageContext
+from .base import Segmentor
+
+
+@SEGMENTORS.register_module(name="maskclip_plus")
+class MaskCLIPPlus(Segmentor):
+    """Products of the network's features, not normalised, with text features, without a scale (section 3.4).
+
+    `own_texts`: the classifier is the one in the `checkpoint`, whose classes must be those of the vocabulary, in order.
+    Otherwise it is made of the vocabulary's text features, for other classes than those of the training; CLIP must be the
+    teacher, as the features are in its space. A background that was learned (`bg_embeddings`) is class 0 in both cases.
+    """
+
+    own_network = True
+    checkpoint: File | None = None
+    own_texts: bool = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.checkpoint is None:
+            raise OvssError(f"{self.recipe.segmentor} needs trained weights: give checkpoint=FILE (see its page).")
+        self.network = self.own(load_deeplab, str(self.checkpoint))
+        self.texts, self.learned = self.network.decode_head.text_embeddings, self.network.decode_head.bg_embeddings
+        rows, classes = len(self.texts) + len(self.learned), len(self.vocabulary.classes)
+        if self.own_texts and rows != classes:
+            raise OvssError(
+                f"checkpoint {self.checkpoint} has text features of {rows} classes (background included), the vocabulary has "
+                f"{classes} classes. Evaluate it on the data set it was trained on, or set own_texts=false."
+            )
+        if len(self.learned) and self.vocabulary.background != 0:
+            raise OvssError(
+                f"checkpoint {self.checkpoint} has learned a background, which is its class 0, but the vocabulary's background "
+                f"is {self.vocabulary.background}. Use a data set with a background, such as voc21 or context60."
+            )
+
+    def classifier(self) -> tuple[Tensor, list[int]]:
+        """Weights (R, D) and the class of each row; rows without a class are left out."""
+        learned = F.normalize(self.learned, dim=-1)
+        if self.own_texts:
+            return torch.cat([learned, self.texts]), list(range(len(learned) + len(self.texts)))
+        channels = self.texts.shape[1]
+        if channels != self.text.shape[1]:
+            raise OvssError(
+                f"checkpoint {self.checkpoint} is for texts of {channels} channels, those of clip '{self.clip.name}' have "
+                f"{self.text.shape[1]}. Use the CLIP that was its teacher."
+            )
+        skipped = {-1, 0} if len(learned) else {-1}
+        rows = [row for row, c in enumerate(self.vocabulary.group) if c not in skipped]
+        weights = torch.cat([learned, self.text[self.indices(rows)]])
+        return weights, [0] * len(learned) + [self.vocabulary.group[row] for row in rows]
+
+    @torch.inference_mode()
+    def image_scores(self, context: ImageContext) -> Tensor:
+        """The best row of each class (C, H, W): bilinear to the size of the network's input, then to that of the result."""
+        pixels = self.tensor(context.pixels).float()
+        features = self.network(pixels[None])[0]
+        weights, classes = self.classifier()
+        rows = torch.einsum("rd,dhw->rhw", weights, features)[None]
+        rows = F.interpolate(rows, pixels.shape[1:], mode="bilinear")
+        rows = F.interpolate(rows, context.size, mode="bilinear")[0]
+        scores = rows.new_full((len(self.vocabulary.classes), *context.size), torch.finfo(rows.dtype).min)
+        for row, c in zip(rows, classes, strict=True):
+            torch.maximum(scores[c], row, out=scores[c])
+        return scores
+
+    def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
+        return scores.argmax(0)
