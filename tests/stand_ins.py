@@ -1,5 +1,8 @@
 """Small deterministic things to give methods for what they need beside CLIP: functions of the pixels, alike for every batch."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,7 +36,21 @@ def diffusion(image):
     return [torch.stack([(scale * similarity).softmax(-1), (2 * scale * similarity).softmax(-1)]) for scale in (2, 5)]
 
 
+# The project's methods on CLIP, and what systems from outside need.
+METHODS = sorted(
+    name
+    for name, method in ob.SEGMENTORS.module_dict.items()
+    if method.__module__.startswith("ovss_bench.") and method.uses_clip
+)
+OUTSIDE = {"path": Path(__file__).parent, "command": f"{sys.executable} {Path(__file__).with_name('outside_program.py')} npy 0"}
 SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion}
+
+
+def outside_of(name):
+    """What a system from outside cannot do without, with no map in the folder of label maps."""
+    method = ob.SEGMENTORS.get(name)
+    given = {key: str(value) for key, value in OUTSIDE.items() if key in method.requires}
+    return given | ({"allow_missing": True} if "path" in given else {})
 
 
 def sources_of(name):
