@@ -93,7 +93,7 @@ class LabelMaps:
         self.allow_missing, self.any_size = allow_missing, any_size
         stated = self.manifest.label_offset if label_offset is None else label_offset
         self.offset, self.offset_stated = stated or 0, stated is not None
-        self.names = [{_plain(name) for name in each} for each in names]
+        self.names = [{plain_name(name) for name in each} for each in names]
         self.count = len(self.names)
         self.problems: list[str] = []  # of the manifest
         self.folder = path / dataset.name if (path / dataset.name).is_dir() else path
@@ -198,7 +198,7 @@ class LabelMaps:
             return list(range(self.count))
         file, shown = self.path / MANIFEST, self.dataset.classes
         if names is None:
-            wrong = [c for c, name in enumerate(classes[: self.count]) if _plain(name) not in self.names[c]]
+            wrong = [c for c, name in enumerate(classes[: self.count]) if plain_name(name) not in self.names[c]]
             first = f"; value {wrong[0]} is '{classes[wrong[0]]}' there, '{shown[wrong[0]]}' here" if wrong else ""
             if wrong or len(classes) != self.count:
                 hint = 'If all names are right, add "class_map": {}, and they may have any order.'
@@ -206,14 +206,14 @@ class LabelMaps:
                 self.problems.append(f"{counts}; {len(wrong)} are in another place{first}. {hint}")
             return list(range(self.count))
         owners = {name: c for c, each in enumerate(self.names) for name in each}
-        unknown = [name for name in classes if (new := names.get(name, name)) is not None and _plain(new) not in owners]
+        unknown = [name for name in classes if (new := names.get(name, name)) is not None and plain_name(new) not in owners]
         if unknown:
             hint = 'Name the class of each in class_map ("theirs": "ours", or null for no class).'
             self.problems.append(f"{file}: {self.dataset.name} has no class {', '.join(map(repr, unknown[:SHOWN]))}. {hint}")
         unused = [name for name in names if name not in classes]
         if unused:
             self.problems.append(f"{file}: class_map names {', '.join(map(repr, unused[:SHOWN]))}, which is not in classes.")
-        return [owners.get(_plain(names.get(name, name) or ""), self.count) for name in classes]
+        return [owners.get(plain_name(names.get(name, name) or ""), self.count) for name in classes]
 
     def _table(self) -> np.ndarray:
         """The class of each value from 0 to VALUES - 1, then of larger and negative ones, then of -1."""
@@ -265,6 +265,6 @@ def _index(values: np.ndarray) -> np.ndarray:
     return np.where(values == -1, VALUES + 1, np.where((values < 0) | (values >= VALUES), VALUES, values))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A class name as far as spelling matters: `TV_monitor` and `tv monitor` are equal."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

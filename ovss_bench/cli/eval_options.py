@@ -12,7 +12,7 @@ from ..files import CONFIGS, load_config
 from .options import Option, Text, Texts, checked_value
 
 SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
-OUTSIDE = ("path", "command")
+OUTSIDE = ("path", "command", "config", "checkpoint")
 HINTS: dict[str, Any] = {
     **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),
     **dict.fromkeys(("clip", "protocol", "output"), Text),

@@ -22,7 +22,7 @@ from ..encoders.no_clip import NoCLIP
 from ..errors import OvssError, unknown
 from .jobs import Job, build_job
 
-OUTSIDE = ("path", "command")  # options of `ovss eval` for systems from outside
+OUTSIDE = ("path", "command", "config", "checkpoint")  # options of `ovss eval` for systems from outside
 
 if TYPE_CHECKING:
     from ..reports.papers import PaperTable

@@ -12,6 +12,7 @@ MODULES = {
     "gem": "gem",
     "labels": "labels",
     "maskclip": "maskclip",
+    "mmseg": "mmseg_model",
     "naclip": "naclip",
     "proxyclip": "proxyclip",
     "resclip": "resclip",

@@ -78,14 +78,14 @@ def test_the_code_of_a_row_is_the_same_without_importing_it(voc):
 
 
 @pytest.mark.parametrize("name", sorted(ob.SEGMENTORS.modules))
-def test_all_code_that_runs_while_an_image_is_counted_is_in_the_digest(name):
+def test_all_code_that_runs_while_an_image_is_counted_is_in_the_digest(name, tmp_path):
     """Of the package's files, by what Python calls, in all threads. `__init__` files hold no code that computes."""
     dataset, ran, runtime = load_dataset("demo"), set(), ob.Runtime(boundary=True)
     sample, image, label = dataset.samples[0], dataset.image, dataset.label
     if ob.SEGMENTORS.get(name).uses_clip:  # systems from outside read the files
         dataset.image = lambda sample: image(sample)[:48, :48]
         dataset.label = lambda sample, size: label(sample)[:48, :48]
-    job = make_job(name, ob.load_clip("demo"), dataset, overrides=_used(name) | outside_of(name))
+    job = make_job(name, ob.load_clip("demo"), dataset, overrides=_used(name) | outside_of(name, tmp_path, dataset.classes))
     job.segmentor.begin(dataset, [sample], Progress(quiet=True))
 
     def note(frame, event, _):
