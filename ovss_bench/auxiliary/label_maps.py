@@ -163,7 +163,7 @@ class LabelMaps:
         """The file of an image, its values and its palette, if any; None without a file."""
         if self.lengths_file:
             entries = self.lengths.get(image)
-            return entries and (f"{self.lengths_file.name}: {image}", painted(self.lengths_file, entries), None)
+            return (f"{self.lengths_file.name}: {image}", painted(self.lengths_file, entries), None) if entries else None
         for stem in self.stems.get(image, ()):
             for suffix in SUFFIXES:
                 path = below(self.folder, f"{stem}{suffix}", links=True)
@@ -250,7 +250,7 @@ class LabelMaps:
             counts = truth != self.dataset.ignore_index
             pixels += np.count_nonzero(counts)
             for shift in agree:
-                agree[shift] += np.count_nonzero((found[1] + np.int64(shift) == truth) & counts)
+                agree[shift] += int(np.count_nonzero((found[1] + np.int64(shift) == truth) & counts))
         shift = max(agree, key=lambda shift: agree[shift])
         if shift == 0 or agree[shift] <= 0.5 * pixels or agree[shift] <= 2 * agree[0]:
             return ""

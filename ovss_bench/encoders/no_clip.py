@@ -13,8 +13,11 @@ class NoCLIP(DenseCLIP):
     """Stands where other segmentors have their CLIP: it states "none", has no weights, and nothing is loaded for it."""
 
     name, weights_digest, activation, text_activation = "none", "", "", ""
-    layer_norm_eps, stored_grid, patch_size, depth, width, heads = 0.0, (1, 1), 1, 1, 1, 1
-    device, dtype, precision = torch.device("cpu"), torch.float32, "fp32"
+    layer_norm_eps, stored_grid, patch_size, depth, width = 0.0, (1, 1), 1, 1, 1
+    device: Any = torch.device("cpu")
+    dtype: Any = torch.float32
+    precision: Any = "fp32"
+    heads: Any = 1
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)

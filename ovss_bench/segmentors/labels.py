@@ -61,6 +61,7 @@ class Labels(LabelMapSegmentor):
 
     def begin(self, dataset: SegDataset, samples: Sequence[Sample], progress: Progress) -> None:
         """Raises OvssError for everything that is wrong with the maps of these images."""
+        assert self.path is not None  # it is required
         options = self.label_offset, self.allow_missing, self.resize_maps
         self.maps = LabelMaps(self.path, dataset, self.accepted_names(), *options)
         self.maps.check(samples)

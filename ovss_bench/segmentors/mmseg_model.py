@@ -58,7 +58,7 @@ class MMSegModel(Segmentor):
         from mmengine import Config
 
         with reading(f"config {self.config}", "Give a config of mmseg."):
-            config = Config.fromfile(self.config)
+            config = Config.fromfile(str(self.config))
             _ = config.model.type, config.test_pipeline
         return config
 
@@ -71,7 +71,8 @@ class MMSegModel(Segmentor):
         """The checkpoint, with its `state_dict` and `meta`."""
         from mmengine.logging import HistoryBuffer
 
-        arrays = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, *vars(np.dtypes).values()]
+        numpy: Any = np
+        arrays = [numpy._core.multiarray._reconstruct, np.ndarray, np.dtype, *vars(np.dtypes).values()]
         # The log of the training, which is not needed: its buffers refer to their own methods by getattr.
         allowed: list[Any] = [HistoryBuffer, (_nothing, "builtins.getattr"), *(each for each in arrays if callable(each))]
         with weight_errors(f"checkpoint {self.checkpoint} cannot be read"), torch.serialization.safe_globals(allowed):
