@@ -1,10 +1,15 @@
 """Small deterministic things to give methods for what they need beside CLIP: functions of the pixels, alike for every batch."""
 
+import sys
+from pathlib import Path
+
+import mmseg
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
+from tiny_networks import shake
 from trained_networks import weights_of
 
 
@@ -34,7 +39,42 @@ def diffusion(image):
     return [torch.stack([(scale * similarity).softmax(-1), (2 * scale * similarity).softmax(-1)]) for scale in (2, 5)]
 
 
+# The project's methods on CLIP.
+METHODS = sorted(
+    name
+    for name, method in ob.SEGMENTORS.module_dict.items()
+    if method.__module__.startswith("ovss_bench.") and method.uses_clip
+)
 SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion}
+
+
+def mmseg_files(folder, classes):
+    """The config and checkpoint of mmseg's smallest SegFormer with random weights."""
+    from mmengine import Config
+    from mmengine.model import revert_sync_batchnorm
+    from mmseg.apis import init_model
+
+    config, checkpoint = folder / "config.py", folder / "checkpoint.pth"
+    base = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models" / "segformer_mit-b0.py"
+    config.write_text(
+        f"_base_ = [{str(base)!r}]\nmodel = dict(decode_head=dict(num_classes={len(classes)}))\n"
+        "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]\n"
+    )
+    torch.manual_seed(0)
+    network = shake(revert_sync_batchnorm(init_model(Config.fromfile(config), device="cpu")))
+    meta = {"dataset_meta": {"classes": list(classes)}}
+    torch.save({"state_dict": network.state_dict(), "meta": meta}, checkpoint)
+    return config, checkpoint
+
+
+def outside_of(name, folder, classes):
+    """What a system from outside cannot do without, with an empty folder of label maps."""
+    needed = ob.SEGMENTORS.get(name).requires
+    if "path" in needed:
+        return {"path": str(folder), "allow_missing": True}
+    if "command" in needed:
+        return {"command": f"{sys.executable} {Path(__file__).with_name('outside_program.py')} npy 0"}
+    return dict(zip(needed, map(str, mmseg_files(folder, classes)), strict=True)) if "config" in needed else {}
 
 
 def sources_of(name, joint=64):

@@ -12,12 +12,13 @@ from ..files import CONFIGS, load_config
 from .options import Option, Text, Texts, checked_value
 
 SOURCES = ("vfm", "regions", "foreground", "diffusion", "bank")
+OUTSIDE = ("path", "command", "config", "checkpoint")
 HINTS: dict[str, Any] = {
     **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),
     **dict.fromkeys(("clip", "protocol", "output"), Text),
     "ids": Annotated[list[Text] | None, Expected("one text, or a list, or null")],
     **dict.fromkeys(("weights", "data_root", "table", "shard", "expect", "device"), Text | None),
-    **dict.fromkeys(("feature_cache", "trunk_cache", *SOURCES), Text | None),
+    **dict.fromkeys(("feature_cache", "trunk_cache", *SOURCES, *OUTSIDE, "save_label_maps"), Text | None),
     "limit": Images | None,
     **dict.fromkeys(("threads", "batch"), Count | None),
     "workers": Count,

@@ -58,7 +58,8 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         jobs = [job_of_plan(plan, datasets[plan.dataset], runtime["device"]) for plan in plans if plan.dataset in datasets]
     failures: list[OvssError] | None = [] if len(datasets) > 1 else None
     given = {name: options[name] for name in ("limit", "ids", "output", "rerun")} | {"quiet": world.rank > 0}
-    given["runtime"] = Runtime(**{name: value for name, value in runtime.items() if name not in ("device", "threads")})
+    runtime = {name: value for name, value in runtime.items() if name not in ("device", "threads")}
+    given["runtime"] = Runtime(**runtime, save_label_maps=options["save_label_maps"])
     results = run_jobs(jobs, failures=failures, shard=shard, world=world, **given)
     status = summarize(console, results, suites, paper, options, world, grid) if results else 0
     for name, error in absent.items():

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from .lists import Sample, missing, read_ids, twice
 from .mmseg_classes import mmseg_class
 
 DEFAULT = "default"
+EXIF_ORIENTATION = 0x0112
 
 
 class OutOfRange(OvssError, IndexError):
@@ -213,6 +215,18 @@ class SegDataset:
     def image(self, sample: Sample) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
         return read_image(sample.image_path)
+
+    def size(self, sample: Sample) -> tuple[int, int]:
+        """(height, width) of the image; if possible from the header of its file."""
+        if type(self).image is SegDataset.image:
+            with (
+                suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
+                Image.open(sample.image_path) as picture,
+            ):
+                if picture.getexif().get(EXIF_ORIENTATION, 1) == 1:
+                    return picture.height, picture.width
+        height, width = self.image(sample).shape[:2]
+        return height, width
 
     def raw_label(self, sample: Sample) -> np.ndarray:
         """(H, W) int32 as stored. Raises OvssError for an unreadable map, or one with fractions."""

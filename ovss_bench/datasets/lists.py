@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,20 @@ class Sample:
 
     def __str__(self) -> str:
         return self.id
+
+
+def foreign_names(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """By image id, the names without suffix under which other programs store a file for the image, the most likely first: its
+    id or its file's stem, each with its folders, without them, or with _ for each /. Names that several images share are left
+    out."""
+
+    def names(sample: Sample) -> list[str]:
+        paths = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
+        return list(dict.fromkeys(name for path in paths for name in (path, Path(path).name, path.replace("/", "_"))))
+
+    found = {sample.id: names(sample) for sample in samples}
+    owners = Counter(name for each in found.values() for name in each)
+    return {image: [name for name in each if owners[name] == 1] for image, each in found.items()}
 
 
 def read_ids(root: Path, config: Mapping[str, Any]) -> list[tuple[int, str]]:

@@ -129,6 +129,10 @@ class DenseCLIP:
         self._run_block = torch.compile(BlockView.run, dynamic=False)
 
     @property
+    def heads(self) -> int:
+        return self.model.visual.transformer.resblocks[0].attn.num_heads
+
+    @property
     def device(self) -> torch.device:
         return self.model.visual.conv1.weight.device
 

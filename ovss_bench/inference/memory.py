@@ -38,8 +38,7 @@ def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
     by_windows = segmentor.granularity != "image"
     cells = windows.rows.cells * windows.columns.cells if by_windows else context.pixels[0].numel() // clip.patch_size**2
     tokens = cells + 1
-    heads = clip.model.visual.transformer.resblocks[0].attn.num_heads
-    needed = int(tokens * (clip.width + segmentor.attention_maps * heads * tokens)) * clip.dtype.itemsize
+    needed = int(tokens * (clip.width + segmentor.attention_maps * clip.heads * tokens)) * clip.dtype.itemsize
     if by_windows:
         queries, (height, width) = len(segmentor.vocabulary.queries), context.size
         needed += 4 * queries * cells * len(windows.origins)

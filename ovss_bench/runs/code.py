@@ -44,9 +44,10 @@ def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dic
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
     """`row_code` of a segmentor and a data set of this project by name; None for others."""
-    if segmentor not in config_names("segmentor") or dataset not in config_names("dataset"):
+    configured = segmentor in config_names("segmentor")
+    method = load_config("segmentor", segmentor).get("method", segmentor) if configured else segmentor
+    if method not in SEGMENTORS.modules or dataset not in config_names("dataset"):
         return None
-    method = load_config("segmentor", segmentor).get("method", segmentor)
     loader = dataset_config(dataset)[1].get("loader", "mmseg")
     files = [_file(f"segmentors.{SEGMENTORS.modules[method]}"), _file(f"datasets.{DATASETS.modules[loader]}")]
     return row_code(files, kinds)

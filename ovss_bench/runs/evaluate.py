@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config.recipe import own_recipe
+from ..config.plugin_errors import plugin_errors
+from ..config.recipe import own_recipe, segmentor_config
 from ..datasets.base import Sample, SegDataset
 from ..encoders.clip import DenseCLIP
+from ..encoders.no_clip import NoCLIP
 from ..errors import OvssError
+from ..files import below, user_path
 from ..process import terminate_cleanly
 from ..progress import Progress
 from ..segmentors.base import Segmentor
 from ..stages import Stages
 from ..torch_defaults import ordinary_torch
 from .counting import counted
+from .exports import manifest_of, refuse_maps
 from .jobs import Job, Runtime, fingerprint, in_groups, job_of, make_job, split_evenly
 from .merge import added_up, make_result
 from .provenance import provenance
@@ -51,12 +55,16 @@ def evaluate(
     """`evaluate("sclip", clip, dataset)` is `ovss eval` for that segmentor; `evaluate(segmentor, dataset)` takes a segmentor of
     `build_segmentor`, with its vocabulary, and applies the recipe for this data set and protocol.
 
+    Systems that use no CLIP need none: `evaluate("labels", dataset, recipe={"path": DIR})`.
+
     `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
     on the segmentor; the result states all of them, and OvssError is raised for changes that it cannot state. Nothing is
     written without `output`. `progress` prints the progress."""
     if not isinstance(runtime, Runtime | None):
         raise OvssError(f"runtime={runtime!r}: expected ob.Runtime(NAME=VALUE, ...).")
     match (segmentor, *on):
+        case str() as name, SegDataset() as dataset if not segmentor_config(name)[1].uses_clip:
+            job = make_job(name, NoCLIP(), dataset, protocol, recipe, origin="argument")
         case str() as name, DenseCLIP() as clip, SegDataset() as dataset:
             job = make_job(name, clip, dataset, protocol, recipe, origin="argument")
         case Segmentor() as built, SegDataset() as dataset:
@@ -93,6 +101,7 @@ def run_jobs(
     returns no results. In a `world` of several processes all call this with the same arguments; rank 0 returns the results."""
     began = time.monotonic()
     run = _Run(limit, ids, output, rerun, runtime or Runtime(), Progress(quiet), shard, world or World())
+    refuse_maps(jobs, run.runtime.save_label_maps, output)
     done: dict[int, EvalResult] = {}
     for numbers in run.passes(jobs, done):
         try:
@@ -155,14 +164,22 @@ class _Run:
         result = store.finished()
         if not result or (result["images"]["failed"] and not self.runtime.skip_bad_images):
             return None
+        if self.runtime.save_label_maps:
+            images = {sample.id for sample in job.dataset.select(self.limit, self.ids)} - result["images"]["failed"].keys()
+            if not all(map(store.has_maps, images)):
+                return None
         self.progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
         return EvalResult(result, store.result_path)
 
     def store(self, job: Job, shard: Shard | None = None) -> RunStore | _Memory:
         if self.output is None:
             return _Memory()
-        clip, helper = job.segmentor.clip.name, self.world.rank > 0
-        return RunStore(self.output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper)
+        clip, helper, maps = job.segmentor.clip.name, self.world.rank > 0, self.runtime.save_label_maps
+        store = RunStore(self.output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper)
+        if maps:
+            folder = below(user_path(maps), str(store.base.relative_to(user_path(self.output))), links=True)
+            store.map_folders = [*(store.map_folders if self.runtime.maps else []), folder]
+        return store
 
 
 class _Pass:
@@ -202,7 +219,11 @@ class _Pass:
                     run.progress.say(damage)
                 if run.rerun:
                     store.discard()
-        stored = {image.id for image, *_ in self.part if all(store.has(image.id, run.runtime.maps) for store in self.stores)}
+        if run.runtime.save_label_maps and run.world.rank == 0:
+            for job, store in zip(self.jobs, self.stores, strict=True):
+                manifest_of(job).write(store.map_folders[-1])
+        maps = run.runtime.maps or bool(run.runtime.save_label_maps)
+        stored = {image.id for image, *_ in self.part if all(store.has(image.id, maps) for store in self.stores)}
         done, *_ = run.world.gather(stored)
         if done:
             run.progress.say(f"{self.title}: resumed, {len(done)} of {len(self.part)} images are done")
@@ -218,6 +239,10 @@ class _Pass:
             with world.together(), self.stages("text"):
                 for job in self.jobs if left and (world.rank == 0) == first else ():
                     job.segmentor.encode_text(run.progress)
+                    number = list(self.datasets).index(job.dataset.name)
+                    samples = [image[number] for image in (left if first else mine)]
+                    with plugin_errors(f"begin of '{job.name}'", type(job.segmentor)):
+                        job.segmentor.begin(job.dataset, samples, run.progress)
         task = run.progress.start(self.title + (f", process 1 of {world.size}" if world.size > 1 else ""), len(mine))
         if run.runtime.compile:
             self.clip.compile()

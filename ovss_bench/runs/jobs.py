@@ -16,6 +16,7 @@ from ..auxiliary.sources import SOURCES, NamedSource, describe, stated
 from ..config.recipe import BESIDE, RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
 from ..datasets.base import Sample, SegDataset
 from ..encoders.clip import DenseCLIP, default_precision
+from ..encoders.no_clip import NoCLIP
 from ..errors import OvssError
 from ..files import CONFIGS, digest, path_digest
 from ..image import resize
@@ -37,6 +38,7 @@ class Runtime:
     skip_bad_images: bool = False
     boundary: bool = False  # also measure mBoundaryIoU
     maps: bool = False  # save the label maps, for the pictures of a report
+    save_label_maps: str | None = None  # folder for the label maps of each row, with a manifest
     feature_cache: str | None = None  # folder for region maps and other features, shared by runs
     trunk_cache: str | None = None  # folder for the tokens that enter the last block
     trunk_cache_gb: float = 20  # its maximum size
@@ -74,6 +76,7 @@ class Job:
         values = self.segmentor.recipe.hyperparameters
         found = {kind: stated(values[kind], source) for kind, source in self.segmentor.sources.items()}
         paths = {name: values[name] for name in of_class(type(self.segmentor)).paths if values[name]}
+        paths |= {name: str(path) for name, path in self.segmentor.files.items()}
         found |= {name: {"name": path, "digest": path_digest(path), "stand_in": False} for name, path in paths.items()}
         return dict(sorted(found.items()))
 
@@ -87,6 +90,7 @@ def make_job(
     origin: str = "command line",
 ) -> Job:
     """A job by the names of a segmentor and a protocol."""
+    clip = clip if segmentor_config(name)[1].uses_clip else NoCLIP(clip.device)
     recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin=origin)
     return build_job(recipe, clip, dataset, protocol, origin)
 
@@ -170,7 +174,7 @@ def _set_since(segmentor: Segmentor) -> dict[str, Any]:
 def _of_clip(clip: DenseCLIP, recipe: Recipe) -> dict[str, Any]:
     """The options of a loaded CLIP that are not the default and not set by the recipe."""
     options = dict(clip.changed)
-    if clip.precision != default_precision(clip.device):
+    if not isinstance(clip, NoCLIP) and clip.precision != default_precision(clip.device):
         options["precision"] = clip.precision
     return {name: value for name, value in options.items() if getattr(recipe, name) is None}
 

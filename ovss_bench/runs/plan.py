@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..auxiliary.sources import SOURCES
 from ..config.plugin_errors import plugin_errors
-from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters
+from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters, segmentor_config
 from ..config.validation import is_list
 from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import dataset_config
 from ..datasets.suites import Suite, expand
 from ..encoders.clip import DenseCLIP, default_precision
 from ..encoders.clip_loading import ClipSpec
+from ..encoders.no_clip import NoCLIP
 from ..errors import OvssError, unknown
 from .jobs import Job, build_job
 
+OUTSIDE = ("path", "command", "config", "checkpoint")  # options of `ovss eval` for systems from outside
+
 if TYPE_CHECKING:
     from ..reports.papers import PaperTable
+
+
+NO_CLIP = ClipSpec("none", None, "none")  # of segmentors that use none
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Plan:
 
 def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Plan], list[Suite]]:
     """The rows for all segmentors and data sets, or for a paper's table, and the suites of the data sets."""
-    given = options["recipe"] | {kind: options[kind] for kind in SOURCES if options[kind] is not None}
+    given = options["recipe"] | {kind: options[kind] for kind in (*SOURCES, *OUTSIDE) if options[kind] is not None}
     if paper:
         rows, suites = [(row.segmentor, row) for row in paper.rows if row.segmentor], []
         cells = [
@@ -58,7 +64,8 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
     overrides = split_overrides(dict.fromkeys(segmentor for segmentor, *_ in cells), given)
     plans, protocol = [], options["protocol"]
     for segmentor, text, dataset, values, first in cells:
-        clip, name = ClipSpec.of(text, options["weights"]), dataset_config(dataset)[0]
+        uses_clip = segmentor_config(segmentor)[1].uses_clip
+        clip, name = ClipSpec.of(text, options["weights"]) if uses_clip else NO_CLIP, dataset_config(dataset)[0]
         for chosen in overrides[segmentor]:
             recipe = compose_recipe(segmentor, clip=clip.label, dataset=name, protocol=protocol, overrides=values | chosen)
             plans.append(Plan(recipe, clip, dataset, name, protocol, first))
@@ -110,6 +117,8 @@ def _choices(key: str, value: Any, hint: Any) -> list[Any]:
 
 
 def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
+    if plan.clip is NO_CLIP:
+        return build_job(plan.recipe, NoCLIP(device), dataset, plan.protocol)
     file = plan.clip.pretrained or plan.clip.name
     changed = os.stat(file).st_mtime_ns if os.path.isfile(file) else None
     clip = _loaded(plan.clip, plan.recipe.precision or default_precision(device), device, changed)

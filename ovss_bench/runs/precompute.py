@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -26,6 +25,7 @@ from ..auxiliary.regions import (
     write_regions,
 )
 from ..datasets.base import Sample, SegDataset
+from ..datasets.lists import foreign_names
 from ..errors import OvssError, unknown
 from ..files import below, config_names, data_files, digest, user_path
 from ..image import image_key
@@ -104,7 +104,7 @@ def _resumed(folder: Path, maker: Mapping[str, Any], dataset: str) -> dict[str, 
 def index_regions(
     dataset: SegDataset, folder: str | Path, *, generator: str | None = None, limit: int | None = None, workers=2, quiet=False
 ) -> None:
-    """Writes the index of a folder of region files from another source, .npz or .png, with one of `region_names`. `generator`
+    """Writes the index of a folder of region files from another source, .npz or .png, with one of `foreign_names`. `generator`
     is the entry of configs/regions that produced them; runs use it to find published figures. The index of regions computed
     here is rebuilt for the current images. Raises OvssError at the end, for images with no file or one of another size."""
     folder = user_path(folder)
@@ -114,10 +114,10 @@ def index_regions(
         raise OvssError(f"folder {folder} does not exist. Name the folder with the region files.")
     images: dict[str, str] = {}
     contents: dict[str, str] = {}
-    owners = Counter(stem for sample in dataset.samples for stem in region_names(sample))
+    stems = foreign_names(dataset.samples)
 
     def enter(sample: Sample) -> bool:
-        names = [f"{stem}{suffix}" for stem in region_names(sample) if owners[stem] == 1 for suffix in SUFFIXES]
+        names = [f"{stem}{suffix}" for stem in stems[sample.id] for suffix in SUFFIXES]
         file = next((name for name in names if below(folder, name).is_file()), None)
         if file is None:
             wanted = " or ".join(names)
@@ -146,13 +146,6 @@ def index_regions(
             raise OvssError(f"the regions in {folder} were made here, by {index['regions']}. Leave regions={generator} out.")
         write_index(folder, index | {"images": images, "contents": contents})
     _complain(failed, f"are not in the index; {len(images)} are")
-
-
-def region_names(sample: Sample) -> list[str]:
-    """The names, without suffix, under which other sources store the regions of an image, the most likely first: its id or its
-    file's stem (CorrCLIP), each with its folders, without them, or with _ for each /."""
-    paths = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
-    return list(dict.fromkeys(name for path in paths for name in (path, Path(path).name, path.replace("/", "_"))))
 
 
 def _for_all(

@@ -33,7 +33,7 @@ def provenance(
         "code": dict(source or {}),
         "plugins": dict(sorted((plugins or {}).items())),
         "git": _git(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": _processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -42,7 +42,7 @@ def provenance(
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -52,6 +52,7 @@ class RunStore:
             self.base.with_name(self.base.name + suffix) for suffix in (".json", ".npz", ".trace.json", ".shards")
         )
         self.fingerprint, self.shard, self.helper = fingerprint, shard, helper
+        self.map_folders = [maps_folder(self.result_path)]  # for label maps, if the run saves them
         self.counts: dict[str, np.ndarray] = {}
         self.hashes: dict[str, str] = {}
         self.edges: dict[str, np.ndarray] = {}
@@ -130,11 +131,14 @@ class RunStore:
 
     def has(self, image: str, with_map: bool) -> bool:
         """Whether an image is counted and, if `with_map`, its label map saved."""
-        return image in self.counts and (not with_map or self.map_path(image).is_file())
+        return image in self.counts and (not with_map or self.has_maps(image))
 
-    def map_path(self, image: str) -> Path:
-        """The label map of an image, an 8 or 16-bit PNG that is saved on request."""
-        return below(maps_folder(self.result_path), f"{image}.png")
+    def has_maps(self, image: str) -> bool:
+        return all(path.is_file() for path in self.map_paths(image))
+
+    def map_paths(self, image: str) -> list[Path]:
+        """The files of an image's label map, 8 or 16-bit PNGs that are saved on request."""
+        return [below(folder, f"{image}.png") for folder in self.map_folders]
 
     def add(
         self,
@@ -147,7 +151,8 @@ class RunStore:
         """Adds an image's confusion records, hash of the label map and, on request, boundary records and the label map."""
         if label_map is not None:
             picture = Image.fromarray(label_map.astype(np.uint8) if label_map.max() < 256 else label_map)
-            write_atomic(self.map_path(image), picture.save)
+            for path in self.map_paths(image):
+                write_atomic(path, picture.save)
         self.counts[image], self.hashes[image] = counts, map_hash
         if edges is not None:
             self.edges[image] = edges

@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..auxiliary.sources import SOURCES
 from ..config.hyperparameters import Method
-from ..config.recipe import Recipe, of_class
+from ..config.recipe import RECIPE_VALUES, Recipe, of_class
+from ..datasets.base import SegDataset
+from ..datasets.lists import Sample
 from ..encoders.clip import BlockView, DenseCLIP
 from ..errors import OvssError
 from ..image import normalize, resize
@@ -42,6 +45,7 @@ REPLACED = {
     "decide": ("threshold", "area_threshold"),
 }
 TOWER = ("position", "activation", "layer_norm_eps")  # these change CLIP's image tower only
+WITHOUT_CLIP = ("names", "scored_at", "min_foreground")  # the recipe values that apply to segmentors that use no CLIP
 NOT_DEFINED = cast("Any", None)  # type checkers accept a call of it
 WITHOUT_EFFECT = ", without effect on this method"
 
@@ -58,8 +62,10 @@ class Segmentor(Method):
     - `attention_maps`: the least number of maps (K, T, T) held at a time; images too large for the memory are refused;
     - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as in NACLIP's code;
     - `group`: the number of consecutive images of the data set that `group_features` gets together;
+    - `uses_clip`: whether it uses CLIP; with False, none is loaded, and no texts are encoded;
     - `own_network`: images are seen by a network of the method's own only, and CLIP encodes the texts: its image tower does not
-      run, and the recipe values that change it have no effect.
+      run, and the recipe values that change it have no effect;
+    - `files`: files of the user that results depend on, by name, beside the hyperparameters that are files.
 
     Hooks are None unless a method defines them. They run in this order for every image; docs/extending.md has examples.
     """
@@ -68,6 +74,7 @@ class Segmentor(Method):
     positive = ()
     in_fp32 = ()
     uses = ()
+    uses_clip = True
     attention_maps = 0
     scores_sum_to_one = False
     group = 1
@@ -118,9 +125,8 @@ class Segmentor(Method):
             setattr(self, name, value)
         for kind in self.requires:
             if getattr(self, kind) is None:
-                raise OvssError(
-                    f"{recipe.segmentor} needs {kind}: give a name or a file ({kind}=NAME), or in Python a callable."
-                )
+                given = f"a name or a file ({kind}=NAME), or in Python a callable" if kind in SOURCES else f"{kind}=VALUE"
+                raise OvssError(f"{recipe.segmentor} needs {kind}: give {given}.")
 
     def _check_thresholds(self) -> None:
         for name in ("threshold", "area_threshold"):
@@ -140,6 +146,8 @@ class Segmentor(Method):
     @classmethod
     def unused(cls) -> frozenset[str]:
         """The recipe values that have no effect on this method."""
+        if not cls.uses_clip:
+            return frozenset(RECIPE_VALUES) - {*WITHOUT_CLIP, *cls.uses}
         replaced = {name for hook, names in REPLACED.items() if getattr(cls, hook) for name in names}
         replaced |= set(TOWER) if cls.own_network else set()
         return frozenset(replaced - set(cls.uses))
@@ -211,9 +219,19 @@ class Segmentor(Method):
 
     def encode_text(self, progress: Progress | None = None) -> None:
         """Computes `text`, and the text features of a bank, before the first image, with a `progress` bar."""
+        if not self.uses_clip:
+            return
         self._text = self.vocabulary.features(self.clip, progress)
         if self.sources.get("bank") is not None:
             self.sources["bank"].encode_text(self.vocabulary, progress)
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        return {}
+
+    def begin(self, dataset: SegDataset, samples: Sequence[Sample], progress: Progress) -> None:
+        """Called once before the first image of a run, with the images to evaluate; in a run of several processes first in one,
+        with the images of all of them, then in the others, with their own."""
 
     @property
     def needs(self) -> Set[int]:

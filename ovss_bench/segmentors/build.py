@@ -11,6 +11,7 @@ from ..config.plugin_errors import plugin_errors
 from ..config.recipe import Recipe, compose_recipe, segmentor_config
 from ..encoders.clip import DenseCLIP
 from ..encoders.clip_loading import ClipSpec
+from ..encoders.no_clip import NoCLIP
 from ..errors import OvssError
 from ..torch_defaults import ordinary_torch
 from ..vocabulary import Vocabulary
@@ -20,12 +21,17 @@ from .hooks import check_declarations
 
 @ordinary_torch()
 def build_segmentor(
-    name: str, *, clip: DenseCLIP | str | Path, vocabulary: Vocabulary | Sequence[str | Sequence[str]], **overrides: Any
+    name: str,
+    *,
+    clip: DenseCLIP | str | Path | None = None,
+    vocabulary: Vocabulary | Sequence[str | Sequence[str]],
+    **overrides: Any,
 ) -> Segmentor:
     """A segmentor of configs/segmentor, or a registered one, with its recipe for this CLIP.
 
-    `clip`: a CLIP, or NAME, NAME:TAG or a file to load one from in the recipe's precision. `vocabulary`: a Vocabulary, or the
-    names of the classes (a text or a list of synonyms for each), used with the recipe's templates.
+    `clip`: a CLIP, or NAME, NAME:TAG or a file to load one from in the recipe's precision; segmentors that use none ignore it.
+    `vocabulary`: a Vocabulary, or the names of the classes (a text or a list of synonyms for each), used with the recipe's
+    templates.
 
     Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion` and `bank` take a name or
     the model itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3) uint8 -> (H, W) integer
@@ -37,6 +43,8 @@ def build_segmentor(
     for kind, source in given.items():
         if not callable(source) and kind != "bank":
             raise OvssError(f"{kind}={source!r}: expected a name, or a callable (see build_segmentor).")
+    if not segmentor_config(name)[1].uses_clip:
+        clip = NoCLIP()
     if not isinstance(clip, DenseCLIP | str | Path):
         raise OvssError(f"clip: expected a loaded CLIP, its name or a file, not {type(clip).__name__}.")
     chosen = clip if isinstance(clip, DenseCLIP) else ClipSpec.of(clip)

@@ -7,7 +7,6 @@ from ovss_bench.inference.engine import predict
 from parity.seeded import query_features, rgb_image
 from stand_ins import sources_of
 
-METHODS = sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.__module__.startswith("ovss_bench."))
 PRECISIONS = ("fp32", "fp16", "bf16")
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original", "pamr_steps": 0}
 # Values that lead to other code than the defaults.

@@ -89,3 +89,16 @@ def test_the_first_process_may_die_too(alone, tmp_path):
 def test_a_mistake_is_told_once(tmp_path):
     _, err = run("segmentor=sclipp", "limit=1", cwd=tmp_path, processes=2, status=1)  # torchrun knows no other status
     assert err.count("error: unknown segmentor 'sclipp'") == 1
+
+
+def test_label_maps_saved_and_scored_by_several_processes(tmp_path):
+    """The saved maps of two processes are complete, and two processes score them as they were counted."""
+    words = ["limit=6", "segmentor=clip", f"save_label_maps={tmp_path / 'maps'}", f"output={tmp_path / 'one'}"]
+    run(*words, processes=2, cwd=tmp_path)
+    folder = next((tmp_path / "maps").rglob("manifest.json")).parent
+    run("limit=6", "segmentor=labels", f"path={folder}", f"output={tmp_path / 'two'}", processes=2, cwd=tmp_path)
+    assert counted(tmp_path / "one")["clip"] == counted(tmp_path / "two")["labels"]
+    next(folder.glob("*.png")).unlink()
+    _, error = run("segmentor=labels", f"path={folder}", "output=three", processes=2, cwd=tmp_path, status=1)
+    assert "of 100 images" in error
+    assert "95 lack a file" in error

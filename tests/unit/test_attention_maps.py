@@ -7,9 +7,8 @@ import ovss_bench as ob
 from ovss_bench.inference.engine import predict
 from ovss_bench.inference.trunk_cache import TrunkCache
 from parity.seeded import rgb_image
-from stand_ins import sources_of
+from stand_ins import METHODS, sources_of
 
-METHODS = sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.__module__.startswith("ovss_bench."))
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
 IMAGES = {f"image{n}": rgb_image(90 + n, *size) for n, size in enumerate([(100, 120), (90, 90)])}
 

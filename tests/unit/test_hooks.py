@@ -18,17 +18,8 @@ from ovss_bench.process import Ended
 from ovss_bench.segmentors.hooks import HOOKS
 
 # What a method calls or has, and does not override.
-NO_HOOKS = {
-    "indices",
-    "checked_recipe",
-    "_check_thresholds",
-    "_repr_html_",
-    "hyperparameters",
-    "with_recipe",
-    "trunk",
-    "compare",
-}
-NO_HOOKS |= {"cosines", "tensor", "unused", "embed", "window_embeddings", "image_embedding", "encode_text", "indices"}
+NO_HOOKS = {"checked_recipe", "_check_thresholds", "_repr_html_", "hyperparameters", "with_recipe", "trunk", "compare", "own"}
+NO_HOOKS |= {"cosines", "tensor", "unused", "embed", "window_embeddings", "image_embedding", "encode_text", "begin", "indices"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
 
 RAISES = """

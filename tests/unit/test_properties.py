@@ -11,9 +11,8 @@ import torch
 import ovss_bench as ob
 from ovss_bench.inference.engine import predict
 from parity.seeded import clip_state_dict, query_features, rgb_image
-from stand_ins import sources_of
+from stand_ins import METHODS, sources_of
 
-METHODS = sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.__module__.startswith("ovss_bench."))
 FILES = sorted({Path(inspect.getsourcefile(ob.SEGMENTORS.get(name))) for name in METHODS})
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
 IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores is None]
