@@ -77,7 +77,6 @@ class Forward:
         window, patch = self.recipe.window, self.clip.patch_size
         self.full = None if window == "whole" else SlidingWindow.by(self.recipe, window, window, patch)
         self.batch, self.batch_given = batch or (self.full and batch_size(self.full, self.clip)), batch
-        self.fill = _black(self.recipe.normalize, device=self.clip.device) if self.recipe.pad == "corner_black" else None
         self.queue: list[_Item] = []
         self.passes = 0
 
@@ -110,10 +109,8 @@ class Forward:
 
     def add(self, image: PendingImage) -> None:
         """Queues the windows of an image, and runs the batches that are full."""
-        windows, pixels = image.windows, image.contexts[0].pixels
-        items = (
-            [_Item(image, cell, window) for cell, window in enumerate(windows.cut(pixels, self.fill))] if image.missing else []
-        )
+        windows = image.windows
+        items = [_Item(image, cell, window) for cell, window in enumerate(self._cut(image))] if image.missing else []
         if self.full and (windows.rows.size, windows.columns.size) == (self.full.rows.size, self.full.columns.size):
             self.queue += items
             while len(self.queue) >= self.batch:
@@ -152,6 +149,12 @@ class Forward:
             if batch == self.batch:
                 self.batch = (batch + 1) // 2
             batch = (batch + 1) // 2
+
+    def _cut(self, image: PendingImage) -> list[Tensor]:
+        """The windows of an image (3, h, w)."""
+        pixels = image.contexts[0].pixels
+        fill = _black(self.recipe.normalize, like=pixels) if self.recipe.pad == "corner_black" else None
+        return image.windows.cut(pixels, fill)
 
     def _take(self, items: Sequence[_Item], trunk: Trunk | None, logits: dict[int, Tensor]) -> None:
         """Stores the results of a pass with the images of its windows."""
@@ -199,7 +202,7 @@ class Forward:
     @torch.inference_mode()
     def _all_at_once(self, image: PendingImage, states: dict[int, Tensor]) -> None:
         """The logits of methods that get all windows of an image together."""
-        pixels = torch.stack(image.windows.cut(image.contexts[0].pixels, self.fill))
+        pixels = torch.stack(self._cut(image))
         batch = WindowBatch(
             pixels,
             origins=torch.tensor(image.windows.origins),

@@ -165,7 +165,7 @@ class _Run:
         if not result or (result["images"]["failed"] and not self.runtime.skip_bad_images):
             return None
         if self.runtime.save_label_maps:
-            images = {sample.id for sample in job.dataset.select(self.limit, self.ids)} - result["images"]["failed"].keys()
+            images = {sample.id for sample in self.selected(job)} - result["images"]["failed"].keys()
             if not all(map(store.has_maps, images)):
                 return None
         self.progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
@@ -335,6 +335,7 @@ class _Memory(nullcontext):
     """The interface of RunStore for a run that writes nothing."""
 
     result_path, damaged = None, ()
+    map_folders: Sequence[Path] = ()
 
     def __init__(self) -> None:
         super().__init__(self)
@@ -348,4 +349,4 @@ class _Memory(nullcontext):
     def has(self, *_: object) -> None:
         """No image is stored."""
 
-    discard = flush = collect = finish = finished = has
+    has_maps = discard = flush = collect = finish = finished = has

@@ -115,7 +115,7 @@ class MMSegModel(Segmentor):
             what = f"{self.checkpoint} has other classes than the data set"
             names = f"unknown: {', '.join(unknown[:5]) or 'none'}; absent: {', '.join(absent[:5]) or 'none'}"
             raise OvssError(f"{what} ({names}). Use its own data set, or export label maps with a class_map (docs/outside.md).")
-        return self.indices(order)
+        return self.tensor(torch.tensor(order))
 
     def _stated_classes(self) -> Sequence[str]:
         """The names that the checkpoint states, or else those of the config's data set."""
