@@ -52,7 +52,8 @@ class NamedSource:
 
 def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:
     """Segmentors that name the same model share it, unless its file or folder has changed."""
-    changed = Path(name).stat().st_mtime_ns if Path(name).exists() else None
+    file = Path(str(name).removesuffix("@image"))  # see encoders.vision.OncePerImage
+    changed = file.stat().st_mtime_ns if file.exists() else None
     feature = feature if kind == "vfm" else None
     return _named_source(kind, name, feature, precision, device, changed)
 

@@ -7,11 +7,12 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import huggingface_hub
 import numpy as np
 import torch
+import torch.nn.functional as F
 from huggingface_hub import constants
 from torch import Tensor, nn
 
@@ -21,16 +22,15 @@ from ..files import DAMAGES, WEIGHTS, config_names, data_files, digest, load_con
 from ..image import STATISTICS, image_key
 from ..ops.device import kept, to_device
 from ..torch_defaults import ordinary_torch
+from ..types import ImageContext, WindowBatch
 from .checkpoints import on_meta, read_weights, state_digest, weight_errors
 from .clip import PRECISIONS
 from .hub import WEIGHTS_FOLDER, download_failed, hub
 from .sam import SAM, SAM2, SAM2Encoder, SAMEncoder, sam2_names, sam2_size, sam_names
 from .vit import PlainViT, plain_names
 
-if TYPE_CHECKING:
-    from ..types import WindowBatch
-
 FEATURES = ("tokens", "q", "k", "v", "q+k")
+ONCE_PER_IMAGE = "@image"  # at the end of a name
 POSITIONS = ("offset", "size", "antialias", "bilinear")
 TOKENS = {"cpu": 8192, "cuda": 65536}  # in one forward pass: bounds the memory
 
@@ -91,6 +91,42 @@ def _statistics() -> Tensor:
     return torch.tensor([*STATISTICS["clip_exact"], *STATISTICS["imagenet"]]).view(4, 3, 1, 1)
 
 
+class OncePerImage:
+    """A vision encoder that runs once per resized image instead of once per window. A window's features are those of the image
+    at the places of the window's own grid (bilinear): cheaper where windows overlap, but not what the papers do."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        self.encoder, self.patch_size = encoder, encoder.patch_size
+        self.digest = digest(encoder.digest, "once per image")
+
+    @torch.inference_mode()
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Windows (B, 3, H, W) normalised for CLIP -> (B, C, h, w)."""
+        if batch.contexts is None or batch.images is None or batch.origins is None:
+            return self.encoder(batch)  # whole images
+        places = zip(batch.images.tolist(), batch.origins.tolist(), strict=True)
+        return torch.cat([self.cut(batch, image, *origin) for image, origin in places])
+
+    def cut(self, batch: WindowBatch, image: int, top: int, left: int) -> Tensor:
+        """The features (1, C, h, w) of a window at this place in its image; outside of it, the nearest ones."""
+        whole = self.of_image(batch.contexts[image])
+        points = [
+            2 * (first / self.patch_size + torch.arange(side // self.patch_size, device=whole.device) + 0.5) / cells - 1
+            for first, side, cells in zip((top, left), batch.pixels.shape[2:], whole.shape[2:], strict=True)
+        ]
+        grid = torch.stack(torch.meshgrid(points[1], points[0], indexing="xy"), -1)[None]
+        return F.grid_sample(whole, grid.to(whole), mode="bilinear", padding_mode="border", align_corners=False)
+
+    def of_image(self, context: ImageContext) -> Tensor:
+        """The features (1, C, h, w) of the resized image, whose last row and column are repeated to fill the last patches."""
+        height, width = context.pixels.shape[1:]
+        key = ("resized image", self.patch_size)
+        if key not in context.shared:
+            missing = (0, -width % self.patch_size, 0, -height % self.patch_size)
+            context.shared[key] = WindowBatch(F.pad(context.pixels[None], missing, mode="replicate"), contexts=[context])
+        return context.shared[key].once(self.encoder)
+
+
 class FeatureFolder:
     """Precomputed features of whole images (C-RADIOv3, ...), for methods whose encoder sees the whole image (CorrCLIPv2):
     `features` (C, h, w) in an npz file for each image, named by its `image_key`."""
@@ -138,8 +174,9 @@ def load_vision(
     feature: str | None = None,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
-) -> VisionEncoder | FeatureFolder:
+) -> VisionEncoder | OncePerImage | FeatureFolder:
     """A vision encoder from `name`, an entry of configs/vision, a file or a folder of precomputed features, or a `state_dict`.
+    NAME@image: once per image, see `OncePerImage`.
 
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
     tensors. `heads`: from the entry, the file's metadata, or the width of a published model; else it must be given.
@@ -156,6 +193,12 @@ def load_vision(
         if value not in known:
             raise unknown(key, value, filter(None, known))
     label, settings = "state_dict", {}
+    if state_dict is None and str(name).endswith(ONCE_PER_IMAGE):
+        name = str(name).removesuffix(ONCE_PER_IMAGE)
+        encoder = load_vision(name, feature=feature, precision=precision, device=device)
+        if isinstance(encoder, VisionEncoder):
+            return OncePerImage(encoder)
+        raise OvssError(f"vfm={name}{ONCE_PER_IMAGE}: a folder holds features of whole images. Leave {ONCE_PER_IMAGE} out.")
     if state_dict is None:
         if name not in config_names("vision") and Path(name or "-").is_dir():
             return FeatureFolder(Path(name or "-"))

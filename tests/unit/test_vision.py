@@ -9,9 +9,10 @@ from torch import nn
 
 import ovss_bench as ob
 from ovss_bench.encoders import vision
-from ovss_bench.encoders.vision import load_vision
+from ovss_bench.encoders.vision import OncePerImage, load_vision
 from ovss_bench.files import load_config
 from ovss_bench.ops.position import resample_position
+from ovss_bench.ops.windows import SlidingWindow
 from parity import seeded
 from parity.reference import Reference
 from tiny_networks import SIZES, as_map, close, images, loaded, shake, vit
@@ -246,3 +247,61 @@ def test_sam2_agrees_with_transformers(tiny_sam2, tmp_path):
         official[f"image_encoder.{head}.conv.{tail}" if "neck.convs" in name else f"image_encoder.{name}"] = tensor
     torch.save({"model": official}, tmp_path / "sam2.pt")
     assert load_vision(tmp_path / "sam2.pt").digest == encoder.digest
+
+
+# Once per image
+
+
+def windows_of(image, side, stride, pad="none"):
+    """The windows of an image, as methods get them."""
+    context = ob.ImageContext(image, image, seeded.clip_input(image)[0], image.shape[:2])
+    windows = SlidingWindow.of(*image.shape[:2], side, stride, 8, pad)
+    origins = torch.tensor(windows.origins)
+    pixels = torch.stack(windows.cut(context.pixels))
+    return ob.WindowBatch(pixels, origins, torch.zeros(len(pixels), dtype=torch.int64), [context])
+
+
+@pytest.fixture
+def once(weights):
+    return OncePerImage(loaded(weights))
+
+
+def test_features_of_windows_are_cut_from_those_of_the_image(once):
+    """On windows that begin at a patch they are the image's own, elsewhere between two."""
+    image, calls = seeded.rgb_image(5, 48, 72), []
+    once.encoder = lambda batch, encoder=once.encoder: calls.append(len(batch.pixels)) or encoder(batch)
+    batch = windows_of(image, 32, 20)
+    whole = once.encoder(ob.WindowBatch(seeded.clip_input(image)))[0]
+    found = once(batch)
+    assert calls == [1, 1]
+    assert batch.origins.tolist() == [[0, 0], [0, 20], [0, 40], [16, 0], [16, 20], [16, 40]]
+    for (top, left), window in zip(batch.origins.tolist(), found, strict=True):
+        rows, first = slice(top // 8, top // 8 + 4), left // 8
+        expected = whole[:, rows, first : first + 4]
+        if left % 8:  # 20 pixels are two patches and a half
+            expected = (expected + whole[:, rows, first + 1 : first + 5]) / 2
+        close(window, expected)
+
+
+def test_a_window_that_is_the_image_has_its_features(once):
+    batch = windows_of(seeded.rgb_image(5, 40, 64), 64, 64)
+    close(once(batch), once.encoder(ob.WindowBatch(batch.pixels)))
+
+
+def test_padded_windows_have_the_nearest_features(once):
+    batch = windows_of(seeded.rgb_image(5, 43, 64), 64, 64, "center")
+    whole = once.of_image(batch.contexts[0])
+    assert batch.origins.tolist() == [[-2, 0]]
+    assert whole.shape[2:] == (6, 8)
+    close(once(batch)[0, :, 0], whole[0, :, 0])
+    close(once(batch)[0, :, 1], whole[0, :, 0] / 4 + whole[0, :, 1] * 3 / 4)
+
+
+def test_the_name_says_that_it_runs_once_per_image(once, tmp_path):
+    once_more = load_vision("demo@image")
+    assert isinstance(once_more, OncePerImage)
+    assert once_more.digest != load_vision("demo").digest
+    with pytest.raises(ob.OvssError, match=r"vfm=.*@image: a folder holds features of whole images\. Leave @image out"):
+        load_vision(f"{tmp_path}@image")
+    with pytest.raises(ob.OvssError, match="no_such"):
+        load_vision("no_such@image")
