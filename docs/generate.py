@@ -3,11 +3,10 @@
 The tables stand between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_docs.py finds those that are out of date.
 """
 
-import json
 import re
+import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,32 +17,18 @@ from ovss_bench.bench.view import methods_view, of_methods, plot
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.figures import palette
-from ovss_bench.files import config_names, load_config
+from ovss_bench.files import config_names
 from ovss_bench.runs.published import published_figures
 from ovss_bench.runs.schema import schema
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from field import BENCHMARKS, about, beside_clip, guide, speed, variants, with_page
+
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank", "checkpoint")
-BENCHMARKS = {
-    "voc21": "VOC21", "voc20": "VOC20", "context60": "Ctx60", "context59": "Ctx59",
-    "coco_object": "Object", "coco_stuff": "Stuff", "cityscapes": "City", "ade20k": "ADE",
-}  # fmt: skip
-TITLES = {
-    "clip": "CLIP", "maskclip": "MaskCLIP", "sclip": "SCLIP", "clearclip": "ClearCLIP", "naclip": "NACLIP", "gem": "GEM",
-    "cliptrase": "CLIPtrase", "resclip": "ResCLIP", "scclip": "SC-CLIP", "proxyclip": "ProxyCLIP", "corrclip": "CorrCLIP",
-    "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
-    "clip_dinoiser": "CLIP-DINOiser", "pacl": "PACL",
-    "maskclip_plus": "MaskCLIP+", "tagclip": "TagCLIP",
-}  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"
 SPEED = ROOT / "docs" / "images" / "speed.png"
 SCENES, METHODS = (21, 60, 77), ("clip", "naclip", "corrclip")
-
-
-def variants(method: str) -> list[str]:
-    """The recipes of a method, its own first."""
-    recipes = {name: load_config("segmentor", name).get("method", name) for name in config_names("segmentor")}
-    return sorted((name for name, of in recipes.items() if of == method), key=lambda name: (name != method, name))
 
 
 def reproducible() -> dict[str, set[str]]:
@@ -53,17 +38,26 @@ def reproducible() -> dict[str, set[str]]:
     return {name: set(of["dataset"]) for name, of in figures.groupby("segmentor")}
 
 
-def methods_table(pages: str) -> str:
+def methods_list() -> str:
+    """Links to the pages of all methods, by what they need."""
+    outside = "[label maps, other programs, mmsegmentation](docs/outside.md)"
+    groups: dict[str, list[str]] = {"CLIP alone": [], "with other models": [], "trained": [], "from outside": [outside]}
+    for method in with_page():
+        trained = "checkpoint" in ob.SEGMENTORS.get(method).hyperparameters()
+        group = "trained" if trained else "with other models" if beside_clip(method) else "CLIP alone"
+        groups[group].append(f"[`{method}`](docs/methods/{method}.md)")
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {group} | {', '.join(links)} |" for group, links in groups.items())])
+
+
+def methods_table() -> str:
     """Methods, what they take beside CLIP, and the benchmarks with a published figure of the very same run."""
-    published, order = reproducible(), load_config("tools", "eval")["segmentor"]
+    published = reproducible()
     lines = [["method", "beside CLIP", *BENCHMARKS.values(), "also"], ["---", "---", *[":-:"] * len(BENCHMARKS), "---"]]
-    for method in sorted(TITLES, key=lambda name: order.index(name) if name in order else len(order)):
-        values = ob.compose_recipe(method).values()
-        takes = [f"`{kind}={values[kind]}`" if values[kind] else f"`{kind}`" for kind in BESIDE_CLIP if kind in values]
+    for method in with_page():
         known = set().union(*(published.get(name, ()) for name in variants(method)))
         marks = ["●" if name in known else "" for name in BENCHMARKS]
         more = ", ".join(f"`{name}`" for name in sorted(known - BENCHMARKS.keys()))
-        lines.append([f"[`{method}`]({pages}{method}.md)", " ".join(takes), *marks, more])
+        lines.append([f"[`{method}`](methods/{method}.md)", beside_clip(method), *marks, more])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -88,11 +82,6 @@ def field_rows(part: dict, name: str = "") -> list[str]:
     return rows + [row for key, value in inner.items() if isinstance(value, dict) for row in field_rows(value, key)]
 
 
-def speed() -> list[dict[str, Any]]:
-    """The measurements of tools/bench.py that are committed, a file per machine and number of threads."""
-    return [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "bench").glob("*.json"))]
-
-
 def speed_tables() -> str:
     """For each machine what it is, how it was measured, and the ratios of all methods."""
     parts = []
@@ -115,8 +104,8 @@ def tables() -> dict[Path, dict[str, str]]:
     """Text by marker, by file."""
     demo = {name: (ROOT / "results" / name / "table.md").read_text().strip() for name in ("demo", "demo_full")}
     return {
-        ROOT / "README.md": {"methods": methods_table("docs/methods/")},
-        ROOT / "docs" / "methods.md": {"methods": methods_table("methods/"), "datasets": datasets_table()},
+        ROOT / "README.md": {"methods": methods_list()},
+        ROOT / "docs" / "methods.md": {"guide": guide(), "methods": methods_table(), "datasets": datasets_table()},
         ROOT / "docs" / "demo.md": demo,
         ROOT / "docs" / "speed.md": {"methods": speed_tables()},
         ROOT / "docs" / "results.md": {"fields": "\n".join(["| field | |", "| --- | --- |", *field_rows(schema())])},
@@ -145,7 +134,7 @@ def picture() -> Image.Image:
     side, gap, top = 150, 6, 22
     canvas = Image.new("RGB", ((side + gap) * len(rows[0]) - gap, top + (side * 3 // 4 + gap) * len(rows) - gap), "white")
     draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(["image", "ground truth", *(TITLES[method] for method in METHODS)]):
+    for column, title in enumerate(["image", "ground truth", *(about(method)["title"] for method in METHODS)]):
         draw.text((column * (side + gap) + 2, 4), title, "black", font_size=14)
     for line, row in enumerate(rows):
         for column, panel in enumerate(row):

@@ -8,6 +8,7 @@ import pytest
 
 from end_to_end.pages import CLASSES, IDS, SCRIPT
 from ovss_bench.reports.html import write_html
+from pages import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +233,23 @@ def test_dark_and_light(opened):
         assert view.get_by_label("Theme").input_value() == ("light" if is_dark else "dark"), "remembered"
         view.get_by_label("Theme").select_option("as the system")
         assert (brightness(view)[0] < 128) == is_dark
+
+
+def test_tables_of_the_site_sort(opened, tmp_path):
+    """docs/sort.js, on a table as mkdocs writes it."""
+    rows = [("SCLIP", "9.5"), ("CLIP", ""), ("naclip", "10.0"), ("GEM", "9.5")]
+    body = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows)
+    head = "<thead><tr><th>method</th><th>demo</th></tr></thead>"
+    script = (ROOT / "docs" / "sort.js").read_text()
+    page = tmp_path / "page.html"
+    page.write_text(f"<article><table>{head}<tbody>{body}</tbody></table></article><script>{script}</script>")
+    view = opened(path=page)
+
+    def clicked(name):
+        view.get_by_role("columnheader", name=name).click()
+        return view.locator("td:first-child").all_inner_texts()
+
+    assert clicked("demo") == ["SCLIP", "GEM", "naclip", "CLIP"]
+    assert clicked("demo") == ["naclip", "SCLIP", "GEM", "CLIP"]
+    assert clicked("method") == ["CLIP", "GEM", "naclip", "SCLIP"]
+    assert clicked("demo") == ["GEM", "SCLIP", "naclip", "CLIP"]
