@@ -21,5 +21,6 @@ MODULES = {
     "resclip": "resclip",
     "scclip": "scclip",
     "sclip": "sclip",
+    "sfp": "sfp",
     "tagclip": "tagclip",
 }
