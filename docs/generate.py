@@ -34,7 +34,7 @@ TITLES = {
     "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
     "clip_dinoiser": "CLIP-DINOiser", "pacl": "PACL",
     "maskclip_plus": "MaskCLIP+", "tagclip": "TagCLIP",
-    "sfp": "SFP",
+    "rf_clip": "RF-CLIP", "sfp": "SFP",
 }  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"
 SPEED = ROOT / "docs" / "images" / "speed.png"

@@ -19,6 +19,7 @@ MODULES = {
     "pacl": "pacl",
     "proxyclip": "proxyclip",
     "resclip": "resclip",
+    "rf_clip": "rf_clip",
     "scclip": "scclip",
     "sclip": "sclip",
     "sfp": "sfp",
