@@ -143,7 +143,8 @@ class RFCLIP(Segmentor):
 
     def image_cosines(self, batch: WindowBatch, encoded: Encoded) -> Tensor:
         """The cosines (B, Q) of the queries with the class token of each window, or of its image."""
-        if self.image_level == "window" or self.recipe.window == "whole" or not batch.contexts:
+        of_windows = self.image_level == "window" or self.recipe.window == "whole"
+        if of_windows or batch.contexts is None or batch.images is None:
             return self.class_cosines(encoded)
         return torch.stack([self.of_image(batch.contexts[number]) for number in batch.images.tolist()])
 
