@@ -147,6 +147,17 @@ class DenseCLIP:
     def block(self, index: int, grid: tuple[int, int]) -> BlockView:
         return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
 
+    def embed_patches(self, pixels: Tensor, position: str = "offset") -> tuple[Tensor, tuple[int, int]]:
+        """The tokens (B, T, D) that enter the first block, for normalised pixels (B, 3, H, W), and the patch grid."""
+        visual = self.model.visual
+        x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
+        grid = (x.shape[2], x.shape[3])
+        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = x + resample_position(visual.positional_embedding, grid, self.stored_grid, position).to(x.dtype)
+        if not isinstance(visual.ln_pre, nn.Identity):
+            x = layer_norm(x, visual.ln_pre, self.layer_norm_eps)
+        return x, grid
+
     @torch.inference_mode()
     def trunk(
         self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset", keep_qkv: Collection[int] = ()
@@ -156,13 +167,7 @@ class DenseCLIP:
         The result holds the inputs of the blocks in `keep`, and inputs, queries, keys and values of those in `keep_qkv`
         (indices 0 to depth-1; see `qkv`). `position` is a rule of ops/position.py.
         """
-        visual = self.model.visual
-        x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
-        grid = (x.shape[2], x.shape[3])
-        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
-        x = x + resample_position(visual.positional_embedding, grid, self.stored_grid, position).to(x.dtype)
-        if not isinstance(visual.ln_pre, nn.Identity):
-            x = layer_norm(x, visual.ln_pre, self.layer_norm_eps)
+        x, grid = self.embed_patches(pixels, position)
         states, kept = {}, {}
         for i in range(self.depth):
             if i in keep or i in keep_qkv:

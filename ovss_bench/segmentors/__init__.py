@@ -19,7 +19,9 @@ MODULES = {
     "pacl": "pacl",
     "proxyclip": "proxyclip",
     "resclip": "resclip",
+    "rf_clip": "rf_clip",
     "scclip": "scclip",
     "sclip": "sclip",
+    "sfp": "sfp",
     "tagclip": "tagclip",
 }

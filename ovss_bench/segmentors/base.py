@@ -63,8 +63,8 @@ class Segmentor(Method):
     - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as in NACLIP's code;
     - `group`: the number of consecutive images of the data set that `group_features` gets together;
     - `uses_clip`: whether it uses CLIP; with False, none is loaded, and no texts are encoded;
-    - `own_network`: images are seen by a network of the method's own only, and CLIP encodes the texts: its image tower does not
-      run, and the recipe values that change it have no effect;
+    - `own_network`: images are seen by a network of the method's own only, and CLIP encodes the texts: its trunk does not run,
+      and the recipe values that change its image tower have no effect, unless `uses` names them;
     - `files`: files of the user that results depend on, by name, beside the hyperparameters that are files.
 
     Hooks are None unless a method defines them. They run in this order for every image; docs/extending.md has examples.

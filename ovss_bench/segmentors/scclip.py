@@ -2,13 +2,13 @@
 of middle layers."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..encoders.clip import BlockView
 from ..errors import OvssError
 from ..ops.attention import attend, cosine_matrix, proxy_attention
+from ..ops.outliers import aggregate, local_outlier_factors, mend
 from ..types import WindowBatch
 from .base import Segmentor
 
@@ -83,23 +83,8 @@ class SCCLIP(Segmentor):
         """(B, N, D) -> (B, N) bool: those beyond the quantile of the local outlier factors of their window."""
         if not 0 <= self.lof_contamination <= 1:
             raise OvssError(f"lof_contamination={self.lof_contamination}: expected a share of the patches, 0 to 1.")
-        factors = self.outlier_factors(patches)
+        factors = local_outlier_factors(patches, self.lof_neighbors)
         return factors > factors.quantile(1 - self.lof_contamination, 1, keepdim=True)
-
-    def outlier_factors(self, patches: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N): the mean ratio of each patch's k-distance to those of its k nearest patches.
-
-        The local outlier factor equals this if, as in the official code, the reachability of a patch's neighbours is taken from
-        its k-distance instead of theirs. Distances are squared; k is smaller on a small grid.
-        """
-        x = patches.float()
-        # Exact differences: through products, near ties would change their order.
-        distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
-        k = min(self.lof_neighbors, x.shape[1] - 1)
-        nearest = distances.topk(k + 1, largest=False)
-        reach = nearest.values[..., -1].clamp(min=1e-12)  # equal patches have the factor 1
-        neighbours = nearest.indices[..., min(k, 1) :]
-        return (reach[..., None] / reach.gather(1, neighbours.flatten(1)).view_as(neighbours)).mean(-1)
 
     def last_block(self, block: BlockView, patches: Tensor, attention: Tensor) -> Tensor:
         """The output of the last block's attention for patches (B, N, D) without class token; `attention` (B, 1, N, N) is that
@@ -107,19 +92,3 @@ class SCCLIP(Segmentor):
         _, k, v = block.qkv(block.ln_1(patches))
         o = attend(k, k, v)
         return block.project((o + attention @ v) / 2 if self.calibrate else o)
-
-
-def mend(patches: Tensor, anomalous: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Replaces the `anomalous` (B, N) of patches (B, N, D) by the mean of the sound ones among their eight neighbours, if
-    any."""
-    sound = ~anomalous.unflatten(1, grid)[:, None]
-    maps = patches.transpose(1, 2).unflatten(2, grid).float()
-    total, count = (F.avg_pool2d(x, 3, 1, 1, divisor_override=1) for x in (maps * sound, sound.float()))
-    mended = torch.where(sound | (count == 0), maps, total / count.clamp(min=1))
-    return mended.flatten(2).transpose(1, 2).to(patches.dtype)
-
-
-def aggregate(patches: Tensor, similarity: Tensor, beta: float) -> Tensor:
-    """For each patch the mean of patches (B, N, D) weighted by their similarities (B, N, N) of at least `beta`."""
-    weights = similarity.masked_fill(similarity < beta, 0)
-    return (weights / (weights.sum(-1, keepdim=True) + 1e-6)).to(patches.dtype) @ patches

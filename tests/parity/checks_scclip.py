@@ -6,7 +6,7 @@ from torch import Tensor
 
 import ovss_bench as ob
 from ovss_bench.ops.attention import cosine_matrix
-from ovss_bench.segmentors.scclip import mend
+from ovss_bench.ops.outliers import local_outlier_factors, mend
 
 from .common import load_clip, principal_queries, segment
 from .reference import Reference
@@ -41,7 +41,7 @@ def square(reference: Reference, array: str) -> tuple:
 
 def lof_scores(reference: Reference, array: str) -> Tensor:
     own, trunk = square(reference, array)
-    return own.outlier_factors(trunk.tokens[:, 1:])[0]
+    return local_outlier_factors(trunk.tokens[:, 1:], own.lof_neighbors)[0]
 
 
 def outlier_indices(reference: Reference, array: str) -> Tensor:

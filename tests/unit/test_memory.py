@@ -17,7 +17,7 @@ from stand_ins import sources_of
 FORK = multiprocessing.get_context("fork")
 WHOLE = {"resize": "none", "window": "whole", "scored_at": "original", "pad": "none", "pad_multiple": None}
 IMAGES = {"a": (32, 48), "strip": (16, 16 * 30000), "b": (48, 32)}
-MAPS = ["naclip", "cliptrase", "scclip", "resclip", "proxyclip", "corrclip", "corrclip_v2", "cliper"]
+MAPS = ["naclip", "cliptrase", "scclip", "sfp", "rf_clip", "resclip", "proxyclip", "corrclip", "corrclip_v2", "cliper"]
 
 
 def in_half_a_gigabyte(work):

@@ -113,6 +113,8 @@ USED = {
     "naclip": SCLIP,
     "resclip": SCLIP,
     "scclip": SCLIP,
+    "rf_clip": SCLIP,
+    "sfp": SCLIP | dict.fromkeys(("voc21", "voc20", "cityscapes"), "sfp"),
     "clearclip": CLEARCLIP,
     "gem": CLEARCLIP,
     "maskclip": CLEARCLIP,

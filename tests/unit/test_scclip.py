@@ -1,4 +1,4 @@
-"""SC-CLIP: local outlier factors, repair, aggregation, the ablations, degenerate windows, and the recipe."""
+"""SC-CLIP: anomalies, the ablations, degenerate windows, and the recipe."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 import ovss_bench as ob
 from ovss_bench.errors import OvssError
-from ovss_bench.segmentors.scclip import aggregate, mend
 from parity.seeded import clip_state_dict
 
 PLAIN = {"repair": False, "aggregate": False, "calibrate": False, "multi_level": False}
@@ -20,20 +19,6 @@ def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("count", "neighbours"), [(60, 30), (16, 15), (2, 1)])
-def test_outlier_factors_equal_the_official_loop(count, neighbours, tiny_clip, tiny_vocabulary):
-    """Reach distances max(D_ij, K_i) over the neighbours, densities from their mean, ratios of densities."""
-    patches = randn(2, count, 24)
-    actual = build(tiny_clip, tiny_vocabulary).outlier_factors(patches)
-    for x, factors in zip(patches, actual, strict=True):
-        distances = (x[:, None] - x).square().sum(-1)
-        order = distances.argsort(1)[:, 1 : neighbours + 1]
-        nearest = distances.gather(1, order)
-        density = neighbours / torch.maximum(nearest, nearest[:, -1:]).mean(1)
-        expected = torch.stack([(density[order[i]] / density[i]).mean() for i in range(count)])
-        torch.testing.assert_close(factors, expected, rtol=1e-5, atol=0)
-
-
 def test_each_window_has_anomalies_of_its_own(tiny_clip, tiny_vocabulary):
     segmentor = build(tiny_clip, tiny_vocabulary)
     patches = torch.cat([randn(1, 100, 24), 30 * randn(1, 100, 24, seed=1), randn(1, 100, 24, seed=2)])
@@ -41,32 +26,6 @@ def test_each_window_has_anomalies_of_its_own(tiny_clip, tiny_vocabulary):
     assert found.sum(1).tolist() == [5, 5, 5]
     for window, own in zip(patches, found, strict=True):
         assert torch.equal(segmentor.anomalies(window[None])[0], own)
-
-
-@pytest.mark.parametrize("grid", [(5, 7), (7, 5), (1, 6), (1, 1)])
-def test_repair_equals_the_plain_loop(grid):
-    patches, anomalous = randn(2, grid[0] * grid[1], 3), randn(2, grid[0] * grid[1], seed=1) > 0
-    expected = patches.clone()
-    for b in range(2):
-        for i in range(patches.shape[1]):
-            y, x = divmod(i, grid[1])
-            around = [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
-            around = [v * grid[1] + u for v, u in around if 0 <= v < grid[0] and 0 <= u < grid[1]]
-            sound = [j for j in around if not anomalous[b, j]]
-            if anomalous[b, i] and sound:
-                expected[b, i] = patches[b, sound].mean(0)
-    torch.testing.assert_close(mend(patches, anomalous, grid), expected)
-
-
-def test_an_anomaly_without_sound_neighbours_stays():
-    patches = randn(1, 12, 3)
-    assert torch.equal(mend(patches, torch.ones(1, 12, dtype=torch.bool), (3, 4)), patches)
-
-
-def test_aggregation_leaves_out_what_is_less_similar():
-    similarity = torch.tensor([[[1.0, 0.5, 0.39], [0.5, 1.0, -1.0], [0.39, -1.0, 1.0]]])
-    patches = torch.tensor([[[3.0], [9.0], [5.0]]])
-    torch.testing.assert_close(aggregate(patches, similarity, 0.4), torch.tensor([[[5.0], [7.0], [5.0]]]), rtol=1e-5, atol=0)
 
 
 def test_without_all_parts_key_key_attention_of_the_patches_is_left(tiny_clip, tiny_vocabulary):

@@ -1,0 +1,171 @@
+"""RF-CLIP (Li et al., AAAI 2026, arXiv 2511.16170), as released: distraction patches are smoothed after every block, and the
+last block attends by the keys of all blocks."""
+
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.registry import SEGMENTORS
+from ..encoders.clip import BlockView, attention_maps
+from ..ops.attention import cosine_matrix
+from ..ops.image_texts import adjusted_texts, query_clusters
+from ..types import ImageContext, WindowBatch
+from .base import TOWER, Segmentor
+
+# The channels of distraction patches by the width of OpenAI's ViT-B/16 and ViT-L/14, counted from 0 (clip/model.py).
+CHANNELS = {
+    768: (4, 162, 189, 326, 429, 474, 633, 713),
+    1024: (250, 261, 437, 650, 720, 779, 936, 1005),
+}
+
+
+class Encoded(NamedTuple):
+    """The smoothed outputs (B, T, D) of the block `before` the last, of the `last`, and their mean over all blocks, `guide`
+    (float32); `by_keys` (B, K, N, N): the sum of the key-key attention between patches over all blocks but the last."""
+
+    before: Tensor
+    last: Tensor
+    guide: Tensor
+    by_keys: Tensor
+    grid: tuple[int, int]
+
+
+@SEGMENTORS.register_module(name="rf_clip")
+class RFCLIP(Segmentor):
+    """After every block, a patch is blended (`blend`) with the mean of its 3 x 3 cells, if in one of `channels` its share of
+    all channels, above its lowest, is more than `sigma` times the average. None: the published ones of OpenAI's ViT-B/16 and
+    ViT-L/14 by the width; none are known for other widths, and nothing is smoothed.
+
+    The last block attends by the mean of the key-key attention of all blocks. It gets the output of the block before and the
+    mean output of all blocks, both summed over the patches whose mean outputs have cosines of at least `similarity`, and its
+    two results are averaged. Texts as in CASS: the queries are clustered once (cut at `h_threshold`), the best query of each
+    cluster moves towards the window's patches (`mean_vector_weight`), and the image's cosines are mixed in
+    (`global_semantics_weight`). `image_level`: those of the whole resized image, or of the window, by the class token after
+    all smoothed blocks.
+
+    `strategy=refocus`, off in the release: in all blocks but the last, patches that get more than `refocus_threshold` of the
+    attention of the others on average keep `refocus_decay` of it, and the rest goes to the other patches.
+    """
+
+    # No block gets the input that it has in other methods, so no trunk is shared; but the recipe's values for the blocks count.
+    own_network = True
+    uses = TOWER
+    attention_maps = 3
+
+    channels: tuple[int, ...] | None = None
+    sigma: float = 5.0
+    blend: float = 0.4
+    similarity: float = 0.4
+    strategy: Literal["vanilla", "refocus"] = "vanilla"
+    refocus_threshold: float = 0.1
+    refocus_decay: float = 0.6
+    h_threshold: float = 0.1
+    mean_vector_weight: float = 0.03
+    global_semantics_weight: float = 0.25
+    image_level: Literal["image", "window"] = "image"
+
+    @cached_property
+    def clusters(self) -> list[int]:
+        """The cluster of each query."""
+        return query_clusters(self.text, self.h_threshold, "complete")
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        encoded = self.encode(batch.pixels)
+        patches, image = self.clip.head(self.last_attention(encoded)), self.image_cosines(batch, encoded)
+        text = adjusted_texts(self.text, self.indices(self.clusters), patches, image, self.mean_vector_weight)
+        share = self.global_semantics_weight
+        logits = (1 - share) * text @ patches.transpose(1, 2) + share * image[..., None]
+        return logits.unflatten(2, encoded.grid)
+
+    def encode(self, pixels: Tensor, by_keys: bool = True) -> Encoded:
+        """All blocks for windows (B, 3, H, W); `by_keys=False` leaves out the attention maps that only patches need."""
+        x, grid = self.clip.embed_patches(pixels, self.recipe.position)
+        depth, before, total, maps = self.clip.depth, x, x.new_zeros(1).float(), x.new_zeros(1).float()
+        for i in range(depth):
+            before, block = x, self.clip.block(i, grid)
+            x, k = self.run(block, x, self.strategy == "refocus" and i < depth - 1)
+            x = self.smoothed(x, grid)
+            total = total + x
+            if by_keys and i < depth - 1:
+                maps = maps + attention_maps(k, k)[..., 1:, 1:]
+        return Encoded(before, x, total / depth, maps, grid)
+
+    def run(self, block: BlockView, x: Tensor, refocus: bool) -> tuple[Tensor, Tensor]:
+        """A block's output (B, T, D), and its keys (B, K, T, d)."""
+        if not refocus:
+            x, (_, k, _) = block.run(x)
+            return x, k
+        q, k, v = block.qkv(block.ln_1(x))
+        attention = refocused(attention_maps(q, k), self.refocus_threshold, self.refocus_decay)
+        x = x + block.project(attention @ v)
+        return x + block.mlp(block.ln_2(x)), k
+
+    def distracted(self, x: Tensor) -> Tensor:
+        """Which patches of the tokens (B, T, D) are smoothed: (B, N) bool."""
+        channels = CHANNELS.get(self.clip.width, ()) if self.channels is None else self.channels
+        above = x[:, 1:].float()
+        above = above - above.amin(-1, keepdim=True)
+        if not channels:
+            return torch.zeros_like(above[..., 0], dtype=torch.bool)
+        share = above[..., self.indices(channels)].amax(-1) / above.sum(-1).clamp(min=1e-8)
+        return share > self.sigma / self.clip.width
+
+    def smoothed(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, T, D); zeros around the grid count in the means."""
+        maps = x[:, 1:].transpose(1, 2).unflatten(2, grid).float()
+        means = F.avg_pool2d(maps, 3, 1, 1).flatten(2).transpose(1, 2)
+        blended = (1 - self.blend) * x[:, 1:] + self.blend * means
+        return torch.cat([x[:, :1], torch.where(self.distracted(x)[..., None], blended.to(x), x[:, 1:])], 1)
+
+    def last_attention(self, encoded: Encoded) -> Tensor:
+        """The last block's output (B, N, D) for the patches, without residual connection and feed-forward network."""
+        block, similarity = self.clip.block(-1, encoded.grid), cosine_matrix(encoded.guide[:, 1:])
+        similarity = similarity.masked_fill(similarity < self.similarity, 0)
+        first, second = (self.attended(block, x.float(), similarity, encoded.by_keys) for x in (encoded.before, encoded.guide))
+        return (first + second) / 2
+
+    def attended(self, block: BlockView, x: Tensor, similarity: Tensor, by_keys: Tensor) -> Tensor:
+        """The attention's output (B, N, D) for tokens (B, T, D) float32 whose patches are first summed by their similarities;
+        the LayerNorm levels out the length of the sums."""
+        x = torch.cat([x[:, :1], similarity @ x[:, 1:]], 1)
+        _, k, v = block.qkv(block.ln_1(x).to(self.clip.dtype))
+        attention = self.mean_attention(by_keys, k)
+        return block.project(attention.to(v) @ v[:, :, 1:])
+
+    def mean_attention(self, by_keys: Tensor, k: Tensor) -> Tensor:
+        """Between patches (B, K, N, N), with the last block's keys. The class token's part is cut off, so rows sum to less than
+        1."""
+        return (by_keys + attention_maps(k, k)[..., 1:, 1:]) / self.clip.depth
+
+    def image_cosines(self, batch: WindowBatch, encoded: Encoded) -> Tensor:
+        """The cosines (B, Q) of the queries with the class token of each window, or of its image."""
+        of_windows = self.image_level == "window" or self.recipe.window == "whole"
+        if of_windows or batch.contexts is None or batch.images is None:
+            return self.class_cosines(encoded)
+        return torch.stack([self.of_image(batch.contexts[number]) for number in batch.images.tolist()])
+
+    def of_image(self, context: ImageContext) -> Tensor:
+        """The cosines (Q,) of the whole resized image, computed once."""
+        if "cosines" not in context.by_products:
+            down, right = (max(self.clip.patch_size - side, 0) for side in context.pixels.shape[1:])
+            whole = F.pad(context.pixels, (0, right, 0, down))  # at least one patch
+            context.by_products["cosines"] = self.class_cosines(self.encode(self.tensor(whole)[None], by_keys=False))[0]
+        return context.by_products["cosines"]
+
+    def class_cosines(self, encoded: Encoded) -> Tensor:
+        return self.clip.head(encoded.last[:, 0]) @ self.text.T
+
+
+def refocused(attention: Tensor, threshold: float, decay: float) -> Tensor:
+    """Attention maps (B, K, T, T) in which patches that get too much give `1 - decay` of it, in the rows of patches, to the
+    other patches in proportion to what these get. The row and the column of the class token stay."""
+    patches = attention[..., 1:, 1:]
+    sinks = patches.sum(-2, keepdim=True) / attention.shape[-1] > threshold
+    freed = (1 - decay) * (patches * sinks).sum(-1, keepdim=True)
+    factor = 1 + freed / ((patches * ~sinks).sum(-1, keepdim=True) + 1e-8)
+    moved = patches * torch.where(sinks, decay, factor)
+    return torch.cat([attention[..., :1, :], torch.cat([attention[..., 1:, :1], moved], -1)], -2)
