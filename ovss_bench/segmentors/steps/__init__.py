@@ -1,0 +1,6 @@
+"""Steps of methods that compose with other methods, one file each. MODULES: by registered name the module of this package."""
+
+MODULES = {
+    "pamr": "pamr",
+    "region_vote": "region_vote",
+}
