@@ -178,7 +178,8 @@ def _file_layers(
     """The sections that apply, in order of precedence: origin, values, and whether they are for all methods."""
     base = ("configs/recipe.yaml", load_config(".", "recipe"), True)
     own, known = segmentor.partition("+")[0], config_names("step")
-    method = (RECIPES.get(own, f"configs/segmentor/{own}.yaml"), config, False)
+    # With steps, values of the base method that a step leaves without effect are noted, as those for all methods are.
+    method = (RECIPES.get(own, f"configs/segmentor/{own}.yaml"), config, "+" in segmentor)
     steps = [(f"configs/step/{step}.yaml", load_config("step", step), False) for step in _parts(segmentor)[2] if step in known]
     rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol), True)
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
