@@ -18,6 +18,7 @@ from .ops.windows import SlidingWindow
 from .runs.evaluate import evaluate
 from .runs.jobs import Runtime
 from .runs.load import load_results
+from .runs.rankings import rank_templates
 from .runs.result import EvalResult
 from .segmentors.base import LastBlockSegmentor, Segmentor
 from .segmentors.build import build_segmentor
@@ -65,6 +66,7 @@ __all__ = [
     "load_vision",
     "make_context",
     "normalize",
+    "rank_templates",
     "read_image",
     "resize",
     "segment",

@@ -222,7 +222,8 @@ def test_a_result_names_its_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("base", "step"), [*itertools.product(["sclip", "gem"], STEPS), ("scclip", "region_vote"), ("proxyclip", "pamr")]
+    ("base", "step"),
+    [*itertools.product(["sclip", "gem"], sorted({*STEPS} - {"floss"})), ("scclip", "region_vote"), ("proxyclip", "pamr")],
 )
 def test_labels_do_not_depend_on_the_batch_or_the_order(base, step, tiny_clip, tiny_vocabulary):
     one, other = (build(f"{base}+{step}", tiny_clip, tiny_vocabulary) for _ in range(2))
