@@ -32,7 +32,10 @@ def about(method: str) -> dict[str, str]:
     text = " ".join(ast.get_docstring(ast.parse((PACKAGE / "segmentors" / f"{MODULES[method]}.py").read_text())).split())
     title, idea = re.match(r"(?:Vanilla )?([^(]+) \([^:]*: (.*)\.", text).groups()
     paper = load_config("segmentor", method)["paper"]
-    arxiv, known = re.search(r"arXiv (\d\d)(\d\d\.\d+)", paper), re.search(r", ([A-Z]\w+)(?: (\d{4}))?(, pages [\d-]+)?(, arXiv.*)?$", paper)
+    arxiv, known = (
+        re.search(r"arXiv (\d\d)(\d\d\.\d+)", paper),
+        re.search(r", ([A-Z]\w+)(?: (\d{4}))?(, pages [\d-]+)?(, arXiv.*)?$", paper),
+    )
     venue = known[1] if known else "arXiv" if arxiv else ""
     return {
         "title": title,

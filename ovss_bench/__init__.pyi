@@ -3,7 +3,7 @@ from .auxiliary.foreground import load_foreground
 from .auxiliary.regions import load_regions
 from .config.hyperparameters import File, Folder
 from .config.recipe import compose_recipe, segmentor_names
-from .config.registry import DATASETS, SEGMENTORS, load_plugin
+from .config.registry import DATASETS, SEGMENTORS, STEPS, load_plugin
 from .datasets.base import SegDataset, load_dataset
 from .encoders.clip import DenseCLIP
 from .encoders.clip_loading import load_clip
@@ -18,30 +18,38 @@ from .ops.windows import SlidingWindow
 from .runs.evaluate import evaluate
 from .runs.jobs import Runtime
 from .runs.load import load_results
+from .runs.rankings import rank_templates
 from .runs.result import EvalResult
 from .segmentors.base import LastBlockSegmentor, Segmentor
 from .segmentors.build import build_segmentor
+from .segmentors.steps.base import LabelStep, PixelStep, ScoreStep, TextStep, WindowStep
 from .types import ImageContext, WindowBatch
 from .vocabulary import Vocabulary
 
 __all__ = [
     "DATASETS",
     "SEGMENTORS",
+    "STEPS",
     "DenseCLIP",
     "EvalResult",
     "File",
     "Folder",
     "ImageContext",
+    "LabelStep",
     "LastBlockSegmentor",
     "OvssError",
+    "PixelStep",
     "Prediction",
     "RegionBank",
     "Runtime",
+    "ScoreStep",
     "SegDataset",
     "Segmentor",
     "SlidingWindow",
+    "TextStep",
     "Vocabulary",
     "WindowBatch",
+    "WindowStep",
     "attend",
     "build_segmentor",
     "compose_recipe",
@@ -58,6 +66,7 @@ __all__ = [
     "load_vision",
     "make_context",
     "normalize",
+    "rank_templates",
     "read_image",
     "resize",
     "segment",

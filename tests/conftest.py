@@ -9,7 +9,7 @@ import torch
 import ovss_bench as ob
 from miniatures import MINIATURES
 from miniatures.voc import write_voc
-from ovss_bench.config.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS
+from ovss_bench.config.registry import DATASETS, PLUGINS, RECIPES, SEGMENTORS, STEPS
 from ovss_bench.datasets import layout
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.prepare.run import prepare
@@ -46,7 +46,7 @@ def same_threads():
 @pytest.fixture(autouse=True)
 def same_plugins():
     """Unregisters the plug-ins of a test: they would change the fingerprints of later runs."""
-    parts = (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES, PLUGINS)
+    parts = (SEGMENTORS.module_dict, DATASETS.module_dict, STEPS.module_dict, RECIPES, PLUGINS)
     before = [dict(part) for part in parts]
     yield
     for part, content in zip(parts, before, strict=True):

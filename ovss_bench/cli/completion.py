@@ -13,6 +13,7 @@ from .options import Command, kind_of
 
 FOLDERS = {  # option -> folders of configs/ with its values
     **{name: (name,) for name in ("segmentor", "clip", "dataset", "table", "protocol", "regions", "foreground", "diffusion")},
+    **dict.fromkeys(("text", "refine"), ("step",)),
     "suite": ("dataset/suite",),
     "vfm": ("vision",),
 }

@@ -16,7 +16,7 @@ OUTSIDE = ("path", "command", "config", "checkpoint")
 HINTS: dict[str, Any] = {
     **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),
     **dict.fromkeys(("clip", "protocol", "output"), Text),
-    "ids": Annotated[list[Text] | None, Expected("one text, or a list, or null")],
+    **dict.fromkeys(("ids", "text", "refine"), Annotated[list[Text] | None, Expected("one text, or a list, or null")]),
     **dict.fromkeys(("weights", "data_root", "table", "shard", "expect", "device"), Text | None),
     **dict.fromkeys(("feature_cache", "trunk_cache", *SOURCES, *OUTSIDE, "save_label_maps"), Text | None),
     "limit": Images | None,

@@ -17,7 +17,7 @@ GROUPS = {
     ),
     "Method": (
         Option("segmentor", Text, "sclip", "a method"),
-        *(EVAL[name] for name in ("clip", "weights", "recipe", "plugins")),
+        *(EVAL[name] for name in ("text", "refine", "clip", "weights", "recipe", "plugins")),
     ),
     "Auxiliary models, instead of those in the recipe": [EVAL[name] for name in SOURCES],
 }
@@ -34,6 +34,7 @@ def run(words: list[str]) -> None:
 
     import ovss_bench as ob
 
+    from ..config.steps import with_steps
     from ..encoders.clip_loading import ClipSpec
     from ..figures import legend_picture, palette, palette_image
     from ..image import read_image
@@ -42,8 +43,11 @@ def run(words: list[str]) -> None:
     photo, method = user_path(places[0]), options["segmentor"]
     image = read_image(photo)
     spec = ClipSpec.of(options["clip"], options["weights"])
-    overrides: dict[str, Any] = options["recipe"] | {name: options[name] for name in SOURCES if options[name] is not None}
+    overrides: dict[str, Any] = options["recipe"] | {
+        name: options[name] for name in (*SOURCES, "text", "refine") if options[name] is not None
+    }
     recipe = ob.compose_recipe(method, clip=spec.label, overrides=overrides)
+    method, overrides = with_steps(method, overrides)
     clip = spec.load(recipe.precision)
     if recipe.resize == "center_crop":  # a benchmark's protocol; a photo is segmented as a whole
         overrides = {"resize": "keep_ratio"} | overrides

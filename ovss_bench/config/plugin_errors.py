@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ..errors import OvssError
 from ..process import Ended
-from .registry import DATASETS, SEGMENTORS
+from .registry import DATASETS, SEGMENTORS, STEPS
 
 
 def is_outside(kind: type) -> bool:
@@ -21,7 +21,7 @@ def blamed(error: BaseException, kind: type | None = None) -> OvssError | None:
     `kind` belongs to a plug-in, else None."""
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # the engine handles it
         return None
-    classes = [*SEGMENTORS.registered.values(), *DATASETS.registered.values()]
+    classes = [kind for registry in (SEGMENTORS, STEPS, DATASETS) for kind in registry.registered.values()]
     plugins = tuple({each.__module__.partition(".")[0] + "." for each in classes if is_outside(each)})
     places = [place for place in traceback.walk_tb(error.__traceback__) if place[0].f_code.co_filename != __file__]
     modules = (f"{frame.f_globals.get('__name__')}." for frame, _ in places)

@@ -23,7 +23,8 @@ from ..files import WEIGHTS, config_names, load_config, read_yaml
 from ..image import RESIZE_RULES
 from ..types import MOST
 from .hyperparameters import Hyperparameters, Method, declared
-from .registry import RECIPES, SEGMENTORS, load_installed, not_found
+from .registry import RECIPES, SEGMENTORS, STEPS, load_installed, not_found
+from .steps import composed, with_steps
 from .validation import Count, Expected, Fraction, Name, Number, Pixels, Whole, validate
 
 # The keys of a segmentor's file, and how many mappings are nested below each.
@@ -142,13 +143,16 @@ def compose_recipe(
     overrides: Mapping[str, Any] | None = None,
     origin: str = "command line",
 ) -> Recipe:
-    """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one). `overrides` may hold
-    recipe values and hyperparameters of the segmentor. Raises OvssError for unknown names and invalid values."""
+    """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one), with steps
+    as in config/steps.py. `overrides` may hold recipe values and hyperparameters of the segmentor, and `text` and `refine`,
+    whose steps become part of the segmentor's name. Raises OvssError for unknown names and invalid values."""
+    segmentor, overrides = with_steps(segmentor, overrides or {})
     config, declaration = hyperparameters(segmentor)
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
-    overrides = dict(overrides or {})
     layers = [(f"default of {declaration.owner}", declaration.defaults, False)]
+    steps = _parts(segmentor)[2]
+    layers += [(f"default of step {step}", of_class(STEPS.get(step)).defaults, False) for step in steps]
     layers += [*_file_layers(segmentor, config, protocol, clip, dataset), (origin, overrides, False)]
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -162,7 +166,8 @@ def compose_recipe(
             kind = f"recipe value or hyperparameter of {segmentor} (from {origins[name]})"
             raise unknown(kind, name, [*RECIPE_VALUES, *declaration.defaults])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    folder = RECIPES[segmentor].parent if segmentor in RECIPES else WEIGHTS
+    own = segmentor.partition("+")[0]
+    folder = RECIPES[own].parent if own in RECIPES else WEIGHTS
     settings = {name: declaration.checked(name, values.pop(name), origins[name], folder) for name in declaration.defaults}
     return Recipe(segmentor, **values, hyperparameters=settings, origins=origins, common=frozenset(common), overrides=overrides)
 
@@ -172,10 +177,13 @@ def _file_layers(
 ) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """The sections that apply, in order of precedence: origin, values, and whether they are for all methods."""
     base = ("configs/recipe.yaml", load_config(".", "recipe"), True)
-    method = (RECIPES.get(segmentor, f"configs/segmentor/{segmentor}.yaml"), config, False)
+    own, known = segmentor.partition("+")[0], config_names("step")
+    # With steps, values of the base method that a step leaves without effect are noted, as those for all methods are.
+    method = (RECIPES.get(own, f"configs/segmentor/{own}.yaml"), config, "+" in segmentor)
+    steps = [(f"configs/step/{step}.yaml", load_config("step", step), False) for step in _parts(segmentor)[2] if step in known]
     rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol), True)
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
-    for keys, (path, content, for_all) in [*product(sections, (base, method)), *product(sections, (rules,))]:
+    for keys, (path, content, for_all) in [*product(sections, (base, *steps, method)), *product(sections, (rules,))]:
         values = reduce(lambda section, key: section.get(key) or {}, keys, content)
         if values:
             yield f"{path} {'.'.join(keys)}", values, for_all
@@ -183,19 +191,19 @@ def _file_layers(
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
     """Configuration and class of a segmentor. A registered method needs no file; the file of a variant names its `method`."""
-    config = _config(name)
-    method = SEGMENTORS.get(config.get("method", name))
-    of_class(method)  # raises OvssError for invalid declarations
-    return config, method
+    config, method, steps = _parts(name)
+    kind = SEGMENTORS.get(method)
+    kind = composed(name, kind, steps) if steps else kind
+    of_class(kind)  # raises OvssError for invalid declarations
+    return config, kind
 
 
 def hyperparameters(name: str) -> tuple[dict[str, Any], Hyperparameters]:
     """The configuration of a segmentor and the hyperparameters of its method, without importing a method of this project."""
-    config = _config(name)
-    method = config.get("method", name)
-    if method not in SEGMENTORS.registered and method in declared():
+    config, method, steps = _parts(name)
+    if not steps and method not in SEGMENTORS.registered and method in declared():
         return config, declared()[method]
-    return config, of_class(SEGMENTORS.get(method))
+    return config, of_class(segmentor_config(name)[1])
 
 
 def of_class(method: type) -> Hyperparameters:
@@ -218,6 +226,10 @@ def of_class(method: type) -> Hyperparameters:
 
 def own_recipe(name: str) -> str:
     """The recipe file of a segmentor; if it has none, where it is expected, and files of that name in the wrong place."""
+    if "+" in name:
+        base, *steps = name.split("+")
+        files = [f"configs/step/{step}.yaml" for step in steps if step in config_names("step")]
+        return ", ".join([own_recipe(base), *files])
     if name in config_names("segmentor"):
         return f"configs/segmentor/{name}.yaml"
     if name in RECIPES:
@@ -240,6 +252,14 @@ def own_recipe(name: str) -> str:
         if path.parent == wanted.parent and other not in SEGMENTORS.names and "method" not in _read(path):
             notes.append(f"{path} belongs to no method: rename it to {wanted.name}, or write `method: {name}` in it")
     return "; ".join(notes)
+
+
+def _parts(name: str) -> tuple[dict[str, Any], str, list[str]]:
+    """The configuration of a segmentor, the registered name of its base method, and the names of its steps."""
+    base, *steps = name.split("+")
+    config = _config(base)
+    method, *own = config.get("method", base).split("+")
+    return config, method, [*own, *steps]
 
 
 def _config(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The registries of segmentors and data sets, and the plug-ins that add to them: Python files and installed packages.
+"""The registries of segmentors, steps and data sets, and the plug-ins that add to them: Python files and installed packages.
 
 A package declares its plug-in by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. Entry
 points are loaded only to find a name that is otherwise unknown, so a broken package affects nobody else. The recipes of a
@@ -76,6 +76,7 @@ class Registry(mmengine.Registry):
 
 SEGMENTORS = Registry("segmentor", "ovss_bench.segmentors")
 DATASETS = Registry("dataset", "ovss_bench.datasets")
+STEPS = Registry("step", "ovss_bench.segmentors.steps")
 
 
 def load_plugin(path: str | Path) -> None:
@@ -139,7 +140,8 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
 @contextmanager
 def _importing(what: str) -> Iterator[None]:
     """Turns any exception into an OvssError with its line, and undoes the registrations of the block."""
-    before: list[tuple[dict, dict]] = [(each, dict(each)) for each in (SEGMENTORS.module_dict, DATASETS.module_dict, RECIPES)]
+    registries = (SEGMENTORS.module_dict, DATASETS.module_dict, STEPS.module_dict, RECIPES)
+    before: list[tuple[dict, dict]] = [(each, dict(each)) for each in registries]
     try:
         yield
     except (Exception, SystemExit) as error:

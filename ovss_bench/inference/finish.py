@@ -92,7 +92,7 @@ def _labels(
 ) -> tuple[Tensor, Tensor | None]:
     """The label map; the scores, too, if `keep_scores` or if the decision needs them."""
     decision = segmentor.decision
-    if segmentor.scores or segmentor.decide or decision.area_threshold or keep_scores:
+    if segmentor.scores or segmentor.refine_scores or segmentor.decide or decision.area_threshold or keep_scores:
         scores = None
         for rows, columns, cosines in _tiles(segmentor, grids, windows, context):
             if bias is not None:
@@ -132,6 +132,8 @@ def _prior(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor |
 
 def _decided(segmentor: Segmentor, scores: Tensor, context: ImageContext) -> tuple[Tensor, Tensor]:
     """The label map and the scores. Only the default decision has an area threshold, as other planes may not be classes."""
+    if segmentor.refine_scores:
+        scores = segmentor.refine_scores(scores, context)
     if segmentor.decide:
         return segmentor.decide(scores, context), scores
     decision = segmentor.decision

@@ -206,7 +206,7 @@ def _row(number: int, content: Any, datasets: Sequence[str]) -> PaperRow:
             if row.clip or row.recipe or row.per_dataset or row.first:
                 raise OvssError("clip, recipe, per_dataset and first need a segmentor.")
         else:
-            _known("segmentor", [row.segmentor], segmentor_names())
+            _known("segmentor", [row.segmentor.partition("+")[0]], segmentor_names())
             _known("clip", [row.clip], config_names("clip"))
             for dataset in datasets:
                 settings(row.segmentor, row.clip, dataset, row.overrides(dataset))

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import CodeType
 
 from ..auxiliary.sources import MODULES
-from ..config.registry import DATASETS, PLUGINS, SEGMENTORS
+from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, STEPS
 from ..datasets.config import dataset_config
 from ..files import PACKAGE, config_names, digest, load_config
 from ..files import code as code_digest
@@ -44,13 +44,14 @@ def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dic
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
     """`row_code` of a segmentor and a data set of this project by name; None for others."""
+    segmentor, *steps = segmentor.split("+")
     configured = segmentor in config_names("segmentor")
     method = load_config("segmentor", segmentor).get("method", segmentor) if configured else segmentor
-    if method not in SEGMENTORS.modules or dataset not in config_names("dataset"):
+    if method not in SEGMENTORS.modules or dataset not in config_names("dataset") or not STEPS.modules.keys() >= set(steps):
         return None
     loader = dataset_config(dataset)[1].get("loader", "mmseg")
     files = [_file(f"segmentors.{SEGMENTORS.modules[method]}"), _file(f"datasets.{DATASETS.modules[loader]}")]
-    return row_code(files, kinds)
+    return row_code([*files, *(_file(f"segmentors.steps.{STEPS.modules[step]}") for step in steps)], kinds)
 
 
 def source_digest(code: Mapping[str, str], plugins: Mapping[str, str]) -> str:

@@ -136,6 +136,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
     recipe = compose_recipe(
         name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin="argument"
     )
+    name, method = recipe.segmentor, segmentor_config(recipe.segmentor)[1]  # with the steps in `changes`
     texts = _of_vocabulary(vocabulary, dataset, recipe)
     for each in texts.keys() & overrides.keys():
         hint = f"Build it with dataset.vocabulary(names, templates) of these, or leave {each} out."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..auxiliary.sources import SOURCES
 from ..config.plugin_errors import plugin_errors
 from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters, segmentor_config
+from ..config.steps import OPTIONS, with_steps
 from ..config.validation import is_list
 from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import dataset_config
@@ -51,6 +52,10 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
     """The rows for all segmentors and data sets, or for a paper's table, and the suites of the data sets."""
     given = options["recipe"] | {kind: options[kind] for kind in (*SOURCES, *OUTSIDE) if options[kind] is not None}
     if paper:
+        if any(options[option] for option in OPTIONS):
+            raise OvssError(
+                f"table={options['table']} states its rows: leave text and refine out, or segmentor=NAME instead of it."
+            )
         rows, suites = [(row.segmentor, row) for row in paper.rows if row.segmentor], []
         cells = [
             (name, str(row.clip), dataset, row.overrides(dataset), row.first)
@@ -58,7 +63,8 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
             for name, row in rows
         ]
     else:
-        names = _listed(options["segmentor"])
+        steps = {option: options[option] for option in OPTIONS}
+        names = [with_steps(name, steps)[0] for name in _listed(options["segmentor"])]
         datasets, suites = expand(_listed(options["dataset"]))
         cells = [(name, str(options["clip"]), dataset, {}, False) for dataset in datasets for name in names]
     overrides = split_overrides(dict.fromkeys(segmentor for segmentor, *_ in cells), given)

@@ -97,6 +97,8 @@ class Segmentor(Method):
     # (cosines (Q, ...), with the prior, of the part `context.part` of the result, ImageContext) -> planes (P, ...) to decide
     # on; default: `decision.class_scores`. `map[context.part]` is the same part of a full-size map.
     scores = NOT_DEFINED
+    # (planes (P, h, w) to decide on, ImageContext) -> the same, refined.
+    refine_scores = NOT_DEFINED
     # (planes (P, h, w), ImageContext) -> label map (h, w) int64, in which C means "no class"; default: `decision.from_scores`.
     decide = NOT_DEFINED
     # (label map (H, W), ImageContext) -> the same, corrected.
@@ -167,7 +169,7 @@ class Segmentor(Method):
     def only_logits(self) -> bool:
         """Whether the method defines only its patch logits, and leaves everything else to the recipe."""
         hooks = (self.image_logits, self.group_features, self.image_scores, self.prior, self.scores, self.decide, self.correct)
-        return not self.refines and not any(hooks)
+        return not self.refines and not any((*hooks, self.refine_scores))
 
     @property
     def decision(self) -> Decision:

@@ -36,7 +36,8 @@ def build_segmentor(
     Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion` and `bank` take a name or
     the model itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3) uint8 -> (H, W) integer
     ids, 0 for unsegmented; `foreground` image -> (H, W) in 0..1; `diffusion` image -> list of (heads, N, N) attention maps;
-    `bank` a RegionBank. Raises OvssError for unknown names and invalid values.
+    `bank` a RegionBank. `text` and `refine` add steps of other methods, one or a list, in order (configs/step). Raises
+    OvssError for unknown names and invalid values.
     """
     given = {kind: overrides[kind] for kind in SOURCES if not isinstance(overrides.get(kind), str | None)}
     overrides |= {kind: describe(source) for kind, source in given.items()}
@@ -66,7 +67,7 @@ def build_segmentor(
             f"templates={overrides['templates']!r} has no effect: the vocabulary was made with {vocabulary.templates!r}. "
             "Give the templates to the vocabulary, or a list of class names as the vocabulary."
         )
-    return instantiate(segmentor_config(name)[1], loaded, vocabulary, recipe, given)
+    return instantiate(segmentor_config(recipe.segmentor)[1], loaded, vocabulary, recipe, given)
 
 
 def instantiate(

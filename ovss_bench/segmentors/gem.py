@@ -27,17 +27,21 @@ class GEM(Segmentor):
     min_max: bool = False
 
     @property
-    def needs_qkv(self) -> frozenset[int]:
+    def blocks(self) -> range:
+        """The blocks that add to the second stream."""
         if not 2 <= self.depth <= self.clip.depth + 1:
             raise OvssError(f"depth={self.depth}: with the {self.clip.depth} blocks of this CLIP, 2 to {self.clip.depth + 1}.")
-        return frozenset(range(self.clip.depth - self.depth + 1, self.clip.depth))
+        return range(self.clip.depth - self.depth + 1, self.clip.depth)
+
+    @property
+    def needs_qkv(self) -> frozenset[int]:
+        return frozenset(self.blocks)
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk = self.trunk(batch)
-        blocks = sorted(self.needs_qkv)
-        stream = trunk.states[blocks[0]]
-        for i in blocks:
+        stream = trunk.states[self.blocks[0]]
+        for i in self.blocks:
             ensemble = self.self_self_attention(trunk, i)
             stream = stream + ensemble if self.residual else ensemble
         return self.cosines(stream, trunk.grid)

@@ -118,6 +118,7 @@ HOOKS: dict[str, Callable[..., str | None]] = {
     "group_features": lambda *_: None,
     "prior": lambda s, result, *_: None if result is None else _floats(result, len(s.vocabulary.queries)),
     "scores": lambda s, result, cosines, *_: _floats(result, None, *cosines.shape[1:]),
+    "refine_scores": lambda s, result, planes, *_: _floats(result, *planes.shape),
     "decide": _decided,
     "correct": lambda s, result, label_map, *_: _labels(s, result, label_map.shape),
 }

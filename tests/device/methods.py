@@ -5,6 +5,7 @@ import torch
 import ovss_bench as ob
 from ovss_bench.inference.engine import predict
 from parity.seeded import query_features, rgb_image
+from stand_ins import METHODS as METHODS
 from stand_ins import sources_of
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -49,9 +50,10 @@ def vocabulary():
 
 def build(name, clip, **values):
     """A method with the stand-ins for its sources, for a CLIP of any precision; None for a source leaves it out."""
+    base = name.partition("+")[0]
     crop = {"resize": "keep_ratio"} if ob.compose_recipe(name).resize == "center_crop" else {}
-    used = {key: value for key, value in SMALL.items() if key not in ob.SEGMENTORS.get(name).unused()}
-    sources = sources_of(name, 32)
+    used = {key: value for key, value in SMALL.items() if key not in ob.SEGMENTORS.get(base).unused()}
+    sources = sources_of(base, 32)
     if "diffusion" in sources:  # an alternative of it
         sources.pop("vfm" if values.get("diffusion", "given") else "diffusion")
     values = {key: value for key, value in values.items() if key not in sources or value is not None}

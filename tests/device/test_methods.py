@@ -13,7 +13,7 @@ from ovss_bench.inference.engine import predict
 from ovss_bench.inference.trunk_cache import TrunkCache
 from ovss_bench.segmentors.hooks import HOOKS
 from parity.seeded import query_features
-from stand_ins import METHODS
+from stand_ins import METHODS, regions
 from tiny_networks import loaded, vit
 
 IMAGES = images((96, 120), (80, 210))
@@ -64,6 +64,18 @@ def test_a_method_gives_the_labels_of_the_cpu(name, precision, clips, watched, m
         for prediction in found.values():
             assert type(prediction.label_map) is torch.Tensor
             assert prediction.label_map.dtype == torch.int64
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["gem+pamr", "sclip+region_vote", "maskclip+freecp"])
+def test_a_step_gives_the_labels_of_the_cpu(name, precision, clips, watched, monkeypatch):
+    on_cpu, on_gpu = clips[precision]
+    values = {"regions": regions} if name.endswith("region_vote") else {}
+    with shadow_gpu(monkeypatch):
+        segmentor = build(name, on_gpu, **values)
+        watched(segmentor)
+        found = predictions(segmentor, SMALLER)
+    assert equal(found, predictions(build(name, on_cpu, **values), SMALLER))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -39,7 +39,7 @@ def test_the_examples_run_as_plug_ins(code, tmp_path, tiny_clip, vocabulary):
     assert code.count("\n") <= 25
     (tmp_path / "example.py").write_text(code)
     ob.load_plugin(tmp_path / "example.py")
-    name = re.search(r'name="(\w+)"', code)[1]
+    name = ("sclip+" if "ob.STEPS" in code else "") + re.search(r'name="(\w+)"', code)[1]
     few = {"keep": 3} if name == "likely" else {}
     segmentor = ob.build_segmentor(name, clip=tiny_clip, vocabulary=vocabulary, **SMALL, **few)
     plain = predictions(build(SCLIP, tiny_clip, vocabulary))

@@ -41,6 +41,7 @@ NONSENSE = {  # what each hook may return instead of the right thing
     "image_scores": ["None", "arguments[0].pixels[0]", "arguments[0].original"],
     "refine": ["None", "arguments[0][:, 1:]"],
     "scores": ["None", "arguments[0].argmax(0)", "arguments[0][0]"],
+    "refine_scores": ["None", "arguments[0][0]", "arguments[0].long()"],
     "decide": [
         "None",
         "arguments[0]",

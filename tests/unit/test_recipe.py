@@ -71,7 +71,7 @@ def test_the_table_of_hyperparameters_is_that_of_the_classes():
 
 def test_every_file_of_a_method_is_in_the_table_of_modules():
     """A module registers the methods that the table says, and a file of the folder that registers one is in it."""
-    for registry in (ob.SEGMENTORS, ob.DATASETS):
+    for registry in (ob.SEGMENTORS, ob.DATASETS, ob.STEPS):
         found = {
             name: kind.__module__ for name, kind in registry.module_dict.items() if kind.__module__.startswith("ovss_bench.")
         }

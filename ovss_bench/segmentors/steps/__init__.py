@@ -1,0 +1,8 @@
+"""Steps of methods that compose with other methods, one file each. MODULES: by registered name the module of this package."""
+
+MODULES = {
+    "floss": "floss",
+    "freecp": "freecp",
+    "pamr": "pamr",
+    "region_vote": "region_vote",
+}

@@ -1,0 +1,74 @@
+"""Step: a step of one method that composes with any other, and the stages at which steps act.
+
+A step overrides the hook of its stage and begins with `super().HOOK(...)`: the earlier steps and the base method. Its annotated
+class attributes become hyperparameters of the segmentor, so their names must not be those of a method's; sources are shared."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...types import ImageContext
+from ..base import Segmentor
+
+
+class Step(Segmentor):
+    """The option that takes the step, and which base methods it refuses. Derive a step from a stage: TextStep, WindowStep,
+    PixelStep, ScoreStep or LabelStep."""
+
+    option = "refine"  # or "text"
+
+    @classmethod
+    def refusal(cls, base: type[Segmentor]) -> str | None:
+        """Why the step makes no sense with a base method, or None."""
+        if not base.uses_clip:
+            return "the label maps come from outside, and no step of this project sees how they are made"
+        return None
+
+
+class _InWindows(Step):
+    @classmethod
+    def refusal(cls, base: type[Segmentor]) -> str | None:
+        if base.image_scores:
+            return "the method scores whole images, and the step acts on the cosines of windows"
+        return super().refusal(base)
+
+
+class WindowStep(_InWindows):
+    """Acts on single windows: define `patch_logits`, and call `super().patch_logits(batch)` for the cosines (B, Q, h, w), which
+    may also be given a changed batch. If the base method takes all windows of an image together, so does the step."""
+
+
+class TextStep(WindowStep):
+    """Acts on the side of the texts: override `text` or `encode_text`, and `patch_logits` to join several classifiers."""
+
+    option = "text"
+
+
+class PixelStep(_InWindows):
+    """Acts on the cosines (Q, H, W) of the whole image at the size of the result, with the image: define `refine`, and begin
+    with `super().refine(cosines, context)`."""
+
+    @property
+    def refines(self) -> bool:
+        return True
+
+    def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
+        base = super()
+        return base.refine(cosines, context) if base.refine and base.refines else cosines
+
+
+class ScoreStep(Step):
+    """Acts on the planes (P, H, W) that are decided on, with the image: define `refine_scores`, and begin with
+    `super().refine_scores(planes, context)`."""
+
+    def refine_scores(self, planes: Tensor, context: ImageContext) -> Tensor:
+        base = super().refine_scores
+        return base(planes, context) if base else planes
+
+
+class LabelStep(Step):
+    """Acts on the label map (H, W): define `correct`, and begin with `super().correct(label_map, context)`."""
+
+    def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
+        base = super().correct
+        return base(label_map, context) if base else label_map
