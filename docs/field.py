@@ -15,6 +15,7 @@ from ovss_bench.bench.view import of_methods
 from ovss_bench.files import PACKAGE, config_names, load_config
 from ovss_bench.runs.published import published_figures
 from ovss_bench.segmentors import MODULES
+from ovss_bench.segmentors.steps import MODULES as STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank", "checkpoint")
@@ -29,7 +30,8 @@ DIFFERENCES = "Differences from the official code"
 @cache
 def about(method: str) -> dict[str, str]:
     """`title` and `idea` from the docstring of the method's module, `venue` and `year` from its recipe's `paper`."""
-    text = " ".join(ast.get_docstring(ast.parse((PACKAGE / "segmentors" / f"{MODULES[method]}.py").read_text())).split())
+    module = MODULES.get(method) or f"steps/{STEPS[method]}"
+    text = " ".join(ast.get_docstring(ast.parse((PACKAGE / "segmentors" / f"{module}.py").read_text())).split())
     title, idea = re.match(r"(?:Vanilla )?([^(]+) \([^:]*: (.*)\.", text).groups()
     paper = load_config("segmentor", method)["paper"]
     arxiv, known = (
@@ -53,8 +55,10 @@ def with_page() -> list[str]:
 
 
 def variants(method: str) -> list[str]:
-    """The recipes of a method, its own first."""
-    recipes = {name: load_config("segmentor", name).get("method", name) for name in config_names("segmentor")}
+    """The recipes of a method, or with its step, its own first."""
+    recipes = {
+        name: load_config("segmentor", name).get("method", name).rpartition("+")[2] for name in config_names("segmentor")
+    }
     return sorted((name for name, of in recipes.items() if of == method), key=lambda name: (name != method, name))
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 import ovss_bench as ob
 from ovss_bench.bench.methods import METHOD
 from ovss_bench.bench.view import methods_view, of_methods, plot
+from ovss_bench.config.recipe import segmentor_config
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.figures import palette
@@ -43,7 +44,7 @@ def methods_list() -> str:
     outside = "[label maps, other programs, mmsegmentation](docs/outside.md)"
     groups: dict[str, list[str]] = {"CLIP alone": [], "with other models": [], "trained": [], "from outside": [outside]}
     for method in with_page():
-        trained = "checkpoint" in ob.SEGMENTORS.get(method).hyperparameters()
+        trained = "checkpoint" in segmentor_config(method)[1].hyperparameters()
         group = "trained" if trained else "with other models" if beside_clip(method) else "CLIP alone"
         groups[group].append(f"[`{method}`](docs/methods/{method}.md)")
     return "\n".join(["| | |", "| --- | --- |", *(f"| {group} | {', '.join(links)} |" for group, links in groups.items())])

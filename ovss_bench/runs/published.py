@@ -135,7 +135,9 @@ def why_not_joined(figure: Mapping[str, Any]) -> str | None:
 
 @cache
 def methods() -> frozenset[str]:
-    return frozenset(load_config("segmentor", name).get("method", name) for name in config_names("segmentor"))
+    """The methods with a recipe; that of a step is its own."""
+    recipes = {name: load_config("segmentor", name) for name in config_names("segmentor")}
+    return frozenset(recipe.get("method", name).rpartition("+")[2] for name, recipe in recipes.items())
 
 
 @cache

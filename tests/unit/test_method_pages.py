@@ -5,10 +5,12 @@ import re
 import pytest
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import segmentor_config
 from ovss_bench.files import CONFIGS, config_names, load_config
 
 PAGES = CONFIGS.parent / "docs" / "methods"
-METHODS = sorted({load_config("segmentor", name).get("method", name) for name in config_names("segmentor")})
+RECIPES = {name: load_config("segmentor", name).get("method", name) for name in config_names("segmentor")}
+METHODS = sorted({method.rpartition("+")[2] for method in RECIPES.values()})  # the page of a step is that of its method
 HEADINGS = [
     "Idea",
     "Settings",
@@ -37,15 +39,15 @@ def page(method):
 
 def test_every_method_has_a_page_and_every_page_a_method():
     assert sorted(path.stem for path in PAGES.glob("*.md")) == METHODS
-    assert all(ob.SEGMENTORS.get(method) for method in METHODS)
-    assert sorted(name for name, method in ob.SEGMENTORS.module_dict.items() if method.uses_clip) == METHODS
+    assert {name for name, method in ob.SEGMENTORS.module_dict.items() if method.uses_clip} <= set(METHODS)
+    assert set(METHODS) <= ob.SEGMENTORS.module_dict.keys() | ob.STEPS.module_dict.keys()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_page_names_all_hyperparameters_and_nothing_else(method):
     text = page(method)
     assert re.findall(r"^## (.+)", text, re.MULTILINE) == HEADINGS
-    own = ob.SEGMENTORS.get(method).hyperparameters()
+    own = segmentor_config(method)[1].hyperparameters()
     assert [name for name in own if not re.search(rf"\b{name}\b", text)] == []
     known = {*own, *ob.compose_recipe(method).values()}
     switches = text.partition("## Ablation switches")[2].partition("## Parity")[0]
