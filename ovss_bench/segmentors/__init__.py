@@ -17,6 +17,7 @@ MODULES = {
     "mmseg": "mmseg_model",
     "naclip": "naclip",
     "pacl": "pacl",
+    "pearl": "pearl",
     "proxyclip": "proxyclip",
     "resclip": "resclip",
     "scclip": "scclip",

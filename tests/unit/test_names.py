@@ -107,6 +107,7 @@ PROXYCLIP = CLEARCLIP | dict.fromkeys(("voc21", "coco_object", "ade847", "contex
 CORRCLIP = dict.fromkeys(EIGHT, "corrclip")
 CLIPTRASE = dict.fromkeys(EIGHT[:5], "cliptrase") | {"context459": "proxyclip"}
 CLIPER = dict.fromkeys((*EIGHT, "coco_object_2014"), "cliper")
+SCLIP_EIGHT = {name: SCLIP[name] for name in EIGHT}
 USED = {
     "clip": SCLIP,
     "sclip": SCLIP,
@@ -125,6 +126,7 @@ USED = {
     "cliper": CLIPER,
     "clip_diy": {"voc21": "clip_diy"},
     "pacl": {},
+    "pearl": SCLIP_EIGHT,
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},
 }
