@@ -33,7 +33,7 @@ TITLES = {
     "cliptrase": "CLIPtrase", "resclip": "ResCLIP", "scclip": "SC-CLIP", "proxyclip": "ProxyCLIP", "corrclip": "CorrCLIP",
     "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
     "clip_dinoiser": "CLIP-DINOiser", "pacl": "PACL",
-    "pearl": "PEARL",
+    "pearl": "PEARL", "lposs": "LPOSS",
     "maskclip_plus": "MaskCLIP+", "tagclip": "TagCLIP",
 }  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"

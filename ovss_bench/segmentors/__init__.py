@@ -12,6 +12,7 @@ MODULES = {
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
     "labels": "labels",
+    "lposs": "lposs",
     "maskclip": "maskclip",
     "maskclip_plus": "maskclip_plus",
     "mmseg": "mmseg_model",

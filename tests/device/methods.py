@@ -16,6 +16,7 @@ BRANCHES = {
     "gem": [{"temperature": 2.0, "min_max": True}],
     "resclip": [{"strategy": "sclip", "delete_same_entity": False}, {"use_sfr": False}, {"sfr_pamr_steps": 0}],
     "scclip": [{"multi_level": False, "calibrate": False}],
+    "lposs": [{"pixel_refine": True}, {"k": 20, "pix_dist_pow": 2.0}],
     "pearl": [{"strategy": "vanilla"}, {"align_solver": "svd", "grid": 7}, {"tlp": False}],
     "proxyclip": [{"empty_rows": "diagonal"}, {"masking": False, "normalisation": False}],
     "corrclip": [{"scope": False, "beta": 0.0}, {"merge_eps": 0.0}],

@@ -1,10 +1,12 @@
 """PEARL: cosines, the mean attention, the propagation's system and solution, and label maps with and without it."""
 
+from unittest import mock
+
 import torch
 from torch import Tensor
 
 import ovss_bench as ob
-from ovss_bench.ops import laplacian
+from ovss_bench.ops.solve import conjugate_gradients
 
 from .common import load_clip, principal_queries, segment
 from .reference import Reference
@@ -59,17 +61,14 @@ def attention_mean(reference: Reference, array: str) -> Tensor:
 
 def propagation(reference: Reference, array: str) -> tuple[Tensor, Tensor]:
     """The system's start and its solution for the image."""
-    seen, solve = [], laplacian.conjugate_gradients
+    seen = []
 
     def watched(operator, right, start, **options) -> Tensor:
-        seen.append((start, solve(operator, right, start, **options)))
+        seen.append((start, conjugate_gradients(operator, right, start, **options)))
         return seen[-1][1]
 
-    laplacian.conjugate_gradients = watched
-    try:
+    with mock.patch("ovss_bench.ops.laplacian.conjugate_gradients", watched):
         segment(reference, segmentor(reference, array))
-    finally:
-        laplacian.conjugate_gradients = solve
     return seen[0]
 
 

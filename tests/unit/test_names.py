@@ -108,6 +108,7 @@ CORRCLIP = dict.fromkeys(EIGHT, "corrclip")
 CLIPTRASE = dict.fromkeys(EIGHT[:5], "cliptrase") | {"context459": "proxyclip"}
 CLIPER = dict.fromkeys((*EIGHT, "coco_object_2014"), "cliper")
 SCLIP_EIGHT = {name: SCLIP[name] for name in EIGHT}
+LPOSS = dict.fromkeys(("voc20", "context60", "context59"), "clip_dinoiser") | {"voc21": "lposs", "coco_object": "lposs"}
 USED = {
     "clip": SCLIP,
     "sclip": SCLIP,
@@ -125,6 +126,8 @@ USED = {
     "cliptrase_336": CLIPTRASE,
     "cliper": CLIPER,
     "clip_diy": {"voc21": "clip_diy"},
+    "lposs": LPOSS,
+    "lposs_plus": LPOSS,
     "pacl": {},
     "pearl": SCLIP_EIGHT,
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
