@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .device import kept, to_device
 from .solve import conjugate_gradients
+from .windows import SlidingWindow
 
 NODES_PER_PASS = 1024  # whose similarities to all others are held at a time
 MAPS_PER_PASS = 32  # propagated over pixels at a time; maps do not depend on each other
@@ -22,12 +23,11 @@ ROWS_PER_PASS = 32  # of the image, in a product with the affinities of its pixe
 
 
 @kept(16)
-def cell_centres(starts: tuple[tuple[int, int], ...], size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The centres (B*h*w, 2) of the cells of a grid (h, w) over each of B windows of this size, row by row, in pixels of the
-    image in which the windows have these `starts`."""
-    lines = [(torch.arange(count) + 0.5) * side / count for side, count in zip(size, grid, strict=True)]
+def cell_centres(windows: SlidingWindow, grid: tuple[int, int]) -> Tensor:
+    """The centres (B*h*w, 2) of the cells of a grid (h, w) over each window, row by row, in pixels of the resized image."""
+    lines = [(torch.arange(count) + 0.5) * side / count for side, count in zip(windows.shape, grid, strict=True)]
     cells = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, 1)
-    return (torch.tensor(starts)[:, None] + cells).flatten(0, 1)
+    return (torch.tensor(windows.origins)[:, None] + cells).flatten(0, 1)
 
 
 def patch_affinity(features: Tensor, places: Tensor, k: int, gamma: float, sigma: float, power: float) -> Tensor:

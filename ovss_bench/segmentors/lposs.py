@@ -51,23 +51,22 @@ class LPOSS(LastBlockSegmentor):
     @torch.inference_mode()
     def image_logits(self, batch: WindowBatch) -> Tensor:
         """Propagated scores (B, Q, h, w) on the grid of the encoder."""
+        (context,) = batch.contexts or ()
         features, cosines = batch.once(self.vfm), self.patch_logits(batch)
         grid = (features.shape[2], features.shape[3])
         if cosines.shape[2:] != grid:
             cosines = F.interpolate(cosines, grid, mode="bilinear")
         unit = F.normalize(features.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-        affinity = patch_affinity(unit, self.places(batch, grid), self.k, self.gamma, self.sigma, self.pix_dist_pow)
+        places = cell_centres(self.windows(context), grid, like=unit)
+        affinity = patch_affinity(unit, places, self.k, self.gamma, self.sigma, self.pix_dist_pow)
         scores = cosines.permute(0, 2, 3, 1).flatten(0, 2)
         scores = propagate_patches(scores, affinity, self.alpha, self.cg_maxiter, self.cg_tol)
         grids = scores.view(len(cosines), *grid, -1).permute(0, 3, 1, 2)
-        for context, _ in batch.places():  # of one image
-            context.by_products["scores"] = grids
+        context.by_products["scores"] = grids
         return grids
 
-    def places(self, batch: WindowBatch, grid: tuple[int, int]) -> Tensor:
-        """The centres (B*h*w, 2) of the cells of all windows, in pixels of the resized image."""
-        starts = tuple((rows.start, columns.start) for _, (rows, columns) in batch.places())
-        return cell_centres(starts, tuple(batch.pixels.shape[2:]), grid, like=self.text)
+    def windows(self, context: ImageContext) -> SlidingWindow:
+        return SlidingWindow.by(self.recipe, *context.resized.shape[:2], self.clip.patch_size)
 
     @property
     def refines(self) -> bool:
@@ -93,8 +92,7 @@ class LPOSS(LastBlockSegmentor):
             return F.interpolate(cosines[None], size, mode="bilinear")[0]
         grids = context.by_products["scores"]
         maps = grids.new_empty(len(cosines), *size)
-        windows = SlidingWindow.by(self.recipe, *size, self.clip.patch_size)
-        for rows, columns, tile in compose(grids, windows, size):
+        for rows, columns, tile in compose(grids, self.windows(context), size):
             maps[:, rows, columns] = tile.movedim(-1, 0)
         return maps
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
-from ovss_bench.ops.graphs import patch_affinity, propagate_patches, propagate_pixels
+from ovss_bench.ops.graphs import cell_centres, patch_affinity, propagate_patches, propagate_pixels
 from ovss_bench.ops.windows import SlidingWindow
 from parity.seeded import query_features, rgb_image
 from stand_ins import vfm
@@ -29,11 +29,17 @@ def all_windows(segmentor, image=IMAGE):
 
 
 def test_places_are_centres_in_the_resized_image(tiny_clip):
-    batch = all_windows(build(tiny_clip))
-    places = build(tiny_clip).places(batch, (4, 4)).view(-1, 4, 4, 2)
-    assert batch.origins.tolist() == [[y, x] for y in (0, 16) for x in (0, 32, 36)]
+    segmentor = build(tiny_clip)
+    places = cell_centres(segmentor.windows(ob.make_context(IMAGE, segmentor)), (4, 4)).view(-1, 4, 4, 2)
+    assert len(places) == 6  # at 0 and 16, and at 0, 32 and 36
     assert places[0, 0].tolist() == [[8, 8], [8, 24], [8, 40], [8, 56]]
     assert places[5, 3].tolist() == [[16 + 56, 36 + 8 + 16 * column] for column in range(4)]
+
+
+def test_places_in_windows_that_are_padded_on_both_sides():
+    """A window of 20 pixels in 32, six of them before it."""
+    windows = SlidingWindow.of(20, 64, 64, 32, 16, "center")
+    assert cell_centres(windows, (2, 4)).tolist() == [[-6 + 8 + 16 * y, 8 + 16 * x] for y in range(2) for x in range(4)]
 
 
 def test_one_graph_joins_all_windows(tiny_clip):
@@ -43,11 +49,12 @@ def test_one_graph_joins_all_windows(tiny_clip):
     found = segmentor.image_logits(batch)
     cosines = F.interpolate(segmentor.patch_logits(batch), (8, 8), mode="bilinear")
     features = F.normalize(vfm(batch), dim=1).permute(0, 2, 3, 1).reshape(-1, 12)
-    affinity = patch_affinity(features, segmentor.places(batch, (8, 8)), 400, 3.0, 0.01, 1.0)
+    affinity = patch_affinity(features, cell_centres(segmentor.windows(batch.contexts[0]), (8, 8)), 400, 3.0, 0.01, 1.0)
     expected = propagate_patches(cosines.permute(0, 2, 3, 1).flatten(0, 2), affinity, 0.95, 10, 1e-6)
     torch.testing.assert_close(found.permute(0, 2, 3, 1).flatten(0, 2), expected)
-    alone = segmentor.image_logits(ob.WindowBatch(batch.pixels[:1], batch.origins[:1], batch.images[:1], batch.contexts))
-    assert not torch.allclose(found[:1], alone, atol=1e-3)
+    batch.pixels[-1] = 0
+    other = segmentor.image_logits(ob.WindowBatch(batch.pixels, batch.origins, batch.images, batch.contexts))
+    assert not torch.allclose(found[:1], other[:1], atol=1e-3)
 
 
 def test_without_propagation_it_is_maskclip(tiny_clip):
