@@ -19,6 +19,8 @@ BRANCHES = {
     "scclip": [{"multi_level": False, "calibrate": False}],
     "rf_clip": [{"channels": (2, 40), "sigma": 1.5, "strategy": "refocus"}, {"image_level": "window"}],
     "sfp": [{"detector": "lof"}, {"detector": "norm", "multi_level": False}, {"purify": False}],
+    "lposs": [{"pixel_refine": True}, {"k": 20, "pix_dist_pow": 2.0}],
+    "pearl": [{"strategy": "vanilla"}, {"align_solver": "svd", "grid": 7}, {"tlp": False}],
     "proxyclip": [{"empty_rows": "diagonal"}, {"masking": False, "normalisation": False}],
     "corrclip": [{"scope": False, "beta": 0.0}, {"merge_eps": 0.0}],
     "corrclip_v2": [{"merge_eps": 0.2}],

@@ -36,6 +36,7 @@ PER_IMAGE = {
         "CLIPtrase.regions": "the maps after SciPy's median filter",
     },
     "cliper": FEATURES | {"CLIPer.propagate": "the attention maps of a diffusion model on the CPU"},
+    "lposs": {"propagate_pixels": "the colours of the image, by scikit-image"},
     "clip_diy": {
         "Segmentor.embed": "the patches, resized by OpenCV",
         "CLIPDIY.patch_cosines": "their embeddings, which pass through the run's cache",

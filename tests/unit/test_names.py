@@ -108,6 +108,8 @@ CORRCLIP = dict.fromkeys(EIGHT, "corrclip")
 CLIPTRASE = dict.fromkeys(EIGHT[:5], "cliptrase") | {"context459": "proxyclip"}
 CLIPER = dict.fromkeys((*EIGHT, "coco_object_2014"), "cliper")
 FREECP = dict.fromkeys(("voc21", "voc20", "coco_object"), "freecp") | dict.fromkeys(EIGHT[5:], "sclip")
+SCLIP_EIGHT = {name: SCLIP[name] for name in EIGHT}
+LPOSS = dict.fromkeys(("voc20", "context60", "context59"), "clip_dinoiser") | {"voc21": "lposs", "coco_object": "lposs"}
 USED = {
     "clip": SCLIP,
     "sclip": SCLIP,
@@ -127,8 +129,11 @@ USED = {
     "cliptrase_336": CLIPTRASE,
     "cliper": CLIPER,
     "clip_diy": {"voc21": "clip_diy"},
+    "lposs": LPOSS,
+    "lposs_plus": LPOSS,
     "pacl": {},
     **dict.fromkeys(("freecp", "freecp_clearclip"), FREECP),
+    "pearl": SCLIP_EIGHT,
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},
 }

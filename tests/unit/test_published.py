@@ -119,6 +119,7 @@ def test_what_was_found_last_is_here():
 
 
 COMPARABLE = {"clip", "maskclip", "maskclip_original", "sclip", "clearclip", "naclip", "gem", "cliptrase", "cliptrase_336"}
+COMPARABLE |= {"pearl"}
 
 
 @pytest.mark.parametrize("segmentor", [*sorted(COMPARABLE), "resclip", "scclip", "proxyclip", "corrclip", "cliper", "clip_diy"])

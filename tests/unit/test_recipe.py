@@ -94,10 +94,13 @@ GEOMETRY = {  # short sides and windows on the eight benchmarks, then the stride
     "clearclip": (8 * (448,), (*7 * (448,), 224), 224),
     "gem": (8 * (448,), (*7 * (448,), 224), 224),
     "maskclip": (8 * (448,), (*7 * (448,), 224), 224),
+    "pearl": ((*SMALL[:7], 560), (*WHOLE_VOC, *6 * (224,)), 112),
     "proxyclip": ((*SMALL[:6], 448, 448), (*7 * (336,), 224), 112),
     "corrclip": ((*SMALL[:6], 448, 448), (*7 * (336,), 224), 112),
     "corrclip_v2": ((*SMALL[:6], 448, 784), (*7 * (336,), 224), 112),
     "cliper": ((*SMALL[:7], 560), 8 * ("whole",), 112),
+    "lposs": (8 * (448,), 8 * (224,), 112),
+    "lposs_plus": (8 * (448,), 8 * (224,), 112),
     "clip_dinoiser": (8 * (448,), 8 * (448,), 224),
 }
 THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
@@ -111,10 +114,13 @@ THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "clearclip": (0.5, 0.15, 0.4),
     "gem": (0.5, 0.15, 0.4),
     "maskclip": (0.5, 0.15, 0.4),
+    "pearl": (0.1, 0.1, 0.1),
     "proxyclip": (0.2, 0.15, 0.25),
     "corrclip": (0.2, 0.15, 0.25),
     "corrclip_v2": (0.2, 0.15, 0.25),
     "cliper": (0, 0, 0),  # bkg_thre and score_threshold
+    "lposs": (0, 0, 0),  # no threshold in this method
+    "lposs_plus": (0, 0, 0),
     "clip_dinoiser": (0, 0, 0),  # apply_found
 }
 

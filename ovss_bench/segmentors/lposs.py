@@ -1,0 +1,108 @@
+"""LPOSS and LPOSS+ (CVPR 2025, arXiv 2503.19777): MaskCLIP's scores, propagated over the patches of all windows of an image and
+over its pixels."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.registry import SEGMENTORS
+from ..ops.compose import compose
+from ..ops.graphs import cell_centres, patch_affinity, propagate_patches, propagate_pixels
+from ..ops.windows import SlidingWindow
+from ..types import ImageContext, WindowBatch
+from .base import LastBlockSegmentor
+
+
+@SEGMENTORS.register_module(name="lposs")
+class LPOSS(LastBlockSegmentor):
+    """The value path of the last block gives the cosines Y of each patch. On a graph of the patches of all windows, in which
+    overlapping windows have nodes of their own, (I - alpha S) Z = Y is solved by at most `cg_maxiter` steps of conjugate
+    gradients, or to the relative residual `cg_tol`. The scores Z may be negative and exceed 1: classes are compared by them.
+
+    `vfm`: the encoder whose features join patches, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: the output
+    of a named encoder. Each patch has edges to its `k` nearest by the cosine of these features: max(cosine, 0)^`gamma`, times
+    exp(-`sigma` distance^`pix_dist_pow`) in pixels of the resized image.
+
+    `pixel_refine` (LPOSS+): a second propagation over the pixels of the resized image, between all that are at most `r` // 2
+    rows and columns apart, by exp(-distance / `tau`) of their Lab colours.
+    """
+
+    requires = ("vfm",)
+    positive = ("k", "tau", "r")
+
+    vfm: str | None = None
+    feature: Literal["tokens", "q", "k", "v", "q+k"] = "v"
+    alpha: float = 0.95
+    gamma: float = 3.0
+    k: int = 400
+    sigma: float = 0.01
+    pix_dist_pow: float = 1.0
+    cg_tol: float = 1e-6
+    cg_maxiter: int = 10
+    pixel_refine: bool = False
+    tau: float = 0.01
+    r: int = 13
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        return v
+
+    @torch.inference_mode()
+    def image_logits(self, batch: WindowBatch) -> Tensor:
+        """Propagated scores (B, Q, h, w) on the grid of the encoder."""
+        (context,) = batch.contexts or ()
+        features, cosines = batch.once(self.vfm), self.patch_logits(batch)
+        grid = (features.shape[2], features.shape[3])
+        if cosines.shape[2:] != grid:
+            cosines = F.interpolate(cosines, grid, mode="bilinear")
+        unit = F.normalize(features.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        places = cell_centres(self.windows(context), grid, like=unit)
+        affinity = patch_affinity(unit, places, self.k, self.gamma, self.sigma, self.pix_dist_pow)
+        scores = cosines.permute(0, 2, 3, 1).flatten(0, 2)
+        scores = propagate_patches(scores, affinity, self.alpha, self.cg_maxiter, self.cg_tol)
+        grids = scores.view(len(cosines), *grid, -1).permute(0, 3, 1, 2)
+        context.by_products["scores"] = grids
+        return grids
+
+    def windows(self, context: ImageContext) -> SlidingWindow:
+        return SlidingWindow.by(self.recipe, *context.resized.shape[:2], self.clip.patch_size)
+
+    @property
+    def refines(self) -> bool:
+        """Without synonyms and pixels, everything after the patches is linear."""
+        group = [c for c in self.vocabulary.group if c >= 0]
+        return self.pixel_refine or len(set(group)) < len(group)
+
+    def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
+        """Scores (Q, H, W): pixels are joined, and the best of synonyms is taken, at the size of the resized image. Synonyms
+        become equal."""
+        maps = self.at_resized(cosines, context)
+        if self.pixel_refine:
+            maps = propagate_pixels(maps, context.resized, self.tau, self.r, self.alpha, self.cg_maxiter, self.cg_tol)
+        best = self.scores(maps, context)
+        maps = torch.stack([maps[q] if c < 0 else best[c] for q, c in enumerate(self.vocabulary.group)])
+        return F.interpolate(maps[None], context.size, mode="bilinear")[0]
+
+    def at_resized(self, cosines: Tensor, context: ImageContext) -> Tensor:
+        """The scores of the patches composed at the size of the resized image; with PAMR, which has changed the `cosines`,
+        these at that size."""
+        size = context.resized.shape[:2]
+        if self.recipe.pamr_steps:
+            return F.interpolate(cosines[None], size, mode="bilinear")[0]
+        grids = context.by_products["scores"]
+        maps = grids.new_empty(len(cosines), *size)
+        for rows, columns, tile in compose(grids, self.windows(context), size):
+            maps[:, rows, columns] = tile.movedim(-1, 0)
+        return maps
+
+    def scores(self, cosines: Tensor, context: ImageContext) -> Tensor:
+        """Scores (Q, ...) -> the best of each class (C, ...), -infinity without queries."""
+        best = cosines.new_full((len(self.vocabulary.classes), *cosines.shape[1:]), -torch.inf)
+        for q, c in enumerate(self.vocabulary.group):
+            if c >= 0:
+                torch.maximum(best[c], cosines[q], out=best[c])
+        return best
+
+    def decide(self, planes: Tensor, context: ImageContext) -> Tensor:
+        return planes.argmax(0)

@@ -1,0 +1,78 @@
+"""PEARL (Pei et al., CVPR 2026, arXiv 2603.21528): keys rotated towards the queries, then a Laplacian system along the edges of
+the image."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.registry import SEGMENTORS
+from ..ops.attention import attend
+from ..ops.laplacian import laplacian_smoothing, text_gains
+from ..ops.polar import polar
+from ..types import ImageContext
+from .base import LastBlockSegmentor
+
+
+@SEGMENTORS.register_module(name="pearl")
+class PEARL(LastBlockSegmentor):
+    """Procrustes alignment in the last block (pearl/attn.py of the official code), and text-aware Laplacian propagation of its
+    cosines (TLP, pearl/prop.py); no residual, no feed-forward network.
+
+    `strategy`: `pearl` aligns, `vanilla` is CLIP's attention. `alpha_kk`: the weight of key-key attention. `align_solver`:
+    `polar` takes `polar_iters` Newton-Schulz steps, too few to converge, as in the official figures; `svd` is exact.
+    `tlp`: with the propagation, on a grid of about `grid` cells per side, by `cg_iters` steps of conjugate gradients. `ke_img`:
+    how sharply weights fall at an edge; `tau_s`, `diag_boost`: temperature and diagonal of the similarities between queries.
+    """
+
+    attention_maps = 1
+    scores_sum_to_one = True
+    positive = ("grid", "tau_s")
+
+    residual: bool = False
+    strategy: Literal["pearl", "vanilla"] = "pearl"
+    alpha_kk: float = 0.08
+    align_solver: Literal["polar", "svd"] = "polar"
+    polar_iters: int = 5
+    tlp: bool = True
+    grid: int = 80
+    tau_s: float = 0.5
+    diag_boost: float = 10.0
+    ke_img: float = 5.0
+    cg_iters: int = 25
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        """softmax(s (q (k R)^T + alpha_kk kc kc^T)) v, float32 inside; `kc`: the centred keys."""
+        if self.strategy == "vanilla":
+            return attend(q, k, v)
+        queries, keys = q.float(), k.float()
+        weights = token_weights(queries)
+        centred_q, centred_k = (x - weights.transpose(-2, -1) @ x for x in (queries, keys))
+        aligned = keys @ self.rotation(centred_k.transpose(-2, -1) @ centred_q)
+        # One product for the sum of both.
+        both = torch.cat([queries, self.alpha_kk * centred_k], -1), torch.cat([aligned, centred_k], -1)
+        return attend(*both, v.float(), scale=q.shape[-1] ** -0.5).to(v.dtype)
+
+    def rotation(self, correlation: Tensor) -> Tensor:
+        """Correlations of keys and queries (..., d, d) -> the matrices that turn keys towards queries."""
+        if self.align_solver == "svd":
+            u, _, vh = torch.linalg.svd(correlation)
+            return u @ vh
+        return polar(correlation, self.polar_iters)
+
+    @property
+    def refines(self) -> bool:
+        return self.tlp
+
+    def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
+        guide = F.interpolate(self.tensor(context.pixels)[None], cosines.shape[1:], mode="bilinear")[0]
+        gains = text_gains(self.text, self.tau_s, self.diag_boost)
+        return laplacian_smoothing(cosines, guide, gains, self.grid, self.ke_img, iterations=self.cg_iters)
+
+
+def token_weights(queries: Tensor) -> Tensor:
+    """Queries (..., T, d) -> the weight of each token in the means (..., T, 1): its norm, over their sum; 0 for the class
+    token."""
+    norms = F.pad(queries[..., 1:, :].norm(dim=-1, keepdim=True), (0, 0, 1, 0))
+    return norms / (norms.sum(-2, keepdim=True) + 1e-6)
