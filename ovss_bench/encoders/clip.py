@@ -24,8 +24,15 @@ if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x)}
 LAYER_NORM_EPS = 1e-5  # CLIP was trained with it
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    gate = (1.702 * x).sigmoid_()
+    return gate * x if torch.is_grad_enabled() else gate.mul_(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class BlockView:
@@ -71,10 +78,11 @@ class BlockView:
         """The block's original forward pass: (B, T, D) -> (B, T, D)."""
         return self.run(x)[0]
 
-    def run(self, x: Tensor) -> tuple[Tensor, QKV]:
-        """The block's original forward pass (B, T, D) -> (B, T, D), and its queries, keys and values."""
+    def run(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, QKV]:
+        """The block's original forward pass (B, T, D) -> (B, T, D), and its queries, keys and values. With a `mask` (B, 1, T,
+        T) bool, tokens see only those that are True in their row."""
         qkv = self.qkv(self.ln_1(x))
-        x = x + self.project(F.scaled_dot_product_attention(*qkv))
+        x = x + self.project(F.scaled_dot_product_attention(*qkv, attn_mask=mask))
         return x + self.mlp(self.ln_2(x)), qkv
 
 
@@ -148,6 +156,18 @@ class DenseCLIP:
         return BlockView(self.model.visual.transformer.resblocks[index], self.activation, self.layer_norm_eps, grid)
 
     @torch.inference_mode()
+    def stem(self, pixels: Tensor, position: str = "offset") -> tuple[Tensor, tuple[int, int]]:
+        """The tokens (B, T, D) that enter the first block, and the patch grid; as `trunk`."""
+        visual = self.model.visual
+        x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
+        grid = (x.shape[2], x.shape[3])
+        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = x + resample_position(visual.positional_embedding, grid, self.stored_grid, position).to(x.dtype)
+        if not isinstance(visual.ln_pre, nn.Identity):
+            x = layer_norm(x, visual.ln_pre, self.layer_norm_eps)
+        return x, grid
+
+    @torch.inference_mode()
     def trunk(
         self, pixels: Tensor, keep: Collection[int] = (), position: str = "offset", keep_qkv: Collection[int] = ()
     ) -> Trunk:
@@ -156,13 +176,7 @@ class DenseCLIP:
         The result holds the inputs of the blocks in `keep`, and inputs, queries, keys and values of those in `keep_qkv`
         (indices 0 to depth-1; see `qkv`). `position` is a rule of ops/position.py.
         """
-        visual = self.model.visual
-        x = F.conv2d(pixels.to(visual.conv1.weight.dtype), visual.conv1.weight, visual.conv1.bias, stride=self.patch_size)
-        grid = (x.shape[2], x.shape[3])
-        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
-        x = x + resample_position(visual.positional_embedding, grid, self.stored_grid, position).to(x.dtype)
-        if not isinstance(visual.ln_pre, nn.Identity):
-            x = layer_norm(x, visual.ln_pre, self.layer_norm_eps)
+        x, grid = self.stem(pixels, position)
         states, kept = {}, {}
         for i in range(self.depth):
             if i in keep or i in keep_qkv:
@@ -189,6 +203,17 @@ class DenseCLIP:
     def embeddings(self, trunk: Trunk) -> Tensor:
         """CLIP's image embeddings of windows, unit rows (B, E) float32: the projected class token of the last block."""
         return self.head(self.block(-1, trunk.grid)(trunk.tokens)[:, :1])[:, 0]
+
+    @torch.inference_mode()
+    def region_embeddings(self, pixels: Tensor, inside: Tensor, position: str = "offset") -> Tensor:
+        """Embeddings of regions, unit rows (B, E) float32: class tokens that see only the patches `inside` (B, h, w) bool of
+        their image, in every block. Patches see all tokens."""
+        x, grid = self.stem(pixels, position)
+        mask = inside.new_ones(len(x), 1, x.shape[1], x.shape[1])
+        mask[:, 0, 0, 1:] = inside.flatten(1)
+        for i in range(self.depth):
+            x = self.block(i, grid).run(x, mask)[0]
+        return self.head(x[:, :1])[:, 0]
 
     def project(self, x: Tensor) -> Tensor:
         """`ln_post` and the projection to the joint space for all tokens: (B, T, D) -> (B, T, E), not normalised."""

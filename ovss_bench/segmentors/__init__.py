@@ -11,6 +11,7 @@ MODULES = {
     "corrclip": "corrclip",
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
+    "itaclip": "itaclip",
     "labels": "labels",
     "maskclip": "maskclip",
     "maskclip_plus": "maskclip_plus",

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import ovss_bench as ob
-from device.methods import METHODS, branches, build, predictions, vocabulary
+from device.methods import branches, build, predictions, vocabulary
 from ovss_bench.inference import finish
 from ovss_bench.ops import compose
 from ovss_bench.ops.device import to_device
 from parity.seeded import rgb_image
+from stand_ins import METHODS
 
 # Waits that grow with the number of windows or batches: method, function -> why.
 PER_WINDOW = {

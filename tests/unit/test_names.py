@@ -127,6 +127,7 @@ USED = {
     "pacl": {},
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},
+    "itaclip": dict.fromkeys(("voc21", "context60", "coco_object", "coco_stuff", "cityscapes"), "itaclip"),
 }
 
 

@@ -97,6 +97,7 @@ GEOMETRY = {  # short sides and windows on the eight benchmarks, then the stride
     "corrclip_v2": ((*SMALL[:6], 448, 784), (*7 * (336,), 224), 112),
     "cliper": ((*SMALL[:7], 560), 8 * ("whole",), 112),
     "clip_dinoiser": (8 * (448,), 8 * (448,), 224),
+    "itaclip": ((*SMALL[:5], 448, 336, 560), 8 * (224,), 28),
 }
 THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "sclip": (0.1, 0.1, 0.1),
@@ -112,6 +113,7 @@ THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "corrclip_v2": (0.2, 0.15, 0.25),
     "cliper": (0, 0, 0),  # bkg_thre and score_threshold
     "clip_dinoiser": (0, 0, 0),  # apply_found
+    "itaclip": (0.1, 0.1, 0.1),
 }
 
 
