@@ -34,6 +34,7 @@ TITLES = {
     "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
     "clip_dinoiser": "CLIP-DINOiser", "itaclip": "ITACLIP", "pacl": "PACL",
     "maskclip_plus": "MaskCLIP+", "tagclip": "TagCLIP",
+    "tagclip_training_free": "TagCLIP (training-free)",
 }  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"
 SPEED = ROOT / "docs" / "images" / "speed.png"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LAYER_NORM_EPS = 1e-5  # CLIP was trained with it
+REGIONS_PER_PASS = 8  # bounds the memory
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -208,12 +209,15 @@ class DenseCLIP:
     def region_embeddings(self, pixels: Tensor, inside: Tensor, position: str = "offset") -> Tensor:
         """Embeddings of regions, unit rows (B, E) float32: class tokens that see only the patches `inside` (B, h, w) bool of
         their image, in every block. Patches see all tokens."""
-        x, grid = self.stem(pixels, position)
-        mask = inside.new_ones(len(x), 1, x.shape[1], x.shape[1])
-        mask[:, 0, 0, 1:] = inside.flatten(1)
-        for i in range(self.depth):
-            x = self.block(i, grid).run(x, mask)[0]
-        return self.head(x[:, :1])[:, 0]
+        embeddings = []
+        for some, patches in zip(pixels.split(REGIONS_PER_PASS), inside.split(REGIONS_PER_PASS), strict=True):
+            x, grid = self.stem(some, position)
+            mask = patches.new_ones(len(x), 1, x.shape[1], x.shape[1])
+            mask[:, 0, 0, 1:] = patches.flatten(1)
+            for i in range(self.depth):
+                x = self.block(i, grid).run(x, mask)[0]
+            embeddings.append(self.head(x[:, :1])[:, 0])
+        return torch.cat(embeddings)
 
     def project(self, x: Tensor) -> Tensor:
         """`ln_post` and the projection to the joint space for all tokens: (B, T, D) -> (B, T, E), not normalised."""

@@ -23,4 +23,5 @@ MODULES = {
     "scclip": "scclip",
     "sclip": "sclip",
     "tagclip": "tagclip",
+    "tagclip_training_free": "tagclip_training_free",
 }

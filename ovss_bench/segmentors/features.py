@@ -1,7 +1,6 @@
 """Features and maps of whole images, for methods that work on windows, and second texts of classes."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -78,5 +77,10 @@ def class_texts(path: Path, vocabulary: Vocabulary, clip: DenseCLIP, progress: P
     for text in texts:
         if (clip.tokenizer([prompt.replace("{}", text) for prompt in vocabulary.prompts])[:, -1] != padding).any():
             raise OvssError(f"texts file {path}: {text[:60]!r} and a template are too long for CLIP's text tower. Shorten it.")
-    own = replace(vocabulary, queries=tuple(texts), group=tuple(range(len(texts))), given_features=None)
+    return encoded(texts, vocabulary.prompts, clip, progress)
+
+
+def encoded(texts: Sequence[str], prompts: Sequence[str], clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
+    """Unit text features (N, E) of texts in prompts with one `{}` each."""
+    own = Vocabulary(tuple(texts), tuple(range(len(texts))), tuple(texts), prompts=tuple(prompts))
     return own.features(clip, progress)

@@ -16,7 +16,7 @@ from ovss_bench.segmentors.features import read_texts
 from ovss_bench.segmentors.itaclip import closed
 from parity.seeded import query_features
 
-TEXTS = sorted((CONFIGS / "texts").glob("*.txt"))
+TEXTS = sorted(file for file in (CONFIGS / "texts").glob("*.txt") if not file.stem.startswith("clip_es"))
 
 
 def build(clip, vocabulary, **options):
