@@ -32,7 +32,7 @@ AGAIN = "Copy or download it again."
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits
 # A 16-bit image with 99 % of its values below a quarter of the range (63 of 255 after division by 256) does not use 16 bits.
 DARK = 1 << 14
-RESIZE_RULES = ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "none")
+RESIZE_RULES = ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "up_to_patch", "none")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -151,6 +151,7 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
     `square`: both sides become short_side, Pillow bicubic with antialiasing (GEM's own protocol).
     `square_bilinear`: both sides become short_side, cv2 bilinear (CLIP-DIY).
     `center_crop`: short side to short_side, Pillow bicubic, then the central square (CLIPtrase; torchvision's rounding).
+    `up_to_patch`: each side up to the next multiple of `patch`, Pillow bicubic (training-free TagCLIP).
     `none`: unchanged.
     """
     check_image(image)
@@ -167,7 +168,9 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
         return image
     if rule == "center_crop":
         return _center_crop(Image.fromarray(image), short_side, Image.Resampling.BICUBIC)
-    if rule == "patch_multiple":
+    if rule == "up_to_patch":
+        height, width = (side + -side % patch for side in (height, width))
+    elif rule == "patch_multiple":
         factor = short_side / min(height, width)
         height, width = (max(int(side * factor / patch + 0.5), 1) * patch for side in (height, width))
     elif rule == "square":

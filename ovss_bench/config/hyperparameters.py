@@ -58,9 +58,9 @@ class Hyperparameters:
         """The hyperparameters that are files or folders, with `File`, `Folder` or `Path`."""
         return {name: kind for name in self.defaults if (kind := bare(self.hints[name])) in (File, Folder, Path)}
 
-    def checked(self, name: str, value: Any, origin: str | None = None, folder: Path | None = None) -> Any:
-        """The value; of a file or folder, which may be relative to `folder`, the full path. Raises OvssError for a value that
-        the annotation does not allow, and for a path that does not exist."""
+    def checked(self, name: str, value: Any, origin: str | None = None, folders: tuple[Path, ...] = ()) -> Any:
+        """The value; of a file or folder, which may be relative to one of `folders`, the full path. Raises OvssError for a
+        value that the annotation does not allow, and for a path that does not exist."""
         if name not in self.paths:
             validate(name, value, _bounded(self.hints[name]), origin)
             return value
@@ -70,10 +70,10 @@ class Hyperparameters:
         if not isinstance(value, str | Path) or not str(value):
             raise OvssError(f"{name}={value!r}: expected the path of a {kind}.")
         path = user_path(value)
-        for candidate in (path, folder / path if folder else path):
+        for candidate in (path, *(folder / path for folder in folders)):
             if exists(candidate):
                 return str(candidate.resolve())
-        where = f"in {Path.cwd()}" + (f", nor in {folder}" if folder and not path.is_absolute() else "")
+        where = f"in {Path.cwd()}" + (f", nor in {folders[0]}" if folders and not path.is_absolute() else "")
         raise OvssError(f"{name}={value} of {self.owner}: there is no such {kind} {where}. Give its full path.")
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 from annotated_types import Ge, MinLen
 
 from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, load_config, read_yaml
+from ..files import CONFIGS, WEIGHTS, config_names, load_config, read_yaml
 from ..image import RESIZE_RULES
 from ..types import MOST
 from .hyperparameters import Hyperparameters, Method, declared
@@ -55,14 +55,14 @@ class Recipe:
 
     segmentor: str
     resize: Annotated[Literal[RESIZE_RULES], At(Stage.INPUT)]  # pyright: ignore[reportInvalidTypeForm]
-    short_side: Annotated[Count, At(Stage.INPUT, beside=("resize", lambda rule: rule != "none"))]
+    short_side: Annotated[Count, At(Stage.INPUT, beside=("resize", lambda rule: rule not in ("none", "up_to_patch")))]
     long_side: Annotated[Count, At(Stage.INPUT, beside=("resize", lambda rule: rule == "keep_ratio"))]
     window: Annotated[Pixels | Literal["whole"], At(Stage.WINDOW)]
     stride: Annotated[Count, At(Stage.WINDOW, beside=("window", lambda window: window != "whole"))]
     pad: Annotated[Literal["none", "center", "corner", "corner_black"], At(Stage.WINDOW)]
     pad_multiple: Annotated[Pixels | None, At(Stage.WINDOW, beside=("pad", lambda pad: pad != "none"))]
     normalize: Annotated[Literal["clip", "clip_exact", "imagenet"], At(Stage.INPUT)]
-    position: Annotated[Literal["offset", "size", "grid", "antialias", "bilinear"], At(Stage.ENCODER)]
+    position: Annotated[Literal["offset", "size", "grid", "antialias", "bilinear", "bilinear_fp16"], At(Stage.ENCODER)]
     activation: Annotated[Literal["gelu", "quick_gelu"] | None, At(Stage.ENCODER)]
     layer_norm_eps: Annotated[Fraction | None, At(Stage.ENCODER)]
     precision: Annotated[Literal["fp32", "fp16", "bf16"] | None, At(Stage.ENCODER)]
@@ -167,8 +167,8 @@ def compose_recipe(
             raise unknown(kind, name, [*RECIPE_VALUES, *declaration.defaults])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     own = segmentor.partition("+")[0]
-    folder = RECIPES[own].parent if own in RECIPES else WEIGHTS
-    settings = {name: declaration.checked(name, values.pop(name), origins[name], folder) for name in declaration.defaults}
+    folders = (RECIPES[own].parent,) if own in RECIPES else (WEIGHTS, CONFIGS)
+    settings = {name: declaration.checked(name, values.pop(name), origins[name], folders) for name in declaration.defaults}
     return Recipe(segmentor, **values, hyperparameters=settings, origins=origins, common=frozenset(common), overrides=overrides)
 
 

@@ -24,8 +24,16 @@ if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x)}
 LAYER_NORM_EPS = 1e-5  # CLIP was trained with it
+REGIONS_PER_PASS = 8  # bounds the memory
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    gate = (1.702 * x).sigmoid_()
+    return gate * x if torch.is_grad_enabled() else gate.mul_(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class BlockView:
@@ -71,10 +79,11 @@ class BlockView:
         """The block's original forward pass: (B, T, D) -> (B, T, D)."""
         return self.run(x)[0]
 
-    def run(self, x: Tensor) -> tuple[Tensor, QKV]:
-        """The block's original forward pass (B, T, D) -> (B, T, D), and its queries, keys and values."""
+    def run(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, QKV]:
+        """The block's original forward pass (B, T, D) -> (B, T, D), and its queries, keys and values. With a `mask` (B, 1, T,
+        T) bool, tokens see only those that are True in their row."""
         qkv = self.qkv(self.ln_1(x))
-        x = x + self.project(F.scaled_dot_product_attention(*qkv))
+        x = x + self.project(F.scaled_dot_product_attention(*qkv, attn_mask=mask))
         return x + self.mlp(self.ln_2(x)), qkv
 
 
@@ -194,6 +203,20 @@ class DenseCLIP:
     def embeddings(self, trunk: Trunk) -> Tensor:
         """CLIP's image embeddings of windows, unit rows (B, E) float32: the projected class token of the last block."""
         return self.head(self.block(-1, trunk.grid)(trunk.tokens)[:, :1])[:, 0]
+
+    @torch.inference_mode()
+    def region_embeddings(self, pixels: Tensor, inside: Tensor, position: str = "offset") -> Tensor:
+        """Embeddings of regions, unit rows (B, E) float32: class tokens that see only the patches `inside` (B, h, w) bool of
+        their image, in every block. Patches see all tokens."""
+        embeddings = []
+        for some, patches in zip(pixels.split(REGIONS_PER_PASS), inside.split(REGIONS_PER_PASS), strict=True):
+            x, grid = self.embed_patches(some, position)
+            mask = patches.new_ones(len(x), 1, x.shape[1], x.shape[1])
+            mask[:, 0, 0, 1:] = patches.flatten(1)
+            for i in range(self.depth):
+                x = self.block(i, grid).run(x, mask)[0]
+            embeddings.append(self.head(x[:, :1])[:, 0])
+        return torch.cat(embeddings)
 
     def project(self, x: Tensor) -> Tensor:
         """`ln_post` and the projection to the joint space for all tokens: (B, T, D) -> (B, T, E), not normalised."""

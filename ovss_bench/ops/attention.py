@@ -45,3 +45,10 @@ def symmetric(attention: Tensor) -> Tensor:
     """Balanced maps (..., L, L) -> symmetric maps, with column means subtracted, negative values cut, and rows of sum 1."""
     attention = (attention + attention.transpose(-2, -1)) / 2
     return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)
+
+
+def balanced(maps: Tensor, rounds: int = 3) -> Tensor:
+    """Divides (..., L, L) by its column sums, then by its row sums, `rounds` times; then the mean with its transpose."""
+    for _ in range(rounds):
+        maps = to_sum_one(to_sum_one(maps, -2), -1)
+    return (maps + maps.transpose(-2, -1)) / 2

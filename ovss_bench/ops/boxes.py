@@ -1,7 +1,14 @@
-"""Bounding boxes of the outlines in heat maps (CLIP-ES, FreeCP)."""
+"""Boxes around the parts of a map where it is high, by OpenCV's outlines (CLIP-ES, training-free TagCLIP, FreeCP). On the CPU."""
 
 import cv2
 import numpy as np
+
+
+def to_unit_range(maps: np.ndarray) -> np.ndarray:
+    """(..., h, w) stretched to 0..1; 0 where a map is constant (the official division by zero gives NaN)."""
+    maps = maps - maps.min((-2, -1), keepdims=True)
+    highest = maps.max((-2, -1), keepdims=True)
+    return np.divide(maps, highest, out=np.zeros_like(maps), where=highest > 0)
 
 
 def outline_boxes(heat: np.ndarray, threshold: float = 0.4) -> list[tuple[int, int, int, int]]:
@@ -16,10 +23,22 @@ def outline_boxes(heat: np.ndarray, threshold: float = 0.4) -> list[tuple[int, i
     return [(x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in rectangles] or [(0, 0, 0, 0)]
 
 
-def box_masks(heat: np.ndarray, threshold: float = 0.4) -> np.ndarray:
-    """Maps (..., h, w) -> (..., h, w) bool: the union of the boxes of each."""
-    masks = np.zeros(heat.shape, bool)
+def in_boxes(heat: np.ndarray, threshold: float = 0.4) -> np.ndarray:
+    """Maps (..., h, w) with values in 0..1 -> (..., h, w) bool: inside any of the `outline_boxes`."""
+    inside = np.zeros(heat.shape, bool)
     for index in np.ndindex(heat.shape[:-2]):
         for x0, y0, x1, y1 in outline_boxes(heat[index], threshold):
-            masks[index][y0:y1, x0:x1] = True
-    return masks
+            inside[index][y0:y1, x0:x1] = True
+    return inside
+
+
+def tight_box(members: np.ndarray) -> tuple[slice, slice] | None:
+    """Rows and columns of the box around a mask (h, w), without the last row and column of the map as in `outline_boxes`; None if it
+    is empty."""
+    box = []
+    for axis in (1, 0):
+        (found,) = np.nonzero(members.any(axis))
+        if not len(found) or found[0] >= min(found[-1] + 1, members.shape[1 - axis] - 1):
+            return None
+        box.append(slice(int(found[0]), int(min(found[-1] + 1, members.shape[1 - axis] - 1))))
+    return box[0], box[1]

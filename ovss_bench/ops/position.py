@@ -14,7 +14,8 @@ def resample_position(
     """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, with align_corners=False; the class position is unchanged.
 
     `offset` (SCLIP, ClearCLIP, NACLIP; from DINO): bicubic by scale factors (h+0.1)/g, so the sampling step is g/(h+0.1).
-    `size` (MaskCLIP) and `grid` (CLIP-DINOiser): bicubic to the size; `antialias` (GEM): antialiased, too; `bilinear` (CLIPer).
+    `size` (MaskCLIP) and `grid` (CLIP-DINOiser): bicubic to the size; `antialias` (GEM): antialiased, too; `bilinear` (CLIPer),
+    `bilinear_fp16` (training-free TagCLIP): then rounded to fp16.
     `offset` and `size` leave the embedding unchanged for an equal number of tokens, the others for an equal grid; `same`
     overrides this for codes with another condition (DINO: an equal number and a square input).
     """
@@ -27,6 +28,7 @@ def resample_position(
         factors = [(new + 0.1) / old for new, old in zip(grid, stored, strict=True)]
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic")
     else:
-        mode = "bilinear" if rule == "bilinear" else "bicubic"
+        mode = "bilinear" if rule.startswith("bilinear") else "bicubic"
         patches = F.interpolate(patches, size=grid, mode=mode, antialias=rule == "antialias")
-    return torch.cat([embedding[:1], patches.flatten(2)[0].T.to(embedding.dtype)])
+    resampled = torch.cat([embedding[:1], patches.flatten(2)[0].T.to(embedding.dtype)])
+    return resampled.half().to(embedding.dtype) if rule == "bilinear_fp16" else resampled

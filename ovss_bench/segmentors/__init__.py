@@ -11,6 +11,7 @@ MODULES = {
     "corrclip": "corrclip",
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
+    "itaclip": "itaclip",
     "labels": "labels",
     "lposs": "lposs",
     "maskclip": "maskclip",
@@ -26,4 +27,5 @@ MODULES = {
     "sclip": "sclip",
     "sfp": "sfp",
     "tagclip": "tagclip",
+    "tagclip_training_free": "tagclip_training_free",
 }

@@ -1,13 +1,19 @@
-"""Features and maps of whole images, for methods that work on windows."""
+"""Features and maps of whole images, for methods that work on windows, and second texts of classes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..encoders.clip import DenseCLIP
+from ..errors import OvssError
+from ..files import read_lines
 from ..image import normalize
+from ..progress import Progress
 from ..types import ImageContext, WindowBatch
+from ..vocabulary import Vocabulary
 from .base import Segmentor
 
 
@@ -48,3 +54,33 @@ def cut(
             else:
                 window = window.index_select(axis, index.clamp(start, end - 1))
         yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
+
+
+def read_texts(path: Path, vocabulary: Vocabulary) -> list[str]:
+    """One text for each class but the background, in their order, from lines `name >=text` (the format of ITACLIP's files)."""
+    found = read_lines(path, "texts file", "UTF-8 text, a line `name >=text` per class")
+    lines = [(number, line) for number, line in found if line]
+    wrong = [number for number, line in lines if not line.partition(">=")[2].strip()]
+    if wrong:
+        raise OvssError(f"texts file {path}, line {wrong[0]}: expected `name >=text`, a text after the sign >=.")
+    count = len(vocabulary.classes) - (vocabulary.background is not None)
+    if len(lines) != count:
+        raise OvssError(f"texts file {path} has {len(lines)} texts. Expected {count}, one for each class but the background.")
+    return [line.partition(">=")[2].strip() for _, line in lines]
+
+
+def class_texts(path: Path, vocabulary: Vocabulary, clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
+    """Unit text features (F, E) of the texts of a file (see `read_texts`), in the templates of the vocabulary."""
+    texts = read_texts(path, vocabulary)
+    # The tokeniser cuts what is too long, so a row without padding is one that may have been cut.
+    padding = clip.tokenizer([""])[0, -1]
+    for text in texts:
+        if (clip.tokenizer([prompt.replace("{}", text) for prompt in vocabulary.prompts])[:, -1] != padding).any():
+            raise OvssError(f"texts file {path}: {text[:60]!r} and a template are too long for CLIP's text tower. Shorten it.")
+    return encoded(texts, vocabulary.prompts, clip, progress)
+
+
+def encoded(texts: Sequence[str], prompts: Sequence[str], clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
+    """Unit text features (N, E) of texts in prompts with one `{}` each."""
+    own = Vocabulary(tuple(texts), tuple(range(len(texts))), tuple(texts), prompts=tuple(prompts))
+    return own.features(clip, progress)

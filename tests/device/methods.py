@@ -29,6 +29,8 @@ BRANCHES = {
     "clip_diy": [{"foreground": None}],
     "pacl": [{"ln_post": False}],
     "clip_dinoiser": [{"apply_found": True}, {"gamma": -1.0, "feats_idx": -1}],
+    "itaclip": [{"img_engineering": False}, {"img_eng_coefficient": 1.0, "closing": False}],
+    "tagclip_training_free": [{"reidentify": False}, {"crf": True}],
 }
 # Their logits are as fine as the pixels: the sums over a GPU's larger tiles are rounded otherwise.
 FINE = {"tagclip"}

@@ -24,6 +24,7 @@ PER_WINDOW = {
         "CorrCLIP.merge": "as in corrclip; off by default",
         "CorrCLIP.semantic_branch": "as in corrclip",
     },
+    "tagclip_training_free": {"TagCLIPTrainingFree.image_tags": "once an image, if it has a box to look at again"},
 }
 # Copies to the GPU of what belongs to a single image, beside its pixels: method, function -> what is copied.
 REGIONS = {"CorrCLIP.region_map": "the regions, an array of NumPy"}
@@ -41,6 +42,11 @@ PER_IMAGE = {
         "Segmentor.embed": "the patches, resized by OpenCV",
         "CLIPDIY.patch_cosines": "their embeddings, which pass through the run's cache",
         "CLIPDIY.image_scores": "the foreground, an array of NumPy",
+    },
+    "tagclip_training_free": {
+        "TagCLIPTrainingFree.boxes": "the boxes of OpenCV",
+        "Segmentor.indices": "the tags",
+        "TagCLIPTrainingFree.with_crf": "the image at its own size",
     },
 }
 NARROW, WIDE = (96, 120), (96, 240)  # 6 and 14 windows in batches of 4

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import ovss_bench as ob
 from ovss_bench.inference.engine import predict
-from ovss_bench.ops.boxes import box_masks, outline_boxes
+from ovss_bench.ops.boxes import in_boxes, outline_boxes
 from parity.seeded import query_features, rgb_image
 
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad": "none", "rp_thres": 0.02, "ap_thres": 0.5, "crop_side": 32}
@@ -26,7 +26,7 @@ def test_boxes_are_those_of_the_outlines():
     heat[6:8, 7:9] = 0.6  # at the border
     heat[5, 0] = 0.4  # floor(255 * 0.4) is not above floor(0.4 * 255)
     assert sorted(outline_boxes(heat)) == [(2, 1, 6, 4), (7, 6, 8, 7)]
-    masks = box_masks(np.stack([heat, np.zeros_like(heat)]))
+    masks = in_boxes(np.stack([heat, np.zeros_like(heat)]))
     assert masks[0].sum() == 4 * 3 + 1
     assert not masks[1].any()
     assert outline_boxes(np.zeros((4, 4), np.float32)) == [(0, 0, 0, 0)]

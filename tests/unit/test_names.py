@@ -136,6 +136,8 @@ USED = {
     "pearl": SCLIP_EIGHT,
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},
+    "itaclip": dict.fromkeys(("voc21", "context60", "coco_object", "coco_stuff", "cityscapes"), "itaclip"),
+    "tagclip_training_free": dict.fromkeys(("voc21", "coco_object"), "tagclip_training_free"),
 }
 
 

@@ -102,6 +102,7 @@ GEOMETRY = {  # short sides and windows on the eight benchmarks, then the stride
     "lposs": (8 * (448,), 8 * (224,), 112),
     "lposs_plus": (8 * (448,), 8 * (224,), 112),
     "clip_dinoiser": (8 * (448,), 8 * (448,), 224),
+    "itaclip": ((*SMALL[:5], 448, 336, 560), 8 * (224,), 28),
 }
 THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "sclip": (0.1, 0.1, 0.1),
@@ -122,6 +123,7 @@ THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "lposs": (0, 0, 0),  # no threshold in this method
     "lposs_plus": (0, 0, 0),
     "clip_dinoiser": (0, 0, 0),  # apply_found
+    "itaclip": (0.1, 0.1, 0.1),
 }
 
 

@@ -17,7 +17,7 @@ from ...config.hyperparameters import File
 from ...config.registry import STEPS
 from ...encoders.clip import BlockView
 from ...errors import OvssError
-from ...ops.boxes import box_masks, outline_boxes
+from ...ops.boxes import in_boxes, outline_boxes
 from ...types import ImageContext, Trunk, WindowBatch
 from ..base import IMAGES_PER_PASS, LastBlockSegmentor, Segmentor
 from ..gem import GEM
@@ -121,7 +121,7 @@ class Purification(WindowStep):
         low, high = (extreme((1, 2, 3), keepdim=True) for extreme in (probabilities.amin, probabilities.amax))
         foreground = self.indices(self.foreground)
         stretched = ((probabilities - low) / (high - low).clamp(min=torch.finfo(low.dtype).tiny))[:, foreground]
-        masks = self.tensor(box_masks(stretched.numpy(force=True), self.box_threshold))
+        masks = self.tensor(in_boxes(stretched.numpy(force=True), self.box_threshold))
         maps = ((stretched * masks).flatten(2) @ self.affinity(trunk).transpose(1, 2)).view_as(stretched)
         low, high = (extreme((2, 3), keepdim=True) for extreme in (maps.amin, maps.amax))
         return probabilities[:, foreground], (maps - low) / (high - low + EPSILON)
