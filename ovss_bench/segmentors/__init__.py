@@ -11,6 +11,7 @@ MODULES = {
     "corrclip": "corrclip",
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
+    "gla_clip": "gla_clip",
     "labels": "labels",
     "maskclip": "maskclip",
     "maskclip_plus": "maskclip_plus",
@@ -21,5 +22,6 @@ MODULES = {
     "resclip": "resclip",
     "scclip": "scclip",
     "sclip": "sclip",
+    "segearth_ov": "segearth_ov",
     "tagclip": "tagclip",
 }

@@ -23,10 +23,11 @@ BRANCHES = {
     "cliper": [{"diffusion": None}, {"halves": True, "bkg_thre": 0.0}, {"refinement": "mean", "window": "whole"}],
     "clip_diy": [{"foreground": None}],
     "pacl": [{"ln_post": False}],
+    "gla_clip": [{"extension": False}, {"proxies": False, "dynamic_shift": False, "dynamic_scale": False}],
     "clip_dinoiser": [{"apply_found": True}, {"gamma": -1.0, "feats_idx": -1}],
 }
 # Their logits are as fine as the pixels: the sums over a GPU's larger tiles are rounded otherwise.
-FINE = {"tagclip"}
+FINE = {"segearth_ov", "tagclip"}
 DECISIONS = [
     {"threshold": 0.3, "pamr_steps": 2, "pamr_dilations": (1, 2)},
     {"area_threshold": 0.1, "threshold": 0.0},

@@ -7,29 +7,30 @@ import pytest
 import torch
 
 import ovss_bench as ob
-from device.methods import METHODS, branches, build, predictions, vocabulary
+from device.methods import branches, build, predictions, vocabulary
 from ovss_bench.inference import finish
 from ovss_bench.ops import compose
 from ovss_bench.ops.device import to_device
 from parity.seeded import rgb_image
+from stand_ins import METHODS
 
 # Waits that grow with the number of windows or batches: method, function -> why.
 PER_WINDOW = {
     "corrclip": {
-        "CorrCLIP.merge": "scikit-learn's DBSCAN clusters the regions of a window on the CPU",
-        "CorrCLIP.semantic_branch": "once a batch: the number of regions in its windows is the number of tokens",
+        "merge_regions": "scikit-learn's DBSCAN clusters the regions of a window on the CPU",
+        "class_tokens": "once a batch: the number of regions in its windows is the number of tokens",
     },
     "corrclip_v2": {
-        "CorrCLIP.merge": "as in corrclip; off by default",
-        "CorrCLIP.semantic_branch": "as in corrclip",
+        "merge_regions": "as in corrclip; off by default",
+        "class_tokens": "as in corrclip",
     },
 }
 # Copies to the GPU of what belongs to a single image, beside its pixels: method, function -> what is copied.
-REGIONS = {"CorrCLIP.region_map": "the regions, an array of NumPy"}
+REGIONS = {"region_map": "the regions, an array of NumPy"}
 FEATURES = {"image_features": "the pixels at their original size, and the features, which pass through the run's cache"}
 PER_IMAGE = {
-    "corrclip": REGIONS | {"CorrCLIP.merge": "the clusters of DBSCAN"},
-    "corrclip_v2": REGIONS | FEATURES | {"CorrCLIP.merge": "the clusters of DBSCAN"},
+    "corrclip": REGIONS | {"merge_regions": "the clusters of DBSCAN"},
+    "corrclip_v2": REGIONS | FEATURES | {"merge_regions": "the clusters of DBSCAN"},
     "cliptrase": {
         "CLIPtrase.clusters": "the clusters of scikit-learn's DBSCAN",
         "CLIPtrase.regions": "the maps after SciPy's median filter",

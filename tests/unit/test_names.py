@@ -127,6 +127,8 @@ USED = {
     "pacl": {},
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},
+    "segearth_ov": {},
+    "gla_clip": dict.fromkeys(EIGHT, "sclip") | {"context59": None},
 }
 
 
