@@ -17,6 +17,7 @@ MODULES = {
     "maskclip_plus": "maskclip_plus",
     "mmseg": "mmseg_model",
     "naclip": "naclip",
+    "ov_stitcher": "ov_stitcher",
     "pacl": "pacl",
     "proxyclip": "proxyclip",
     "resclip": "resclip",

@@ -24,6 +24,7 @@ BRANCHES = {
     "clip_diy": [{"foreground": None}],
     "pacl": [{"ln_post": False}],
     "gla_clip": [{"extension": False}, {"proxies": False, "dynamic_shift": False, "dynamic_scale": False}],
+    "ov_stitcher": [{"beta": 0.0, "correction": False}, {"merge_eps": 0.0}],
     "clip_dinoiser": [{"apply_found": True}, {"gamma": -1.0, "feats_idx": -1}],
 }
 # Their logits are as fine as the pixels: the sums over a GPU's larger tiles are rounded otherwise.

@@ -25,6 +25,7 @@ PER_WINDOW = {
         "class_tokens": "as in corrclip",
     },
 }
+PER_WINDOW["ov_stitcher"] = {"class_tokens": "as in corrclip"}
 # Copies to the GPU of what belongs to a single image, beside its pixels: method, function -> what is copied.
 REGIONS = {"region_map": "the regions, an array of NumPy"}
 FEATURES = {"image_features": "the pixels at their original size, and the features, which pass through the run's cache"}
@@ -42,6 +43,7 @@ PER_IMAGE = {
         "CLIPDIY.image_scores": "the foreground, an array of NumPy",
     },
 }
+PER_IMAGE["ov_stitcher"] = PER_IMAGE["corrclip"]
 NARROW, WIDE = (96, 120), (96, 240)  # 6 and 14 windows in batches of 4
 
 

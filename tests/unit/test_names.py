@@ -127,6 +127,7 @@ USED = {
     "pacl": {},
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},
+    "ov_stitcher": CORRCLIP,
     "segearth_ov": {},
     "gla_clip": dict.fromkeys(EIGHT, "sclip") | {"context59": None},
 }

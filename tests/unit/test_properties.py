@@ -19,9 +19,9 @@ IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores i
 # Their windows do not see each other.
 ALONE = [name for name in IN_WINDOWS if ob.SEGMENTORS.get(name).image_logits is None]
 # Their planes are not class probabilities, or what comes after the scores changes the labels.
-OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2", "maskclip_plus"}
+OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2", "maskclip_plus", "ov_stitcher"}
 # Clustering, votes, first-pass labels or thresholds may carry a difference of rounding to many pixels.
-DISCRETE = {"cliper", "cliptrase", "corrclip", "corrclip_v2", "gla_clip", "resclip", "scclip"}
+DISCRETE = {"cliper", "cliptrase", "corrclip", "corrclip_v2", "gla_clip", "ov_stitcher", "resclip", "scclip"}
 # Several windows each, one image smaller than a window, one with a side below a patch, one that is a window.
 SIZES = [(120, 150), (50, 31), (100, 260), (64, 64), (12, 90), (140, 130), (160, 120)]
 IMAGES = {f"image{number}": rgb_image(50 + number, *size) for number, size in enumerate(SIZES)}
