@@ -43,9 +43,22 @@ def pacl_state(width, text, hidden=40, joint=48):
     return {f"module.{name}": tensor for name, tensor in state.items()}
 
 
+def upsampler_state(channels, names=("up",), side=5, hidden=8):
+    """JBU-one or JBU-stack with kernels of side x side."""
+    taps, shapes = side * side, {"fixup_proj.1.weight": (channels, channels, 1, 1), "fixup_proj.1.bias": (channels,)}
+    layers = {"range_proj.0": (hidden, 3), "range_proj.3": (hidden, hidden)}
+    layers |= {"fixup_proj.0": (taps, taps + 3), "fixup_proj.3": (taps, taps)}
+    for name in names:
+        for layer, (outer, inner) in layers.items():
+            shapes |= {f"{name}.{layer}.weight": (outer, inner, 1, 1), f"{name}.{layer}.bias": (outer,)}
+    constants = {f"{name}.{constant}": torch.tensor(0.5) for name in names for constant in ("range_temp", "sigma_spatial")}
+    return random_state(shapes) | constants
+
+
 STATES = {
     "clip_dinoiser": lambda width, joint: {"model_state_dict": dinoiser_state(width), "epoch": 5},
     "pacl": pacl_state,
+    "segearth_ov": lambda width, joint: upsampler_state(joint),
 }
 
 

@@ -48,7 +48,7 @@ class Given:
 class Recorded:
     """A source that keeps the arguments of its calls while `calls` is a list."""
 
-    def __init__(self, source: Callable[[Any], Any]) -> None:
+    def __init__(self, source: Any) -> None:
         self.source = source
         self.calls: list[Any] | None = None
 
@@ -56,6 +56,12 @@ class Recorded:
         if self.calls is not None:
             self.calls.append(argument)
         return self.source(argument)
+
+    def joined(self, batch: WindowBatch, join: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of a vision encoder: a call like the others."""
+        if self.calls is not None:
+            self.calls.append(batch)
+        return self.source.joined(batch, join)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.source, name)

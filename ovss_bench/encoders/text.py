@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import OvssError
+from ..files import read_json
 
 TEXT_TOKENS = {"cpu": 2560, "cuda": 65536}  # in one forward pass
 
@@ -59,3 +63,15 @@ def _encode_cut(tower: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+def read_sentences(path: str | Path) -> dict[str, list[str]]:
+    """Sentences by name, from a JSON file. Raises OvssError for a file of another form."""
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise OvssError(f"prompts={path} is no JSON: {error}. Give a file {{name: [sentence, ...]}}.") from error
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists):
+        raise OvssError(f"prompts={path}: expected {{name: [sentence, ...]}}, a list of texts for each name.")
+    return found

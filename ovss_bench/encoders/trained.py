@@ -22,13 +22,15 @@ def read_trained(
     *,
     optional: Sequence[Mapping[str, Shape]] = (),
     ignorable: Sequence[str] = (),
+    prefix: str = "",
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The required tensors of a checkpoint and its optional ones, in float32, and the sizes found in their shapes.
 
     `required` maps names of tensors to shapes; so do the groups in `optional`, of which the file holds all tensors or none. A
     size is a number, or a name (`"D"`; with a factor, `"3D"`) that stands for the same number in all shapes. A `*` in the name
     of a tensor stands for the numbers 0 to n-1, as of blocks; n is among the sizes, under the name up to the `*`. `ignorable`:
-    shell patterns of names that are not needed.
+    shell patterns of names that are not needed. `prefix`: where some names begin with it, these are the network's, without it,
+    and the others belong to the rest of a training.
 
     The state dict may be wrapped (checkpoints.WRAPPERS), and have the prefix `module.` of parallel training. Raises an
     OvssError that names the file and the tensors that are missing, unexpected or of the wrong shape or type.
@@ -36,6 +38,8 @@ def read_trained(
     state = read_weights(path)[0]
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if prefix and any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     sizes: dict[str, int] = {}
     shapes = dict(_numbered(required, state, sizes))
     for group in (dict(_numbered(group, state, sizes)) for group in optional):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,30 @@ class VisionEncoder:
         Undoes the normalisation with CLIP's exact statistics, even of windows that were normalised with rounded ones, as the
         official codes do (ProxyCLIP, CorrCLIP, Trident).
         """
-        pixels = batch.pixels.float()
-        mean, std, new_mean, new_std = _statistics(like=pixels)
-        return self.features((pixels * std + mean - new_mean) / new_std, batch.shared)
+        return self.features(_renormalised(batch.pixels), batch.shared)
+
+    @torch.inference_mode()
+    def joined(self, batch: WindowBatch, join: Callable[[Tensor], Tensor]) -> Tensor:
+        """The last block over the patches of all windows of an image: (C, H, W) on the map that `join` makes of the windows'
+        maps (B, C, h, w). See `PlainViT.last_joined`; other encoders are refused."""
+        if not isinstance(self.model, PlainViT) or self.model.rotary:
+            what = f"vision encoder '{self.name}' has no last block with learned positions to run on all windows together"
+            raise OvssError(f"{what}. Use a DINO, DINOv2 or MAE.")
+        parts = self.before_last(_renormalised(batch.pixels), batch.shared)
+        tokens = torch.cat([tokens for tokens, _ in parts])
+        return self.model.last_joined(tokens, parts[0][1], join).float().to(batch.pixels.device)
 
     @torch.inference_mode()
     def features(self, pixels: Tensor, shared: dict[Any, Any] | None = None) -> Tensor:
         """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w). `shared` keeps the output of all blocks
         but the last for these pixels, by encoder."""
-        shared = {} if shared is None else shared
+        before = self.before_last(pixels, {} if shared is None else shared)
+        return torch.cat([self.model.last(*part, self.feature).float() for part in before]).to(pixels.device)
+
+    def before_last(self, pixels: Tensor, shared: dict[Any, Any]) -> list[Any]:
         if self.trunk_digest not in shared:
             shared[self.trunk_digest] = [self.model.before_last(part.to(self.device)) for part in self.parts(pixels)]
-        parts = [self.model.last(*part, self.feature).float() for part in shared[self.trunk_digest]]
-        return torch.cat(parts).to(pixels.device)
+        return shared[self.trunk_digest]
 
     def parts(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """The pixels in parts that fit into a forward pass."""
@@ -83,6 +94,12 @@ class VisionEncoder:
             what = f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}'"
             raise OvssError(f"{what} ({self.patch_size}). Use larger windows or another encoder.")
         return pixels.split(max(TOKENS.get(self.device.type, TOKENS["cuda"]) // self.model.tokens(height, width), 1))
+
+
+def _renormalised(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) normalised for CLIP -> normalised with ImageNet's statistics, float32."""
+    mean, std, new_mean, new_std = _statistics(like=pixels)
+    return (pixels.float() * std + mean - new_mean) / new_std
 
 
 @kept(1)

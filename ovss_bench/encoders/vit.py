@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -194,6 +196,26 @@ class PlainViT(nn.Module):
             parts = dict(zip("qkv", last.attn.qkv(last.norm1(x)).chunk(3, -1), strict=True))
             x = sum(parts[part] for part in feature.split("+"))
         return x[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
+
+    def last_joined(self, x: Tensor, grid: tuple[int, int], join: Callable[[Tensor], Tensor]) -> Tensor:
+        """The last block over the patches of all windows, for what `before_last` returns: `join` makes one map (D, H, W) of the
+        maps of the windows (B, D, h, w). Not normalised at the end.
+
+        As in OV-Stitcher's code, the residual has passed the final norm already, and queries, keys and values are joined, not
+        tokens. There are no other tokens than patches.
+        """
+        last: Any = self.blocks[-1]
+        maps = [
+            join(part[:, self.prefix :].transpose(1, 2).unflatten(2, grid))
+            for part in (self.norm(x), *last.attn.qkv(last.norm1(x)).chunk(3, -1))
+        ]
+        z, *qkv = (part.flatten(1).T for part in maps)
+        q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(0, 1)[None] for part in qkv)
+        mixed = last.attn.proj(F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1))
+        z = z + (mixed if last.gamma_1 is None else last.gamma_1 * mixed)
+        refined = last.mlp(last.norm2(z))
+        z = z + (refined if last.gamma_2 is None else last.gamma_2 * refined)
+        return z.T.unflatten(1, maps[0].shape[1:])
 
 
 @kept(64)

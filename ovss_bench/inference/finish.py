@@ -77,7 +77,9 @@ def _predict(
             finite = torch.isfinite(grids).all()
             if not segmentor.only_logits and not finite:
                 raise _not_finite(segmentor, image, number)
-            labels, scores = _labels(segmentor, grids, image.windows, context, keep_scores, bias)
+            # Windows that see each other may have one grid over the whole image.
+            windows = image.windows if len(grids) == len(image.windows.origins) else image.windows.joined
+            labels, scores = _labels(segmentor, grids, windows, context, keep_scores, bias)
     if segmentor.correct:
         with stages("correct"):
             labels = segmentor.correct(labels, context)

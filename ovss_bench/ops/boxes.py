@@ -1,4 +1,4 @@
-"""Boxes around the parts of a map where it is high, by OpenCV's outlines (CLIP-ES, training-free TagCLIP, FreeCP). On the CPU."""
+"""Boxes around the parts of a map where it is high, by OpenCV's outlines (CLIP-ES, TagCLIP, FreeCP). On the CPU."""
 
 import cv2
 import numpy as np
@@ -33,8 +33,8 @@ def in_boxes(heat: np.ndarray, threshold: float = 0.4) -> np.ndarray:
 
 
 def tight_box(members: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns of the box around a mask (h, w), without the last row and column of the map as in `outline_boxes`; None if it
-    is empty."""
+    """Rows and columns of the box around a mask (h, w), without the last row and column of the map as in `outline_boxes`; None
+    if it is empty."""
     box = []
     for axis in (1, 0):
         (found,) = np.nonzero(members.any(axis))

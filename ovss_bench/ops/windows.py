@@ -91,6 +91,16 @@ class SlidingWindow:
         """(height, width) of the network's input."""
         return self.rows.padded, self.columns.padded
 
+    @property
+    def joined(self) -> SlidingWindow:
+        """A single window over the whole image, with the padding that the windows have at its borders."""
+
+        def whole(axis: Axis) -> Axis:
+            more = axis.length - axis.size
+            return Axis(axis.length, (0,), axis.length, axis.before, axis.padded + more, axis.cells, axis.enlarged + more)
+
+        return SlidingWindow(whole(self.rows), whole(self.columns))
+
     def cut(self, pixels: Tensor, fill: Tensor | None = None) -> list[Tensor]:
         """The windows of (3, H, W), each (3, *shape), zero where padded, or `fill` (3, 1, 1)."""
         rows, columns = self.rows, self.columns

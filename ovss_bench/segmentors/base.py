@@ -82,7 +82,8 @@ class Segmentor(Method):
 
     # (WindowBatch of one or several images) -> cosine similarities (B, Q, h, w) on a grid of any resolution over each window.
     patch_logits = NOT_DEFINED
-    # Alternative to it: (WindowBatch of all windows of one image, row by row) -> the same. Windows can see each other.
+    # Alternative to it: (WindowBatch of all windows of one image, row by row) -> the same, or one grid over the whole image
+    # (1, Q, h, w). Windows can see each other.
     image_logits = NOT_DEFINED
     # ([ImageContext, ...]) -> anything, kept as `context.group` of each: called once for every `group` consecutive images of
     # the data set (the last group may be smaller), after the windows of all of them. Images that fail are left out.

@@ -4,19 +4,16 @@ encoder."""
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
-from ..image import STATISTICS
 from ..ops.attention import cosine_matrix
 from ..ops.nearest import torch_nearest
-from ..ops.vote import majority_vote, row_numbers, tally
+from ..ops.vote import majority_vote
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 from .features import cut
-
-PADDING = 10000  # the region id of padding; ids of merged regions are counted from here, too
+from .merged_regions import PADDING, at_places, class_tokens, merge_regions, pictures, region_attention, region_map
 
 
 @SEGMENTORS.register_module(name="corrclip")
@@ -89,63 +86,29 @@ class CorrCLIP(Segmentor):
     def correlation(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) and regions (H, W) of one window -> the merged regions and the attention (N, N)."""
         similarity = cosine_matrix(features)
-        regions = self.merge(features, regions) if self.merge_eps > 0 else regions
+        regions = self.merge(features, regions)
         if not self.scope:
             return regions, (self.tau * similarity).softmax(-1)
-        ids, unsegmented = regions.flatten(), regions.min()
-        loose = ids == unsegmented
-        allowed = (ids[:, None] == ids) & ~loose
-        allowed |= (loose[:, None] | loose) & (similarity > similarity.mean())
-        allowed.fill_diagonal_(True)  # in a window of one colour no similarity is above the mean
-        return regions, (self.tau * similarity).masked_fill(~allowed, -torch.inf).softmax(-1)
+        return regions, region_attention(similarity, regions.flatten(), similarity.mean(), self.tau)
 
     def merge(self, features: Tensor, regions: Tensor) -> Tensor:
-        """Regions (H, W) with similar mean features get one id, counted from PADDING; the unsegmented region keeps its id."""
-        ids, index = regions.unique(return_inverse=True)
-        if len(ids) <= 2:
-            return regions
-        from sklearn.cluster import DBSCAN  # a second to import
-
-        means = F.normalize(region_means(F.normalize(features.float(), dim=-1), index.flatten(), len(ids))[1:], dim=-1)
-        similarity = means @ means.T
-        distance = (similarity.max() - similarity).clamp(min=0).numpy(force=True)
-        labels = DBSCAN(eps=self.merge_eps, min_samples=1, metric="precomputed").fit_predict(distance)
-        return torch.cat([ids[:1], PADDING + self.tensor(labels).to(ids)])[index]
+        return merge_regions(features, regions, self.merge_eps)
 
     def window_regions(self, batch: WindowBatch) -> list[Tensor]:
         """The regions (H, W) of every window, in pixels."""
         if batch.contexts is None:
-            mean, std = (torch.tensor(each).view(3, 1, 1).to(batch.pixels) for each in STATISTICS[self.recipe.normalize])
-            images = (batch.pixels * std + mean).round().clamp(0, 255).byte().movedim(1, -1).numpy(force=True)
-            return [self.tensor(self.regions(image)).long() for image in images]
+            return [self.tensor(self.regions(image)).long() for image in pictures(self, batch)]
         return list(cut(self, batch, lambda context: self.region_map(context, context.resized.shape[:2]), PADDING))
 
     def region_map(self, context: ImageContext, size: tuple[int, int]) -> Tensor:
-        if size not in context.by_products:
-            context.by_products[size] = torch_nearest(self.tensor(context.once(self.regions)).long(), size)
-        return context.by_products[size]
+        return region_map(self, context, size)
 
     # Section 3.3: value reconstruction, the semantic branch
 
     def semantic_branch(self, trunk: Trunk, regions: Tensor) -> Tensor:
-        """(B, H*W, E): for each place the class token of its region, which attends only to CLS and the patches of the region.
-
-        No token attends to these, so keys and values are those of the trunk.
-        """
-        index = row_numbers(torch_nearest(regions, trunk.grid).flatten(1))
-        count = int(index.max()) + 1
-        members = F.one_hot(index, count).transpose(1, 2).bool()
-        members = F.pad(members, (1, 0), value=True)[:, None]
-        tokens = trunk.states[0][:, :1].expand(-1, count, -1)
-        for i in range(self.clip.depth):
-            block = self.clip.block(i, trunk.grid)
-            _, k, v = self.clip.qkv(trunk, i)
-            q, _, _ = block.qkv(block.ln_1(tokens))
-            tokens = tokens + block.project(F.scaled_dot_product_attention(q, k, v, attn_mask=members))
-            tokens = tokens + block.mlp(block.ln_2(tokens))
-        embeddings = self.clip.project(tokens)
-        places = torch_nearest(index.unflatten(1, trunk.grid), regions.shape[1:]).flatten(1)
-        return embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
+        """(B, H*W, E): for each place the class token of its region, which attends only to CLS and the patches of it."""
+        tokens, index = class_tokens(self.clip, trunk, regions)
+        return at_places(self.clip.project(tokens), index, trunk.grid, regions.shape[1:])
 
     # Section 3.4: map correction
 
@@ -155,9 +118,3 @@ class CorrCLIP(Segmentor):
             return label_map
         regions = self.region_map(context, context.size)
         return majority_vote(label_map, regions, skip=regions.min())
-
-
-def region_means(features: Tensor, index: Tensor, count: int) -> Tensor:
-    """Features (N, C), regions (N,) numbered from 0 -> mean features (count, C)."""
-    sums = features.new_zeros(count, features.shape[1]).index_add_(0, index, features)
-    return sums / tally(index, count)[:, None]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..types import ImageContext, WindowBatch
-from .corrclip import CorrCLIP, region_means
+from .corrclip import CorrCLIP
 from .features import cut, image_features
+from .merged_regions import region_means
 
 
 @SEGMENTORS.register_module(name="corrclip_v2")

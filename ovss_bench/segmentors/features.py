@@ -84,3 +84,21 @@ def encoded(texts: Sequence[str], prompts: Sequence[str], clip: DenseCLIP, progr
     """Unit text features (N, E) of texts in prompts with one `{}` each."""
     own = Vocabulary(tuple(texts), tuple(range(len(texts))), tuple(texts), prompts=tuple(prompts))
     return own.features(clip, progress)
+
+
+def places(batch: WindowBatch) -> list[tuple[int, int]]:
+    """(y, x) of the windows; of a window alone, without a place, (0, 0)."""
+    return [(0, 0)] if batch.origins is None else [(y, x) for y, x in batch.origins.tolist()]
+
+
+def extent(batch: WindowBatch) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of all windows in the resized image, with padding."""
+    rows, columns = zip(*places(batch), strict=True)
+    height, width = batch.pixels.shape[2:]
+    return min(rows), min(columns), max(rows) + height, max(columns) + width
+
+
+def corners(batch: WindowBatch, cell: int) -> list[tuple[int, int]]:
+    """The cells (row, column) of the stitched image in which the windows begin; where they do not fit, rounded down."""
+    top, left, *_ = extent(batch)
+    return [((y - top) // cell, (x - left) // cell) for y, x in places(batch)]

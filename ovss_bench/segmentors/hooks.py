@@ -93,6 +93,12 @@ def _floats(result: Any, *shape: int | None) -> str | None:
     return f"a tensor ({', '.join('n' if side is None else str(side) for side in shape)}) of floats"
 
 
+def _grids(segmentor: Segmentor, result: Any, windows: int) -> str | None:
+    """Expects a grid for each window, or one over the whole image."""
+    whole = isinstance(result, Tensor) and result.shape[:1] == (1,)
+    return _floats(result, 1 if whole else windows, len(segmentor.vocabulary.queries), None, None)
+
+
 def _labels(segmentor: Segmentor, result: Any, size: tuple[int, ...]) -> str | None:
     classes = len(segmentor.vocabulary.classes)
     fits = isinstance(result, Tensor) and result.dtype == torch.int64 and result.shape == size
@@ -110,7 +116,7 @@ def _decided(segmentor: Segmentor, result: Any, scores: Tensor, *_: Any) -> str 
 
 HOOKS: dict[str, Callable[..., str | None]] = {
     "patch_logits": lambda s, result, batch: _floats(result, len(batch.pixels), len(s.vocabulary.queries), None, None),
-    "image_logits": lambda s, result, batch: _floats(result, len(batch.pixels), len(s.vocabulary.queries), None, None),
+    "image_logits": lambda s, result, batch: _grids(s, result, len(batch.pixels)),
     "mix": lambda s, result, q, k, v, grid: _floats(result, *v.shape),
     "last_block": lambda s, result, block, x: _floats(result, *x.shape),
     "image_scores": lambda s, result, context: _floats(result, None, None, None),

@@ -28,12 +28,14 @@ BRANCHES = {
     "cliper": [{"diffusion": None}, {"halves": True, "bkg_thre": 0.0}, {"refinement": "mean", "window": "whole"}],
     "clip_diy": [{"foreground": None}],
     "pacl": [{"ln_post": False}],
+    "gla_clip": [{"extension": False}, {"proxies": False, "dynamic_shift": False, "dynamic_scale": False}],
+    "ov_stitcher": [{"beta": 0.0, "correction": False}, {"merge_eps": 0.0}],
     "clip_dinoiser": [{"apply_found": True}, {"gamma": -1.0, "feats_idx": -1}],
     "itaclip": [{"img_engineering": False}, {"img_eng_coefficient": 1.0, "closing": False}],
     "tagclip_training_free": [{"reidentify": False}, {"crf": True}],
 }
 # Their logits are as fine as the pixels: the sums over a GPU's larger tiles are rounded otherwise.
-FINE = {"tagclip"}
+FINE = {"segearth_ov", "tagclip"}
 DECISIONS = [
     {"threshold": 0.3, "pamr_steps": 2, "pamr_dilations": (1, 2)},
     {"area_threshold": 0.1, "threshold": 0.0},

@@ -17,21 +17,22 @@ from stand_ins import METHODS
 # Waits that grow with the number of windows or batches: method, function -> why.
 PER_WINDOW = {
     "corrclip": {
-        "CorrCLIP.merge": "scikit-learn's DBSCAN clusters the regions of a window on the CPU",
-        "CorrCLIP.semantic_branch": "once a batch: the number of regions in its windows is the number of tokens",
+        "merge_regions": "scikit-learn's DBSCAN clusters the regions of a window on the CPU",
+        "class_tokens": "once a batch: the number of regions in its windows is the number of tokens",
     },
     "corrclip_v2": {
-        "CorrCLIP.merge": "as in corrclip; off by default",
-        "CorrCLIP.semantic_branch": "as in corrclip",
+        "merge_regions": "as in corrclip; off by default",
+        "class_tokens": "as in corrclip",
     },
     "tagclip_training_free": {"TagCLIPTrainingFree.image_tags": "once an image, if it has a box to look at again"},
 }
+PER_WINDOW["ov_stitcher"] = {"class_tokens": "as in corrclip"}
 # Copies to the GPU of what belongs to a single image, beside its pixels: method, function -> what is copied.
-REGIONS = {"CorrCLIP.region_map": "the regions, an array of NumPy"}
+REGIONS = {"region_map": "the regions, an array of NumPy"}
 FEATURES = {"image_features": "the pixels at their original size, and the features, which pass through the run's cache"}
 PER_IMAGE = {
-    "corrclip": REGIONS | {"CorrCLIP.merge": "the clusters of DBSCAN"},
-    "corrclip_v2": REGIONS | FEATURES | {"CorrCLIP.merge": "the clusters of DBSCAN"},
+    "corrclip": REGIONS | {"merge_regions": "the clusters of DBSCAN"},
+    "corrclip_v2": REGIONS | FEATURES | {"merge_regions": "the clusters of DBSCAN"},
     "cliptrase": {
         "CLIPtrase.clusters": "the clusters of scikit-learn's DBSCAN",
         "CLIPtrase.regions": "the maps after SciPy's median filter",
@@ -49,6 +50,7 @@ PER_IMAGE = {
         "TagCLIPTrainingFree.with_crf": "the image at its own size",
     },
 }
+PER_IMAGE["ov_stitcher"] = PER_IMAGE["corrclip"]
 NARROW, WIDE = (96, 120), (96, 240)  # 6 and 14 windows in batches of 4
 
 

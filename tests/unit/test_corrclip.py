@@ -11,7 +11,7 @@ from ovss_bench.auxiliary.bank import load_bank
 from ovss_bench.inference.engine import predict
 from ovss_bench.ops.nearest import torch_nearest
 from ovss_bench.ops.vote import majority_vote
-from ovss_bench.segmentors.corrclip import PADDING
+from ovss_bench.segmentors.merged_regions import PADDING
 from parity.seeded import query_features, rgb_image
 from stand_ins import regions, sources_of, vfm
 

@@ -138,6 +138,9 @@ USED = {
     "gem_original": {},
     "itaclip": dict.fromkeys(("voc21", "context60", "coco_object", "coco_stuff", "cityscapes"), "itaclip"),
     "tagclip_training_free": dict.fromkeys(("voc21", "coco_object"), "tagclip_training_free"),
+    "ov_stitcher": CORRCLIP,
+    "segearth_ov": {},
+    "gla_clip": dict.fromkeys(EIGHT, "sclip") | {"context59": None},
 }
 
 

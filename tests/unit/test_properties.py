@@ -14,13 +14,16 @@ from parity.seeded import clip_state_dict, query_features, rgb_image
 from stand_ins import METHODS, sources_of
 
 FILES = sorted({Path(inspect.getsourcefile(ob.SEGMENTORS.get(name))) for name in METHODS})
-SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
+SMALL = {"short_side": 80, "long_side": 2048, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
 IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores is None]
+# Their windows do not see each other.
+ALONE = [name for name in IN_WINDOWS if ob.SEGMENTORS.get(name).image_logits is None]
 # Their planes are not class probabilities, or what comes after the scores changes the labels.
 OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2", "itaclip", "lposs", "maskclip_plus"}
-OWN_DECISION |= {"tagclip_training_free"}
+OWN_DECISION |= {"ov_stitcher", "tagclip_training_free"}
 # Clustering, votes, first-pass labels or thresholds may carry a difference of rounding to many pixels.
-DISCRETE = {"cliper", "cliptrase", "corrclip", "corrclip_v2", "resclip", "rf_clip", "scclip", "sfp", "tagclip_training_free"}
+DISCRETE = {"cliper", "cliptrase", "corrclip", "corrclip_v2", "gla_clip", "ov_stitcher", "resclip", "rf_clip", "scclip", "sfp"}
+DISCRETE |= {"tagclip_training_free"}
 # Several windows each, one image smaller than a window, one with a side below a patch, one that is a window.
 SIZES = [(120, 150), (50, 31), (100, 260), (64, 64), (12, 90), (140, 130), (160, 120)]
 IMAGES = {f"image{number}": rgb_image(50 + number, *size) for number, size in enumerate(SIZES)}
@@ -58,6 +61,11 @@ def segmentor(request, tiny_clip, tiny_vocabulary):
 
 @pytest.fixture(params=IN_WINDOWS)
 def in_windows(request, tiny_clip, tiny_vocabulary):
+    return build(request.param, tiny_clip, tiny_vocabulary)
+
+
+@pytest.fixture(params=ALONE)
+def alone(request, tiny_clip, tiny_vocabulary):
     return build(request.param, tiny_clip, tiny_vocabulary)
 
 
@@ -198,19 +206,17 @@ def test_a_shared_trunk_gives_what_each_gives_alone(tiny_clip, tiny_vocabulary):
 FEW = {key: IMAGES[key] for key in ("image0", "image1")}
 
 
-def test_all_windows_of_an_image_together_give_the_same_labels(in_windows, monkeypatch):
-    if in_windows.granularity == "image windows":
-        pytest.skip("gets them together in any case")
-    expected = label_maps(in_windows, FEW, batch=7)
-    sizes, patch_logits = [], type(in_windows).patch_logits
+def test_all_windows_of_an_image_together_give_the_same_labels(alone, monkeypatch):
+    expected = label_maps(alone, FEW, batch=7)
+    sizes, patch_logits = [], type(alone).patch_logits
     monkeypatch.setattr(
-        type(in_windows), "image_logits", lambda self, batch: sizes.append(len(batch.pixels)) or patch_logits(self, batch)
+        type(alone), "image_logits", lambda self, batch: sizes.append(len(batch.pixels)) or patch_logits(self, batch)
     )
-    assert in_windows.granularity == "image windows"
-    found = label_maps(in_windows, FEW, batch=7)
+    assert alone.granularity == "image windows"
+    found = label_maps(alone, FEW, batch=7)
     assert sizes[0] > 1
     assert len(sizes) == len(FEW)
-    assert agreement(found, expected) >= (0.99 if in_windows.recipe.segmentor in DISCRETE else 0.9999)
+    assert agreement(found, expected) >= (0.99 if alone.recipe.segmentor in DISCRETE else 0.9999)
 
 
 def test_a_prior_that_is_the_same_for_all_queries_changes_nothing_and_one_may_exclude_a_class(in_windows, monkeypatch):
@@ -243,8 +249,8 @@ def test_nan_in_the_weights_names_image_and_window(name, weight, tiny_vocabulary
         label_maps(segmentor, {"image4": IMAGES["image4"]})
 
 
-def test_nan_in_one_image_names_that_image_and_window(in_windows, monkeypatch):
-    segmentor, original = in_windows, type(in_windows).patch_logits
+def test_nan_in_one_image_names_that_image_and_window(alone, monkeypatch):
+    segmentor, original = alone, type(alone).patch_logits
 
     def damaged(self, batch):
         logits = original(self, batch).clone()

@@ -98,6 +98,7 @@ GEOMETRY = {  # short sides and windows on the eight benchmarks, then the stride
     "proxyclip": ((*SMALL[:6], 448, 448), (*7 * (336,), 224), 112),
     "corrclip": ((*SMALL[:6], 448, 448), (*7 * (336,), 224), 112),
     "corrclip_v2": ((*SMALL[:6], 448, 784), (*7 * (336,), 224), 112),
+    "gla_clip": ((*SMALL[:7], 560), 8 * (224,), 112),
     "cliper": ((*SMALL[:7], 560), 8 * ("whole",), 112),
     "lposs": (8 * (448,), 8 * (224,), 112),
     "lposs_plus": (8 * (448,), 8 * (224,), 112),
@@ -119,6 +120,7 @@ THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "proxyclip": (0.2, 0.15, 0.25),
     "corrclip": (0.2, 0.15, 0.25),
     "corrclip_v2": (0.2, 0.15, 0.25),
+    "gla_clip": (0.1, 0.1, 0.1),
     "cliper": (0, 0, 0),  # bkg_thre and score_threshold
     "lposs": (0, 0, 0),  # no threshold in this method
     "lposs_plus": (0, 0, 0),

@@ -1,0 +1,57 @@
+"""SegEarth-OV (Li et al., CVPR 2025, arXiv 2410.01768): features upsampled to the pixels, and less of the global bias of CLIP's
+class token, for remote sensing images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.hyperparameters import File
+from ..config.registry import SEGMENTORS
+from ..encoders.feature_upsampler import load_upsampler
+from ..errors import OvssError
+from ..ops.attention import attend
+from ..types import WindowBatch
+from .base import LastBlockSegmentor
+
+
+@SEGMENTORS.register_module(name="segearth_ov")
+class SegEarthOV(LastBlockSegmentor):
+    """The sum of three self-self attentions in the last block, without residual and feed-forward network; then SimFeatUp
+    (section 3.2) and global bias alleviation (section 3.3).
+
+    `checkpoint`: the upsampler; None: the cosines of the patches are interpolated. `bias` (lambda): weight of the class token's
+    cosine, added to those of all pixels of its window. The official code adds cosines; the paper's equation, features.
+    """
+
+    residual: bool = False
+    checkpoint: File | None = None
+    bias: float = -0.3
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.upsampler = None
+        if self.checkpoint is not None:
+            self.upsampler = self.own(load_upsampler, str(self.checkpoint), self.clip.patch_size)
+            found, joint = self.upsampler.channels, self.clip.model.visual.proj.shape[1]
+            if found != joint:
+                what = f"checkpoint {self.checkpoint} upsamples {found} channels, the features of clip '{self.clip.name}' have"
+                raise OvssError(f"{what} {joint}. Use the CLIP that it was trained on.")
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        return attend(q, q, v) + attend(k, k, v) + attend(v, v, v)
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        """On the grid of the patches, or of the pixels with an upsampler."""
+        trunk = self.trunk(batch)
+        embeddings = self.clip.project(self.last_block(self.clip.block(-1, trunk.grid), trunk.tokens)).float()
+        bias = self.bias * self.compare(embeddings[:, :1], (1, 1))
+        if not self.upsampler:
+            return self.compare(embeddings[:, 1:], trunk.grid) + bias
+        # Window by window: the features of all pixels are large.
+        height, width = (side * self.clip.patch_size for side in trunk.grid)
+        maps = embeddings[:, 1:].transpose(1, 2).unflatten(2, trunk.grid)
+        pixels = batch.pixels[..., :height, :width]
+        fine = [self.upsampler(m[None], p[None]).flatten(2).transpose(1, 2) for m, p in zip(maps, pixels, strict=True)]
+        return torch.cat([self.compare(each, (height, width)) for each in fine]) + bias
