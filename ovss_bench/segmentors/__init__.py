@@ -1,6 +1,7 @@
 """Methods, one file each. MODULES: by registered name the module of this package, which is imported on first use."""
 
 MODULES = {
+    "cass": "cass",
     "clearclip": "clearclip",
     "clip": "clip",
     "clip_dinoiser": "clip_dinoiser",

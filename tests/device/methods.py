@@ -19,6 +19,7 @@ BRANCHES = {
     "proxyclip": [{"empty_rows": "diagonal"}, {"masking": False, "normalisation": False}],
     "corrclip": [{"scope": False, "beta": 0.0}, {"merge_eps": 0.0}],
     "corrclip_v2": [{"merge_eps": 0.2}],
+    "cass": [{"whole_image": False, "stretch": False}],
     "cliptrase": [{"cls_weighting": True, "denoise": False}, {"vote": False}],
     "cliper": [{"diffusion": None}, {"halves": True, "bkg_thre": 0.0}, {"refinement": "mean", "window": "whole"}],
     "clip_diy": [{"foreground": None}],

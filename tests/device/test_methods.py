@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import ovss_bench as ob
-from device.methods import FINE, METHODS, PRECISIONS, branches, build, equal, images, predictions
+from device.methods import FINE, PRECISIONS, branches, build, equal, images, predictions
 from device.shadow import CUDA, shadow_gpu
 from ovss_bench.inference.engine import predict
 from ovss_bench.inference.trunk_cache import TrunkCache
 from ovss_bench.segmentors.hooks import HOOKS
 from parity.seeded import query_features
+from stand_ins import METHODS
 from tiny_networks import loaded, vit
 
 IMAGES = images((96, 120), (80, 210))
