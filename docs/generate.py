@@ -31,8 +31,8 @@ BENCHMARKS = {
 TITLES = {
     "clip": "CLIP", "maskclip": "MaskCLIP", "sclip": "SCLIP", "clearclip": "ClearCLIP", "naclip": "NACLIP", "gem": "GEM",
     "cliptrase": "CLIPtrase", "resclip": "ResCLIP", "scclip": "SC-CLIP", "proxyclip": "ProxyCLIP", "corrclip": "CorrCLIP",
-    "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY", "cass": "CASS",
-    "clip_dinoiser": "CLIP-DINOiser", "pacl": "PACL",
+    "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
+    "cass": "CASS", "lavg": "LaVG", "clip_dinoiser": "CLIP-DINOiser", "pacl": "PACL",
     "maskclip_plus": "MaskCLIP+", "tagclip": "TagCLIP",
 }  # fmt: skip
 PICTURE = ROOT / "docs" / "images" / "demo.png"

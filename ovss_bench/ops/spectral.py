@@ -63,7 +63,7 @@ def cut_vector(affinity: Tensor) -> Tensor:
     if matrix.shape[-1] <= DENSE:
         unit = torch.linalg.eigh(matrix)[1][..., -2]
     else:
-        found = [_second(each) for each in matrix.flatten(0, -3).numpy(force=True)]
+        found = [_second(each) for each in matrix.view(-1, *matrix.shape[-2:]).numpy(force=True)]
         unit = torch.from_numpy(np.stack(found)).to(matrix).view(matrix.shape[:-1])
     vector = scale * unit
     return vector * first_sign(vector)[..., None]
@@ -74,7 +74,7 @@ def _second(matrix: np.ndarray) -> np.ndarray:
     from scipy.sparse.linalg import eigsh
 
     start = np.random.RandomState(0).uniform(size=len(matrix))
-    values, vectors = eigsh(matrix, k=2, which="LA", v0=start, ncv=40)
+    values, vectors = eigsh(matrix, k=2, which="LA", v0=start, ncv=40, tol=1e-10)
     return vectors[:, values.argmin()]
 
 

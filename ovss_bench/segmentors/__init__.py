@@ -13,6 +13,7 @@ MODULES = {
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
     "labels": "labels",
+    "lavg": "lavg",
     "maskclip": "maskclip",
     "maskclip_plus": "maskclip_plus",
     "mmseg": "mmseg_model",

@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
-from ..image import STATISTICS
 from ..ops.attention import cosine_matrix
 from ..ops.nearest import torch_nearest
 from ..ops.vote import majority_vote, row_numbers, tally
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
-from .features import cut
+from .features import cut, pictures
 
 PADDING = 10000  # the region id of padding; ids of merged regions are counted from here, too
 
@@ -115,9 +114,7 @@ class CorrCLIP(Segmentor):
     def window_regions(self, batch: WindowBatch) -> list[Tensor]:
         """The regions (H, W) of every window, in pixels."""
         if batch.contexts is None:
-            mean, std = (torch.tensor(each).view(3, 1, 1).to(batch.pixels) for each in STATISTICS[self.recipe.normalize])
-            images = (batch.pixels * std + mean).round().clamp(0, 255).byte().movedim(1, -1).numpy(force=True)
-            return [self.tensor(self.regions(image)).long() for image in images]
+            return [self.tensor(self.regions(image)).long() for image in pictures(self, batch)]
         return list(cut(self, batch, lambda context: self.region_map(context, context.resized.shape[:2]), PADDING))
 
     def region_map(self, context: ImageContext, size: tuple[int, int]) -> Tensor:

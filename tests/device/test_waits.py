@@ -16,6 +16,7 @@ from stand_ins import METHODS
 
 # Waits that grow with the number of windows or batches: method, function -> why.
 PER_WINDOW = {
+    "lavg": {"LaVG.panoptic_cut": "once an image: eigenproblems and components of data-dependent size are solved on the CPU"},
     "cass": {
         "CASS.pairs": "once a batch: SciPy solves the assignment of the heads on the CPU",
     },
@@ -35,6 +36,10 @@ PER_IMAGE = {
     "cass": {"CASS.pairs": "the pairs of heads"},
     "corrclip": REGIONS | {"CorrCLIP.merge": "the clusters of DBSCAN"},
     "corrclip_v2": REGIONS | FEATURES | {"CorrCLIP.merge": "the clusters of DBSCAN"},
+    "lavg": {
+        "LaVG.masks": "the masks, which pass through the run's cache",
+        "LaVG.panoptic_cut": "the image as a square, resized by Pillow",
+    },
     "cliptrase": {
         "CLIPtrase.clusters": "the clusters of scikit-learn's DBSCAN",
         "CLIPtrase.regions": "the maps after SciPy's median filter",

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 
 from ovss_bench.ops import spectral
-from ovss_bench.ops.spectral import best_pairs, cut_vector, first_sign, graph_spectrum
+from ovss_bench.ops.spectral import best_pairs, cut_vector, first_sign, graph_spectrum, repeated_cuts
 from parity.seeded import feature_map
 
 
@@ -74,3 +74,43 @@ def test_the_cut_is_the_second_generalised_eigenvector(dense, monkeypatch):
 def test_the_sign_is_that_of_the_first_large_entry():
     vectors = torch.tensor([[0.1, -0.5, 0.5 + 1e-8], [0.1, 0.2, -0.4], [0.0, 0.0, 0.0]]).double()
     assert first_sign(vectors).tolist() == [-1, -1, 0]
+
+
+def blocks():
+    """Tokens of a grid of 6 x 9 with three kinds of vectors, in 2, 3 and 4 columns from the left."""
+    return torch.eye(3).repeat_interleave(torch.tensor([2, 3, 4]), 0).repeat(6, 1), (6, 9)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_cut_follows_the_parts_of_a_clear_scene(sign):
+    (mask,) = repeated_cuts(*blocks(), count=1, sign=lambda number: sign)
+    assert torch.equal(mask.any(0), mask.all(0))
+    parts = [set(part.tolist()) for part in mask[0].split([2, 3, 4])]
+    assert all(len(part) == 1 for part in parts)
+    assert {True} in parts
+    assert {False} in parts
+
+
+@pytest.mark.parametrize("dense", [1024, 10])
+def test_cuts_are_connected_disjoint_and_deterministic(dense, monkeypatch):
+    from skimage.measure import label
+
+    monkeypatch.setattr(spectral, "DENSE", dense)
+    features = feature_map(43, 16, 12, 14)[0].flatten(1).T
+    masks = repeated_cuts(features, (12, 14), count=4)
+    assert torch.equal(repeated_cuts(features.clone(), (12, 14), count=4), masks)
+    assert masks.sum(0).max() == 1
+    assert all(label(mask.numpy(), connectivity=1).max() == 1 for mask in masks)
+
+
+def test_a_part_with_three_corners_is_reversed():
+    """A small object in a plain surrounding, whichever of the two the sign makes positive."""
+    features = torch.tensor([[1.0, 0.0]]).repeat(36, 1)
+    features[[14, 15, 20, 21]] = torch.tensor([0.0, 1.0])
+    for sign in (1.0, -1.0):
+        (first,) = repeated_cuts(features, (6, 6), count=1, sign=lambda number, sign=sign: sign)
+        assert first.flatten().nonzero()[:, 0].tolist() == [14, 15, 20, 21]
+
+
+def test_few_tokens_are_not_cut():
+    assert repeated_cuts(torch.eye(4), (2, 2)).shape == (0, 2, 2)
