@@ -24,4 +24,5 @@ MODULES = {
     "scclip": "scclip",
     "sclip": "sclip",
     "tagclip": "tagclip",
+    "trident": "trident",
 }

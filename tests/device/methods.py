@@ -19,6 +19,7 @@ BRANCHES = {
     "proxyclip": [{"empty_rows": "diagonal"}, {"masking": False, "normalisation": False}],
     "corrclip": [{"scope": False, "beta": 0.0}, {"merge_eps": 0.0}],
     "corrclip_v2": [{"merge_eps": 0.2}],
+    "trident": [{"halves": True, "refine_neg_cos": False, "coarse_thresh": 0.0, "minimal_area": 9}, {"sam": None}],
     "lavg": [{"regions": None, "cut_side": 64}, {"regions": None, "cut_side": 48, "crf": False, "clear_background": True}],
     "cass": [{"whole_image": False, "stretch": False}],
     "cliptrase": [{"cls_weighting": True, "denoise": False}, {"vote": False}],

@@ -36,6 +36,10 @@ PER_IMAGE = {
     "cass": {"CASS.pairs": "the pairs of heads"},
     "corrclip": REGIONS | {"CorrCLIP.merge": "the clusters of DBSCAN"},
     "corrclip_v2": REGIONS | FEATURES | {"CorrCLIP.merge": "the clusters of DBSCAN"},
+    "trident": {
+        "Trident.correlated": "SAM's values and attention, which a stand-in computes on the CPU",
+        "Trident.correct": "the masks of a stand-in for SAM's decoder",
+    },
     "lavg": {
         "LaVG.masks": "the masks, which pass through the run's cache",
         "LaVG.panoptic_cut": "the image as a square, resized by Pillow",

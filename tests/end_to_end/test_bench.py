@@ -82,7 +82,7 @@ def test_a_method_is_measured(name, small):
     assert result["seconds"].keys() == {BARE, METHOD, *([OFFICIAL] if with_loop else [])}
     assert all(equal["equal_pixels"] >= 99.99 for equal in result["agreement"].values())
     assert result["agreement"].keys() == ({method} if with_loop else set())
-    stages = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion"}
+    stages = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion", "sam": "SAM"}
     assert {"encode", *(stages[kind] for kind in taken(method))} <= result["stages"].keys()
 
 

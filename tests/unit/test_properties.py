@@ -17,9 +17,9 @@ FILES = sorted({Path(inspect.getsourcefile(ob.SEGMENTORS.get(name))) for name in
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
 IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores is None]
 # Their planes are not class probabilities, or what comes after the scores changes the labels.
-OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2", "maskclip_plus"}
+OWN_DECISION = {"trident", "cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2", "maskclip_plus"}
 # Clustering, votes, first-pass labels or thresholds may carry a difference of rounding to many pixels.
-DISCRETE = {"cass", "cliper", "lavg", "cliptrase", "corrclip", "corrclip_v2", "resclip", "scclip"}
+DISCRETE = {"cass", "cliper", "lavg", "trident", "cliptrase", "corrclip", "corrclip_v2", "resclip", "scclip"}
 # Several windows each, one image smaller than a window, one with a side below a patch, one that is a window.
 SIZES = [(120, 150), (50, 31), (100, 260), (64, 64), (12, 90), (140, 130), (160, 120)]
 IMAGES = {f"image{number}": rgb_image(50 + number, *size) for number, size in enumerate(SIZES)}
