@@ -4,6 +4,7 @@ All in float64: the eigenvectors of close eigenvalues depend on the last digits.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def _second(matrix: np.ndarray) -> np.ndarray:
     from scipy.sparse.linalg import eigsh
 
     start = np.random.RandomState(0).uniform(size=len(matrix))
-    values, vectors = eigsh(matrix, k=2, which="LA", v0=start, ncv=40, tol=1e-10)
+    values, vectors = eigsh(matrix, k=2, which="LA", v0=start, ncv=40, tol=1e-10)  # pyright: ignore[reportArgumentType]
     return vectors[:, values.argmin()]
 
 
@@ -100,7 +101,8 @@ def repeated_cuts(
     while len(masks) < count and len(free) > 5:
         affinity = torch.where(unit[free] @ unit[free].T > tau, 1.0, eps).double()
         part, seed = _part(cut_vector(affinity) * sign(len(masks)), free, grid)
-        components = label(part.view(grid).numpy(force=True), connectivity=1).ravel()
+        found: Any = label(part.view(grid).numpy(force=True), connectivity=1)
+        components = found.ravel()
         # Where the seed is not in the part, label 0: all that is not in it, also tokens of other masks.
         mask = torch.from_numpy(components == components[seed]).to(unit.device)
         masks.append(mask.view(grid))
