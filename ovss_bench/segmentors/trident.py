@@ -117,7 +117,7 @@ class Trident(Segmentor):
     def window_features(self, pixels: Tensor) -> Tensor:
         """Windows (n, 3, H, W) of one image -> their features (n, D, h, w) float32 on the grid of the vision encoder."""
         features, parts = WindowBatch(pixels).once(self.vfm), pixels.split(WINDOWS_PER_PASS)
-        trunks = [self.clip.trunk(part, position=self.recipe.position) for part in parts]
+        trunks = [self.trunk(WindowBatch(part)) for part in parts]
         block, grid = self.clip.block(-1, trunks[0].grid), features.shape[2:]
         values = block.value_map(torch.cat([trunk.tokens for trunk in trunks]), grid)
         similarity = cosine_matrix(features.flatten(2).transpose(1, 2))
