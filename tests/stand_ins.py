@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmseg
 import numpy as np
@@ -39,13 +40,30 @@ def diffusion(image):
     return [torch.stack([(scale * similarity).softmax(-1), (2 * scale * similarity).softmax(-1)]) for scale in (2, 5)]
 
 
+def sam(image):
+    """Two heads on a 6 x 8 grid: attention by similar colour; for each prompt the mask is its box."""
+    values = F.adaptive_avg_pool2d(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 - 0.5, (6, 8))
+    similarity = -torch.cdist(*2 * [values.flatten(1).T])
+
+    def decode(boxes, points, prompt):
+        factor = max(image.shape[:2]) / 1024
+        y, x = torch.arange(image.shape[0])[:, None], torch.arange(image.shape[1])
+        inside = [
+            (x >= a * factor) & (x <= c * factor) & (y >= b * factor) & (y <= d * factor) for a, b, c, d in boxes.tolist()
+        ]
+        return torch.stack(inside) * 4.0 - 2, torch.linspace(0.95, 0.7, len(boxes))
+
+    attention = torch.stack([(scale * similarity).softmax(-1) for scale in (2, 5)])
+    return SimpleNamespace(values=values.expand(2, -1, -1, -1), attention=attention, decode=decode)
+
+
 # The project's methods on CLIP.
 METHODS = sorted(
     name
     for name, method in ob.SEGMENTORS.module_dict.items()
     if method.__module__.startswith("ovss_bench.") and method.uses_clip
 )
-SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion}
+SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion, "sam": sam}
 
 
 def mmseg_files(folder, classes):

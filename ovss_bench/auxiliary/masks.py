@@ -26,6 +26,7 @@ from ..encoders.hub import WEIGHTS_FOLDER, download_failed, hub, short, whole_ne
 from ..errors import OvssError
 from ..files import digest, user_path, weights_folders
 from ..image import normalize
+from ..ops.pictures import in_frame
 
 MASKS_AT_ONCE = 32  # upsampled to the size of the image together: bounds the memory
 
@@ -127,16 +128,11 @@ class Sam:
 
     def frame(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """Network input (1, 3, S, S), zero-padded after normalisation, and the image's size in it: its long side is S."""
-        factor = self.side / max(image.shape[:2])
-        height, width = (max(int(length * factor + 0.5), 1) for length in image.shape[:2])
-        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        pixels = F.pad(normalize(resized, "imagenet"), (0, self.side - width, 0, self.side - height))
-        return pixels[None], (height, width)
+        return framed(image, self.side)
 
     def enlarge(self, logits: Tensor, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Low-resolution masks (N, 1, h, w) -> (N, 1, H, W) of the image, upsampled to the network input in between."""
-        logits = F.interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
-        return F.interpolate(logits[..., : inside[0], : inside[1]], size, mode="bilinear", align_corners=False)
+        return enlarged(logits, self.side, inside, size)
 
 
 @dataclass(eq=False)
@@ -161,6 +157,20 @@ class Sam2(Sam):
 
     def enlarge(self, logits: Tensor, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def framed(image: np.ndarray, side: int) -> tuple[Tensor, tuple[int, int]]:
+    """SAM's input (1, 3, side, side), zero-padded after normalisation, and the image's size in it: its long side is `side`."""
+    height, width = in_frame((image.shape[0], image.shape[1]), side)
+    resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    pixels = F.pad(normalize(resized, "imagenet"), (0, side - width, 0, side - height))
+    return pixels[None], (height, width)
+
+
+def enlarged(logits: Tensor, side: int, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """SAM's low-resolution masks (N, 1, h, w) -> (N, 1, H, W) of the image, upsampled to the network input in between."""
+    logits = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+    return F.interpolate(logits[..., : inside[0], : inside[1]], size, mode="bilinear", align_corners=False)
 
 
 def point_grid(per_side: int) -> Tensor:

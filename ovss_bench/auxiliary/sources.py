@@ -22,10 +22,11 @@ MODULES = {
     "regions": "auxiliary.regions",
     "foreground": "auxiliary.foreground",
     "diffusion": "encoders.diffusion",
+    "sam": "auxiliary.sam",
     "bank": "auxiliary.bank",
 }
 SOURCES = tuple(MODULES)
-STAGES = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion"}
+STAGES = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion", "sam": "SAM"}
 
 
 class NamedSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from torch import Tensor
 from ..encoders.clip import DenseCLIP
 from ..encoders.diffusion import load_diffusion
 from ..encoders.vision import FeatureFolder, VisionEncoder, load_vision
+from ..ops.pictures import in_frame
 from ..types import WindowBatch
 
 REGIONS = 60  # in an image
 HEADS, LAYERS = 5, 2  # of the attention maps that Stable Diffusion 2.1 gives CLIPer
 LATENTS = 64  # and the side of their grid; 16 beside a tiny CLIP
+FRAME = 1024  # pixels of the long side of SAM's input
 CELL = 8  # pixels of a given feature: the patch of DINO ViT-B/8
 
 
@@ -95,7 +98,7 @@ def stand_in(kind: str, clip: DenseCLIP, feature: str | None, given: bool) -> Gi
     if kind == "diffusion":
         side = LATENTS if clip.width >= 512 else LATENTS // 4
         return Given(lambda image: _attention(image, side)) if given else Recorded(load_diffusion("demo", device=clip.device))
-    return Given({"regions": _regions, "foreground": _foreground}[kind])
+    return Given({"regions": _regions, "foreground": _foreground, "sam": _sam}[kind])
 
 
 def _features(pixels: Tensor, width: int) -> Tensor:
@@ -119,6 +122,23 @@ def _foreground(image: np.ndarray) -> np.ndarray:
     """Random values (H, W) in 0..1, smooth over a fifth of the image."""
     random = torch.from_numpy(np.random.RandomState(_seed(image)).rand(1, 1, 5, 5).astype(np.float32))
     return F.interpolate(random, image.shape[:2], mode="bilinear")[0, 0].numpy()
+
+
+def _sam(image: np.ndarray) -> SimpleNamespace:
+    """HEADS heads of attention by colour, on a grid of SAM's shape; for each prompt its box is the mask."""
+    size = in_frame((image.shape[0], image.shape[1]), FRAME)
+    grid = [max(side // 16, 1) for side in size]
+    values = F.adaptive_avg_pool2d(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, grid) - 0.5
+    cells = values.flatten(1).T
+
+    def decode(boxes: Tensor, points: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        y, x = torch.arange(image.shape[0])[:, None], torch.arange(image.shape[1])
+        scale = max(image.shape) / FRAME
+        inside = [(x >= a * scale) & (x <= c * scale) & (y >= b * scale) & (y <= d * scale) for a, b, c, d in boxes.tolist()]
+        return torch.stack(inside) * 2.0 - 1, torch.ones(len(boxes))
+
+    attention = torch.stack([(-scale * torch.cdist(cells, cells)).softmax(-1) for scale in torch.linspace(1, 9, HEADS)])
+    return SimpleNamespace(values=values.expand(HEADS, -1, -1, -1), attention=attention, decode=decode)
 
 
 def _attention(image: np.ndarray, side: int) -> list[Tensor]:

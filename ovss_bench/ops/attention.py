@@ -18,12 +18,16 @@ def cosine_matrix(features: Tensor) -> Tensor:
     return unit @ unit.transpose(-2, -1)
 
 
-def proxy_attention(similarity: Tensor, beta: float = 1.2, gamma: float = 3.0, masking: bool = True) -> Tensor:
+def proxy_attention(
+    similarity: Tensor, beta: float = 1.2, gamma: float = 3.0, masking: bool = True, mean: Tensor | None = None
+) -> Tensor:
     """softmax of gamma (S - beta mean(S)) with the negative entries masked: (..., N, N) -> the same (ProxyCLIP, eq. 6 and 7).
+    `mean` replaces that of each S.
 
     The diagonal is never masked: the official softmax over an empty row (see `empty_rows`) would be NaN.
     """
-    weights = gamma * (similarity - beta * similarity.mean((-2, -1), keepdim=True))
+    mean = similarity.mean((-2, -1), keepdim=True) if mean is None else mean
+    weights = gamma * (similarity - beta * mean)
     if masking:
         itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
         weights = weights.masked_fill((weights < 0) & ~itself, -torch.inf)

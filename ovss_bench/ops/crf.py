@@ -15,23 +15,30 @@ SMOOTH_XY, SMOOTH_WEIGHT = 1.0, 3.0
 BILATERAL_XY, BILATERAL_RGB, BILATERAL_WEIGHT = 67.0, 3.0, 4.0
 
 
-def dense_crf(probabilities: Tensor, image: Tensor, steps: int = 10) -> Tensor:
-    """Probabilities (L, H, W) of labels, guided by an image (H, W, 3) of 0..255 -> (L, H, W) after `steps` of mean-field
-    inference, which sum to 1."""
-    shape = image.shape[:2]
-    unary = -probabilities.clamp(LEAST, 1).log().flatten(1).T
+def dense_crf(
+    probabilities: Tensor,
+    image: Tensor,
+    steps: int = 10,
+    smooth: tuple[float, float] = (SMOOTH_XY, SMOOTH_WEIGHT),
+    bilateral: tuple[float, float, float] = (BILATERAL_XY, BILATERAL_RGB, BILATERAL_WEIGHT),
+) -> Tensor:
+    """Probabilities (..., L, H, W) of labels, guided by an image (H, W, 3) of 0..255 -> the same after `steps` of mean-field
+    inference, with sums of 1. `smooth`: standard deviation in pixels and weight; `bilateral`: in pixels, in grey levels and
+    weight."""
+    shape, labels = image.shape[:2], probabilities.shape[-3]
+    unary = -probabilities.clamp(LEAST, 1).log().flatten(-2).flatten(0, -2).T
     places = positions(*shape, like=image)
-    appearance = torch.cat([places / BILATERAL_XY, image.flatten(0, 1) / BILATERAL_RGB], 1)
-    kernels = [(Lattice(places / SMOOTH_XY), SMOOTH_WEIGHT), (Lattice(appearance), BILATERAL_WEIGHT)]
+    appearance = torch.cat([places / bilateral[0], image.flatten(0, 1) / bilateral[1]], 1)
+    kernels = [(Lattice(places / smooth[0]), smooth[1]), (Lattice(appearance), bilateral[2])]
     # The kernel is normalised symmetrically: by the roots of its sums over the pixels at both ends.
     scales = [lattice.filtered(torch.ones_like(unary[:, :1])).add(1e-20).rsqrt() for lattice, _ in kernels]
-    belief = (-unary).softmax(1)
+    belief = (-unary).unflatten(1, (-1, labels)).softmax(2).flatten(1)
     for _ in range(steps):
         messages = (
             weight * scale * lattice.filtered(scale * belief) for (lattice, weight), scale in zip(kernels, scales, strict=True)
         )
-        belief = (sum(messages) - unary).softmax(1)
-    return belief.T.unflatten(1, shape)
+        belief = (sum(messages) - unary).unflatten(1, (-1, labels)).softmax(2).flatten(1)
+    return belief.T.reshape(probabilities.shape)
 
 
 @kept(8)

@@ -1,6 +1,7 @@
 """Methods, one file each. MODULES: by registered name the module of this package, which is imported on first use."""
 
 MODULES = {
+    "cass": "cass",
     "clearclip": "clearclip",
     "clip": "clip",
     "clip_dinoiser": "clip_dinoiser",
@@ -15,6 +16,7 @@ MODULES = {
     "gla_clip": "gla_clip",
     "labels": "labels",
     "lposs": "lposs",
+    "lavg": "lavg",
     "maskclip": "maskclip",
     "maskclip_plus": "maskclip_plus",
     "mmseg": "mmseg_model",
@@ -31,4 +33,5 @@ MODULES = {
     "segearth_ov": "segearth_ov",
     "tagclip": "tagclip",
     "tagclip_training_free": "tagclip_training_free",
+    "trident": "trident",
 }

@@ -53,8 +53,8 @@ WITHOUT_EFFECT = ", without effect on this method"
 class Segmentor(Method):
     """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
 
-    Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion` or `bank` name auxiliary models; in a segmentor they hold
-    the loaded object itself, which is passed in `sources`. Declared by class attributes or properties:
+    Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion`, `sam` or `bank` name auxiliary models; in a segmentor
+    they hold the loaded object itself, which is passed in `sources`. Declared by class attributes or properties:
 
     - `requires`: mandatory sources; `in_fp32`: sources loaded in fp32, as in the official code, whatever CLIP's precision;
     - `positive`: hyperparameters that must be above 0;

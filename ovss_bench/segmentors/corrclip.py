@@ -12,8 +12,8 @@ from ..ops.nearest import torch_nearest
 from ..ops.vote import majority_vote
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
-from .features import cut
-from .merged_regions import PADDING, at_places, class_tokens, merge_regions, pictures, region_attention, region_map
+from .features import cut, pictures
+from .merged_regions import PADDING, at_places, class_tokens, merge_regions, region_attention, region_map
 
 
 @SEGMENTORS.register_module(name="corrclip")

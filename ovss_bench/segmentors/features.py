@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
 from ..files import read_lines
-from ..image import normalize
+from ..image import STATISTICS, normalize
 from ..progress import Progress
 from ..types import ImageContext, WindowBatch
 from ..vocabulary import Vocabulary
@@ -30,6 +31,12 @@ def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[
     digest = getattr(segmentor.vfm, "digest", None)
     maker = digest and f"{digest} whole image {size}"
     return segmentor.tensor(context.cached(maker, lambda: context.shared[key].once(segmentor.vfm).numpy(force=True)))
+
+
+def pictures(segmentor: Segmentor, batch: WindowBatch) -> np.ndarray:
+    """The windows as images (B, H, W, 3) uint8 RGB, for a batch that is not of images."""
+    mean, std = (torch.tensor(each).view(3, 1, 1).to(batch.pixels) for each in STATISTICS[segmentor.recipe.normalize])
+    return (batch.pixels * std + mean).round().clamp(0, 255).byte().movedim(1, -1).numpy(force=True)
 
 
 def cut(

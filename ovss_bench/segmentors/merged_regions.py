@@ -1,16 +1,14 @@
 """Regions of a mask generator, what they merge to, and who attends to whom in them (CorrCLIP, OV-Stitcher)."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.clip import DenseCLIP
-from ..image import STATISTICS
 from ..ops.device import to_device
 from ..ops.nearest import torch_nearest
 from ..ops.vote import row_numbers, tally
-from ..types import ImageContext, Trunk, WindowBatch
+from ..types import ImageContext, Trunk
 from .base import Segmentor
 
 PADDING = 10000  # the region id of padding; ids of merged regions are counted from here, too
@@ -21,12 +19,6 @@ def region_map(segmentor: Segmentor, context: ImageContext, size: tuple[int, int
     if size not in context.by_products:
         context.by_products[size] = torch_nearest(segmentor.tensor(context.once(segmentor.regions)).long(), size)
     return context.by_products[size]
-
-
-def pictures(segmentor: Segmentor, batch: WindowBatch) -> np.ndarray:
-    """Windows without contexts (B, H, W, 3) uint8, as they were before their normalisation."""
-    mean, std = (torch.tensor(each).view(3, 1, 1).to(batch.pixels) for each in STATISTICS[segmentor.recipe.normalize])
-    return (batch.pixels * std + mean).round().clamp(0, 255).byte().movedim(1, -1).numpy(force=True)
 
 
 def merge_regions(features: Tensor, regions: Tensor, eps: float) -> Tensor:

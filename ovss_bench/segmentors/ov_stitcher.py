@@ -16,8 +16,8 @@ from ..progress import Progress
 from ..stages import of_source
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
-from .features import corners, extent, places
-from .merged_regions import PADDING, at_places, class_tokens, merge_regions, pictures, region_attention, region_map
+from .features import corners, extent, pictures, places
+from .merged_regions import PADDING, at_places, class_tokens, merge_regions, region_attention, region_map
 
 
 @SEGMENTORS.register_module(name="ov_stitcher")

@@ -24,6 +24,9 @@ BRANCHES = {
     "proxyclip": [{"empty_rows": "diagonal"}, {"masking": False, "normalisation": False}],
     "corrclip": [{"scope": False, "beta": 0.0}, {"merge_eps": 0.0}],
     "corrclip_v2": [{"merge_eps": 0.2}],
+    "trident": [{"halves": True, "refine_neg_cos": False, "coarse_thresh": 0.0, "minimal_area": 9}, {"sam": None}],
+    "lavg": [{"regions": None, "cut_side": 64}, {"regions": None, "cut_side": 48, "crf": False, "clear_background": True}],
+    "cass": [{"whole_image": False, "stretch": False}],
     "cliptrase": [{"cls_weighting": True, "denoise": False}, {"vote": False}],
     "cliper": [{"diffusion": None}, {"halves": True, "bkg_thre": 0.0}, {"refinement": "mean", "window": "whole"}],
     "clip_diy": [{"foreground": None}],
@@ -62,9 +65,9 @@ def build(name, clip, **values):
     sources = sources_of(base, 32)
     if "diffusion" in sources:  # an alternative of it
         sources.pop("vfm" if values.get("diffusion", "given") else "diffusion")
+    missing = [kind for kind in ("foreground", "regions", "sam") if values.pop(kind, "given") is None]
     values = {key: value for key, value in values.items() if key not in sources or value is not None}
-    missing = [kind for kind in ("foreground",) if values.pop(kind, "given") is None]
-    sources = {kind: source for kind, source in sources.items() if kind not in missing}
+    sources = {kind: None if kind in missing else source for kind, source in sources.items()}
     options = used | crop | sources | {"precision": clip.precision} | values
     return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary(), **options)
 

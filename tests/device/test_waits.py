@@ -16,6 +16,10 @@ from stand_ins import METHODS
 
 # Waits that grow with the number of windows or batches: method, function -> why.
 PER_WINDOW = {
+    "lavg": {"LaVG.panoptic_cut": "once an image: eigenproblems and components of data-dependent size are solved on the CPU"},
+    "cass": {
+        "CASS.pairs": "once a batch: SciPy solves the assignment of the heads on the CPU",
+    },
     "corrclip": {
         "merge_regions": "scikit-learn's DBSCAN clusters the regions of a window on the CPU",
         "class_tokens": "once a batch: the number of regions in its windows is the number of tokens",
@@ -33,6 +37,15 @@ FEATURES = {"image_features": "the pixels at their original size, and the featur
 PER_IMAGE = {
     "corrclip": REGIONS | {"merge_regions": "the clusters of DBSCAN"},
     "corrclip_v2": REGIONS | FEATURES | {"merge_regions": "the clusters of DBSCAN"},
+    "cass": {"CASS.pairs": "the pairs of heads"},
+    "trident": {
+        "Trident.correlated": "SAM's values and attention, which a stand-in computes on the CPU",
+        "Trident.correct": "the masks of a stand-in for SAM's decoder",
+    },
+    "lavg": {
+        "LaVG.masks": "the masks, which pass through the run's cache",
+        "LaVG.panoptic_cut": "the image as a square, resized by Pillow",
+    },
     "cliptrase": {
         "CLIPtrase.clusters": "the clusters of scikit-learn's DBSCAN",
         "CLIPtrase.regions": "the maps after SciPy's median filter",
@@ -123,7 +136,8 @@ def test_constants_are_copied_once(name, seen):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_without_hooks_after_its_logits_never_waits(name, seen):
     for values, runs in seen(name):
-        assert not (runs.only_logits and runs.waits + runs.more), values
+        waits = [wait for wait in runs.waits + runs.more if wait.function not in PER_WINDOW.get(name, ())]
+        assert not (runs.only_logits and waits), values
 
 
 @pytest.mark.parametrize(("table", "noted"), [(PER_WINDOW, "waits"), (PER_IMAGE, "uploads")], ids=["waits", "copies"])

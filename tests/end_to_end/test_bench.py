@@ -13,7 +13,7 @@ from ovss_bench.progress import Progress
 
 SMALL = ["clip=demo", "height=64", "width=90", "short_side=64", "window=48", "stride=24", "rounds=1", "threads=1"]
 # Methods that work on whole images, or decide by a rule of their own: the loop is not theirs.
-WITHOUT_LOOP = {"cliptrase", "cliper", "clip_diy"}
+WITHOUT_LOOP = {"trident", "cliptrase", "cliper", "clip_diy"}
 
 
 def results_in(folder):
@@ -82,7 +82,7 @@ def test_a_method_is_measured(name, small):
     assert result["seconds"].keys() == {BARE, METHOD, *([OFFICIAL] if with_loop else [])}
     assert all(equal["equal_pixels"] >= 99.99 for equal in result["agreement"].values())
     assert result["agreement"].keys() == ({method} if with_loop else set())
-    stages = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion"}
+    stages = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion", "sam": "SAM"}
     assert {"encode", *(stages[kind] for kind in taken(method))} <= result["stages"].keys()
 
 

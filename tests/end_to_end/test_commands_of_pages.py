@@ -16,7 +16,8 @@ from pages import blocks, commands
 
 ALL = list(commands())
 # Options with which `eval` needs more than the demo.
-REAL = ("clip", "dataset", "vfm", "regions", "foreground", "diffusion", "bank", "weights", "data_root", "-m", "hydra/launcher")
+REAL = ("clip", "dataset", "vfm", "regions", "foreground", "diffusion", "sam", "bank", "weights", "data_root", "-m")
+REAL += ("hydra/launcher",)
 STATUS = {"compare": (0, 1, 3)}  # one image may be too few to decide
 ON_RESULTS = ("report", "compare", "merge", "new-method")
 

@@ -17,7 +17,7 @@ SMALL = {
     "datasets": ["voc21", "voc20", "ade20k"],
     "rows": [
         {"name": "NACLIP", "segmentor": "naclip", "clip": "vit_b16", "recipe": {"pamr_steps": 0}},
-        {"name": "CASS", "method": "cass", "variant": "quoted_by_ov_stitcher"},
+        {"name": "CASS", "method": "cass", "variant": "reproduced_by_pearl"},
     ],
     "averages": {"VOC": ["voc21", "voc20"], "all": ["voc21", "voc20", "ade20k"]},
 }
@@ -119,7 +119,7 @@ def test_clipers_windows_follow_the_data_set():
 def test_a_row_of_ours_has_the_figures_of_its_run(table):
     naclip, cass = table.rows
     assert [figure["miou"] for figure in table.figures(naclip, "voc21")] == [58.9, 58.9]
-    assert [figure["miou"] for figure in table.figures(cass, "voc21")] == [65.8]
+    assert [figure["miou"] for figure in table.figures(cass, "voc21")] == [58.6, 62.3]
     assert not table.figures(cass, "voc21")[0]["comparable"]
 
 

@@ -20,10 +20,10 @@ IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores i
 ALONE = [name for name in IN_WINDOWS if ob.SEGMENTORS.get(name).image_logits is None]
 # Their planes are not class probabilities, or what comes after the scores changes the labels.
 OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2", "itaclip", "lposs", "maskclip_plus"}
-OWN_DECISION |= {"ov_stitcher", "tagclip_training_free"}
+OWN_DECISION |= {"trident", "ov_stitcher", "tagclip_training_free"}
 # Clustering, votes, first-pass labels or thresholds may carry a difference of rounding to many pixels.
 DISCRETE = {"cliper", "cliptrase", "corrclip", "corrclip_v2", "gla_clip", "ov_stitcher", "resclip", "rf_clip", "scclip", "sfp"}
-DISCRETE |= {"tagclip_training_free"}
+DISCRETE |= {"cass", "lavg", "tagclip_training_free", "trident"}
 # Several windows each, one image smaller than a window, one with a side below a patch, one that is a window.
 SIZES = [(120, 150), (50, 31), (100, 260), (64, 64), (12, 90), (140, 130), (160, 120)]
 IMAGES = {f"image{number}": rgb_image(50 + number, *size) for number, size in enumerate(SIZES)}
@@ -105,7 +105,7 @@ NOISE = np.random.RandomState(0).randint(0, 256, (70, 90, 3)).astype(np.uint8)
         (NOISE, {"regions": lambda image: np.ones(image.shape[:2], np.int32)}),
         (NOISE, {"foreground": lambda image: np.zeros(image.shape[:2], np.float32)}),
         (NOISE, {"foreground": lambda image: np.ones(image.shape[:2], np.float32)}),
-        (NOISE, {"vfm": lambda batch: torch.ones(len(batch.pixels), 3, 8, 8)}),
+        (NOISE, {"vfm": lambda batch: torch.ones(len(batch.pixels), 4, 8, 8)}),
     ],
     ids=["flat", "black", "one-row", "unsegmented", "one-region", "no-foreground", "all-foreground", "flat-features"],
 )

@@ -1,0 +1,182 @@
+"""CASS (Kim et al., CVPR 2025, arXiv 2411.17150): the last block attends by CLIP's graph and the low-rank graph of a vision
+encoder, head by head, and texts move towards the classes that the image seems to hold."""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.registry import SEGMENTORS
+from ..errors import OvssError
+from ..image import STATISTICS, resize
+from ..ops.device import kept
+from ..ops.spectral import best_pairs, graph_spectrum
+from ..types import ImageContext, WindowBatch
+from .base import Segmentor
+from .naclip import neighbourhood
+
+
+@SEGMENTORS.register_module(name="cass")
+class CASS(Segmentor):
+    """Keys of both networks are graphs of patches. Each head of the vision encoder is paired with a head of CLIP by their
+    spectra (`k_eigen` eigenvalues); its graph, reduced to `rank` eigenvectors, whose eigenvalues are stretched (`stretch`), is
+    added to CLIP's with the weight `scale_factor` times the distance of the spectra. The sum and a Gaussian (`sigma`) are the
+    attention; no residual, no feed-forward network.
+
+    Texts within `h_threshold` are a group. Of each group the one that is most similar to the image moves towards its two best
+    patches, by `mean_vector_weight`; the similarities to the image are mixed in with `global_semantics_weight`. The image is
+    the whole one, or with `whole_image=False` the window. `vfm`: the encoder, by name, or any callable WindowBatch ->
+    (B, C, H, W) whose channels are those of as many heads as CLIP has; it sees the window as a square.
+
+    As in the official code, the two most *different* heads are paired, and the pair (i, c) takes the i-th head of CLIP and the
+    c-th of the encoder, although rows of the cost are heads of the encoder. Of equal pairings the first is taken, where
+    rounding decides there; the graph is reduced exactly, there by a randomised decomposition.
+    """
+
+    requires = ("vfm",)
+    positive = ("k_eigen", "rank", "sigma")
+    attention_maps = 4
+
+    vfm: str | None = None
+    feature: Literal["tokens", "q", "k", "v", "q+k"] = "k"
+    k_eigen: int = 20
+    rank: int = 10
+    scale_factor: float = 10.0
+    stretch: bool = True
+    sigma: float = 5.0
+    h_threshold: float = 0.1
+    mean_vector_weight: float = 0.04
+    global_semantics_weight: float = 0.25
+    whole_image: bool = True
+
+    @torch.inference_mode()
+    def patch_logits(self, batch: WindowBatch) -> Tensor:
+        trunk = self.trunk(batch)
+        block = self.clip.block(-1, trunk.grid)
+        _, k, v = (part[:, :, 1:] for part in block.qkv(block.ln_1(trunk.tokens)))
+        attention = self.graph(k.float(), self.keys(batch, k.float(), trunk.grid))
+        bonus = neighbourhood(trunk.grid, self.sigma, like=k)[1:, 1:]
+        patches = self.clip.head(block.project((attention + bonus).softmax(-1).to(v.dtype) @ v))
+        similarity = self.image_similarity(batch)
+        cosines = patches @ self.adjusted_text(patches, similarity).transpose(1, 2)
+        weight = self.global_semantics_weight
+        return ((1 - weight) * cosines + weight * similarity[:, None]).transpose(1, 2).unflatten(2, trunk.grid)
+
+    # Section 3.2: the graph of the vision encoder
+
+    def keys(self, batch: WindowBatch, k: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The encoder's keys (B, K, N, d) on CLIP's grid, in the range of CLIP's keys (B, K, N, d) of the window."""
+        features = replace(batch, pixels=as_seen(batch.pixels), trunk=None, shared={}).once(self.vfm)
+        if features.shape[1] % k.shape[1]:
+            raise OvssError(
+                f"cass pairs the {k.shape[1]} heads of CLIP with those of vfm, whose {features.shape[1]} channels cannot be "
+                "divided into as many. Use an encoder with the same number of heads."
+            )
+        features = F.interpolate(features.float(), grid, mode="bilinear").unflatten(1, (k.shape[1], -1))
+        return to_range(features.flatten(3).transpose(2, 3), k, (1, 2, 3))
+
+    def graph(self, k: Tensor, keys: Tensor) -> Tensor:
+        """Keys (B, K, N, d) of CLIP and of the encoder -> the logits (B, K, N, N) of the attention."""
+        own = k @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
+        values, vectors = graph_spectrum(keys)
+        spectra = [self.normalised(values), self.normalised(graph_spectrum(k)[0])]
+        distances = torch.cdist(*spectra, p=1)  # rows: heads of the encoder
+        pairs = self.pairs(distances)
+        values, vectors = values[..., : self.rank], vectors[..., : self.rank]
+        values, vectors = (x.gather(1, index_like(pairs, x)) for x in (values, vectors))
+        reduced = ((vectors * self.stretched(values)[:, :, None]) @ vectors.transpose(-2, -1)).float()
+        reduced.diagonal(dim1=-2, dim2=-1).zero_()
+        weight = self.scale_factor * distances.gather(2, pairs[..., None]).float()[..., None]
+        return (weight * to_range(reduced, own, (2, 3)) + own) / (weight + 1)
+
+    def normalised(self, values: Tensor) -> Tensor:
+        """Eigenvalues (..., n), largest first -> spectra (..., k_eigen) of sum 1; a graph has further eigenvalues of 0."""
+        values = F.pad(values, (0, self.k_eigen - values.shape[-1]))
+        return F.normalize(F.normalize(values, dim=-1), p=1, dim=-1)
+
+    def pairs(self, distances: Tensor) -> Tensor:
+        """Distances (B, K, K) of the spectra -> the encoder's head (B, K) for each head of CLIP."""
+        costs = (1 - distances.float()).numpy(force=True)
+        return self.tensor(np.array([best_pairs(cost) for cost in costs]))
+
+    def stretched(self, values: Tensor) -> Tensor:
+        """Eigenvalues (..., n), of which the smallest is halved and the largest half again as large."""
+        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+        if not self.stretch:
+            return values
+        share = (values - low) / (high - low).clamp(min=1e-30)
+        return share * (1.5 * high - 0.5 * low) + 0.5 * low
+
+    # Section 3.3: texts and the image as a whole
+
+    def image_similarity(self, batch: WindowBatch) -> Tensor:
+        """The cosines (B, Q) of unmodified CLIP's embedding of the image, or of each window, with the queries."""
+        if not self.whole_image or self.recipe.window == "whole" or batch.contexts is None:
+            return self.window_embeddings(batch) @ self.text.T
+        return torch.stack([self.embedding_of(batch.contexts[image]) for image in batch.images.tolist()]) @ self.text.T
+
+    def embedding_of(self, context: ImageContext) -> Tensor:
+        """(E,) of the resized image, whose aspect ratio is kept."""
+        if "embedding" not in context.by_products:
+            right, down = (max(self.clip.patch_size - side, 0) for side in context.pixels.shape[:0:-1])
+            pixels = F.pad(self.tensor(context.pixels), (0, right, 0, down))[None]
+            trunk = self.clip.trunk(pixels, position=self.recipe.position)
+            context.by_products["embedding"] = self.clip.embeddings(trunk)[0]
+        return context.by_products["embedding"]
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """Which queries are in which group (G, Q) bool: Ward's clusters of the cosine distances."""
+        from scipy.cluster.hierarchy import fcluster, linkage
+
+        text = self.text.numpy(force=True)
+        distances = (1 - text @ text.T)[np.triu_indices(len(text), 1)]
+        labels = fcluster(linkage(distances, "ward"), self.h_threshold, "distance") if len(text) > 1 else np.ones(1, int)
+        return self.tensor(labels == np.unique(labels)[:, None])
+
+    def adjusted_text(self, patches: Tensor, similarity: Tensor) -> Tensor:
+        """The texts (B, Q, E) for windows of unit patch embeddings (B, N, E) and similarities (B, Q) to the image."""
+        chosen = similarity[:, None].masked_fill(~self.groups, -torch.inf).argmax(-1)
+        text = self.text[chosen]
+        best = (text @ patches.transpose(1, 2)).topk(min(2, patches.shape[1]), -1).indices
+        mean = patches.gather(1, index_like(best.flatten(1), patches)).unflatten(1, best.shape[1:]).mean(2)
+        moved = (1 - self.mean_vector_weight) * text + self.mean_vector_weight * F.normalize(mean, dim=-1)
+        texts = self.text.expand(len(patches), -1, -1)
+        return texts.scatter(1, index_like(chosen, texts), F.normalize(moved, dim=-1))
+
+
+def index_like(index: Tensor, x: Tensor) -> Tensor:
+    """An index (B, n) for `gather` along the second dimension of x (B, ...)."""
+    return index.view(*index.shape, *(1,) * (x.ndim - 2)).expand(*index.shape, *x.shape[2:])
+
+
+def to_range(x: Tensor, other: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """x mapped linearly to the range of another tensor, both taken over `dims`."""
+    (low, high), (least, most) = ((each.amin(dims, keepdim=True), each.amax(dims, keepdim=True)) for each in (x, other))
+    return (x - low) / (high - low).clamp(min=1e-30) * (most - least) + least
+
+
+@kept(1)
+def _seen() -> Tensor:
+    """Scale and shift that the official code undoes CLIP's normalisation with, then CLIP's own (4, 3, 1, 1). The third scale is
+    not ImageNet's 0.225."""
+    rows = [[0.229, 0.224, 0.255], [0.485, 0.456, 0.406], *STATISTICS["clip_exact"]]
+    return torch.tensor(rows).view(4, 3, 1, 1)
+
+
+def as_seen(pixels: Tensor) -> Tensor:
+    """Windows (B, 3, H, W) normalised for CLIP -> (B, 3, S, S) as the official code shows them to the encoder: in compressed
+    colours of 8 bits, and as squares. They are normalised again."""
+    scale, shift, mean, std = _seen(like=pixels)
+    colours = ((pixels.float() * scale + shift) * 255).clamp(0, 255).byte()
+    height, width = colours.shape[2:]
+    if height != width:
+        side = min(height, width)
+        images = colours.movedim(1, -1).numpy(force=True)
+        squares = np.stack([resize(np.ascontiguousarray(image), "square", side, side, 1) for image in images])
+        colours = torch.from_numpy(squares).movedim(-1, 1).to(pixels)
+    return (colours.float() - mean) / std

@@ -1,0 +1,199 @@
+"""Trident (Shi et al., ICCV 2025, arXiv 2411.09219): features of windows are spliced into one map, which SAM's attention
+aggregates over the whole image; SAM's decoder refines the result."""
+
+from itertools import product
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config.registry import SEGMENTORS
+from ..errors import OvssError
+from ..ops.attention import cosine_matrix, proxy_attention
+from ..ops.nearest import torch_nearest
+from ..ops.pictures import in_frame, stretch
+from ..ops.prompts import class_prompts
+from ..ops.windows import SlidingWindow
+from ..stages import of_source
+from ..types import ImageContext, WindowBatch
+from .base import Segmentor
+
+WINDOWS_PER_PASS = 8  # bounds the memory of CLIP
+FRAME, PROMPT_SIDE = 1024, 256  # SAM's input and its mask prompts
+
+
+@SEGMENTORS.register_module(name="trident")
+class Trident(Segmentor):
+    """CLIP's last block attends by the cosines of a vision encoder, as in ProxyCLIP, but by the mean over all windows (`beta`,
+    `gamma`). The features of overlapping windows are averaged. Every cell of SAM's grid takes the mean of all cells, weighted
+    by the attention of SAM's last block, where the cosine of their values exceeds `cos_fac` times its mean; with
+    `refine_neg_cos=False` thresholds below 0 become 0.6.
+
+    `sam_refine`: components of at least `minimal_area` pixels at half size become prompts for SAM's decoder, with the class
+    scores above `coarse_thresh`, times `sam_mask_coff`, as mask; masks with a predicted IoU above `sam_iou_thresh` replace the
+    labels. `halves`: SAM sees each half of the image by itself for the aggregation (Cityscapes).
+
+    `vfm`: by name, or any callable WindowBatch -> (B, C, H, W). `sam`: by name, or any callable image -> object with `values`
+    (K, d, h, w) and `attention` of its last block, where `attention[k]` is (h*w, h*w), and a method `decode`, see
+    auxiliary/sam.py. Without `sam` features are neither aggregated nor refined.
+
+    Where the official softmax of a row is empty, patches attend to themselves. An image that is smaller than a window, which
+    the official code cannot process if its sides are multiples of the patch, is enlarged in any case.
+    """
+
+    requires = ("vfm",)
+    positive = ("minimal_area",)
+    uses = ("window", "stride", "position", "logit_scale")
+    attention_maps = 1
+
+    vfm: str | None = None
+    feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"
+    sam: str | None = None
+    beta: float = 1.2
+    gamma: float = 3.0
+    cos_fac: float = 1.2
+    refine_neg_cos: bool = True
+    halves: bool = False
+    sam_refine: bool = True
+    coarse_thresh: float = 0.2
+    minimal_area: int = 225
+    sam_mask_coff: float = 0.005
+    sam_iou_thresh: float = 0.8
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        patch, window, stride = self.clip.patch_size, self.recipe.window, self.recipe.stride
+        if window != "whole" and (window % patch or stride % patch):
+            raise OvssError(
+                f"window={window}, stride={stride}: trident splices windows patch by patch, so both must be multiples of the "
+                f"patch ({patch} pixels)."
+            )
+
+    @torch.inference_mode()
+    def image_scores(self, context: ImageContext) -> Tensor:
+        """Class probabilities (C, H, W) at the size of the result."""
+        cosines = self.cosines_of(self.tensor(context.pixels), context)
+        scores = self.decision.class_scores(F.interpolate(cosines, context.size, mode="bilinear")[0])
+        context.by_products["scores"] = scores
+        return scores
+
+    def cosines_of(self, pixels: Tensor, context: ImageContext) -> Tensor:
+        """Pixels (3, H, W) of an image -> cosines (1, Q, h, w) on SAM's grid."""
+        features = self.aggregated(self.spliced(self.enlarged(pixels)), context)
+        embeddings = self.clip.project(features.flatten(1).T[None].to(self.clip.dtype))
+        return self.compare(embeddings, features.shape[1:])
+
+    # Section 3.2: splice
+
+    def enlarged(self, pixels: Tensor) -> Tensor:
+        """Pixels (3, H, W) resized to whole patches and at least a window, as in `preprocess_image` of the official code."""
+        patch, size = self.clip.patch_size, pixels.shape[1:]
+        least = patch if self.recipe.window == "whole" else self.recipe.window
+        if any(side % patch for side in size):
+            factor = ceil(max(size) / patch) * patch / max(size)
+            size = [ceil(int(side * factor) / patch) * patch for side in size]
+        size = [max(side, least) for side in size]
+        return F.interpolate(pixels[None], size, mode="bilinear")[0]
+
+    def spliced(self, pixels: Tensor) -> Tensor:
+        """Pixels (3, H, W) -> features (D, H/patch * ratio, W/patch * ratio), averaged over the windows."""
+        patch, recipe = self.clip.patch_size, self.recipe
+        windows = SlidingWindow.of(*pixels.shape[1:], recipe.window, recipe.stride, patch, "none")
+        maps = self.window_features(torch.stack(windows.cut(pixels)))
+        cells = windows.rows.cells, windows.columns.cells
+        ratio = max(maps.shape[3] // cells[1] if maps.shape[3] % cells[1] == 0 else round(maps.shape[2] / cells[0]), 1)
+        maps = F.interpolate(maps, [side * ratio for side in cells], mode="bilinear")
+        canvas = maps.new_zeros(maps.shape[1], *(side // patch * ratio for side in pixels.shape[1:]))
+        count = canvas.new_zeros(canvas.shape[1:])
+        for window, starts in zip(maps, product(windows.rows.starts, windows.columns.starts), strict=True):
+            y, x = (slice(at // patch * ratio, (at // patch + side) * ratio) for at, side in zip(starts, cells, strict=True))
+            canvas[:, y, x] += window
+            count[y, x] += 1
+        return canvas / count
+
+    def window_features(self, pixels: Tensor) -> Tensor:
+        """Windows (n, 3, H, W) of one image -> their features (n, D, h, w) float32 on the grid of the vision encoder."""
+        features, parts = WindowBatch(pixels).once(self.vfm), pixels.split(WINDOWS_PER_PASS)
+        trunks = [self.trunk(WindowBatch(part)) for part in parts]
+        block, grid = self.clip.block(-1, trunks[0].grid), features.shape[2:]
+        values = block.value_map(torch.cat([trunk.tokens for trunk in trunks]), grid)
+        similarity = cosine_matrix(features.flatten(2).transpose(1, 2))
+        attention = proxy_attention(similarity, self.beta, self.gamma, mean=similarity.mean())
+        mixed = block.project((attention.to(values.dtype) @ values)[:, None])
+        return mixed.float().transpose(1, 2).unflatten(2, grid)
+
+    # Section 3.3: aggregation by SAM's correlation
+
+    def aggregated(self, canvas: Tensor, context: ImageContext) -> Tensor:
+        """Features (D, h, w) -> (D, H, W) on SAM's grid."""
+        if self.sam is None:
+            return canvas
+        image, middle = self.sam_image(context), canvas.shape[2] // 2
+        if not self.halves:
+            return self.correlated(canvas, self.encoded(image, context))
+        cut = image.shape[1] // 2
+        pairs = ((canvas[..., :middle], image[:, :cut]), (canvas[..., middle:], image[:, cut:]))
+        return torch.cat([self.correlated(part, self.encoded(half)) for part, half in pairs], -1)
+
+    def sam_image(self, context: ImageContext) -> np.ndarray:
+        """What SAM sees: the original image in whole patches of CLIP."""
+        patch = self.clip.patch_size
+        height, width = (ceil(side / patch) * patch for side in context.original.shape[:2])
+        return stretch(context.original, (height, width), "bilinear")
+
+    def encoded(self, image: np.ndarray, context: ImageContext | None = None) -> Any:
+        """SAM's output for an image, kept for the refinement if it is that of a context."""
+        kept = {} if context is None else context.by_products
+        if "sam" not in kept:
+            with of_source(self.sam):
+                kept["sam"] = self.sam(np.ascontiguousarray(image))
+        return kept["sam"]
+
+    def correlated(self, canvas: Tensor, encoded: Any) -> Tensor:
+        values = self.tensor(encoded.values).float()
+        grid, unit = values.shape[2:], F.normalize(values.flatten(2).transpose(1, 2), dim=-1)
+        cells = F.interpolate(canvas[None], grid, mode="bilinear")[0].flatten(1).T
+        # The mean over heads and keys of all cosines of a query: without the cosines.
+        threshold = self.cos_fac * (unit @ unit.sum(1)[:, :, None]).mean(0) / unit.shape[1]
+        if not self.refine_neg_cos:
+            threshold = threshold.masked_fill(threshold < 0, 0.6)
+        threshold, total = threshold.clamp(max=0.9), 0
+        for head, vectors in enumerate(unit):  # one by one: maps of all heads are large
+            total = total + self.tensor(encoded.attention[head]).float() * (vectors @ vectors.T > threshold)
+        return (total @ cells / total.sum(1, keepdim=True).clamp(min=1e-30)).T.unflatten(1, grid)
+
+    # Section 3.4: refinement by SAM's decoder
+
+    @torch.inference_mode()
+    def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
+        scores = context.by_products.pop("scores")
+        if self.sam is None or not self.sam_refine:
+            return label_map
+        half = [max(side // 2, 1) for side in label_map.shape]
+        small = F.interpolate(scores[None], half, mode="bilinear")[0]
+        labels = torch_nearest(label_map, half).masked_fill(small.amax(0) < self.coarse_thresh, len(scores))
+        image, refined = self.sam_image(context), torch.zeros_like(scores)
+        inside = in_frame((half[0], half[1]), FRAME)
+        zoom = torch.tensor([inside[1] / half[1], inside[0] / half[0]])
+        found = class_prompts(labels.numpy(force=True), small.numpy(force=True), self.coarse_thresh, self.minimal_area)
+        for c, boxes, points in found:
+            boxes, points = torch.from_numpy(boxes) * zoom.repeat(2), torch.from_numpy(points) * zoom
+            logits, iou = self.encoded(image, context).decode(boxes, points, self.mask_prompt(small[c]))
+            logits, kept = self.tensor(logits).float(), self.tensor(iou) > self.sam_iou_thresh
+            if logits.shape[1:] != label_map.shape:
+                logits = F.interpolate(logits[None], label_map.shape, mode="bilinear")[0]
+            best = logits.masked_fill(~kept[:, None, None], -torch.inf).amax(0)
+            refined[c] = best.sigmoid() * scores[c] * (best > 0)
+        context.by_products.pop("sam", None)
+        best, labels = refined.max(0)
+        return torch.where(best > 0, labels, label_map)
+
+    def mask_prompt(self, scores: Tensor) -> Tensor:
+        """Scores (h, w) of a class -> (H, W), the long side 256: small values where the class is, else 0."""
+        factor = PROMPT_SIDE / max(scores.shape)
+        size = [max(int(side * factor + 0.5), 1) for side in scores.shape]
+        prompt = F.interpolate(scores[None, None], size, mode="bilinear")[0, 0]
+        return prompt * self.sam_mask_coff * (prompt > self.coarse_thresh)
