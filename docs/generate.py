@@ -23,7 +23,7 @@ from ovss_bench.runs.published import published_figures
 from ovss_bench.runs.schema import schema
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank", "checkpoint")
+BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "bank", "concepts", "checkpoint")
 BENCHMARKS = {
     "voc21": "VOC21", "voc20": "VOC20", "context60": "Ctx60", "context59": "Ctx59",
     "coco_object": "Object", "coco_stuff": "Stuff", "cityscapes": "City", "ade20k": "ADE",
@@ -32,6 +32,7 @@ TITLES = {
     "clip": "CLIP", "maskclip": "MaskCLIP", "sclip": "SCLIP", "clearclip": "ClearCLIP", "naclip": "NACLIP", "gem": "GEM",
     "cliptrase": "CLIPtrase", "resclip": "ResCLIP", "scclip": "SC-CLIP", "proxyclip": "ProxyCLIP", "corrclip": "CorrCLIP",
     "corrclip_v2": "CorrCLIPv2", "cliper": "CLIPer", "clip_diy": "CLIP-DIY",
+    "sam3": "SAM 3", "segearth_ov3": "SegEarth-OV3", "active_sam": "ActiveSAM",
     "clip_dinoiser": "CLIP-DINOiser", "pacl": "PACL",
     "maskclip_plus": "MaskCLIP+", "tagclip": "TagCLIP",
 }  # fmt: skip

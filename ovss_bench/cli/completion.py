@@ -12,7 +12,8 @@ from .commands import COMMANDS, command_of
 from .options import Command, kind_of
 
 FOLDERS = {  # option -> folders of configs/ with its values
-    **{name: (name,) for name in ("segmentor", "clip", "dataset", "table", "protocol", "regions", "foreground", "diffusion")},
+    **{name: (name,) for name in ("segmentor", "clip", "dataset", "table", "protocol")},
+    **{name: (name,) for name in ("regions", "foreground", "diffusion", "concepts")},
     "suite": ("dataset/suite",),
     "vfm": ("vision",),
 }

@@ -1,6 +1,7 @@
 """Methods, one file each. MODULES: by registered name the module of this package, which is imported on first use."""
 
 MODULES = {
+    "active_sam": "active_sam",
     "clearclip": "clearclip",
     "clip": "clip",
     "clip_dinoiser": "clip_dinoiser",
@@ -19,7 +20,9 @@ MODULES = {
     "pacl": "pacl",
     "proxyclip": "proxyclip",
     "resclip": "resclip",
+    "sam3": "sam3",
     "scclip": "scclip",
     "sclip": "sclip",
+    "segearth_ov3": "segearth_ov3",
     "tagclip": "tagclip",
 }
