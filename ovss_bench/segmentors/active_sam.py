@@ -118,5 +118,6 @@ class ActiveSAM(SegEarthOV3):
             return super().decide(scores, context)
         labels = scores.argmax(0)
         first, second = scores.topk(2, 0).values if len(scores) > 1 else (scores[0], torch.zeros_like(scores[0]))
+        assert self.vocabulary.background is not None  # checked with prob_thd
         labels[first * (first - second).sqrt() < self.prob_thd**self.mabc_exponent] = self.vocabulary.background
         return labels

@@ -123,6 +123,7 @@ class ConceptSegmentor(Segmentor):
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         best, labels = scores.max(0)
         if self.prob_thd > 0:
+            assert self.vocabulary.background is not None  # checked with prob_thd
             labels[best < self.prob_thd] = self.vocabulary.background
         return labels
 
