@@ -18,7 +18,7 @@ from ovss_bench.segmentors import MODULES
 from ovss_bench.segmentors.steps import MODULES as STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "sam", "bank", "checkpoint")
+BESIDE_CLIP = ("vfm", "regions", "foreground", "diffusion", "sam", "concepts", "bank", "checkpoint")
 BENCHMARKS = {
     "voc21": "VOC21", "voc20": "VOC20", "context60": "Ctx60", "context59": "Ctx59",
     "coco_object": "Object", "coco_stuff": "Stuff", "cityscapes": "City", "ade20k": "ADE",

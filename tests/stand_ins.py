@@ -1,6 +1,7 @@
 """Small deterministic things to give methods for what they need beside CLIP: functions of the pixels, alike for every batch."""
 
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,13 +58,21 @@ def sam(image):
     return SimpleNamespace(values=values.expand(2, -1, -1, -1), attention=attention, decode=decode)
 
 
+def concepts(image, prompts, side=None):
+    """Four instances on a 12 x 12 grid and a semantic map: mixtures of the colours, which depend on the text of a prompt."""
+    cells = F.adaptive_avg_pool2d(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, (12, 12)) - 0.5
+    drawn = torch.stack([torch.linspace(0, 40, 24).mul(1 + zlib.crc32(text.encode()) % 97 / 97).sin() for text in prompts])
+    masks = 8 * torch.einsum("knd,dhw->knhw", drawn[:, :15].unflatten(1, (5, 3)), cells)
+    return masks[:, :4], masks[:, 4], 2 * drawn[:, 15:19], 2 * drawn[:, 19] + (side is None)
+
+
 # The project's methods on CLIP.
 METHODS = sorted(
     name
     for name, method in ob.SEGMENTORS.module_dict.items()
     if method.__module__.startswith("ovss_bench.") and method.uses_clip
 )
-SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion, "sam": sam}
+SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion, "sam": sam, "concepts": concepts}
 
 
 def mmseg_files(folder, classes):
@@ -90,6 +99,8 @@ def outside_of(name, folder, classes):
     needed = ob.SEGMENTORS.get(name).requires
     if "path" in needed:
         return {"path": str(folder), "allow_missing": True}
+    if "concepts" in needed:
+        return {"concepts": "demo"}
     if "command" in needed:
         return {"command": f"{sys.executable} {Path(__file__).with_name('outside_program.py')} npy 0"}
     return dict(zip(needed, map(str, mmseg_files(folder, classes)), strict=True)) if "config" in needed else {}

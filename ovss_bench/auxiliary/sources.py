@@ -24,14 +24,15 @@ MODULES = {
     "diffusion": "encoders.diffusion",
     "sam": "auxiliary.sam",
     "bank": "auxiliary.bank",
+    "concepts": "encoders.concepts",
 }
 SOURCES = tuple(MODULES)
 STAGES = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion", "sam": "SAM"}
 
 
 class NamedSource:
-    """An auxiliary model by name: an entry of configs/vision, regions, foreground or diffusion, or a file. It is loaded on
-    first use; attributes and calls are those of the loaded model. `feature`: see `VisionEncoder`."""
+    """An auxiliary model by name: an entry of configs/vision, regions, foreground, diffusion or concepts, or a file. It is
+    loaded on first use; attributes and calls are those of the loaded model. `feature`: see `VisionEncoder`."""
 
     def __init__(self, kind: str, name: str, feature: str | None, precision: str, device: str) -> None:
         self.named = (kind, name, feature, precision, device)
@@ -41,7 +42,8 @@ class NamedSource:
         kind, name, feature, precision, device = self.named
         module = MODULES[kind]
         load = getattr(import_module(f"ovss_bench.{module}"), f"load_{module.rpartition('.')[2]}")
-        options = {"vfm": {"feature": feature, "precision": precision}, "diffusion": {"precision": precision}}
+        options = {kind: {"precision": precision} for kind in ("diffusion", "concepts")}
+        options["vfm"] = {"feature": feature, "precision": precision}
         return load(name, device=device, **options.get(kind, {}))
 
     def __call__(self, *arguments: Any) -> Any:

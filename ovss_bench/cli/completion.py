@@ -13,7 +13,7 @@ from .options import Command, kind_of
 
 FOLDERS = {  # option -> folders of configs/ with its values
     **{name: (name,) for name in ("segmentor", "clip", "dataset", "table", "protocol")},
-    **{name: (name,) for name in ("regions", "foreground", "diffusion", "sam")},
+    **{name: (name,) for name in ("regions", "foreground", "diffusion", "sam", "concepts")},
     **dict.fromkeys(("text", "refine"), ("step",)),
     "suite": ("dataset/suite",),
     "vfm": ("vision",),

@@ -11,7 +11,7 @@ from ..errors import OvssError
 from ..files import CONFIGS, load_config
 from .options import Option, Text, Texts, checked_value
 
-SOURCES = ("vfm", "regions", "foreground", "diffusion", "sam", "bank")
+SOURCES = ("vfm", "regions", "foreground", "diffusion", "sam", "bank", "concepts")
 OUTSIDE = ("path", "command", "config", "checkpoint")
 HINTS: dict[str, Any] = {
     **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),

@@ -2,6 +2,7 @@
 
 MODULES = {
     "cass": "cass",
+    "active_sam": "active_sam",
     "clearclip": "clearclip",
     "clip": "clip",
     "clip_dinoiser": "clip_dinoiser",
@@ -31,6 +32,8 @@ MODULES = {
     "sclip": "sclip",
     "sfp": "sfp",
     "segearth_ov": "segearth_ov",
+    "sam3": "sam3",
+    "segearth_ov3": "segearth_ov3",
     "tagclip": "tagclip",
     "tagclip_training_free": "tagclip_training_free",
     "trident": "trident",

@@ -33,11 +33,12 @@ def build_segmentor(
     `vocabulary`: a Vocabulary, or the names of the classes (a text or a list of synonyms for each), used with the recipe's
     templates.
 
-    Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion`, `sam` and `bank` take a
-    name or the model itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3) uint8 -> (H, W)
-    integer ids, 0 for unsegmented; `foreground` image -> (H, W) in 0..1; `diffusion` image -> list of (heads, N, N) attention
-    maps; `sam` image -> what auxiliary/sam.py calls `Encoded`; `bank` a RegionBank. `text` and `refine` add steps of
-    other methods, one or a list, in order (configs/step). Raises OvssError for unknown names and invalid values.
+    Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion`, `sam`, `bank` and
+    `concepts` take a name or the model itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3)
+    uint8 -> (H, W) integer ids, 0 for unsegmented; `foreground` image -> (H, W) in 0..1; `diffusion` image -> list of
+    (heads, N, N) attention maps; `sam` image -> what auxiliary/sam.py calls `Encoded`; `bank` a RegionBank; `concepts` (image,
+    K prompts) -> logits of masks (K, N, h, w), semantic maps (K, h, w), objects (K, N) and presence (K,). `text` and `refine`
+    add steps of other methods, one or a list, in order (configs/step). Raises OvssError for unknown names and invalid values.
     """
     given = {kind: overrides[kind] for kind in SOURCES if not isinstance(overrides.get(kind), str | None)}
     overrides |= {kind: describe(source) for kind, source in given.items()}

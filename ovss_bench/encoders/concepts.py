@@ -1,0 +1,322 @@
+"""SAM 3 as a concept segmenter, for `concepts=`: an image and short noun phrases -> for each phrase instance masks with scores,
+a semantic mask, and the presence of the phrase (Carion et al., ICLR 2026, arXiv 2511.16719; facebookresearch/sam3).
+
+transformers' `Sam3Model`, run in parts: the image once, the texts once per vocabulary, then presence before masks.
+
+Shapes: image (H, W, 3); K prompts, T tokens of a prompt, D width; N object queries; (h, w) mask grid.
+"""
+
+# transformers' models are not typed.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import OvssError, unknown
+from ..files import config_names, digest, load_config, user_path, weights_folders
+from ..stages import within
+from ..torch_defaults import ordinary_torch
+from .checkpoints import state_digest
+from .clip import PRECISIONS
+from .hub import WEIGHTS_FOLDER, hub, short, whole_network
+
+TOKENS = 32  # of a prompt, in the official code
+PASS_BYTES = {"cpu": 2**31, "cuda": 2**34}  # of the activations of the prompts in one pass
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class ConceptPrompts:
+    """Encoded prompts: `features` (K, T, D) and `valid` (K, T), False for padding."""
+
+    features: Tensor
+    valid: Tensor
+
+    def __getitem__(self, rows: Any) -> ConceptPrompts:
+        return ConceptPrompts(self.features[rows], self.valid[rows])
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def joined(self, other: ConceptPrompts) -> ConceptPrompts:
+        """The same prompts with the tokens of the others after theirs."""
+        return ConceptPrompts(torch.cat([self.features, other.features], 1), torch.cat([self.valid, other.valid], 1))
+
+
+@dataclass
+class ConceptImage:
+    """An encoded image: FPN `levels` and their `positions`, each (1, D, side, side), the finest first; the `geometry` token
+    (1, 1, D) or None; the `pixels` (1, 3, S, S) that the network saw."""
+
+    levels: list[Tensor]
+    positions: list[Tensor]
+    geometry: Tensor | None
+    pixels: Tensor
+
+
+@dataclass
+class Concepts:
+    """What is known of K prompts before any mask exists: `objects` (K, N) and `presence` (K,), logits; an object's score is
+    the product of both sigmoids. `state` is what the mask decoder needs."""
+
+    objects: Tensor
+    presence: Tensor
+    state: Any = None
+
+    @property
+    def present(self) -> Tensor:
+        """Presence probabilities (K,) float32."""
+        return self.presence.float().sigmoid()
+
+    @property
+    def scores(self) -> Tensor:
+        """Object scores (K, N) float32, with presence."""
+        return self.objects.float().sigmoid() * self.present[:, None]
+
+
+class ConceptSegmenter:
+    """A `Sam3Model` behind four calls: `image`, `texts`, `detect`, `masks`; `masks` only for the prompts that need them.
+
+    `geometry_token`: the official predictor's, which transformers leaves out. `precision`: autocast of the network's passes;
+    weights stay in fp32. `decoded` counts the prompts of each call of `detect` and `masks`.
+    """
+
+    def __init__(self, model: Any, *, name: str, identity: str, precision: str = "fp32", stand_in: bool = False) -> None:
+        self.model, self.name, self.digest, self.stand_in, self.precision = model, name, identity, stand_in, precision
+        self.geometry_token, self.prompts_per_pass = True, None
+        self.decoded = {"detect": 0, "masks": 0}
+        self._encoders = {self.side: model.vision_encoder}
+        self._texts: dict[Any, ConceptPrompts] = {}  # of the latest vocabularies
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.text_projection.weight.device
+
+    @property
+    def side(self) -> int:
+        """Of the network's input, in pixels."""
+        return self.model.config.vision_config.backbone_config.image_size
+
+    def chunk(self, side: int | None = None) -> int:
+        """How many prompts share a pass: `prompts_per_pass`, or as many as fit into PASS_BYTES.
+
+        A prompt holds a copy of the three FPN levels, about three maps of the pixel decoder, and the masks, all of the finest
+        level's size or below (about half a gigabyte at 1008 pixels)."""
+        if self.prompts_per_pass:
+            return self.prompts_per_pass
+        config, cells = self.model.config, (4 * (side or self.side) // self._patch) ** 2
+        planes = 5 * config.detr_encoder_config.hidden_size + 2 * config.detr_decoder_config.num_queries
+        return int(min(max(PASS_BYTES[self.device.type] // (4 * planes * cells), 1), 32))
+
+    @property
+    def _patch(self) -> int:
+        return self.model.config.vision_config.backbone_config.patch_size
+
+    def _autocast(self) -> Any:
+        dtype = AUTOCAST.get(self.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    @torch.inference_mode()
+    def image(self, image: np.ndarray, side: int | None = None) -> ConceptImage:
+        """An image uint8 RGB, both sides squeezed to `side` pixels as in the official code: antialiased, rounded to uint8."""
+        from torchvision.transforms.v2.functional import resize
+
+        side = side or self.side
+        with within("concept image"), self._autocast():
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+            pixels = resize(pixels, [side, side], antialias=True).to(self.device)[None].float() / 255
+            pixels = (pixels - 0.5) / 0.5
+            seen = self._encoder(side)(pixels)
+            # The decoders never see the coarsest level.
+            levels, positions = list(seen.fpn_hidden_states[:-1]), list(seen.fpn_position_encoding[:-1])
+            geometry = self._geometry(levels, positions) if self.geometry_token else None
+        return ConceptImage(levels, positions, geometry, pixels)
+
+    def _encoder(self, side: int) -> Any:
+        """The vision encoder for inputs of this side. Its rotary tables are fixed when it is made, so another side takes a
+        second encoder, on the same tensors."""
+        if side not in self._encoders:
+            config = copy.deepcopy(self.model.config.vision_config)
+            if side % self._patch:
+                raise OvssError(
+                    f"side {side}: expected a multiple of the patch of concept segmenter '{self.name}', {self._patch}."
+                )
+            config.backbone_config.image_size = side
+            own = self.model.vision_encoder
+            with torch.device(self.device):
+                other = type(own)(config)
+            other.load_state_dict(own.state_dict(), assign=True)
+            self._encoders[side] = other.eval().requires_grad_(False)
+        return self._encoders[side]
+
+    def _geometry(self, levels: list[Tensor], positions: list[Tensor]) -> Tensor:
+        """The geometry encoder's class token (1, 1, D), which has seen the image. The box beside it is a masked dummy."""
+        box, hidden = levels[-1].new_zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool, device=self.device)
+        out = self.model.geometry_encoder(
+            box_embeddings=box, box_mask=hidden, box_labels=hidden.long(), img_feats=levels, img_pos_embeds=positions
+        )
+        # Valid tokens are moved to the front, so the class token, the only one, is the first.
+        return out.last_hidden_state[:, :1]
+
+    @torch.inference_mode()
+    def texts(self, prompts: Sequence[str]) -> ConceptPrompts:
+        """Prompts as they are, in lower case; longer ones than 32 tokens are cut, with the end token kept."""
+        key = (self.precision, *prompts)
+        if key not in self._texts:
+            ids, parts = tokens(prompts).to(self.device), []
+            with within("concept text"), self._autocast():
+                for some in ids.split(64):
+                    parts.append(self.model.get_text_features(some, attention_mask=(some != 0).long()).pooler_output)
+            for old in list(self._texts)[:-3]:
+                del self._texts[old]
+            self._texts[key] = ConceptPrompts(torch.cat(parts), ids != 0)
+        return self._texts[key]
+
+    @torch.inference_mode()
+    def words(self, texts: Sequence[str]) -> Tensor:
+        """The mean of the input embeddings of each text's tokens, start and end included: (K, width of the text encoder)."""
+        ids = tokens(tuple(texts)).to(self.device)
+        valid = (ids != 0)[..., None].float()
+        rows = self.model.text_encoder.get_input_embeddings()(ids)
+        return (rows * valid).sum(1) / valid.sum(1)
+
+    @torch.inference_mode()
+    def project(self, vectors: Tensor) -> Tensor:
+        """Vectors of the text encoder's width -> (..., D): the layer behind the text encoder."""
+        with self._autocast():
+            return self.model.text_projection(vectors)
+
+    @torch.inference_mode()
+    def detect(self, image: ConceptImage, prompts: ConceptPrompts) -> Concepts:
+        """Presence and object logits of a chunk of prompts: the DETR encoder and decoder, without masks."""
+        self.decoded["detect"] += len(prompts)
+        count, model = len(prompts), self.model
+        if image.geometry is not None:
+            token = image.geometry.expand(count, -1, -1)
+            prompts = prompts.joined(ConceptPrompts(token.to(prompts.features.dtype), prompts.valid.new_ones(count, 1)))
+        level, position = (maps[-1].expand(count, -1, -1, -1) for maps in (image.levels, image.positions))
+        with within("concept prompts"), self._autocast():
+            encoded = model.detr_encoder(
+                vision_features=[level],
+                text_features=prompts.features,
+                vision_pos_embeds=[position],
+                text_mask=prompts.valid,
+            )
+            decoded = model.detr_decoder(
+                vision_features=encoded.last_hidden_state,
+                text_features=encoded.text_features,
+                vision_pos_encoding=encoded.pos_embeds_flattened,
+                text_mask=prompts.valid,
+                spatial_shapes=encoded.spatial_shapes,
+            )
+            queries = decoded.intermediate_hidden_states
+            objects = model.dot_product_scoring(
+                decoder_hidden_states=queries[-1:], text_features=encoded.text_features, text_mask=prompts.valid
+            )[-1, ..., 0]
+        return Concepts(objects, decoded.presence_logits[-1][:, 0], (queries[-1], encoded.last_hidden_state, prompts))
+
+    @torch.inference_mode()
+    def masks(self, image: ConceptImage, found: Concepts, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mask logits (R, N, h, w) and semantic logits (R, h, w), float32, of some of the prompts of one call of `detect`."""
+        self.decoded["masks"] += len(rows)
+        queries, hidden, prompts = found.state
+        picked = torch.as_tensor(list(rows), device=queries.device)
+        chosen = prompts[picked]
+        with within("concept masks"), self._autocast():
+            out = self.model.mask_decoder(
+                decoder_queries=queries[picked],
+                backbone_features=[level.expand(len(picked), -1, -1, -1) for level in image.levels],
+                encoder_hidden_states=hidden[picked],
+                prompt_features=chosen.features,
+                prompt_mask=chosen.valid,
+            )
+        return out.pred_masks.float(), out.semantic_seg[:, 0].float()
+
+    def __call__(self, image: np.ndarray, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All at once: logits of masks (K, N, h, w), semantic maps (K, h, w), objects (K, N) and presence (K,)."""
+        seen = self.image(image)
+        found = self.detect(seen, self.texts(prompts))
+        return *self.masks(seen, found, range(len(prompts))), found.objects, found.presence
+
+    def settings(self, *, geometry_token: bool, precision: str) -> ConceptSegmenter:
+        """The same network with other settings."""
+        other = copy.copy(self)
+        other.geometry_token, other.precision = geometry_token, precision
+        return other
+
+
+@lru_cache(maxsize=8)
+def _tokenizer() -> Any:
+    from open_clip import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=TOKENS)
+
+
+def tokens(prompts: Sequence[str]) -> Tensor:
+    """Token ids (K, 32) of CLIP's BPE; 0 is padding."""
+    return _tokenizer()([prompt.lower() for prompt in prompts])
+
+
+@ordinary_torch()
+def load_concepts(name: str | Path, *, precision: str = "fp32", device: str | torch.device = "cpu") -> ConceptSegmenter:
+    """A concept segmenter: `name` is an entry of configs/concepts or a folder in transformers' layout (config.json and weights,
+    of the image or the video model).
+
+    An entry's repository is searched, under its last name, in the folder given by the environment variable OVSS_WEIGHTS, then
+    in the cache of huggingface_hub, to which it is downloaded. Raises OvssError for an unknown name, a missing or incomplete
+    folder, and without access to a gated repository.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    entry: dict[str, Any] = {}
+    if name in config_names("concepts"):
+        entry = load_config("concepts", name)
+    elif not user_path(name).is_dir():
+        raise unknown("concepts (neither an entry of configs/concepts nor a folder)", str(name), config_names("concepts"))
+    if entry.get("stand_in"):
+        from .concepts_stand_in import random_network
+
+        model = random_network(entry["network"], entry["weights_seed"], entry["gain"])
+    else:
+        model = _read(str(name), entry.get("repo"))
+    model = model.eval().requires_grad_(False).to(device)
+    identity = digest(json.dumps(model.config.to_dict(), sort_keys=True, default=str), state_digest(model.state_dict()))
+    return ConceptSegmenter(model, name=str(name), identity=identity, precision=precision, stand_in=bool(entry.get("stand_in")))
+
+
+def _read(name: str, repo: str | None) -> Any:
+    """The network in a folder, or of a repository of huggingface.co."""
+    from transformers import Sam3Model
+
+    folder = user_path(name)
+    if repo:
+        local = (folder / repo.rpartition("/")[2] for folder in weights_folders())
+        folder = next((each for each in local if each.is_dir()), None)
+    try:
+        with nullcontext() if folder else hub():
+            return whole_network(Sam3Model, str(folder or repo), dtype=torch.float32)
+    except OvssError:
+        raise
+    except Exception as error:  # parsers and downloads raise nearly anything
+        if folder:
+            what = f"{folder} is not a complete SAM 3 in transformers' layout (config.json, model.safetensors)"
+            raise OvssError(f"{what}: {short(error)}. Copy or download it again.") from error
+        page = f"https://huggingface.co/{repo}"
+        raise OvssError(
+            f"the weights of concept segmenter '{name}' are not on this machine and could not be downloaded from {page} "
+            f"({short(error)}). The repository is gated: request access on that page, then run `hf auth login`; or put its "
+            f"files into a folder and give it (concepts=/path/to/{repo.rpartition('/')[2] if repo else name}), or move that to "
+            f"{WEIGHTS_FOLDER}."
+        ) from error

@@ -1,0 +1,123 @@
+"""ActiveSAM (arXiv 2606.16996): SegEarth-OV3 with rewritten and enriched prompts, a preview that chooses the classes to decode,
+and a background rule by margin."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..auxiliary.words import canonical, hypernyms
+from ..config.registry import SEGMENTORS
+from ..encoders.concepts import ConceptPrompts
+from ..errors import OvssError
+from ..types import ImageContext
+from .concepts import chosen
+from .segearth_ov3 import SegEarthOV3
+
+WORDS = "active_sam"  # configs/words
+
+
+@SEGMENTORS.register_module(name="active_sam")
+class ActiveSAM(SegEarthOV3):
+    """Prompts are canonical names. Each gets tokens of its `neighbor_tokens` most similar prompts and of up to
+    `hypernym_tokens` more general words. With more than `pruner_max_active` prompts, the presence of each in the image at
+    `preview_resolution` pixels decides: those in the upper `quantile_alpha` are decoded, at most `pruner_max_active`. Pixels
+    whose energy, best class value times the root of its margin, is below `prob_thd` to the power of `mabc_exponent` become
+    background.
+    """
+
+    neighbor_tokens: int = 2
+    hypernym_tokens: int = 2
+    preview_resolution: int = 672
+    quantile_alpha: float = 0.2
+    pruner_max_active: int = 40
+    mabc_exponent: float = 1.25
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        counts = {name: getattr(self, name) for name in ("neighbor_tokens", "hypernym_tokens", "pruner_max_active")}
+        for name, value in counts.items():
+            if value < (name == "pruner_max_active"):
+                raise OvssError(f"{name}={value} of active_sam: expected a count.")
+        if not 0 < self.quantile_alpha <= 1:
+            raise OvssError(f"quantile_alpha={self.quantile_alpha}: expected a share of the prompts, above 0 and up to 1.")
+
+    @property
+    def best_decides(self) -> bool:
+        """The margin rule looks at the second class, too."""
+        return self.prob_thd == 0
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The canonical name of each of `rows`."""
+        return [canonical(self.vocabulary.queries[query], WORDS) for query in self.rows]
+
+    @cached_property
+    def plain(self) -> Any:
+        """The encoded names, without context."""
+        return self.segmenter.texts(self.names)
+
+    @cached_property
+    def texts(self) -> Any:
+        """The encoded names, each followed by its context tokens."""
+        if not self.neighbor_tokens + self.hypernym_tokens:
+            return self.plain
+        if not isinstance(self.plain, ConceptPrompts):
+            hint = "Set neighbor_tokens=0 and hypernym_tokens=0, or give a ConceptSegmenter"
+            raise OvssError(f"concepts is a function, which takes no context tokens, but active_sam adds some. {hint}.")
+        return self.plain.joined(self.context)
+
+    @cached_property
+    def context(self) -> ConceptPrompts:
+        """Neighbour tokens (most similar first), then hypernym tokens: mean input embeddings of the words, through the linear
+        layer that SAM 3 has for the outputs of its text encoder, as in the official code. Missing ones are 0 and masked."""
+        network = self.segmenter
+        means, count = network.words(self.names), len(self.names)
+        similarity = F.normalize(means, dim=-1) @ F.normalize(means, dim=-1).T
+        similarity.fill_diagonal_(-torch.inf)
+        cosines, nearest = similarity.topk(min(self.neighbor_tokens, count - 1), 1)
+        tokens = [network.project(cosines.softmax(1)[..., None] * means[nearest])]
+        valid = [torch.ones_like(nearest, dtype=torch.bool)]
+        if self.hypernym_tokens:
+            general = [hypernyms(name, WORDS)[: self.hypernym_tokens] for name in self.names]
+            words = [canonical(word, WORDS) for some in general for word in some]
+            known = torch.tensor([[n < len(some) for n in range(self.hypernym_tokens)] for some in general])
+            known = known.to(means.device)
+            rows = tokens[0].new_zeros(*known.shape, tokens[0].shape[-1])
+            if words:
+                rows[known] = network.project(network.words(words))
+            tokens, valid = [*tokens, rows], [*valid, known]
+        return ConceptPrompts(torch.cat(tokens, 1), torch.cat(valid, 1))
+
+    def active(self, image: np.ndarray) -> list[int]:
+        """The prompts that the preview chooses; all if they are few."""
+        if len(self.rows) <= self.pruner_max_active:
+            return super().active(image)
+        presence = self.preview(image)
+        picked = presence >= torch.quantile(presence, 1 - self.quantile_alpha)
+        best = presence.topk(self.pruner_max_active).indices
+        among = torch.zeros_like(picked).scatter_(0, best, True)
+        return (picked & among).nonzero()[:, 0].tolist()
+
+    @torch.inference_mode()
+    def preview(self, image: np.ndarray) -> Tensor:
+        """Presence (K,) of all names in the small image; no masks are made."""
+        network, side = self.segmenter, self.preview_resolution
+        seen, step = network.image(image, side), network.chunk(side)
+        starts = range(0, len(self.rows), step)
+        parts = [range(start, min(start + step, len(self.rows))) for start in starts]
+        return torch.cat([network.detect(seen, chosen(self.plain, part)).present for part in parts])
+
+    def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
+        if self.prob_thd == 0:
+            return super().decide(scores, context)
+        labels = scores.argmax(0)
+        first, second = scores.topk(2, 0).values if len(scores) > 1 else (scores[0], torch.zeros_like(scores[0]))
+        assert self.vocabulary.background is not None  # checked with prob_thd
+        labels[first * (first - second).sqrt() < self.prob_thd**self.mabc_exponent] = self.vocabulary.background
+        return labels

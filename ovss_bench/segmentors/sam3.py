@@ -1,0 +1,39 @@
+"""SAM 3 (Carion et al., ICLR 2026, arXiv 2511.16719) as a semantic segmentor: every class name is a prompt, and the answers are
+joined by a declared rule."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ..config.registry import SEGMENTORS
+from ..errors import OvssError
+from .concepts import ConceptSegmentor
+
+
+@SEGMENTORS.register_module(name="sam3")
+class SAM3(ConceptSegmentor):
+    """SAM 3 itself relates no phrase to another; papers that report it join its answers in different ways, by these options.
+
+    `heads`: instance masks, the semantic mask, or the maximum of both. `upsample`: enlarge logits, then the sigmoid (official
+    processor), or the reverse (transformers). `top_instances`: only that many instances of a prompt with the highest object
+    logits before presence; 0: all. `mask_form`: probabilities, or 1 where they exceed 0.5. `instance_weight`: the score, with
+    presence, as a factor of the mask. `combine`: instances and prompts by maximum; `paint`: later prompts over earlier ones;
+    `sum` of the instances, maximum of the prompts. `gate`: presence as a factor of the whole map, or of the semantic map.
+    `half_maps`: maps are rounded to float16.
+    """
+
+    heads: Literal["instance", "semantic", "both"] = "instance"
+    upsample: Literal["logits", "probability"] = "logits"
+    top_instances: int = 0
+    mask_form: Literal["probability", "binary"] = "probability"
+    instance_weight: Literal["none", "score"] = "none"
+    combine: Literal["max", "paint", "sum"] = "max"
+    gate: Literal["none", "class", "semantic"] = "none"
+    half_maps: bool = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.top_instances < 0:
+            raise OvssError(f"top_instances={self.top_instances}: expected a number of instances, or 0 for all.")
+        if self.combine == "paint" and (self.heads, self.mask_form) != ("instance", "binary"):
+            raise OvssError("combine=paint covers pixels with binary masks: it needs heads=instance and mask_form=binary.")
