@@ -49,7 +49,8 @@ class Training:
 
 FACTS = get_type_hints(Training, include_extras=True)
 NAMES = tuple(field.name for field in fields(Training))
-UNKNOWN = Training(**dict.fromkeys(NAMES, "unknown"))
+_unknown: dict[str, Any] = dict.fromkeys(NAMES, "unknown")
+UNKNOWN = Training(**_unknown)
 SECTIONS = ("per_dataset", "per_checkpoint")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,7 +35,7 @@ def fairness(
     parts = {"method": _method(result, values, tags, files)} | dict(_networks(result, values, files))
     if bank and bank["shared"]:
         name, facts, where = parts["bank"]
-        parts["bank"] = name, Training(**asdict(facts) | {"target_images_seen": "unlabelled"}), where
+        parts["bank"] = name, replace(facts, target_images_seen="unlabelled"), where
     trained = {
         kind: facts for kind, (_, facts, _) in parts.items() if kind != "clip"
     }  # CLIP's own training has all rows in common
