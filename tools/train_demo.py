@@ -1,4 +1,4 @@
-"""Trains an encoder of the demo from scratch: `python tools/train_demo.py clip|vision|foreground|pacl [--out DIR]`.
+"""Trains an encoder of the demo from scratch: `python tools/train_demo.py clip|vision|foreground|pacl|dinoiser [--out DIR]`.
 
 Resumable, and deterministic for a seed and a number of threads. `python tools/train_demo.py MODEL --help` lists the options.
 """
@@ -13,9 +13,9 @@ import ovss_bench.cli.startup  # noqa: F401
 
 # isort: split
 
-from tools.training import clip, foreground, pacl, vision
+from tools.training import clip, dinoiser, foreground, pacl, vision
 
-MODELS = {"clip": clip, "vision": vision, "foreground": foreground, "pacl": pacl}
+MODELS = {"clip": clip, "vision": vision, "foreground": foreground, "pacl": pacl, "dinoiser": dinoiser}
 
 
 def main() -> None:

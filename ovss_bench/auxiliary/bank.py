@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class RegionBank:
     (R, F): by another CLIP, whose text features of the queries come from `aux_vocabulary`: a tensor (Q, F), a Vocabulary made
     from features, or that CLIP itself, which encodes the segmentor's queries. Rows are normalised; the search is exact.
 
+    `images`: the names of the image files that the regions come from, if known; results state how many of them are evaluated.
+
     Raises OvssError if the numbers of rows differ, or auxiliary values come without their vocabulary.
     """
 
@@ -32,6 +35,7 @@ class RegionBank:
         values: Tensor,
         aux_values: Tensor | None = None,
         aux_vocabulary: Vocabulary | Tensor | DenseCLIP | None = None,
+        images: Sequence[str] = (),
     ) -> None:
         given = {"keys": keys, "values": values, "aux_values": aux_values}
         given = {name: part for name, part in given.items() if part is not None}
@@ -47,6 +51,7 @@ class RegionBank:
         tensors = {name: F.normalize(part.float(), dim=-1) for name, part in given.items()}
         self.keys, self.values, self.aux_values = tensors["keys"], tensors["values"], tensors.get("aux_values")
         self.aux_vocabulary = aux = aux_vocabulary
+        self.images = tuple(images)
         tensors |= {"aux_vocabulary": aux} if isinstance(aux, Tensor) else {}
         named = aux.weights_digest if isinstance(aux, DenseCLIP) else aux.digest if isinstance(aux, Vocabulary) else ""
         self.digest = digest(state_digest(tensors), named)
@@ -88,7 +93,8 @@ def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
 @ordinary_torch()
 def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
     """A bank from a safetensors or .pt file with tensors `keys`, `values` and optionally `aux_values`. For the latter the
-    metadata entry `aux_clip` names their CLIP, in the form of `clip=`: NAME or NAME:TAG.
+    metadata entry `aux_clip` names their CLIP, in the form of `clip=`: NAME or NAME:TAG. The metadata entry `images` may
+    list the image files of the regions, one a line or as a JSON list.
 
     The authors' FAISS indices hold compressed keys: reconstruct these (`index.reconstruct_n`) and store the result.
     """
@@ -103,6 +109,8 @@ def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
         if "aux_clip" not in metadata:
             raise OvssError(f"the region bank {path} has aux_values, but its metadata does not name their CLIP (aux_clip).")
         aux = ClipSpec.of(metadata["aux_clip"]).load(device=device)
+    images = metadata.get("images", ())
+    images = images.split("\n") if isinstance(images, str) else [str(name) for name in images]
     parts = {name: tensors[name].to(device) for name in ("keys", "values", "aux_values") if name in tensors}
     with weight_errors(f"the region bank {path} cannot be used"):
-        return RegionBank(**parts, aux_vocabulary=aux)
+        return RegionBank(**parts, aux_vocabulary=aux, images=images)

@@ -39,7 +39,7 @@ from .masks import Sam, Sam2
 INDEX = "regions.json"
 SUFFIXES = (".npz", ".png")
 # Keys of configs/regions other than the settings that identify a generator.
-NO_SETTINGS = ("weights", "precision", "points_per_batch", "kind", "source", "stand_in", "unconfirmed")
+NO_SETTINGS = ("weights", "precision", "points_per_batch", "kind", "source", "stand_in", "unconfirmed", "training")
 
 
 @dataclass(eq=False)
@@ -118,7 +118,7 @@ def load_regions(
         return _published_maps(str(name), config["source"])
     config = config | {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     kind = KINDS[config["kind"]]
-    given = {key: value for key, value in config.items() if key not in ("kind", "stand_in", "unconfirmed")}
+    given = {key: value for key, value in config.items() if key not in ("kind", "stand_in", "unconfirmed", "training")}
     hints = get_type_hints(kind, include_extras=True)
     known = {field.name: hints[field.name] for field in fields(kind) if field.name != "device"}
     values = validate_all(given, known, "setting", lambda _: f"regions '{name}'")

@@ -42,7 +42,7 @@ class NamedSource:
         kind, name, feature, precision, device = self.named
         module = MODULES[kind]
         load = getattr(import_module(f"ovss_bench.{module}"), f"load_{module.rpartition('.')[2]}")
-        options = {kind: {"precision": precision} for kind in ("diffusion", "concepts")}
+        options: dict[str, dict[str, Any]] = {each: {"precision": precision} for each in ("diffusion", "concepts")}
         options["vfm"] = {"feature": feature, "precision": precision}
         return load(name, device=device, **options.get(kind, {}))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..encoders.clip import DenseCLIP
 from ..encoders.diffusion import load_diffusion
-from ..encoders.vision import FeatureFolder, VisionEncoder, load_vision
+from ..encoders.vision import FeatureFolder, OncePerImage, VisionEncoder, load_vision
 from ..ops.pictures import in_frame
 from ..types import WindowBatch
 
@@ -70,7 +70,7 @@ class Recorded:
         return getattr(self.source, name)
 
 
-def random_vision(clip: DenseCLIP, feature: str | None) -> VisionEncoder | FeatureFolder:
+def random_vision(clip: DenseCLIP, feature: str | None) -> VisionEncoder | OncePerImage | FeatureFolder:
     """A vision encoder in the layout of DINO, with random weights and the size of the CLIP: ViT-B/16 beside ViT-B/16."""
     generator = torch.Generator().manual_seed(1)
     width, patch, tokens = clip.width, clip.patch_size, clip.stored_grid[0] * clip.stored_grid[1] + 1
@@ -127,7 +127,7 @@ def _foreground(image: np.ndarray) -> np.ndarray:
 def _sam(image: np.ndarray) -> SimpleNamespace:
     """HEADS heads of attention by colour, on a grid of SAM's shape; for each prompt its box is the mask."""
     size = in_frame((image.shape[0], image.shape[1]), FRAME)
-    grid = [max(side // 16, 1) for side in size]
+    grid = max(size[0] // 16, 1), max(size[1] // 16, 1)
     values = F.adaptive_avg_pool2d(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, grid) - 0.5
     cells = values.flatten(1).T
 

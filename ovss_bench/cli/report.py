@@ -26,6 +26,9 @@ FILTERS = (
     Option("clip", Texts, [], "these CLIP models only"),
     Option("dataset", Texts, [], "these data sets only, in this order"),
     Option("protocol", Texts, [], "these protocols only"),
+    Option("supervision", Texts, [], "these kinds of supervision beside CLIP's only: none, image-text pairs, masks, ..."),
+    Option("target_images_seen", Texts, [], "no: only results whose training has seen no images of the data set"),
+    Option("target_names_seen", Texts, [], "no: only results whose training has seen no class names of the data set"),
 )
 GROUPS = {
     "Which results": (

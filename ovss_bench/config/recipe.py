@@ -28,7 +28,7 @@ from .steps import composed, with_steps
 from .validation import Count, Expected, Fraction, Name, Number, Pixels, Whole, validate
 
 # The keys of a segmentor's file, and how many mappings are nested below each.
-DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3}
+DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3, "training": 1}
 
 
 Stage = Enum("Stage", ["INPUT", "WINDOW", "ENCODER", "TEXT", "REFINEMENT", "DECISION", "SCORING"])

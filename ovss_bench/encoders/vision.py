@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +121,17 @@ class OncePerImage:
         """Windows (B, 3, H, W) normalised for CLIP -> (B, C, h, w)."""
         if batch.contexts is None or batch.images is None or batch.origins is None:
             return self.encoder(batch)  # whole images
+        contexts, size = batch.contexts, batch.pixels.shape[2:]
         places = zip(batch.images.tolist(), batch.origins.tolist(), strict=True)
-        return torch.cat([self.cut(batch, image, *origin) for image, origin in places])
+        return torch.cat([self.cut(contexts[image], origin, size) for image, origin in places])
 
-    def cut(self, batch: WindowBatch, image: int, top: int, left: int) -> Tensor:
-        """The features (1, C, h, w) of a window at this place in its image; outside of it, the nearest ones."""
-        whole = self.of_image(batch.contexts[image])
+    def cut(self, context: ImageContext, origin: Sequence[int], size: Sequence[int]) -> Tensor:
+        """The features (1, C, h, w) of a window of this size (H, W) at its origin (y, x) in the image; outside of the image, the
+        nearest ones."""
+        whole = self.of_image(context)
         points = [
             2 * (first / self.patch_size + torch.arange(side // self.patch_size, device=whole.device) + 0.5) / cells - 1
-            for first, side, cells in zip((top, left), batch.pixels.shape[2:], whole.shape[2:], strict=True)
+            for first, side, cells in zip(origin, size, whole.shape[2:], strict=True)
         ]
         grid = torch.stack(torch.meshgrid(points[1], points[0], indexing="xy"), -1)[None]
         return F.grid_sample(whole, grid.to(whole), mode="bilinear", padding_mode="border", align_corners=False)

@@ -15,6 +15,7 @@ from ..errors import OvssError, unknown
 from ..evaluation.bootstrap import Interval, class_counts, mean_iou_and_gradient, paired, paired_interval
 from ..evaluation.confusion import total
 from ..evaluation.metrics import iou
+from ..runs.fairness import class_of
 from ..runs.load import result_paths
 from ..runs.store import disagreements, read_counts, read_result
 
@@ -41,7 +42,8 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         names = ("segmentor", "clip", "dataset", "protocol", "overridden", "partial")
-        return {"path": str(self.path)} | {name: self.result[name] for name in names} | {"mIoU": self.result["metrics"]["mIoU"]}
+        facts = {"path": str(self.path)} | {name: self.result[name] for name in names}
+        return facts | {"supervision": class_of(self.result), "mIoU": self.result["metrics"]["mIoU"]}
 
 
 def read_run(path: str | Path) -> Run:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..runs.fairness import mixed
 from .table import Column, Figure, Row, Table, Text
 from .terminal import lines as text_of
 
@@ -32,7 +33,7 @@ def methods_table(comparisons: list[Mapping[str, Any]]) -> Table:
     columns = [Column("data set"), Column("CLIP")]
     columns += [Column(f"{first[side]['segmentor']} mIoU", right=True) for side in "ab"]
     columns += [Column("difference", right=True, signed=True), Column("level")]
-    rows, pairs = [], {}
+    rows, pairs, remarks = [], {}, [line for line in [_supervisions(comparisons)] if line]
     for comparison in comparisons:
         a, b, difference = comparison["a"], comparison["b"], comparison["difference"]
         bounds = difference["low"], difference["high"]
@@ -41,11 +42,22 @@ def methods_table(comparisons: list[Mapping[str, Any]]) -> Table:
         labels = Text(a["dataset"]), Text(a["clip"])
         change = Figure(difference["value"], interval=None if bounds[0] != bounds[0] else bounds)
         rows.append(Row([*labels, _figure(a), _figure(b), change, Text(comparison["level"])]))
+    for side in "ab":
+        runs = [comparison[side] for comparison in comparisons]
+        if mixture := mixed({run["dataset"]: run.get("supervision", "") for run in runs}):
+            remarks.append(f"{runs[0]['segmentor']}: {mixture}")
     for clip, values in pairs.items():
         if len(values) > 1:
             a, b = (sum(side) / len(values) for side in zip(*values, strict=True))
             rows.append(Row([Text(f"mean of {len(values)}"), Text(clip), Figure(a), Figure(b), Figure(b - a), Text("")]))
-    return Table(columns, rows)
+    return Table(columns, rows, remarks=tuple(remarks))
+
+
+def _supervisions(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
+    """A note on two methods that were trained in different ways."""
+    kinds = dict.fromkeys(tuple(each[side].get("supervision", "") for side in "ab") for each in comparisons)
+    differing = ", ".join(f"{a} -> {b}" for a, b in kinds if a != b)
+    return f"not the same supervision: {differing}" if differing else None
 
 
 def _figure(run: Mapping[str, Any]) -> Figure:
@@ -72,6 +84,8 @@ def _runs(comparison: Mapping[str, Any]) -> Iterator[str]:
         yield f"  of {images['compared']} images {maps} have other label maps, {counts} other counts"
         if comparison["other_labels"]:
             yield f"  the ground truth of {comparison['other_labels']} images differs: other labels, or another size"
+    if line := _supervisions([comparison]):
+        yield f"  {line}"
     yield "  settings that differ:" if comparison["settings"] else "  no setting differs"
     for entry in comparison["settings"]:
         yield f"    {entry['name']}: {_short(entry['a'])} -> {_short(entry['b'])}"

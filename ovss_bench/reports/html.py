@@ -24,18 +24,19 @@ from ..evaluation.bootstrap import interval
 from ..evaluation.confusion import total
 from ..evaluation.metrics import areas, divide
 from ..files import below, write_text
+from ..runs.fairness import class_of, mark_of
 from ..runs.load import result_paths
 from ..runs.schema import schema
 from ..runs.store import maps_folder, read_counts, read_result
 from .overlays import ERROR, Pictures, choose, image_ious, side_for
-from .results import marked_name, results_table
+from .results import marked_name, results_table, seen_notes
 from .table import Markup, Table
 from .templates import FOLDER, render
 
 DETAILED = 24  # runs, the latest, with intervals, confusions and pictures: more would make the page large and slow
 CONFUSED = 14  # classes of the heat map
 PAIRS = 12  # confusions in the list
-ROW = ("segmentor", "clip", "dataset", "protocol", "partial", "overridden", "sources", "metrics")
+ROW = ("segmentor", "clip", "dataset", "protocol", "partial", "overridden", "sources", "fairness", "metrics")
 MARKUP = Markup(escape, "<strong>{}</strong>", "<u>{}</u>", "<small>{}</small>", "<sup>{}</sup>")
 # Fields with their own place on the page; everything else in a result is provenance.
 ELSEWHERE = {"segmentor", "clip", "dataset", "protocol", "metrics", "partial", "overridden", "recipe", "per_class", "published"}
@@ -116,6 +117,8 @@ class Page:
         self._started[key] = result["timing"]["started"], file
         self.runs[key] = {name: result[name] for name in ("segmentor", "clip", "dataset", "protocol")} | {
             "marks": marked_name(result).removeprefix(result["segmentor"]).strip(),
+            "supervision": "; ".join([mark_of(result), *seen_notes(result)]),
+            "kind": class_of(result),
             "images": result["images"]["evaluated"],
             "metrics": {name: _rounded(value) for name, value in result["metrics"].items()},
             "interval": bounds and [_rounded(float(end)) for end in bounds],

@@ -14,6 +14,7 @@ from ..config.recipe import segmentor_names
 from ..config.validation import Expected, validate, validate_all
 from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names, read_yaml, write_text
+from ..runs.fairness import class_of, mixed
 from ..runs.published import Filled, as_records, figures_of, figures_with, located, meant, settings, stand_ins, unconfirmed
 from .csv import csv
 from .markdown import markdown
@@ -89,8 +90,9 @@ def load_table(name: str | Path) -> PaperTable:
 
 def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A line per row and column of the table: `ours` (NaN without a complete result of that run), the sources for which
-    something untrained `stood_in`, which settings are `unconfirmed`, `published` (the first figure of the cell), the
-    `difference` in points if the two are comparable, `second_hand`, `source`, and `also`: what others state for the same cell.
+    something untrained `stood_in`, which settings are `unconfirmed`, the `supervision` of ours, `published` (the first
+    figure of the cell), the `difference` in points if the two are comparable, `second_hand`, `source`, and
+    `also`: what others state for the same cell.
 
     Averages follow the data sets of each row. They are NaN if any of their members is missing.
     """
@@ -103,7 +105,9 @@ def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.
         for name, columns in table.averages.items():
             values = pd.DataFrame([cells[column] for column in columns])[["ours", "published", "difference"]]
             mean = values.astype(float).mean(skipna=False).to_dict()
-            lines.append({"row": row.name, "column": name, "average": True, **mean, "also": ""})
+            kinds = {column: cells[column]["supervision"] for column in columns if cells[column]["supervision"]}
+            mixture = (mixed(kinds) or next(iter(kinds.values()), "")) if mean["ours"] == mean["ours"] else ""
+            lines.append({"row": row.name, "column": name, "average": True, **mean, "supervision": mixture, "also": ""})
     frame = pd.DataFrame(lines, columns=["row", "column", "average", *_cell(table, table.rows[0], table.datasets[0], [])])
     frame["difference"] = frame["difference"].astype(float).round(2)
     return frame
@@ -130,6 +134,8 @@ def paper_view(table: PaperTable, cells: pd.DataFrame) -> Table:
             figures.append(Figure(cell["ours"], published=cell["published"], difference=cell["difference"]))
             if cell["stood_in"]:
                 figures[-1].notes.append(f"with a stand-in for {cell['stood_in']}")
+            if cell["supervision"] not in ("", "none", None):
+                figures[-1].notes.append(cell["supervision"] if cell["average"] else f"supervision: {cell['supervision']}")
             if cell["unconfirmed"]:
                 figures[-1].notes.append("with a generator of unconfirmed settings")
                 doubts[cell["unconfirmed"]] = None
@@ -149,6 +155,7 @@ def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapp
         "ours": ours,
         "stood_in": stood_in,
         "unconfirmed": doubts,
+        "supervision": class_of(result),
         "published": first["miou"],
         "difference": ours - first["miou"] if first["comparable"] and not (stood_in or doubts) else math.nan,
         "second_hand": first.get("second_hand"),

@@ -12,23 +12,31 @@ from ..datasets.config import facts_of
 from ..datasets.suites import Average, Suite, mean_of
 from ..errors import OvssError, unknown
 from ..evaluation.metrics import RULES
+from ..runs.fairness import class_of, mark_of, mixed, order_of
 from ..runs.published import stand_ins, unconfirmed
 from ..runs.store import read_counts, read_result
-from .table import Column, Figure, Row, Table, Text
+from .results import seen_notes
+from .table import Cell, Column, Figure, Row, Table, Text
 
 Results = Mapping[Path, Mapping[str, Any]]
+TAGS = ("supervision", "target_images_seen", "target_names_seen")  # by which results can be chosen
 
 
 def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool) -> dict[Path, Mapping[str, Any]]:
-    """The results with the `chosen` segmentors, CLIPs, ... Raises OvssError for a name in no result, and if none is left."""
+    """The results with the `chosen` segmentors, CLIPs, fairness tags, ... Raises OvssError for a name in no result, and if
+    none is left."""
+
+    def value(result: Mapping[str, Any], key: str) -> str:
+        return result["fairness"][key] if key in TAGS else result[key]
+
     for key, names in chosen.items():
         for name in names:
-            known = {result[key] for result in results.values()}
+            known = {value(result, key) for result in results.values()}
             if name not in known:
                 raise unknown(f"{key} among the results", name, known)
     if not results:
         raise OvssError("no result can be read.")
-    left = {path: r for path, r in results.items() if all(not names or r[key] in names for key, names in chosen.items())}
+    left = {path: r for path, r in results.items() if all(not names or value(r, key) in names for key, names in chosen.items())}
     if not left:
         raise OvssError("no result matches all filters.")
     if complete := {path: result for path, result in left.items() if partial or not result["partial"]}:
@@ -78,7 +86,7 @@ def make_report(
         raise OvssError(f"none of {len(results)} results is on {', '.join(names)}.")
     notes = provenance_notes({path: results[path] for cells in chosen.values() for path in cells.values()})
     rows = []
-    for (clip, protocol, segmentor, *qualifiers), paths in chosen.items():
+    for (clip, protocol, supervision, segmentor, *qualifiers), paths in chosen.items():
         figures = []
         for column in columns:
             path = paths.get(column.name)
@@ -88,18 +96,19 @@ def make_report(
             figures.append(figure)
         label = Text(segmentor, [*filter(None, qualifiers), *_lifted_notes(figures)])
         figures += _averages(averages, columns, figures)
-        rows.append(Row([label, Text(clip), Text(protocol), *figures], group=(clip, protocol)))
+        rows.append(Row([label, Text(clip), Text(protocol), Text(supervision), *figures], group=(clip, protocol, supervision)))
     columns += [Column(average.name, average.metric, right=True, average=True) for average in averages]
     labels = [Column("segmentor"), Column("clip", common=True), Column("protocol", common=True)]
+    labels.append(Column("supervision", common=True, hidden=not any(row.group[2] for row in rows)))
     table = Table([*labels, *columns], rows, digits=digits, noted=True)
     measured = table.metrics[0] if len(table.metrics) == 1 else "the metric of each column"
     title = f"{suite.full_name if suite else 'Results'}: {measured} in percent"
-    remarks = _remarks([figure for row in rows for figure in row.cells[3:]], _rank(table), published, older)
+    remarks = _remarks([figure for row in rows for figure in row.cells[len(labels) :]], _rank(table), published, older)
     return replace(table, title=title, remarks=remarks).collapsed()
 
 
 def _remarks(figures: Sequence[Figure], ranked: bool, published: bool, older: int) -> tuple[str, ...]:
-    remarks = ["Best bold, second underlined, among the rows of the same CLIP and protocol."] if ranked else []
+    remarks = ["Best bold, second underlined, among the rows of the same CLIP, protocol and supervision."] if ranked else []
     if any(figure.published is not None for figure in figures):
         remarks.append("In parentheses: the published figure, and the difference of ours from it.")
     elif published:
@@ -122,7 +131,11 @@ def _newest(results: Results, datasets: Sequence[str]) -> tuple[dict[tuple[str, 
         result = results[path]
         return not result["partial"], result["timing"]["started"], result["fingerprint"]
 
-    chosen = {key: {name: max(paths, key=age) for name, paths in cells[key].items()} for key in sorted(cells)}
+    def in_order(key: tuple[str, ...]) -> tuple:
+        clip, protocol, supervision, *others = key
+        return clip, protocol, order_of(supervision), *others
+
+    chosen = {key: {name: max(paths, key=age) for name, paths in cells[key].items()} for key in sorted(cells, key=in_order)}
     return chosen, sum(len(paths) - 1 for row in cells.values() for paths in row.values())
 
 
@@ -131,7 +144,7 @@ def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
     overridden = ", ".join(f"{name}={value}" for name, value in result["overridden"].items())
     kinds = ", ".join(stand_ins(result))
     notes = (f"overridden: {overridden}" if overridden else "", f"stand-in {kinds}" if kinds else "")
-    return result["clip"], result["protocol"], result["segmentor"], *notes
+    return result["clip"], result["protocol"], mark_of(result), result["segmentor"], *notes
 
 
 def provenance_notes(results: Results) -> dict[Path, list[str]]:
@@ -166,10 +179,11 @@ def _facts(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def _figure(result: Mapping[str, Any], metric: str, notes: Sequence[str], published: bool) -> Figure:
-    cell = Figure(result["metrics"].get(metric), partial=result["partial"], notes=list(notes))
+    cell = Figure(result["metrics"].get(metric), partial=result["partial"], notes=list(notes), kind=class_of(result))
     if cell.partial:
         images = result["images"]
         cell.notes.insert(0, f"partial: {images['evaluated']} of {images['expected']} images")
+    cell.notes += seen_notes(result)
     if figures := result["published"]["figures"] if published else []:
         figure = next((figure for figure in figures if figure["metric"] == metric), figures[0])
         cell.published, cell.difference = figure["miou"], figure["difference"]
@@ -205,17 +219,17 @@ def _averages(averages: Sequence[Average], columns: Sequence[Column], figures: S
     result = []
     for average, value, *compared in zip(averages, *map(means, ("value", "published", "difference")), strict=True):
         partial = value is not None and any(by_column[name][1].partial for name in members(average))
-        notes = ["average of partial results"] if partial else []
-        result.append(Figure(value, None, *compared, partial, notes=notes))
+        kinds = {name: figure.kind for name, (_, figure) in by_column.items() if value is not None and name in members(average)}
+        notes = ["average of partial results"] * partial + [note for note in [mixed(kinds)] if note]
+        result.append(Figure(value, None, *compared, partial, notes=notes, kind=" + ".join(sorted(set(kinds.values())))))
     return result
 
 
 def _rank(table: Table) -> bool:
-    """Ranks the rounded figures of each column within their group, partial results left out; whether there are any to rank."""
+    """Ranks the rounded figures of each column within their group and kind, partial results left out; whether there are any."""
     found = False
     for group in table.groups():
-        for cells in zip(*(row.cells for row in group), strict=True):
-            ranked = [cell for cell in cells if isinstance(cell, Figure) and cell.value is not None and not cell.partial]
+        for ranked in (kind for cells in zip(*(row.cells for row in group), strict=True) for kind in _kinds(cells)):
             best = sorted({cell.rounded(table.digits) for cell in ranked}, reverse=True)[:2]
             if len(ranked) < 2:
                 continue
@@ -224,3 +238,12 @@ def _rank(table: Table) -> bool:
                 value = cell.rounded(table.digits)
                 cell.rank = best.index(value) + 1 if value in best else None
     return found
+
+
+def _kinds(cells: Sequence[Cell]) -> list[list[Figure]]:
+    """The complete figures of a column by their kind."""
+    kinds: dict[str, list[Figure]] = {}
+    for cell in cells:
+        if isinstance(cell, Figure) and cell.value is not None and not cell.partial:
+            kinds.setdefault(cell.kind, []).append(cell)
+    return list(kinds.values())

@@ -12,6 +12,7 @@ from typing import Any
 from ..datasets.suites import Suite, mean_of
 from ..errors import reading
 from ..files import write_text
+from ..runs.fairness import class_of, mark_of, mixed
 from ..runs.published import stand_ins
 from .csv import csv as to_csv
 from .markdown import markdown
@@ -23,26 +24,37 @@ METRICS = (
     "mBoundaryIoU",
 )  # fmt: skip
 LABELS = ("clip", "dataset", "protocol")
+RANKED = "The best of each data set is marked among the rows of the same supervision."
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per result, metrics in percent; the best mIoU of each data set is marked."""
+    """A row per result, metrics in percent; the best mIoU of each data set is marked, of several kinds of supervision each."""
     records = [
         {"segmentor": marked_name(result)}
         | {name: result[name] for name in LABELS}
+        | ({"supervision": mark} if (mark := mark_of(result)) else {})
         | {name: _float(result["metrics"][name]) for name in METRICS if name in result["metrics"]}
         for result in results
     ]
-    table = Table.of(records, common=LABELS)
-    by_dataset: dict[str, list[Figure]] = {}
+    table = Table.of(records, common=(*LABELS, "supervision"))
+    by_dataset: dict[tuple[str, str], list[Figure]] = {}
     for result, figure in zip(results, table.cells("mIoU"), strict=False):  # results without mIoU have no such column
         if isinstance(figure, Figure) and figure.value is not None:
-            by_dataset.setdefault(result["dataset"], []).append(figure)
+            figure.kind = class_of(result)
+            figure.notes += seen_notes(result)
+            by_dataset.setdefault((result["dataset"], figure.kind), []).append(figure)
     for figures in by_dataset.values():
         best = max(figure.rounded(table.digits) for figure in figures)
         for figure in figures:
             figure.rank = 1 if figure.rounded(table.digits) == best else None
-    return table
+    several = len(by_dataset) > len({dataset for dataset, _ in by_dataset})
+    return replace(table, remarks=(RANKED,)) if several else table
+
+
+def seen_notes(result: Mapping[str, Any]) -> list[str]:
+    """Footnotes for a figure whose training has seen images or class names of the data set, or may have."""
+    _, *marks = class_of(result).split("; ")
+    return [f"{mark} in training" for mark in marks]
 
 
 def marked_name(result: Mapping[str, Any]) -> str:
@@ -57,16 +69,21 @@ def averages_table(suite: Suite, results: Sequence[Mapping[str, Any]]) -> Table:
     """A row per segmentor, CLIP and protocol, a column per average: empty if a data set is missing, see the last column."""
     rows: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for result in results:
-        rows.setdefault((marked_name({**result, "partial": False}), result["clip"], result["protocol"]), []).append(result)
-    records = []
-    for (segmentor, clip, protocol), members in rows.items():
+        labels = marked_name({**result, "partial": False}), result["clip"], result["protocol"], mark_of(result)
+        rows.setdefault(labels, []).append(result)
+    records, mixtures = [], []
+    for (segmentor, clip, protocol, supervision), members in rows.items():
         figures = {(result["dataset"], name): value for result in members for name, value in result["metrics"].items()}
         means = mean_of(suite.averages, figures)
         missing = dict.fromkeys(name for _, names in means.values() for name in names)
         name = segmentor + PARTIAL * any(result["partial"] for result in members)
-        labels = {"segmentor": name, "clip": clip, "protocol": protocol}
+        labels = {"segmentor": name, "clip": clip, "protocol": protocol} | ({"supervision": supervision} if supervision else {})
+        mixtures.append(mixed({result["dataset"]: class_of(result) for result in members}))
         records.append(labels | {name: _float(value) for name, (value, _) in means.items()} | {"missing": ", ".join(missing)})
-    return Table.of(records, common=LABELS)
+    table = Table.of(records, common=(*LABELS, "supervision"))
+    for row, mixture in zip(table.rows, mixtures, strict=True):
+        row.cells[0].notes += [mixture] if mixture else []
+    return table
 
 
 def write_results(results: Sequence[Mapping[str, Any]], folder: Path) -> Table:

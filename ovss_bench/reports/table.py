@@ -34,7 +34,8 @@ class Text:
 @dataclass
 class Figure:
     """A figure, usually in percent; None if there is none. `interval`: its 95 % interval; `difference`: points above the
-    `published` figure; `rank`: 1 for the best of its group, 2 for the second; `partial`: of a part of the images."""
+    `published` figure; `rank`: 1 for the best of its group, 2 for the second; `partial`: of a part of the images; `kind`:
+    figures of other kinds (supervision, see `class_of`) are not ranked with it."""
 
     value: float | None = None
     interval: tuple[float, float] | None = None
@@ -42,6 +43,7 @@ class Figure:
     difference: float | None = None
     partial: bool = False
     rank: int | None = None
+    kind: str = ""
     notes: list[str] = field(default_factory=list)
 
     def rounded(self, digits: int) -> float:

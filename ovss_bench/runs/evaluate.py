@@ -28,7 +28,7 @@ from ..segmentors.base import Segmentor
 from ..stages import Stages
 from ..torch_defaults import ordinary_torch
 from .counting import counted
-from .exports import manifest_of, refuse_maps
+from .exports import manifest_of, refuse_maps, tags_of
 from .jobs import Job, Runtime, fingerprint, in_groups, job_of, make_job, split_evenly
 from .merge import added_up, make_result
 from .provenance import provenance
@@ -199,6 +199,7 @@ class _Pass:
         self.title = f"{', '.join(names)} on {', '.join(self.datasets)}"
         self.clip = jobs[0].segmentor.clip
         self.stages = Stages(self.clip.device, run.runtime.profile and run.world.rank == 0)
+        self.tags = [{"fairness": tags_of(job, [image.id for image, *_ in self.images])} for job in jobs]
         self.failed: dict[str, str] = {}  # images with the reasons
 
     def results(self) -> list[EvalResult]:
@@ -283,9 +284,9 @@ class _Pass:
                 run.progress.say(f"trace, for ui.perfetto.dev or chrome://tracing: {store.trace_path}")
         evaluated = [image.id for image, *_ in self.part if image.id not in self.failed]
         results = []
-        for job, store, *seen in zip(self.jobs, self.stores, *observed, strict=True):
+        for job, store, tags, *seen in zip(self.jobs, self.stores, self.tags, *observed, strict=True):
             store.collect(evaluated)
-            head, facts = _head(job, timing, started, run.world) | added_up(seen), job.dataset.facts
+            head, facts = _head(job, timing, started, run.world) | tags | added_up(seen), job.dataset.facts
             if run.shard:
                 if evaluated_now or not store.part_path.is_file():
                     images = [image.id for image, *_ in self.images]

@@ -1,12 +1,16 @@
-"""Label maps that a run saves with `save_label_maps=DIR`, in the format that segmentor=labels reads."""
+"""What a run states about itself before its first image: fairness tags, and the manifest of the label maps that it saves with
+`save_label_maps=DIR`, in the format that segmentor=labels reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..auxiliary.label_maps import Manifest
+from ..config.training import NAMES
 from ..errors import OvssError
+from .fairness import fairness, overlap
 from .jobs import Job
 from .provenance import package_version
 
@@ -24,11 +28,29 @@ def refuse_maps(jobs: Sequence[Job], folder: str | None, output: str | Path | No
             raise OvssError(f"save_label_maps={folder}: {what}. Add recipe.scored_at=original, or leave save_label_maps out.")
 
 
+def tags_of(job: Job, images: Sequence[str]) -> dict[str, Any]:
+    """The fairness tags of a row on these images. Raises OvssError for invalid facts about training."""
+    recipe, path = job.segmentor.recipe, job.segmentor.recipe.hyperparameters.get("path")
+    stated = {
+        "segmentor": job.name,
+        "clip": job.segmentor.clip.name,
+        "dataset": job.dataset.name,
+        "sources": job.sources,
+        "recipe": {name: {"value": value, "origin": recipe.origins[name]} for name, value in recipe.values().items()},
+    }
+    given = Manifest.read(Path(path)).tags if isinstance(path, str) else None
+    listed = getattr(job.segmentor.sources.get("bank"), "images", None)
+    tags = {name: value for name, value in (given or {}).items() if name in NAMES}
+    return fairness(stated, tags, overlap(listed, images) if listed else None)
+
+
 def manifest_of(job: Job) -> Manifest:
     """What the manifest states about the label maps of a row."""
     segmentor, classes = job.segmentor, job.dataset.classes
     overridden = {name: str(value) for name, value in sorted(segmentor.recipe.overrides.items())}
-    tags = {"clip": segmentor.clip.name, "weights_digest": segmentor.clip.weights_digest, "protocol": job.protocol}
+    fair = tags_of(job, ())
+    tags = {name: fair[name] for name in NAMES}
+    tags |= {"clip": segmentor.clip.name, "weights_digest": segmentor.clip.weights_digest, "protocol": job.protocol}
     return Manifest(
         classes=classes,
         label_offset=0,

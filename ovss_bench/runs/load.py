@@ -72,5 +72,5 @@ def _columns(value: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[tupl
             yield column, " ".join(f"{name}={item}" for name, item in value[key].items())
         elif column:
             yield column, value[key]
-        elif "properties" in inner:
+        elif "properties" in inner and value[key] is not None:
             yield from _columns(value[key], inner)

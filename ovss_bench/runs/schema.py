@@ -12,8 +12,9 @@ from typing import Any
 import fastjsonschema
 
 from ..errors import OvssError
+from .fairness import fairness
 
-VERSION = 2
+VERSION = 3
 FOLDER = Path(__file__).parent / "schemas"
 
 
@@ -23,8 +24,13 @@ def _published(result: dict[str, Any]) -> dict[str, Any]:
     return {"sources": {}, "published": {"figures": [], "why_not": reason}} | result
 
 
+def _tagged(result: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 adds fairness tags: those of the method and the networks that the result names."""
+    return result | {"fairness": fairness(result, files=False)}
+
+
 # Conversions from each version to the next.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _published}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _published, 2: _tagged}
 
 
 @cache

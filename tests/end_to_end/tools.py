@@ -50,7 +50,7 @@ def results(folder: Path) -> dict[str, dict]:
 
 def first_version(result: dict) -> dict:
     """A result as the first version of their schema had it."""
-    old = {key: value for key, value in result.items() if key not in ("published", "sources")}
+    old = {key: value for key, value in result.items() if key not in ("published", "sources", "fairness")}
     timing = {key: value for key, value in result["timing"].items() if key != "stages"}
     provenance = {key: value for key, value in result["provenance"].items() if key not in ("code", "recipe")}
     return old | {"timing": timing, "provenance": provenance, "schema_version": 1}

@@ -281,7 +281,7 @@ def test_missing_weights_name_repository_and_folder(tiny, tmp_path, monkeypatch)
 def test_entries_are_complete_and_say_where_values_come_from(name):
     entry = load_config("diffusion", name)
     keys = {"stand_in", "weights_seed"} if entry.get("stand_in") else {"repo"}
-    assert set(entry) == keys | {"licence", "attention_layers", "time_step", "steps", "image_size"}
+    assert set(entry) == keys | {"licence", "training", "attention_layers", "time_step", "steps", "image_size"}
     lines = [line for line in (CONFIGS / "diffusion" / f"{name}.yaml").read_text().splitlines() if not line.startswith("#")]
     assert all("# " in line for line in lines if line != "stand_in: true")
 

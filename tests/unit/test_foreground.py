@@ -106,7 +106,7 @@ def test_bad_decoders_are_errors(encoder, decoder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", config_names("foreground"))
 def test_entries_are_complete_and_say_where_values_come_from(name):
     entry = load_config("foreground", name)
-    assert set(entry) - {"url"} == {"licence", "encoder", "file"}
+    assert set(entry) - {"url"} == {"licence", "training", "encoder", "file"}
     assert entry["encoder"] in config_names("vision")
     lines = [line for line in (CONFIGS / "foreground" / f"{name}.yaml").read_text().splitlines() if line[0] != "#"]
     assert all(re.search(r" # \S", line) for line in lines)

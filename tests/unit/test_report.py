@@ -189,7 +189,7 @@ def test_what_was_made_otherwise_is_told(made):
     made("e", "voc21", 10.0, clip="vit_l14", weights_digest="e" * 64)
     made("e", "ade20k", 10.0, clip="vit_l14", weights_digest="e" * 64)["provenance"]["code"] = {"core": "0" * 64}
     report = make_report(made.results)
-    used = {row.cells[0].text: (row.cells[0].notes, [cell.notes for cell in row.cells[3:]]) for row in report.rows}
+    used = {row.cells[0].text: (row.cells[0].notes, [cell.notes for cell in row.cells[4:]]) for row in report.rows}
     assert used["a"] == used["b"] == ([], [[], []])
     torch = made.results[next(iter(made.results))]["provenance"]["packages"]["torch"]
     fingerprint = f"fingerprint of the data set ade20k {'f' * 12} instead of {digest('ade20k')[:12]}"
@@ -247,9 +247,9 @@ def test_the_csv_has_numbers_and_words(made):
     lines = csv(make_report(made.results, published=True, interval=lambda path, metric: (1.0, 2.0))).splitlines()
     names = "ade20k,ade20k low,ade20k high,voc21,voc21 low,voc21 high,voc21 published,voc21 difference"
     assert lines == [
-        f"segmentor,clip,protocol,{names},notes",
-        "a,demo,paper,,,,12.35,1.00,2.00,12.00,0.34,",
-        "b,demo,paper,10.00,1.00,2.00,,,,,,overridden: sigma=3; partial: 5 of 100 images",
+        f"segmentor,clip,protocol,supervision,{names},notes",
+        "a,demo,paper,none,,,,12.35,1.00,2.00,12.00,0.34,",
+        "b,demo,paper,none,10.00,1.00,2.00,,,,,,overridden: sigma=3; partial: 5 of 100 images",
     ]
 
 
@@ -273,7 +273,7 @@ def test_names_stay_text_on_a_screen_and_in_the_table_of_a_run(name, made, tmp_p
     assert name in printed.out
     assert printed.err.strip() == name
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert {line.replace(r"\|", "").count("|") for line in lines} == {6}
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {7}
     assert "<script>" not in "".join(lines)
     assert pd.read_csv(tmp_path / "table.csv").iloc[0, 0] == name
 
@@ -343,7 +343,7 @@ def test_of_many_results_each_is_read_once_and_what_is_large_is_dropped(made, tm
     assert damaged == []
     report = make_report(results)
     assert (len(opened), len(set(opened))) == (200, 200)
-    assert (len(report.rows), [column.name for column in report.columns[3:]]) == (25, [f"d{number}" for number in range(8)])
+    assert (len(report.rows), [column.name for column in report.columns[4:]]) == (25, [f"d{number}" for number in range(8)])
     assert not any({"recipe", "per_class"} & set(result) for result in results.values())
 
 

@@ -5,8 +5,8 @@
   const shared = (number) => data.shared[number];
   const runs = Object.entries(data.runs).map(([id, run]) => ({ id, ...run, ...data.details[id] }));
   const byId = (id) => document.getElementById(id);
-  const KEYS = ["segmentor", "dataset", "clip", "protocol"];
-  const LABELS = { segmentor: "segmentor", dataset: "data set", clip: "CLIP", protocol: "protocol" };
+  const KEYS = ["segmentor", "dataset", "clip", "protocol", "supervision"];
+  const LABELS = { segmentor: "segmentor", dataset: "data set", clip: "CLIP", protocol: "protocol", supervision: "supervision" };
   const AT_FIRST = new Set(["mIoU", "mAcc", "aAcc"]);
 
   // element("a", {href: "#x"}, "text", node): an attribute that is null or false is left out.
@@ -75,9 +75,9 @@
 
   const top = {};
   for (const name of data.metrics) {
-    for (const dataset of values.dataset) {
-      const found = runs.filter((run) => run.dataset === dataset && run.metrics[name] !== null && run.metrics[name] !== undefined);
-      if (found.length > 1) top[name + "\n" + dataset] = Math.max(...found.map((run) => run.metrics[name]));
+    for (const [dataset, kind] of runs.map((run) => [run.dataset, run.kind])) {
+      const found = runs.filter((run) => run.dataset === dataset && run.kind === kind && run.metrics[name] !== null && run.metrics[name] !== undefined);
+      if (found.length > 1) top[[name, dataset, kind].join("\n")] = Math.max(...found.map((run) => run.metrics[name]));
     }
   }
 
@@ -114,7 +114,7 @@
     for (const cell of line.children) {
       const name = cell.dataset.column;
       if (common.includes(name) && name !== "segmentor") cell.classList.add("common");
-      if (run.metrics[name] === top[name + "\n" + run.dataset] && name in run.metrics) cell.classList.add("best");
+      if (run.metrics[name] === top[[name, run.dataset, run.kind].join("\n")] && name in run.metrics) cell.classList.add("best");
     }
   });
   table.node.querySelectorAll("th").forEach((head) => { if (common.includes(head.dataset.column) && head.dataset.column !== "segmentor") head.classList.add("common"); });

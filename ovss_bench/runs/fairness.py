@@ -1,0 +1,155 @@
+"""The fairness tags of a result: what its method and all networks beside CLIP were trained on, and whether images or class
+names of the data set had a part in it. Results with different tags are not ranked together, and their averages say so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..config.training import IMAGES_SEEN, NAMES_SEEN, SUPERVISION, UNKNOWN, Training, beside, checked_facts, most, training_of
+from ..files import config_names, load_config, read_yaml
+
+GROUPS = {"vfm": "vision", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion"}
+BANK = Training("none", "unlabelled images", target_images_seen="unknown", setting="annotation-free")
+METHOD = ("setting", "training_data", "vocabulary", "split_used_at_test", "extra_models")  # tags of the method alone
+NETWORK = ("supervision", "training_data", "target_images_seen", "target_names_seen")
+TEXTS = {"names", "templates"}  # recipe values that every data set has of its own
+OF_DATASET = re.compile(r".* per_(?:clip_)?dataset\.[^ ]*")  # the origin of a recipe value that is set for the data set
+Part = tuple[str, Training, str]  # name, facts, and where they are stated
+
+
+def fairness(
+    result: Mapping[str, Any],
+    tags: Mapping[str, Any] | None = None,
+    bank: Mapping[str, int] | None = None,
+    files: bool = True,
+) -> dict[str, Any]:
+    """The field `fairness` of a result with the other fields. `tags`: those of the manifest of label maps; `bank`: the
+    `overlap` of the retrieval bank; `files`: whether facts beside the files of the run are read. Raises OvssError for
+    invalid facts."""
+    recipe = result["recipe"]
+    values = {name: entry["value"] for name, entry in recipe.items()}
+    parts = {"method": _method(result, values, tags, files)} | dict(_networks(result, values, files))
+    if bank and bank["shared"]:
+        name, facts, where = parts["bank"]
+        parts["bank"] = name, replace(facts, target_images_seen="unlabelled"), where
+    trained = {
+        kind: facts for kind, (_, facts, _) in parts.items() if kind != "clip"
+    }  # CLIP's own training has all rows in common
+    supervision = most(SUPERVISION, (facts.supervision for facts in trained.values()))
+    named = {kind: part for kind, part in parts.items() if kind != "method"}
+    return {
+        "supervision": supervision,
+        "supervised": [kind for kind, facts in trained.items() if facts.supervision == supervision != "none"],
+        **{tag: getattr(trained["method"], tag) for tag in METHOD},
+        "target_images_seen": most(IMAGES_SEEN, (facts.target_images_seen for facts in trained.values())),
+        "target_names_seen": most(NAMES_SEEN, (facts.target_names_seen for facts in trained.values())),
+        "per_dataset_tuning": [name for name in recipe if name not in TEXTS and OF_DATASET.match(recipe[name]["origin"])],
+        "networks": {
+            kind: {"name": name} | {tag: getattr(facts, tag) for tag in NETWORK} for kind, (name, facts, _) in named.items()
+        },
+        "bank_overlap": dict(bank) if bank else None,
+        "stated_by": list(dict.fromkeys(where for _, _, where in parts.values())),
+    }
+
+
+def overlap(listed: Iterable[str], evaluated: Sequence[str]) -> dict[str, int]:
+    """How many images a bank lists, how many are evaluated, and how many of these the bank has: by their file names without
+    folders and suffixes."""
+    bank = {PurePosixPath(name).stem for name in listed}
+    shared = sum(PurePosixPath(image).name in bank for image in evaluated)
+    return {"bank": len(bank), "evaluated": len(evaluated), "shared": shared}
+
+
+def class_of(result: Mapping[str, Any]) -> str:
+    """Supervision, and what was seen of the target: results that agree in it may be ranked and averaged. Empty for a result
+    that was not read from a file and has no tags."""
+    if (tags := result.get("fairness")) is None:
+        return ""
+    seen = {"images": tags["target_images_seen"], "names": tags["target_names_seen"]}
+    marks = [f"target {what} {'seen' if value == 'yes' else value}" for what, value in seen.items() if value != "no"]
+    return "; ".join([tags["supervision"], *marks])
+
+
+def mark_of(result: Mapping[str, Any]) -> str:
+    """The supervision, and in parentheses the networks that it comes from if that is not the method itself; or empty."""
+    if (tags := result.get("fairness")) is None:
+        return ""
+    networks = [] if "method" in tags["supervised"] else tags["supervised"]
+    return tags["supervision"] + (f" ({', '.join(networks)})" if networks else "")
+
+
+def order_of(mark: str) -> tuple[int, str]:
+    """The place of a `mark_of` among others: from least supervision to most."""
+    return ("", *SUPERVISION).index(mark.partition(" (")[0]), mark
+
+
+def mixed(classes: Mapping[str, str]) -> str | None:
+    """What an average says about members (data set -> class) of several classes; None for those of one."""
+    kinds = {kind: [name for name, each in classes.items() if each == kind] for kind in dict.fromkeys(classes.values())}
+    if len(kinds) < 2:
+        return None
+    return "average of different settings: " + ", ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
+
+
+def _method(result: Mapping[str, Any], values: Mapping[str, Any], tags: Mapping[str, Any] | None, files: bool) -> Part:
+    name = result["segmentor"]
+    section, where = _section(name)
+    own = [source["name"] for kind, source in result["sources"].items() if kind not in (*GROUPS, "bank") and source["name"]]
+    checkpoint = PurePosixPath(str(values.get("checkpoint") or "")).name
+    facts = training_of(section, where, result["dataset"], checkpoint) if section else UNKNOWN
+    stated = [(checked_facts(tags, "tags of manifest.json"), "manifest.json")] if tags else []
+    stated += [(checked_facts(found[1], str(found[0])), found[0].name) for file in own if files and (found := beside(file))]
+    for given, file in stated:
+        facts, where = Training(**asdict(facts) | given), file
+    return name, facts, where
+
+
+def _section(segmentor: str) -> tuple[Any, str]:
+    """The section `training` of a recipe file, None if it has none, and where it is."""
+    if segmentor in config_names("segmentor"):
+        config, where = load_config("segmentor", segmentor), f"configs/segmentor/{segmentor}.yaml"
+    else:
+        from ..config.registry import RECIPES  # imports mmengine, which a table of results does not need
+
+        if segmentor not in RECIPES:
+            return None, "nobody"
+        config, where = read_yaml(RECIPES[segmentor], "recipe"), str(RECIPES[segmentor])
+    return (config["training"], f"{where} training") if config.get("training") else (None, "nobody")
+
+
+def _networks(result: Mapping[str, Any], values: Mapping[str, Any], files: bool) -> Iterator[tuple[str, Part]]:
+    if result["clip"] != "none":
+        yield "clip", _network("clip", result["clip"], None, False)
+    for kind, group in GROUPS.items():
+        if name := values.get(kind):
+            generator = result["sources"].get(kind, {}).get("generator")
+            yield kind, _network(group, name, generator, files)
+            entry = load_config(group, name) if name in config_names(group) else {}
+            if "encoder" in entry:
+                yield f"{kind} encoder", _network("vision", entry["encoder"], None, False)
+    if name := values.get("bank"):
+        found = beside(name) if files else None
+        given = checked_facts(found[1], str(found[0])) if found else {}
+        yield "bank", (name, Training(**asdict(BANK) | given), found[0].name if found else "nobody")
+
+
+def _network(group: str, name: str, generator: str | None, files: bool) -> Part:
+    """An entry of configs/<group>, or a file or folder: that of an entry by its name, else with facts beside it, or none."""
+    if files and (found := beside(name)):
+        return name, Training(**asdict(UNKNOWN) | checked_facts(found[1], str(found[0]))), found[0].name
+    entries = {entry: load_config(group, entry) for entry in config_names(group)}
+    official = (entry for entry, config in entries.items() if _official(config) == Path(name).name)
+    entry = name if name in entries else generator or next(official, None)
+    if entry not in entries:
+        return name, UNKNOWN, "nobody"
+    where = f"configs/{group}/{entry}.yaml training"
+    return name, training_of(entries[entry].get("training"), where), where
+
+
+def _official(config: Mapping[str, Any]) -> str | None:
+    """The name of the file or repository of an entry."""
+    return config.get("file") or str(config.get("repo", "")).rpartition("/")[2] or None
