@@ -126,8 +126,7 @@ class OncePerImage:
         return torch.cat([self.cut(contexts[image], origin, size) for image, origin in places])
 
     def cut(self, context: ImageContext, origin: Sequence[int], size: Sequence[int]) -> Tensor:
-        """The features (1, C, h, w) of a window of this size (H, W) at its origin (y, x) in the image; outside of the image, the
-        nearest ones."""
+        """The features (1, C, h, w) of a window of this size (H, W) at its origin (y, x); outside of the image, the nearest."""
         whole = self.of_image(context)
         points = [
             2 * (first / self.patch_size + torch.arange(side // self.patch_size, device=whole.device) + 0.5) / cells - 1

@@ -12,7 +12,7 @@ from typing import Any
 from ..config.training import IMAGES_SEEN, NAMES_SEEN, SUPERVISION, UNKNOWN, Training, beside, checked_facts, most, training_of
 from ..files import config_names, load_config, read_yaml
 
-GROUPS = {"vfm": "vision", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion"}
+GROUPS = {"vfm": "vision"} | {kind: kind for kind in ("regions", "foreground", "diffusion", "sam", "concepts")}
 BANK = Training("none", "unlabelled images", target_images_seen="unknown", setting="annotation-free")
 METHOD = ("setting", "training_data", "vocabulary", "split_used_at_test", "extra_models")  # tags of the method alone
 NETWORK = ("supervision", "training_data", "target_images_seen", "target_names_seen")
@@ -110,6 +110,7 @@ def _method(result: Mapping[str, Any], values: Mapping[str, Any], tags: Mapping[
 
 def _section(segmentor: str) -> tuple[Any, str]:
     """The section `training` of a recipe file, None if it has none, and where it is."""
+    segmentor = segmentor.partition("+")[0]  # without steps
     if segmentor in config_names("segmentor"):
         config, where = load_config("segmentor", segmentor), f"configs/segmentor/{segmentor}.yaml"
     else:
@@ -124,6 +125,10 @@ def _section(segmentor: str) -> tuple[Any, str]:
 def _networks(result: Mapping[str, Any], values: Mapping[str, Any], files: bool) -> Iterator[tuple[str, Part]]:
     if result["clip"] != "none":
         yield "clip", _network("clip", result["clip"], None, False)
+    for step in result["segmentor"].split("+")[1:]:
+        known = load_config("step", step) if step in config_names("step") else {}
+        facts = training_of(known["training"], f"configs/step/{step}.yaml training") if known.get("training") else UNKNOWN
+        yield step, (step, facts, f"configs/step/{step}.yaml training" if known else "nobody")
     for kind, group in GROUPS.items():
         if name := values.get(kind):
             generator = result["sources"].get(kind, {}).get("generator")
@@ -143,7 +148,8 @@ def _network(group: str, name: str, generator: str | None, files: bool) -> Part:
         return name, Training(**asdict(UNKNOWN) | checked_facts(found[1], str(found[0]))), found[0].name
     entries = {entry: load_config(group, entry) for entry in config_names(group)}
     official = (entry for entry, config in entries.items() if _official(config) == Path(name).name)
-    entry = name if name in entries else generator or next(official, None)
+    plain = name.removesuffix("@image")  # see encoders.vision.OncePerImage
+    entry = plain if plain in entries else generator or next(official, None)
     if entry not in entries:
         return name, UNKNOWN, "nobody"
     where = f"configs/{group}/{entry}.yaml training"

@@ -120,11 +120,11 @@ def test_paths_of_every_option_are_texts(path, monkeypatch):
     options = composed(*(f"{where.get(key, key)}={path}" for key in keys))
     found = {**options, **options["runtime"], **options["recipe"]}
     for key in keys:
-        own = path if key in ("ids", "text", "refine", "names", "templates") else expected  # which are no paths here
+        own = path if key in ("ids", "names", "templates") else expected  # which are no paths here
         assert found[key] == ([own] if key in LISTS else own)
         if key != "plugins":
             assert parse_options([f"{key}={path}"], [Option(key, Text | None, None)])[key] == (
-                path if key in ("ids", "text", "refine") else expected
+                path if key == "ids" else expected
             )
 
 
