@@ -25,13 +25,15 @@ from .ways import BARE, OFFICIAL, Ways
 
 METHOD = "method"
 GIVEN = ":given"  # ends the name of a case whose features or attention maps are given instead of computed
+NEED_WEIGHTS = ("clip_dinoiser", "maskclip_plus", "pacl", "tagclip")  # trained; random weights of their sizes are not at hand
 # Fewer passes for methods with many: the ratio hardly depends on their number.
 SHORTER = {"clip_diy": {"patch_sizes": (256, 128), "weights": (1.0, 1.0)}}
 
 
 def method_cases() -> list[str]:
-    """A case for each registered method, and another one with GIVEN for those with features or attention maps."""
-    names = sorted(SEGMENTORS.module_dict)
+    """A case for each registered method on CLIP, apart from those of NEED_WEIGHTS, and another one with GIVEN for those with
+    features or attention maps."""
+    names = sorted(name for name, method in SEGMENTORS.module_dict.items() if method.uses_clip and name not in NEED_WEIGHTS)
     return [name + end for name in names for end in ("", GIVEN) if not end or {"vfm", "diffusion"} & taken(name)]
 
 

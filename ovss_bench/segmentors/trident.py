@@ -63,15 +63,6 @@ class Trident(Segmentor):
     sam_mask_coff: float = 0.005
     sam_iou_thresh: float = 0.8
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        patch, window, stride = self.clip.patch_size, self.recipe.window, self.recipe.stride
-        if window != "whole" and (window % patch or stride % patch):
-            raise OvssError(
-                f"window={window}, stride={stride}: trident splices windows patch by patch, so both must be multiples of the "
-                f"patch ({patch} pixels)."
-            )
-
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
         """Class probabilities (C, H, W) at the size of the result."""
@@ -101,6 +92,11 @@ class Trident(Segmentor):
     def spliced(self, pixels: Tensor) -> Tensor:
         """Pixels (3, H, W) -> features (D, H/patch * ratio, W/patch * ratio), averaged over the windows."""
         patch, recipe = self.clip.patch_size, self.recipe
+        if recipe.window != "whole" and (recipe.window % patch or recipe.stride % patch):
+            raise OvssError(
+                f"window={recipe.window}, stride={recipe.stride}: trident splices windows patch by patch, so both must be "
+                f"multiples of the patch ({patch} pixels)."
+            )
         windows = SlidingWindow.of(*pixels.shape[1:], recipe.window, recipe.stride, patch, "none")
         maps = self.window_features(torch.stack(windows.cut(pixels)))
         cells = windows.rows.cells, windows.columns.cells

@@ -65,8 +65,8 @@ def build(name, clip, **values):
     sources = sources_of(base, 32)
     if "diffusion" in sources:  # an alternative of it
         sources.pop("vfm" if values.get("diffusion", "given") else "diffusion")
-    missing = [kind for kind in ("foreground", "regions", "sam") if values.pop(kind, "given") is None]
-    values = {key: value for key, value in values.items() if key not in sources or value is not None}
+    missing = [kind for kind in ("foreground", "regions", "sam") if values.get(kind, "given") is None]
+    values = {key: value for key, value in values.items() if key not in (*sources, *missing) or value is not None}
     sources = {kind: None if kind in missing else source for kind, source in sources.items()}
     options = used | crop | sources | {"precision": clip.precision} | values
     return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary(), **options)

@@ -31,6 +31,7 @@ OTHER |= {
 OTHER |= {"scored_at": "resized", "normalize": "imagenet", "position": "bilinear", "activation": "quick_gelu"}
 OTHER |= {"layer_norm_eps": 1e-3, "precision": "fp16", "templates": "photo"}
 FEW = {"clip_diy": {"patch_sizes": [48], "weights": [1.0]}}  # crops, each of which CLIP enlarges to 224 pixels
+FEW |= {"tagclip_training_free": {"tag_threshold": 0.75}}  # a probability near it, so that tags differ
 FEW |= {"gla_clip": {"rho": 0.9, "shift_growth": 1.0}}  # attention is less uniform, so that labels differ
 ELSEWHERE = {"names", "min_foreground"}  # what the vocabulary of a run is read from, and what its labels are held against
 

@@ -164,4 +164,4 @@ def test_masks_of_low_predicted_quality_change_nothing(build):
 
 def test_windows_off_the_patches_are_refused(build):
     with pytest.raises(ob.OvssError, match=r"window=60, stride=32: trident splices windows patch by patch"):
-        build(window=60)
+        ob.segment(build(window=60), rgb_image(1, 90, 120))
