@@ -46,7 +46,8 @@ def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict
     """`row_code` of a segmentor and a data set of this project by name; None for others."""
     segmentor, *steps = segmentor.split("+")
     configured = segmentor in config_names("segmentor")
-    method = load_config("segmentor", segmentor).get("method", segmentor) if configured else segmentor
+    method, *own = (load_config("segmentor", segmentor).get("method", segmentor) if configured else segmentor).split("+")
+    steps = [*own, *steps]
     if method not in SEGMENTORS.modules or dataset not in config_names("dataset") or not STEPS.modules.keys() >= set(steps):
         return None
     loader = dataset_config(dataset)[1].get("loader", "mmseg")

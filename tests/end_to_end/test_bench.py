@@ -13,7 +13,17 @@ from ovss_bench.progress import Progress
 
 SMALL = ["clip=demo", "height=64", "width=90", "short_side=64", "window=48", "stride=24", "rounds=1", "threads=1"]
 # Methods that work on whole images, or decide by a rule of their own: the loop is not theirs.
-WITHOUT_LOOP = {"trident", "cliptrase", "cliper", "clip_diy"}
+WITHOUT_LOOP = {
+    "cliper",
+    "clip_diy",
+    "cliptrase",
+    "gla_clip",
+    "lposs",
+    "ov_stitcher",
+    "pearl",
+    "tagclip_training_free",
+    "trident",
+}
 
 
 def results_in(folder):

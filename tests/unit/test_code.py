@@ -64,7 +64,7 @@ def test_a_comment_invalidates_the_rows_that_it_can_concern(edited):
     ):
         assert edited(file) == set(), file
     assert edited("segmentors/scclip.py") == methods("scclip")
-    assert edited("segmentors/gem.py") == methods("gem", "gem_original")
+    assert edited("segmentors/gem.py") == methods("gem", "gem_original", "freecp", "freecp_clearclip")
     assert edited("segmentors/naclip.py") == methods("naclip", "resclip", "cass")  # which take a function of it
     assert edited("auxiliary/foreground.py") == methods("clip_diy")
     assert edited("datasets/demo/scenes.py") == {row for row in ROWS if row[1] == "demo"}
