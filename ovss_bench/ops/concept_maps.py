@@ -11,7 +11,7 @@ from torch import Tensor
 PART = 2**24  # values of enlarged masks that are held at a time
 
 
-def enlarged(logits: Tensor, size: tuple[int, int], first_sigmoid: bool = False) -> Tensor:
+def enlarged_maps(logits: Tensor, size: tuple[int, int], first_sigmoid: bool = False) -> Tensor:
     """Logits (N, h, w) -> probabilities (N, H, W): enlarged bilinearly, then the sigmoid; or in the other order."""
     values = logits.sigmoid() if first_sigmoid else logits
     values = F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
@@ -32,7 +32,7 @@ def joined(
     result = masks.new_zeros(size)
     step = max(PART // (size[0] * size[1]), 1)
     for start in range(0, len(masks), step):
-        part = enlarged(masks[start : start + step], size, first_sigmoid)
+        part = enlarged_maps(masks[start : start + step], size, first_sigmoid)
         if binary:
             part = (part > 0.5).to(part)
         if weights is not None:

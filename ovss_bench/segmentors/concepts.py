@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..auxiliary.concepts import Concepts, concepts_of
 from ..errors import OvssError
-from ..ops.concept_maps import enlarged, joined
+from ..ops.concept_maps import enlarged_maps, joined
 from ..ops.windows import axis
 from ..types import ImageContext
 from .base import Segmentor
@@ -192,7 +192,7 @@ class ConceptSegmentor(Segmentor):
             options = {"binary": self.mask_form == "binary", "add": self.combine == "sum"}
             result = joined(masks, weights, size, first_sigmoid=first, **options)
         if self.heads != "instance":
-            dense = enlarged(semantic[None], size, first)[0]
+            dense = enlarged_maps(semantic[None], size, first)[0]
             if self.gate == "semantic":
                 dense = dense * present
             result = dense if result is None else torch.maximum(result, dense)

@@ -22,7 +22,7 @@ CHANNELS = {
 }
 
 
-class Encoded(NamedTuple):
+class Smoothed(NamedTuple):
     """The smoothed outputs (B, T, D) of the block `before` the last, of the `last`, and their mean over all blocks, `guide`
     (float32); `by_keys` (B, K, N, N): the sum of the key-key attention between patches over all blocks but the last."""
 
@@ -81,7 +81,7 @@ class RFCLIP(Segmentor):
         logits = (1 - share) * text @ patches.transpose(1, 2) + share * image[..., None]
         return logits.unflatten(2, encoded.grid)
 
-    def encode(self, pixels: Tensor, by_keys: bool = True) -> Encoded:
+    def encode(self, pixels: Tensor, by_keys: bool = True) -> Smoothed:
         """All blocks for windows (B, 3, H, W); `by_keys=False` leaves out the attention maps that only patches need."""
         x, grid = self.clip.embed_patches(pixels, self.recipe.position)
         depth, before, total, maps = self.clip.depth, x, x.new_zeros(1).float(), x.new_zeros(1).float()
@@ -92,7 +92,7 @@ class RFCLIP(Segmentor):
             total = total + x
             if by_keys and i < depth - 1:
                 maps = maps + attention_maps(k, k)[..., 1:, 1:]
-        return Encoded(before, x, total / depth, maps, grid)
+        return Smoothed(before, x, total / depth, maps, grid)
 
     def run(self, block: BlockView, x: Tensor, refocus: bool) -> tuple[Tensor, Tensor]:
         """A block's output (B, T, D), and its keys (B, K, T, d)."""
@@ -121,7 +121,7 @@ class RFCLIP(Segmentor):
         blended = (1 - self.blend) * x[:, 1:] + self.blend * means
         return torch.cat([x[:, :1], torch.where(self.distracted(x)[..., None], blended.to(x), x[:, 1:])], 1)
 
-    def last_attention(self, encoded: Encoded) -> Tensor:
+    def last_attention(self, encoded: Smoothed) -> Tensor:
         """The last block's output (B, N, D) for the patches, without residual connection and feed-forward network."""
         block, similarity = self.clip.block(-1, encoded.grid), cosine_matrix(encoded.guide[:, 1:])
         similarity = similarity.masked_fill(similarity < self.similarity, 0)
@@ -141,7 +141,7 @@ class RFCLIP(Segmentor):
         1."""
         return (by_keys + attention_maps(k, k)[..., 1:, 1:]) / self.clip.depth
 
-    def image_cosines(self, batch: WindowBatch, encoded: Encoded) -> Tensor:
+    def image_cosines(self, batch: WindowBatch, encoded: Smoothed) -> Tensor:
         """The cosines (B, Q) of the queries with the class token of each window, or of its image."""
         of_windows = self.image_level == "window" or self.recipe.window == "whole"
         if of_windows or batch.contexts is None or batch.images is None:
@@ -156,7 +156,7 @@ class RFCLIP(Segmentor):
             context.by_products["cosines"] = self.class_cosines(self.encode(self.tensor(whole)[None], by_keys=False))[0]
         return context.by_products["cosines"]
 
-    def class_cosines(self, encoded: Encoded) -> Tensor:
+    def class_cosines(self, encoded: Smoothed) -> Tensor:
         return self.clip.head(encoded.last[:, 0]) @ self.text.T
 
 
