@@ -12,7 +12,9 @@ import pandas as pd
 import ovss_bench as ob
 from ovss_bench.bench.methods import METHOD
 from ovss_bench.bench.view import of_methods
+from ovss_bench.config.training import SUPERVISION, most
 from ovss_bench.files import PACKAGE, config_names, load_config
+from ovss_bench.runs.fairness import GROUPS
 from ovss_bench.runs.published import published_figures
 from ovss_bench.segmentors import MODULES
 from ovss_bench.segmentors.steps import MODULES as STEPS
@@ -68,6 +70,14 @@ def beside_clip(method: str) -> str:
     return " ".join(f"`{kind}={values[kind]}`" if values[kind] else f"`{kind}`" for kind in BESIDE_CLIP if kind in values)
 
 
+def supervision(method: str) -> str:
+    """What a method and the models of its recipe were trained on, apart from CLIP."""
+    values = ob.compose_recipe(method).values()
+    sections = [load_config("segmentor", method)["training"]]
+    sections += [load_config(group, values[kind])["training"] for kind, group in GROUPS.items() if values.get(kind)]
+    return most(SUPERVISION, (section["supervision"] for section in sections))
+
+
 def speed() -> list[dict[str, Any]]:
     """The measurements of tools/bench.py that are committed, a file per machine and number of threads, the largest first."""
     files = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "bench").glob("*.json"))]
@@ -97,6 +107,7 @@ def guide() -> str:
                 "year": facts["year"],
                 "idea": facts["idea"],
                 "beside CLIP": beside_clip(method),
+                "supervision": supervision(method),
                 "differences": f"[{count}](methods/{method}.md#{anchor})",
                 "parity": "official code" if method in checked else "formulas",
                 "demo": f"{demo[names[0]]:.1f}" if names else "",
