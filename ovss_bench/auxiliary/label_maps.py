@@ -183,7 +183,7 @@ class LabelMaps:
     def _lengths(self) -> dict[str, list[dict[str, Any]]]:
         """The run lengths by image id."""
         assert self.lengths_file is not None
-        owners = {name: image for image, names in foreign_names(self.dataset.samples).items() for name in names}
+        owners = {name: image for image, names in self.stems.items() for name in names}
         found = {}
         for file, entries in read_run_lengths(self.lengths_file).items():
             image = next((owners[name] for name in name_parts(file) if name in owners), None)

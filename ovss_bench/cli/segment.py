@@ -34,7 +34,6 @@ def run(words: list[str]) -> None:
 
     import ovss_bench as ob
 
-    from ..config.steps import with_steps
     from ..encoders.clip_loading import ClipSpec
     from ..figures import legend_picture, palette, palette_image
     from ..image import read_image
@@ -47,7 +46,6 @@ def run(words: list[str]) -> None:
         name: options[name] for name in (*SOURCES, "text", "refine") if options[name] is not None
     }
     recipe = ob.compose_recipe(method, clip=spec.label, overrides=overrides)
-    method, overrides = with_steps(method, overrides)
     clip = spec.load(recipe.precision)
     if recipe.resize == "center_crop":  # a benchmark's protocol; a photo is segmented as a whole
         overrides = {"resize": "keep_ratio"} | overrides
@@ -58,7 +56,9 @@ def run(words: list[str]) -> None:
     if label_map.max() == len(names):  # pixels without a class, by thresholds of the method
         names.append(["no class"])
     colours = palette(len(names))
-    labels, picture = (user_path(options["out"]) / f"{photo.stem}.{method}.{kind}.png" for kind in ("labels", "picture"))
+    labels, picture = (
+        user_path(options["out"]) / f"{photo.stem}.{recipe.segmentor}.{kind}.png" for kind in ("labels", "picture")
+    )
     write_atomic(labels, palette_image(label_map, colours).save)
     write_atomic(picture, legend_picture(image, label_map, [entry[0] for entry in names], colours).save)
     share = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size

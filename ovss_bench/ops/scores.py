@@ -17,6 +17,16 @@ def by_class(vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     return vocabulary.by_class
 
 
+def best_of_classes(planes: Tensor, vocabulary: Vocabulary, lowest: float = 0.0) -> Tensor:
+    """Planes of the queries (Q, ...) -> those of the classes (C, ...): the maximum over the queries of each, at least
+    `lowest`."""
+    best = planes.new_full((len(vocabulary.classes), *planes.shape[1:]), lowest)
+    for q, c in enumerate(vocabulary.group):
+        if c >= 0:
+            torch.maximum(best[c], planes[q], out=best[c])
+    return best
+
+
 class Decision:
     """The decision rule of a recipe. A pixel gets the class of its most probable query (softmax over all queries; ties go to
     the lowest class), or the background if that probability is below `threshold`.
@@ -31,12 +41,7 @@ class Decision:
 
     def class_scores(self, cosines: Tensor) -> Tensor:
         """Cosines (Q, ...) -> class probabilities (C, ...): for each class the maximum over its queries, 0 without queries."""
-        probabilities = (self.logit_scale * cosines).softmax(0)
-        scores = probabilities.new_zeros(len(self.vocabulary.classes), *cosines.shape[1:])
-        for q, c in enumerate(self.vocabulary.group):
-            if c >= 0:
-                torch.maximum(scores[c], probabilities[q], out=scores[c])
-        return scores
+        return best_of_classes((self.logit_scale * cosines).softmax(0), self.vocabulary)
 
     def without_small_classes(self, scores: Tensor) -> Tensor:
         """Class scores (C, H, W) after the area threshold."""

@@ -11,6 +11,7 @@ from ..config.hyperparameters import File
 from ..config.registry import SEGMENTORS
 from ..encoders.trained import read_trained
 from ..errors import OvssError
+from ..ops.scores import best_of_classes
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import LastBlockSegmentor
 
@@ -102,8 +103,4 @@ class CLIPDINOiser(LastBlockSegmentor):
     def scores(self, probabilities: Tensor, context: ImageContext) -> Tensor:
         """Averaged probabilities (Q, ...) -> those of the classes (C, ...), of which each has one query in the paper: here the
         maximum over its queries."""
-        scores = probabilities.new_zeros(len(self.vocabulary.classes), *probabilities.shape[1:])
-        for query, c in enumerate(self.vocabulary.group):
-            if c >= 0:
-                torch.maximum(scores[c], probabilities[query], out=scores[c])
-        return scores
+        return best_of_classes(probabilities, self.vocabulary)

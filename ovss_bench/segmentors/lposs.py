@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..ops.compose import compose
 from ..ops.graphs import cell_centres, patch_affinity, propagate_patches, propagate_pixels
+from ..ops.scores import best_of_classes
 from ..ops.windows import SlidingWindow
 from ..types import ImageContext, WindowBatch
 from .base import LastBlockSegmentor
@@ -98,11 +99,7 @@ class LPOSS(LastBlockSegmentor):
 
     def scores(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """Scores (Q, ...) -> the best of each class (C, ...), -infinity without queries."""
-        best = cosines.new_full((len(self.vocabulary.classes), *cosines.shape[1:]), -torch.inf)
-        for q, c in enumerate(self.vocabulary.group):
-            if c >= 0:
-                torch.maximum(best[c], cosines[q], out=best[c])
-        return best
+        return best_of_classes(cosines, self.vocabulary, -torch.inf)
 
     def decide(self, planes: Tensor, context: ImageContext) -> Tensor:
         return planes.argmax(0)
