@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError
-from ..ops.compose import compose
+from ..ops.compose import compose, composed
 from ..ops.nearest import opencv_nearest
 from ..ops.pamr import PAMR
 from ..ops.scores import by_class
@@ -173,9 +173,7 @@ def _refined(
         smooth = PAMR(guide, recipe.pamr_steps, recipe.pamr_dilations)
 
     def smoothed(queries: Tensor) -> Tensor:
-        cosines = grids.new_empty(len(queries), *context.size)
-        for rows, columns, tile in compose(grids[:, queries], windows, context.size):
-            cosines[:, rows, columns] = tile.movedim(-1, 0)
+        cosines = composed(grids[:, queries], windows, context.size)
         return smooth(cosines) if smooth else cosines
 
     if segmentor.refines:

@@ -87,3 +87,11 @@ def compose(
             tile = buffer[: len(vertical) * strip.shape[1]].view(len(vertical), -1)
             torch.mm(vertical, strip[cells], out=tile)
             yield down, across, tile.view(len(vertical), -1, queries)
+
+
+def composed(grids: Tensor, windows: SlidingWindow, size: tuple[int, int]) -> Tensor:
+    """All tiles of `compose` as maps (Q, H, W)."""
+    maps = grids.new_empty(grids.shape[1], *size)
+    for rows, columns, tile in compose(grids, windows, size):
+        maps[:, rows, columns] = tile.movedim(-1, 0)
+    return maps

@@ -14,9 +14,11 @@ from ..config.registry import SEGMENTORS
 from ..errors import OvssError
 from ..image import STATISTICS, resize
 from ..ops.device import kept
+from ..ops.image_texts import adjusted_texts, query_clusters
 from ..ops.spectral import best_pairs, graph_spectrum
 from ..types import ImageContext, WindowBatch
 from .base import Segmentor
+from .features import whole_pixels
 from .naclip import neighbourhood
 
 
@@ -122,31 +124,18 @@ class CASS(Segmentor):
     def embedding_of(self, context: ImageContext) -> Tensor:
         """(E,) of the resized image, whose aspect ratio is kept."""
         if "embedding" not in context.by_products:
-            right, down = (max(self.clip.patch_size - side, 0) for side in context.pixels.shape[:0:-1])
-            pixels = F.pad(self.tensor(context.pixels), (0, right, 0, down))[None]
-            trunk = self.clip.trunk(pixels, position=self.recipe.position)
+            trunk = self.clip.trunk(whole_pixels(self, context), position=self.recipe.position)
             context.by_products["embedding"] = self.clip.embeddings(trunk)[0]
         return context.by_products["embedding"]
 
     @cached_property
-    def groups(self) -> Tensor:
-        """Which queries are in which group (G, Q) bool: Ward's clusters of the cosine distances."""
-        from scipy.cluster.hierarchy import fcluster, linkage
-
-        text = self.text.numpy(force=True)
-        distances = (1 - text @ text.T)[np.triu_indices(len(text), 1)]
-        labels = fcluster(linkage(distances, "ward"), self.h_threshold, "distance") if len(text) > 1 else np.ones(1, int)
-        return self.tensor(labels == np.unique(labels)[:, None])
+    def clusters(self) -> list[int]:
+        """The group of each query."""
+        return query_clusters(self.text, self.h_threshold, "ward")
 
     def adjusted_text(self, patches: Tensor, similarity: Tensor) -> Tensor:
         """The texts (B, Q, E) for windows of unit patch embeddings (B, N, E) and similarities (B, Q) to the image."""
-        chosen = similarity[:, None].masked_fill(~self.groups, -torch.inf).argmax(-1)
-        text = self.text[chosen]
-        best = (text @ patches.transpose(1, 2)).topk(min(2, patches.shape[1]), -1).indices
-        mean = patches.gather(1, index_like(best.flatten(1), patches)).unflatten(1, best.shape[1:]).mean(2)
-        moved = (1 - self.mean_vector_weight) * text + self.mean_vector_weight * F.normalize(mean, dim=-1)
-        texts = self.text.expand(len(patches), -1, -1)
-        return texts.scatter(1, index_like(chosen, texts), F.normalize(moved, dim=-1))
+        return adjusted_texts(self.text, self.indices(self.clusters), patches, similarity, self.mean_vector_weight)
 
 
 def index_like(index: Tensor, x: Tensor) -> Tensor:

@@ -33,6 +33,12 @@ def image_features(segmentor: Segmentor, context: ImageContext, whole: Callable[
     return segmentor.tensor(context.cached(maker, lambda: context.shared[key].once(segmentor.vfm).numpy(force=True)))
 
 
+def whole_pixels(segmentor: Segmentor, context: ImageContext) -> Tensor:
+    """The network input (1, 3, H, W) for the whole resized image, with zeros below and right of it up to one patch of CLIP."""
+    below, right = (max(segmentor.clip.patch_size - side, 0) for side in context.pixels.shape[1:])
+    return F.pad(segmentor.tensor(context.pixels), (0, right, 0, below))[None]
+
+
 def pictures(segmentor: Segmentor, batch: WindowBatch) -> np.ndarray:
     """The windows as images (B, H, W, 3) uint8 RGB, for a batch that is not of images."""
     mean, std = (torch.tensor(each).view(3, 1, 1).to(batch.pixels) for each in STATISTICS[segmentor.recipe.normalize])

@@ -14,6 +14,7 @@ from ..ops.attention import cosine_matrix
 from ..ops.image_texts import adjusted_texts, query_clusters
 from ..types import ImageContext, WindowBatch
 from .base import TOWER, Segmentor
+from .features import whole_pixels
 
 # The channels of distraction patches by the width of OpenAI's ViT-B/16 and ViT-L/14, counted from 0 (clip/model.py).
 CHANNELS = {
@@ -151,9 +152,7 @@ class RFCLIP(Segmentor):
     def of_image(self, context: ImageContext) -> Tensor:
         """The cosines (Q,) of the whole resized image, computed once."""
         if "cosines" not in context.by_products:
-            down, right = (max(self.clip.patch_size - side, 0) for side in context.pixels.shape[1:])
-            whole = F.pad(context.pixels, (0, right, 0, down))  # at least one patch
-            context.by_products["cosines"] = self.class_cosines(self.encode(self.tensor(whole)[None], by_keys=False))[0]
+            context.by_products["cosines"] = self.class_cosines(self.encode(whole_pixels(self, context), by_keys=False))[0]
         return context.by_products["cosines"]
 
     def class_cosines(self, encoded: Smoothed) -> Tensor:

@@ -18,7 +18,7 @@ from ..ops.crf import dense_crf
 from ..ops.nearest import torch_nearest
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
-from .features import encoded, read_texts
+from .features import encoded, read_texts, whole_pixels
 
 MEAN = (104.008, 116.669, 122.675)  # of BGR, subtracted from the image of the CRF
 
@@ -93,8 +93,7 @@ class TagCLIPTrainingFree(Segmentor):
         planes = self.text.new_zeros(len(self.vocabulary.classes), *context.size)
         if not self.foreground:
             return planes + 1
-        bottom, right = (max(self.clip.patch_size - side, 0) for side in context.pixels.shape[1:])
-        pixels = F.pad(self.tensor(context.pixels), (0, right, 0, bottom))[None]
+        pixels = whole_pixels(self, context)
         trunk = self.trunk(WindowBatch(pixels))
         affinity, smooth = self.affinities(trunk)
         tags = self.tags(self.image_tags(pixels, self.refined_scores(trunk, affinity)))

@@ -43,7 +43,7 @@ def test_texts_move_one_by_one_without_groups(build):
 
 def test_of_a_group_only_the_likeliest_text_moves(build):
     own = build(h_threshold=100.0, mean_vector_weight=0.5)
-    assert own.groups.tolist() == [[True] * 6]
+    assert own.clusters == [0] * 6
     patches = F.normalize(query_features(5, 20)[None], dim=-1)
     similarity = torch.tensor([[0.1, 0.2, 0.9, 0.3, 0.0, -0.1]])
     changed = (own.adjusted_text(patches, similarity)[0] != own.text).any(1)
