@@ -151,7 +151,7 @@ def compose_recipe(
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
     layers = [(f"default of {declaration.owner}", declaration.defaults, False)]
-    steps = _parts(segmentor)[2]
+    steps = parts(segmentor)[2]
     layers += [(f"default of step {step}", of_class(STEPS.get(step)).defaults, False) for step in steps]
     layers += [*_file_layers(segmentor, config, protocol, clip, dataset), (origin, overrides, False)]
     values: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def _file_layers(
     own, known = segmentor.partition("+")[0], config_names("step")
     # With steps, values of the base method that a step leaves without effect are noted, as those for all methods are.
     method = (RECIPES.get(own, f"configs/segmentor/{own}.yaml"), config, "+" in segmentor)
-    steps = [(f"configs/step/{step}.yaml", load_config("step", step), False) for step in _parts(segmentor)[2] if step in known]
+    steps = [(f"configs/step/{step}.yaml", load_config("step", step), False) for step in parts(segmentor)[2] if step in known]
     rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol), True)
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
     for keys, (path, content, for_all) in [*product(sections, (base, *steps, method)), *product(sections, (rules,))]:
@@ -191,7 +191,7 @@ def _file_layers(
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
     """Configuration and class of a segmentor. A registered method needs no file; the file of a variant names its `method`."""
-    config, method, steps = _parts(name)
+    config, method, steps = parts(name)
     kind = SEGMENTORS.get(method)
     kind = composed(name, kind, steps) if steps else kind
     of_class(kind)  # raises OvssError for invalid declarations
@@ -200,7 +200,7 @@ def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
 
 def hyperparameters(name: str) -> tuple[dict[str, Any], Hyperparameters]:
     """The configuration of a segmentor and the hyperparameters of its method, without importing a method of this project."""
-    config, method, steps = _parts(name)
+    config, method, steps = parts(name)
     if not steps and method not in SEGMENTORS.registered and method in declared():
         return config, declared()[method]
     return config, of_class(segmentor_config(name)[1])
@@ -254,7 +254,7 @@ def own_recipe(name: str) -> str:
     return "; ".join(notes)
 
 
-def _parts(name: str) -> tuple[dict[str, Any], str, list[str]]:
+def parts(name: str) -> tuple[dict[str, Any], str, list[str]]:
     """The configuration of a segmentor, the registered name of its base method, and the names of its steps."""
     base, *steps = name.split("+")
     config = _config(base)

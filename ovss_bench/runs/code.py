@@ -17,9 +17,10 @@ from pathlib import Path
 from types import CodeType
 
 from ..auxiliary.sources import MODULES
+from ..config.recipe import parts
 from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, STEPS
 from ..datasets.config import dataset_config
-from ..files import PACKAGE, config_names, digest, load_config
+from ..files import PACKAGE, config_names, digest
 from ..files import code as code_digest
 
 # Counting, construction of segmentors, metrics: every row depends on these and on what they import.
@@ -44,10 +45,9 @@ def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dic
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
     """`row_code` of a segmentor and a data set of this project by name; None for others."""
-    segmentor, *steps = segmentor.split("+")
-    configured = segmentor in config_names("segmentor")
-    method, *own = (load_config("segmentor", segmentor).get("method", segmentor) if configured else segmentor).split("+")
-    steps = [*own, *steps]
+    if segmentor.partition("+")[0] not in {*config_names("segmentor"), *SEGMENTORS.modules}:
+        return None
+    _, method, steps = parts(segmentor)
     if method not in SEGMENTORS.modules or dataset not in config_names("dataset") or not STEPS.modules.keys() >= set(steps):
         return None
     loader = dataset_config(dataset)[1].get("loader", "mmseg")

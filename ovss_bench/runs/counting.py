@@ -95,4 +95,4 @@ def _counted(job: Job, prediction: Prediction, target: np.ndarray, runtime: Runt
     pair = truth, predicted, len(dataset.classes), dataset.ignore_index
     edges = boundary_counts(*pair) if runtime.boundary else None
     digest = hashlib.sha256(label_map.tobytes()).hexdigest()[:16]
-    return confusion(*pair), digest, edges, label_map if runtime.maps or runtime.save_label_maps else None
+    return confusion(*pair), digest, edges, label_map if runtime.keeps_maps else None

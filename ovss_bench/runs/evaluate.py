@@ -223,8 +223,8 @@ class _Pass:
         if run.runtime.save_label_maps and run.world.rank == 0:
             for job, store in zip(self.jobs, self.stores, strict=True):
                 manifest_of(job).write(store.map_folders[-1])
-        maps = run.runtime.maps or bool(run.runtime.save_label_maps)
-        stored = {image.id for image, *_ in self.part if all(store.has(image.id, maps) for store in self.stores)}
+        keeps = run.runtime.keeps_maps
+        stored = {image.id for image, *_ in self.part if all(store.has(image.id, keeps) for store in self.stores)}
         done, *_ = run.world.gather(stored)
         if done:
             run.progress.say(f"{self.title}: resumed, {len(done)} of {len(self.part)} images are done")

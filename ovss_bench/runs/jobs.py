@@ -45,6 +45,11 @@ class Runtime:
     compile: bool = False  # torch.compile for the blocks: a minute at the start, then faster
     profile: bool = False  # print the time of each stage, and write a trace
 
+    @property
+    def keeps_maps(self) -> bool:
+        """Whether label maps are saved anywhere."""
+        return self.maps or bool(self.save_label_maps)
+
 
 @dataclass
 class Job:
