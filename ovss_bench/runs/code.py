@@ -105,18 +105,25 @@ def _compiled(kind: type) -> Iterator[str | bytes]:
 
 def _is_users(base: type, file: Path) -> bool:
     """Whether a base class outside this package is a user's: not of a library, or derived from a class of this package."""
-    in_library = any(Path(sysconfig.get_path(kind)) in file.parents for kind in ("stdlib", "purelib", "platlib"))
+    in_library = any(library in file.parents for library in _libraries())
     return bool(file.name) and (not in_library or any(other.__module__.startswith("ovss_bench.") for other in base.__mro__))
 
 
+def _libraries() -> set[Path]:
+    """The folders of Python's own modules and of installed packages."""
+    return {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")}
+
+
 def _beside(file: Path, folder: Path) -> set[Path]:
-    """A plug-in's file, and the files in and below its folder that it imports, directly or indirectly."""
+    """A plug-in's file, and the files in and below its folder that it imports, directly or indirectly, apart from libraries
+    below the folder, as those of an environment in a checkout."""
+    others = {PACKAGE, *(library for library in _libraries() if folder in library.parents)}
 
     def imports(path: Path) -> Iterator[Path]:
         tree = ast.parse(path.read_bytes())
         modules = (getattr(sys.modules.get(name), "__file__", None) for name in _absolute(tree))
         for found in {Path(module) for module in modules if module} | _relative(path, tree):
-            if folder in found.parents and PACKAGE not in found.parents and found.is_file():
+            if folder in found.parents and others.isdisjoint(found.parents) and found.is_file():
                 yield found
 
     return _reached([file] if file.is_file() else [], imports)

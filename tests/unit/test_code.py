@@ -3,6 +3,7 @@
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -145,6 +146,22 @@ def test_a_plug_in_counts_for_its_own_rows_only(tmp_path, monkeypatch):
     baseline = make_job("sclip", ob.load_clip("demo"), load_dataset("demo"))
     assert baseline.code[1] == {}
     assert len(fingerprint(baseline, baseline.dataset.samples)) == 64
+
+
+def test_an_environment_below_the_folder_of_a_plug_in_is_not_part_of_it(tmp_path, monkeypatch):
+    """As in a checkout whose environment is `.venv`: compiled modules of libraries are no Python that could be read."""
+    libraries = tmp_path / ".venv" / "site-packages"
+    libraries.mkdir(parents=True)
+    (libraries / "library_of_three.py").write_text("import compiled_of_three\nSCALE = 1.0\n")
+    (libraries / "compiled_of_three.so").write_bytes(b"\x7fELF\0")
+    compiled = ModuleType("compiled_of_three")
+    compiled.__file__ = str(libraries / "compiled_of_three.so")
+    monkeypatch.setitem(sys.modules, "compiled_of_three", compiled)
+    monkeypatch.syspath_prepend(libraries)
+    monkeypatch.setattr(code.sysconfig, "get_path", lambda kind: str(libraries))
+    (tmp_path / "three.py").write_text(METHOD.format(name="three").replace("helper_of_three", "library_of_three"))
+    load_plugin(tmp_path / "three.py")
+    assert [Path(path).name for path in row_code([segmentor_config("three")[1]], [])[1]] == ["three.py"]
 
 
 def test_a_plug_in_of_the_same_file_name_in_another_folder_is_another(tmp_path):
