@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError
-from ..ops.compose import compose, composed
+from ..ops.compose import compose, composed_maps
 from ..ops.nearest import opencv_nearest
 from ..ops.pamr import PAMR
 from ..ops.scores import by_class
@@ -173,7 +173,7 @@ def _refined(
         smooth = PAMR(guide, recipe.pamr_steps, recipe.pamr_dilations)
 
     def smoothed(queries: Tensor) -> Tensor:
-        cosines = composed(grids[:, queries], windows, context.size)
+        cosines = composed_maps(grids[:, queries], windows, context.size)
         return smooth(cosines) if smooth else cosines
 
     if segmentor.refines:

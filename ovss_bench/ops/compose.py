@@ -89,7 +89,7 @@ def compose(
             yield down, across, tile.view(len(vertical), -1, queries)
 
 
-def composed(grids: Tensor, windows: SlidingWindow, size: tuple[int, int]) -> Tensor:
+def composed_maps(grids: Tensor, windows: SlidingWindow, size: tuple[int, int]) -> Tensor:
     """All tiles of `compose` as maps (Q, H, W)."""
     maps = grids.new_empty(grids.shape[1], *size)
     for rows, columns, tile in compose(grids, windows, size):

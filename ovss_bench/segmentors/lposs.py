@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
-from ..ops.compose import composed
+from ..ops.compose import composed_maps
 from ..ops.graphs import cell_centres, patch_affinity, propagate_patches, propagate_pixels
 from ..ops.scores import best_of_classes
 from ..ops.windows import SlidingWindow
@@ -91,7 +91,7 @@ class LPOSS(LastBlockSegmentor):
         size = context.resized.shape[:2]
         if self.recipe.pamr_steps:
             return F.interpolate(cosines[None], size, mode="bilinear")[0]
-        return composed(context.by_products["scores"], self.windows(context), size)
+        return composed_maps(context.by_products["scores"], self.windows(context), size)
 
     def scores(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """Scores (Q, ...) -> the best of each class (C, ...), -infinity without queries."""
