@@ -10,6 +10,7 @@ import ovss_bench as ob
 from end_to_end.tools import command
 from ovss_bench.image import normalize
 from parity.seeded import rgb_image
+from tools.training.canvases import Training
 from tools.training.dinoiser import Convolutions, losses, middle_features
 
 COMMON = ["--steps=4", "--every=2", "--threads=1", "--out=run"]
@@ -48,6 +49,24 @@ def test_a_killed_training_goes_on_to_the_same_weights(model, tmp_path):
         assert ob.segment(segmentor, rgb_image(1, 40, 50), short_side=40).label_map.shape == (40, 50)
     else:
         assert ob.load_vision(tmp_path / "quiet" / file).patch_size == 4
+
+
+def test_a_checkpoint_never_precedes_its_weights(tmp_path, monkeypatch):
+    """A training that is killed between the two takes the steps again; else its weights would stay those of earlier steps."""
+    model, save, seen = torch.nn.Linear(2, 1), torch.save, []
+    training = Training(tmp_path, 4, 2, {"model": model})
+
+    def checked(state, path):
+        weights = load_file(tmp_path / "demo_line.safetensors")
+        assert torch.equal(weights["weight"], state["model"]["weight"].half())
+        seen.append(state["step"])
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", checked)
+    for step in (1, 3):
+        torch.nn.init.constant_(model.weight, step)
+        training.keep(step, "line", model)
+    assert seen == [2, 4]
 
 
 def test_the_foreground_decoder_is_trained_in_one_go(tmp_path):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from ovss_bench.datasets.demo.scenes import ALL_CLOTHS, GROUNDS, draw_scene
 
@@ -33,7 +35,7 @@ def draw_canvases(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray, l
 
 
 class Training:
-    """Steps, log and checkpoint of a training in a folder; it resumes from its last checkpoint.
+    """Steps, log, weights and checkpoint of a training in a folder; it resumes from its last checkpoint.
 
     `parts` have a state dict each: models, optimizer, schedule.
     """
@@ -55,8 +57,13 @@ class Training:
         self.losses.append(loss)
         return (step + 1) % self.every == 0 or step + 1 == self.steps
 
-    def keep(self, step: int, **measured: float) -> None:
-        """Writes a line of the log and the checkpoint."""
+    def keep(self, step: int, name: str, model: nn.Module, metadata: dict[str, str] | None = None, **measured: float) -> None:
+        """Writes the weights in half precision to demo_NAME.safetensors, a line of the log and the checkpoint. The checkpoint
+        comes last: the steps before it are not taken again after a kill."""
+        weights = self.out / f"demo_{name}.safetensors"
+        half = {key: tensor.half().contiguous() for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        save_file(half, weights.with_suffix(".tmp"), metadata)
+        weights.with_suffix(".tmp").replace(weights)
         done, seconds = step + 1, self.spent + time.monotonic() - self.began
         row = {"step": done, "seconds": round(seconds), "loss": round(float(np.mean(self.losses)), 4)}
         row |= {name: round(value, 2) for name, value in measured.items()}

@@ -19,7 +19,6 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -173,15 +172,9 @@ def train(args: argparse.Namespace) -> None:
         average.update_parameters(clip)
         if training.due(step, loss.item()):
             accuracy = zero_shot(average.module.eval(), tokenizer)
-            training.keep(
-                step, scale=clip.logit_scale.exp().item(), **{f"accuracy_{name}": value for name, value in accuracy.items()}
-            )
-            half = {name: t.half().contiguous() for name, t in average.module.state_dict().items() if t.is_floating_point()}
-            save_file(
-                half,
-                args.out / "demo_clip.safetensors",
-                {"architecture": json.dumps(ARCHITECTURE), "activation": json.dumps("gelu")},
-            )
+            metadata = {"architecture": json.dumps(ARCHITECTURE), "activation": json.dumps("gelu")}
+            measured = {f"accuracy_{name}": value for name, value in accuracy.items()}
+            training.keep(step, "clip", average.module, metadata, scale=clip.logit_scale.exp().item(), **measured)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

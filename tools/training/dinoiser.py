@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import ovss_bench as ob
@@ -135,13 +134,12 @@ def train(args: argparse.Namespace) -> None:
                 found = model.similarities(middle) > args.gamma
             training.keep(
                 step,
+                "dinoiser",
+                model,
                 similar=similar.item(),
                 objects=objects.item(),
                 pairs=agreement(found, same),
                 teacher=agreement(together, same),
-            )
-            save_file(
-                {name: tensor.half() for name, tensor in model.state_dict().items()}, args.out / "demo_dinoiser.safetensors"
             )
 
 

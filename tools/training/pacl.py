@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import ovss_bench as ob
@@ -51,9 +50,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.step()
         schedule.step()
         if training.due(step, loss.item()):
-            training.keep(step)
-            half = {name: tensor.half() for name, tensor in embedder.state_dict().items()}
-            save_file(half, args.out / "demo_pacl.safetensors")
+            training.keep(step, "pacl", embedder)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -185,9 +184,8 @@ def train(args: argparse.Namespace) -> None:
         average.update_parameters(model)
         if training.due(step, loss.item()):
             encoder = average.module.encoder.eval()
-            training.keep(step, same_piece=same_piece(encoder))
-            half = {name: t.half().contiguous() for name, t in encoder.state_dict().items()}
-            save_file(half, args.out / "demo_vision.safetensors", {"heads": str(HEADS), "layer_norm_eps": "1e-6"})
+            metadata = {"heads": str(HEADS), "layer_norm_eps": "1e-6"}
+            training.keep(step, "vision", encoder, metadata, same_piece=same_piece(encoder))
 
 
 def options(parser: argparse.ArgumentParser) -> None:
