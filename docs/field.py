@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 import ovss_bench as ob
-from ovss_bench.bench.methods import METHOD
 from ovss_bench.bench.view import of_methods
+from ovss_bench.bench.ways import METHOD
+from ovss_bench.config.recipe import paper_method, parts
 from ovss_bench.config.training import SUPERVISION, most
 from ovss_bench.files import PACKAGE, config_names, load_config
 from ovss_bench.runs.fairness import GROUPS
@@ -35,19 +36,22 @@ def about(method: str) -> dict[str, str]:
     module = MODULES.get(method) or f"steps/{STEPS[method]}"
     text = " ".join(ast.get_docstring(ast.parse((PACKAGE / "segmentors" / f"{module}.py").read_text())).split())
     title, idea = re.match(r"(?:Vanilla )?([^(]+) \([^:]*: (.*)\.", text).groups()
-    paper = load_config("segmentor", method)["paper"]
-    arxiv, known = (
-        re.search(r"arXiv (\d\d)(\d\d\.\d+)", paper),
-        re.search(r", ([A-Z]\w+)(?: (\d{4}))?(, pages [\d-]+)?(, arXiv.*)?$", paper),
-    )
-    venue = known[1] if known else "arXiv" if arxiv else ""
+    paper = parts(method)[0]["paper"]
+    arxiv, (venue, year) = re.search(r"arXiv (\d\d)(\d\d\.\d+)", paper), venue_of(paper)
     return {
         "title": title,
         "idea": idea,
         "paper": f"[{arxiv[1]}{arxiv[2]}](https://arxiv.org/abs/{arxiv[1]}{arxiv[2]})" if arxiv else "",
-        "venue": venue,
-        "year": (known and known[2]) or (f"20{arxiv[1]}" if arxiv else ""),
+        "venue": venue or ("arXiv" if arxiv else ""),
+        "year": year or (f"20{arxiv[1]}" if arxiv else ""),
     }
+
+
+def venue_of(paper: str) -> tuple[str, str]:
+    """The venue and the year at the end of a recipe's `paper`, such as "CVPR 2026 Findings, arXiv ..."; empty without."""
+    last = re.sub(r"(, (pages [\d-]+|\d+\(\d+\)|arXiv [\d.]+))+$", "", paper).split(", ")[-1]
+    known = re.fullmatch(r"([A-Z]{2,}(?: [A-Z]\w+)*)(?: (\d{4})( [A-Z]\w+)?)?", last)
+    return (known[1] + (known[3] or ""), known[2] or "") if known else ("", "")
 
 
 def with_page() -> list[str]:
@@ -58,10 +62,8 @@ def with_page() -> list[str]:
 
 def variants(method: str) -> list[str]:
     """The recipes of a method, or with its step, its own first."""
-    recipes = {
-        name: load_config("segmentor", name).get("method", name).rpartition("+")[2] for name in config_names("segmentor")
-    }
-    return sorted((name for name, of in recipes.items() if of == method), key=lambda name: (name != method, name))
+    recipes = (name for name in config_names("segmentor") if paper_method(name) == method)
+    return sorted(recipes, key=lambda name: (name != method, name))
 
 
 def beside_clip(method: str) -> str:
@@ -73,22 +75,27 @@ def beside_clip(method: str) -> str:
 def supervision(method: str) -> str:
     """What a method and the models of its recipe were trained on, apart from CLIP."""
     values = ob.compose_recipe(method).values()
-    sections = [load_config("segmentor", method)["training"]]
+    sections = [parts(method)[0]["training"]]
     sections += [load_config(group, values[kind])["training"] for kind, group in GROUPS.items() if values.get(kind)]
     return most(SUPERVISION, (section["supervision"] for section in sections))
 
 
+@cache
 def speed() -> list[dict[str, Any]]:
     """The measurements of tools/bench.py that are committed, a file per machine and number of threads, the largest first."""
     files = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "bench").glob("*.json"))]
     return sorted(files, key=lambda measured: -len(measured["cases"]))
 
 
+def measured_case(name: str) -> dict[str, Any] | None:
+    """A method's case in the first file that has it."""
+    return next((each["cases"][name] for each in speed() if name in of_methods(each["cases"])), None)
+
+
 def guide() -> str:
     """The table, in markdown."""
     demo = pd.read_csv(ROOT / "results" / "demo" / "table.csv").set_index("segmentor")["mIoU"]
     demo.index = demo.index.str.split().str[0]  # without what stands beside the name, as "(stand-in regions)"
-    costs = of_methods(speed()[0]["cases"])
     checks = "".join(path.read_text() for path in (ROOT / "tests" / "parity").glob("checks_*.py"))
     checked = set(re.findall(r'"(\w+)"', " ".join(re.findall(r"^METHODS = \(.*\)", checks, re.MULTILINE))))
     rows = []
@@ -98,7 +105,7 @@ def guide() -> str:
         count = len(re.findall(r"^- ", section, re.MULTILINE))
         anchor = DIFFERENCES.lower().replace(" ", "-")
         names = [name for name in variants(method) if name in demo]
-        cost = costs.get(method) or costs.get(f"{method}:given")
+        cost = measured_case(method) or measured_case(f"{method}:given")
         rows.append(
             {
                 "method": f"[{facts['title']}](methods/{method}.md)",
@@ -120,15 +127,30 @@ def guide() -> str:
 
 
 def published(method: str) -> str:
-    """The mean of a method's published figures on the benchmarks, ViT-B/16 and its own recipe, of the source that has most of
-    them, its authors before others; their number; and who measured them."""
+    """The mean of a method's published figures on the benchmarks, else on other data sets; their number, and who measured them:
+    of the source that has most of them, its authors before others. Figures of a run with ViT-B/16 and the method's own recipe
+    come first; without any, those of one variant that no run here reproduces."""
     figures = published_figures()
-    own = (figures["segmentor"] == method) & figures["dataset"].isin(list(BENCHMARKS)) & (figures["backbone"] == "ViT-B-16")
-    figures = figures[own & (figures["overrides"].map(len) == 0)]
-    if figures.empty:
+    figures = figures.assign(larger=figures["backbone"] != "ViT-B-16")
+    on_benchmarks = figures["dataset"].isin(list(BENCHMARKS))
+    others = "" if (figures.loc[on_benchmarks, "method"] == method).any() else " others"
+    figures = figures if others else figures[on_benchmarks]
+    here = figures[(figures["segmentor"] == method) & ~figures["larger"] & (figures["overrides"].map(len) == 0)]
+    chosen = here if len(here) else figures[figures["method"] == method]
+    if chosen.empty:
         return ""
-    sources = figures.groupby(["second_hand", "source"])["dataset"].nunique().reset_index()
-    best = sources.sort_values(["second_hand", "dataset"], ascending=[True, False]).iloc[0]
-    chosen = figures[figures["source"] == best["source"]].drop_duplicates("dataset")
-    who = "quoted by " + re.split(r" README|[,;(]", best["source"])[0].strip() if best["second_hand"] else "authors"
-    return f"{chosen['miou'].mean():.1f} on {len(chosen)}, {who}"
+    kinds = ["larger", "second_hand", "source", "metric"] + ([] if len(here) else ["variant", "backbone"])
+    counts = chosen.groupby(kinds)["dataset"].nunique().reset_index(name="datasets")
+    best = counts.sort_values(["larger", "second_hand", "datasets"], ascending=[True, True, False], kind="stable").iloc[0]
+    chosen = chosen[(chosen[kinds] == best[kinds]).all(axis=1)].drop_duplicates("dataset")
+    who = f"quoted by {quoting(best['source'])}" if best["second_hand"] else "authors"
+    metric = "" if best["metric"] == "mIoU" else f" (`{best['metric']}`)"
+    return f"{chosen['miou'].mean():.1f} on {len(chosen)}{others}{metric}, {who}" + ("" if len(here) else "; no run here")
+
+
+def quoting(source: str) -> str:
+    """Who quotes figures of others, from the words of a source."""
+    known = re.search(r"quoted by ([^\s(;,]+)|^README of (\w+)|^([\w.-]+\.com) ", source)
+    if known:
+        return next(filter(None, known.groups()))
+    return "a listing" if " listing" in source else re.split(r" README| issue|[,;(]", source)[0].strip()

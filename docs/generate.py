@@ -6,25 +6,25 @@ The tables stand between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_doc
 import re
 import sys
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 import ovss_bench as ob
-from ovss_bench.bench.methods import METHOD
-from ovss_bench.bench.view import methods_view, of_methods, plot
+from ovss_bench.bench.view import of_methods, plot
+from ovss_bench.bench.ways import METHOD
 from ovss_bench.config.recipe import segmentor_config
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.figures import palette
-from ovss_bench.files import config_names
+from ovss_bench.files import config_names, load_config
 from ovss_bench.runs.published import published_figures
 from ovss_bench.runs.schema import schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from field import BENCHMARKS, about, beside_clip, guide, speed, variants, with_page
+from costs import cost, prompts_table, run_tables, shared_table, speed_tables
+from field import BENCHMARKS, BESIDE_CLIP, about, beside_clip, guide, speed, variants, with_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "demo.png"
@@ -75,6 +75,21 @@ def datasets_table() -> str:
     return "\n".join(lines)
 
 
+def demo_models() -> str:
+    """The models of the rows of the demo, beside those that the same methods take on a published CLIP."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for row in load_config("table", "demo")["rows"]:
+        values = {clip: ob.compose_recipe(row["segmentor"], clip=clip).values() for clip in ("vit_b16", "demo")}
+        for kind in BESIDE_CLIP:
+            published, here = (values[clip].get(kind) for clip in values)
+            if published or here:
+                models = (f"`{kind}={published or 'FILE'}`", f"`{Path(here).name}`" if here else "none")
+                rows.setdefault(models, []).append(f"`{row['segmentor']}`")
+    lines = [(published, here, ", ".join(methods)) for (published, here), methods in sorted(rows.items())]
+    lines = [("published", "in the demo", "methods"), ("---", "---", "---"), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def field_rows(part: dict, name: str = "") -> list[str]:
     """The fields of result files with their descriptions in the schema."""
     rows = [f"| `{name}` | {part['description']} |"] if name and part.get("description") else []
@@ -83,33 +98,21 @@ def field_rows(part: dict, name: str = "") -> list[str]:
     return rows + [row for key, value in inner.items() if isinstance(value, dict) for row in field_rows(value, key)]
 
 
-def speed_tables() -> str:
-    """For each machine what it is, how it was measured, and the ratios of all methods."""
-    parts = []
-    for measured in speed():
-        machine, cases = measured["machine"], of_methods(measured["cases"])
-        threads, rounds = (
-            sorted({find(case) for case in cases.values()})
-            for find in (lambda case: case["threads"], lambda case: len(case["seconds"][METHOD]))
-        )
-        load = median(load for case in cases.values() for load in case["load"])
-        parts.append(
-            f"{machine['device']} with {machine['processors']} processors, {', '.join(map(str, threads))} threads, torch "
-            f"{machine['packages']['torch']}, Python {machine['python']}; medians of {' or '.join(map(str, rounds))} rounds; "
-            f"load average {load:.0f} (median), with other programs.\n\n{methods_view(cases)}"
-        )
-    return "\n".join(parts).strip()
-
-
 def tables() -> dict[Path, dict[str, str]]:
     """Text by marker, by file."""
     demo = {name: (ROOT / "results" / name / "table.md").read_text().strip() for name in ("demo", "demo_full")}
     return {
         ROOT / "README.md": {"methods": methods_list()},
         ROOT / "docs" / "methods.md": {"guide": guide(), "methods": methods_table(), "datasets": datasets_table()},
-        ROOT / "docs" / "demo.md": demo,
-        ROOT / "docs" / "speed.md": {"methods": speed_tables()},
+        ROOT / "docs" / "demo.md": {"models": demo_models(), **demo},
+        ROOT / "docs" / "speed.md": {
+            "methods": speed_tables(),
+            "prompts": prompts_table(),
+            "shared": shared_table(),
+            "runs": run_tables(),
+        },
         ROOT / "docs" / "results.md": {"fields": "\n".join(["| field | |", "| --- | --- |", *field_rows(schema())])},
+        **{ROOT / "docs" / "methods" / f"{method}.md": {"cost": cost(method)} for method in with_page()},
     }
 
 

@@ -6,7 +6,12 @@ vocabulary = ob.Vocabulary.from_names([["sky", "wall"], ["cat"], ["dog"]], backg
 prediction = ob.segment(ob.build_segmentor("sclip", clip=clip, vocabulary=vocabulary), image)
 """
 
-import lazy_loader
+try:
+    import lazy_loader
+except ModuleNotFoundError as error:  # the first library that is imported
+    from ovss_bench.missing import explained
+
+    raise explained(error) from None
 
 # The interface is in __init__.pyi, for type checkers and at run time: a module is imported when one of its names is first used,
 # as torch and open_clip take seconds, and many tools need neither.

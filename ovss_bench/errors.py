@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-MAX_LISTED = 80  # names in an error message; more than there are data sets
+MAX_LISTED = 80  # names listed in an error message; enough for all data sets
 KEPT = "what was finished is kept; rerun the same command to resume"
 
 
@@ -31,7 +31,7 @@ def print_error(error: object) -> None:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> OvssError:
-    """The error for a name that does not exist. It suggests up to three close names, or lists the known ones."""
+    """The error for an unknown name. It suggests up to three close ones, or lists the known names."""
     known = sorted(str(k) for k in known)
     close = get_close_matches(str(name), known, n=3, cutoff=0.3)
     shown = ", ".join(known) if len(known) <= MAX_LISTED else f"{', '.join(known[:10])}, ... ({len(known)} in all)"
@@ -42,7 +42,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> OvssError:
 @contextmanager
 def reading(what: object, hint: str) -> Iterator[None]:
     """Turns any exception of a parser, which may raise nearly anything on a damaged file, into one OvssError about `what`.
-    NameError and ImportError are bugs of the program, and pass unchanged."""
+    NameError and ImportError are bugs of the program and pass unchanged."""
     try:
         yield
     except (OvssError, NameError, ImportError):

@@ -12,18 +12,23 @@ MIN_HEIGHT = 320
 
 
 def palette(count: int) -> np.ndarray:
-    """(count, 3) uint8 RGB; consecutive colours differ clearly in hue."""
+    """(count, 3) uint8 RGB; consecutive colours have clearly different hues."""
     colours = [colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.55)[i % 2], (0.95, 0.75)[i // 2 % 2]) for i in range(count)]
     return np.round(255 * np.array(colours)).astype(np.uint8)
 
 
 def palette_image(label_map: np.ndarray, colours: np.ndarray) -> Image.Image:
-    """A palette image for up to 256 classes, else a 16-bit grey one."""
+    """(H, W) -> a palette image for up to 256 classes, otherwise a 16-bit grey image."""
     if len(colours) > 256:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8), "P")
     image.putpalette(colours.tobytes())
     return image
+
+
+def overlaid(image: np.ndarray, label_map: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: the colours of a label map (H, W) over an image of its size."""
+    return np.round(0.4 * image + 0.6 * colours[label_map]).astype(np.uint8)
 
 
 def legend_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colours: np.ndarray) -> Image.Image:
@@ -40,9 +45,8 @@ def legend_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str
     text_width = max(int(font.getlength(line)) for line in lines)
     extent = 2 * width + 4 * gap + row + text_width, max(height, row * len(lines)) + 2 * gap
     canvas = Image.new("RGB", extent, "white")
-    overlay = np.round(0.4 * image + 0.6 * colours[label_map]).astype(np.uint8)
     canvas.paste(Image.fromarray(image), (gap, gap))
-    canvas.paste(Image.fromarray(overlay), (width + 2 * gap, gap))
+    canvas.paste(Image.fromarray(overlaid(image, label_map, colours)), (width + 2 * gap, gap))
     draw = ImageDraw.Draw(canvas)
     for i, (c, line) in enumerate(zip(order, lines, strict=True)):
         x, y = 2 * width + 3 * gap, gap + i * row

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import OvssError, reading, unknown
 from .files import digest, user_path
-from .types import MOST
+from .types import MAX_SIDE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,13 +38,13 @@ RESIZE_RULES = ("keep_ratio", "patch_multiple", "square", "square_bilinear", "ce
 def read_image(path: str | Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB, rotated by its EXIF tag. As in cv2, a fourth band (alpha, infrared) is dropped and 16-bit values are
     divided by 256. Raises OvssError for a missing, unreadable or truncated file (cv2 would fill the missing part with grey),
-    and for images whose conversion to 8 bits is ambiguous, see `refuse_odd`."""
+    and for images that `refuse_ambiguous` refuses."""
     with reading(f"image {path}", AGAIN):
         return _read(f"image {path}", Path(path).read_bytes())
 
 
 def _read(name: str, data: bytes) -> np.ndarray:
-    refuse_odd(name, data)
+    refuse_ambiguous(name, data)
     if not _has_end(data):
         try:
             Image.open(io.BytesIO(data)).load()
@@ -63,18 +63,18 @@ def _decode(data: bytes, flag: int) -> np.ndarray | None:
         return None
 
 
-def refuse_odd(name: str, data: bytes) -> None:
+def refuse_ambiguous(name: str, data: bytes) -> None:
     """Raises OvssError for images without an obvious conversion to 8 bits: five bands or more, floating point, signed or 32-bit
     numbers, 10, 12 or 14 bits, and 16 bits with only the lower part in use (12-bit sensors, reflectances), which cv2's
     division by 256 would turn black. An entirely black image is accepted."""
-    odd = _odd_tiff(data) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _odd(data)
-    if odd:
+    is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    if found := _unusual_tiff(data) if is_tiff else _unusual(data):
         hint = "Save it as RGB or grey of 8 bits a band, scaled as your method or data set requires."
-        raise OvssError(f"{name} holds {odd}, which has no unambiguous conversion to 8 bits. {hint}")
+        raise OvssError(f"{name} holds {found}, which has no unambiguous conversion to 8 bits. {hint}")
 
 
-def _odd(data: bytes) -> str:
-    """What is odd about an image in any format but TIFF; "" for 8 bits."""
+def _unusual(data: bytes) -> str:
+    """The values of an image in any format but TIFF, in words; "" for 8 bits."""
     if data[:2] in (b"\xff\xd8", b"BM") or data[:4] in (b"GIF8", b"RIFF"):
         return ""
     if data[:4] == b"\x89PNG" and data[24:25] <= b"\x08":
@@ -82,11 +82,11 @@ def _odd(data: bytes) -> str:
     netpbm = re.match(rb"P[2356]\s+(?:#[^\n]*\n\s*)*\d+\s+\d+\s+(\d+)\s", data)
     if netpbm and int(netpbm[1]) not in (255, 65535):
         return f"values up to {int(netpbm[1])}, neither 8 nor 16 bits"
-    return _odd_values(data)
+    return _unusual_values(data)
 
 
-def _odd_tiff(data: bytes) -> str:
-    """What is odd about a TIFF file according to its header; "" for 8 bits."""
+def _unusual_tiff(data: bytes) -> str:
+    """The values of a TIFF file according to its header, in words; "" for 8 bits."""
     file = io.BytesIO(data)
     try:
         directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[:4] else 8])  # BigTIFF has the plus
@@ -103,13 +103,13 @@ def _odd_tiff(data: bytes) -> str:
         return "CIE Lab colours"
     if kinds & {2, 3}:
         return f"{'floating point' if 3 in kinds else 'signed'} numbers of {max(bits)} bits"
-    if bits - {1, 8, 16} and colours != 3:  # a palette
+    if bits - {1, 8, 16} and colours != 3:  # 3 is a palette
         return f"{max(bits)} bits a band"
-    return _odd_values(data) if max(bits) == 16 else ""
+    return _unusual_values(data) if max(bits) == 16 else ""
 
 
-def _odd_values(data: bytes) -> str:
-    """What is odd about the values of an image over all bands; "" for 8 bits."""
+def _unusual_values(data: bytes) -> str:
+    """The values of an image over all bands, in words; "" for 8 bits."""
     stored = _decode(data, cv2.IMREAD_UNCHANGED)
     if stored is None or stored.dtype == np.uint8:
         return ""
@@ -182,14 +182,14 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
 
 def result_size(scored_at: str, original: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
     """(height, width) at which a label map is compared with the ground truth: `original`, `resized` (the network's input), or
-    `short_448` (CLIP-DIY: the ground truth at a short side of 448)."""
+    `short_448` (CLIP-DIY: the original resized to a short side of 448)."""
     if scored_at == "short_448":
         return _short_side(original, 448)
     return original if scored_at == "original" else resized
 
 
 def resize_target(target: np.ndarray, rule: str, size: tuple[int, int]) -> np.ndarray:
-    """Ground truth (H, W) -> nearest-neighbour at the `size` of a result; for `center_crop` only the central square."""
+    """Ground truth (H, W), resized by nearest neighbour to the `size` of a result; for `center_crop`, its central square."""
     if target.shape == size and rule != "center_crop":
         return target
     picture = Image.fromarray(target.astype(np.int32))
@@ -211,8 +211,8 @@ def _center_crop(picture: Image.Image, side: int, resample: Image.Resampling) ->
 
 
 def normalize(image: np.ndarray, statistics: str) -> Tensor:
-    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255. In NumPy, as PyTorch in reader threads leaves OpenMP threads
-    behind; once they outnumber the cores, all parallel PyTorch code waits for them (composing took three times as long)."""
+    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255. In NumPy, since PyTorch leaves OpenMP threads behind in
+    reader threads, and all its parallel code slows down once they outnumber the cores (composition by a factor of three)."""
     import torch
 
     check_image(image)
@@ -252,7 +252,7 @@ def _from_picture(picture: Image.Image) -> np.ndarray:
     values = np.asarray(picture)
     if values.min() < 0 or values.max() > 65535:
         raise OvssError(f"the image holds {values.min()} to {values.max()}, not 16 bits. Scale it to 0..255 as uint8.")
-    buffer = io.BytesIO()  # the same conversion to 8 bits as for files
+    buffer = io.BytesIO()  # converted to 8 bits as files are
     Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG")
     return _read("the image", buffer.getvalue())
 
@@ -263,11 +263,11 @@ def as_size(size: Any, name: str = "output_size") -> tuple[int, int] | None:
         return None
     is_pair = isinstance(size, tuple | list | np.ndarray) and len(size) == 2
     whole = is_pair and all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size)
-    if not whole or not all(1 <= side <= MOST for side in size):
-        raise OvssError(f"{name}={size!r}: expected (height, width), two integers of 1 to {MOST} pixels.")
+    if not whole or not all(1 <= side <= MAX_SIDE for side in size):
+        raise OvssError(f"{name}={size!r}: expected (height, width), two integers of 1 to {MAX_SIDE} pixels.")
     return int(size[0]), int(size[1])
 
 
 def image_key(image: np.ndarray) -> str:
-    """The key of an image in folders of regions and features: SHA-256 of its shape and bytes."""
+    """SHA-256 of an image's shape and bytes: its key in folders of regions and features."""
     return digest(repr(image.shape), image.tobytes())

@@ -21,9 +21,9 @@ from typing import IO, Any
 
 from .errors import KEPT, OvssError
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SECONDS_TO_OBEY = 5.0  # between a signal and the forced exit of a process that has not reacted
-SECONDS_TO_END = 1.0  # in which the workers of a killed process notice it and release its lock
+TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE_SECONDS = 5.0  # from a signal to the forced exit of a process that has not reacted
+RELEASE_SECONDS = 1.0  # until the workers of a killed process have noticed and released its lock
 
 
 class Ended(SystemExit):
@@ -40,7 +40,7 @@ def terminate_cleanly(save: Callable[[], object] = lambda: None) -> Iterator[Non
     written. It has no effect outside the main thread, the only one in which Python handles signals.
 
     Python handles a signal between two bytecodes, but a single operation on a huge image may take an hour. If the block still
-    runs SECONDS_TO_OBEY after a signal, a thread calls `save` and exits the process."""
+    runs GRACE_SECONDS after a signal, a thread calls `save` and exits the process."""
 
     def stop(number: int, _: object) -> None:
         raise Ended(number)
@@ -70,7 +70,7 @@ def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], N
     """Waits for a terminating signal, whose number arrives through the socket, and then for the end of the block."""
     with listener:
         while number := listener.recv(1):  # empty once the other side is closed
-            if number[0] in ENDING and not ended.wait(SECONDS_TO_OBEY):
+            if number[0] in TERMINATING and not ended.wait(GRACE_SECONDS):
                 try:
                     save()
                 finally:
@@ -79,8 +79,8 @@ def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], N
 
 
 def locked(folder: Path, option: str) -> IO[str]:
-    """The lock of a folder to which one process at a time may write; `option` chooses another folder."""
-    return take_lock(folder / ".lock", option, patience=SECONDS_TO_END)
+    """Locks a folder to which one process at a time may write; `option` is the one that chooses another folder."""
+    return take_lock(folder / ".lock", option, patience=RELEASE_SECONDS)
 
 
 def take_lock(path: Path, option: str, *, shared: bool = False, patience: float = 0.0) -> IO[str]:
@@ -127,7 +127,7 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Yields `function(item)` in the order of the items, from threads that work a little ahead. An error while iterating over
+    """Yields `function(item)` in the order of the items, computed a little ahead in threads. An error while iterating over
     the items is raised after the results of the items before it, which joblib would drop."""
     failure = None
     ahead: deque = deque()
@@ -146,8 +146,8 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: in
 
 
 def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yields (item, `function(item)` or the OvssError that it raised) as they complete, from `workers` forked processes. They
-    inherit function and items, and only results are pickled; joblib would pickle all, and import torch in each process."""
+    """Yields (item, `function(item)` or the OvssError that it raised) as they complete, from `workers` forked processes, which
+    inherit function and items: only results are pickled. joblib would pickle everything and import torch in each process."""
     items = list(items)
     left = iter(range(len(items)))
     context = multiprocessing.get_context("fork")
@@ -171,10 +171,10 @@ def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: 
 
 
 def _begin(function: Callable[[Any], Any], items: list[Any], parent: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; only the parent reacts, once the files in progress are written."""
+    """Initialises a worker. Ctrl-C reaches all processes of a terminal; only the parent reacts, after the files in progress."""
     global _work
     _work = function, items
-    for number in ENDING:
+    for number in TERMINATING:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     signal.set_wakeup_fd(-1)  # inherited from the parent
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

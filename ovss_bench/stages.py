@@ -1,4 +1,4 @@
-"""Where the time of a run goes, by stage: read, resize, encode, vision encoder, last block, compose, count, ..."""
+"""Time of a run by stage: read, resize, encode, vision encoder, last block, compose, count, ..."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch is imported where it is used: commands without it imp
     import torch
 
 
-TRACED = 500  # stages: at a megabyte per image, the record of a long run would fill the memory
+TRACED = 500  # stages in a trace: at a megabyte per image, a longer one would fill the memory
 
 
 class _Thread(threading.local):
@@ -30,11 +30,11 @@ _THREAD = _Thread()
 
 
 class Stages:
-    """Adds up the seconds of each stage over all threads; stages of reader threads overlap with the others. The time of a stage
-    inside another one counts in the inner stage only. `sources`: the stages of auxiliary models by `id`, see `of_source`.
+    """Seconds of each stage, summed over all threads; those of reader threads overlap with the others. The time of a nested
+    stage counts in the inner stage only. `sources`: the stages of auxiliary models by `id`, see `of_source`.
 
     GPU work is asynchronous: its time counts in the stage that waits for it. If `traced`, every stage synchronises with the
-    GPU, and `write_trace` writes the record that PyTorch's profiler made of the first TRACED stages."""
+    GPU, and `write_trace` writes the trace that PyTorch's profiler recorded of the first TRACED stages."""
 
     def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -77,30 +77,30 @@ class Stages:
             self._stop()
 
     def _stop(self) -> None:
-        """Ends the record, if it still runs."""
+        """Ends the recording, if it still runs."""
         if self._recorded is not nullcontext:
             self._recorded = nullcontext
             self._profiler.stop()
 
     def table(self, seconds: float) -> str:
-        """The stages of a run of that many seconds, the longest first."""
+        """The stages of a run that took `seconds`, the longest first."""
         rows = sorted(self.seconds.items(), key=lambda row: -row[1])
         return "\n".join(
             f"{name:<14}{spent:>9.2f} s{100 * spent / seconds:>7.1f} %{self.calls[name]:>9} times" for name, spent in rows
         )
 
     def write_trace(self, path: Path) -> None:
-        """A trace of a `traced` run for chrome://tracing or ui.perfetto.dev: the stages with every operator in them."""
+        """A trace for chrome://tracing or ui.perfetto.dev: the stages with every operator in them."""
         self._stop()
         write_atomic(path, lambda temporary: self._profiler.export_chrome_trace(str(temporary)))
 
 
 def within(stage: str) -> AbstractContextManager:
-    """A stage inside the one that is open in this thread; without an open one, nothing is measured."""
+    """A stage inside the current one of this thread; without one, nothing is measured."""
     return _THREAD.open[-1][0](stage) if _THREAD.open else nullcontext()
 
 
 def of_source(source: Any) -> AbstractContextManager:
-    """The same for a call of an auxiliary model; nothing is measured if the run does not know it (`Stages.sources`)."""
+    """The stage of a call of an auxiliary model, inside the current one; nothing for models not in `Stages.sources`."""
     stage = _THREAD.open[-1][0].sources.get(id(source)) if _THREAD.open else None
     return within(stage) if stage else nullcontext()

@@ -16,15 +16,15 @@ from .stages import of_source
 if TYPE_CHECKING:  # commands that only read results take names from here without PyTorch
     from torch import Tensor
 
-MOST = 32767  # largest side that OpenCV can resize to, in pixels; also the upper limit of counts in configurations
+MAX_SIDE = 32767  # pixels, the most that OpenCV can resize to; also the upper limit of counts in configurations
 QKV: TypeAlias = "tuple[Tensor, Tensor, Tensor]"  # queries, keys and values (B, K, T, d) of K heads
 
 
 @dataclass
 class ImageContext:
     """One image: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input, `size` (H, W)
-    of the result, `id` of the image in its data set. `by_products` belong to one segmentor, as does `group`, the return value
-    of its `group_features`; `shared` is for all. In the hook `scores`, `part` (rows, columns) of the result is computed."""
+    of the result, `id` of the image in its data set. `by_products` and `group`, the return value of `group_features`,
+    belong to one segmentor; `shared` is for all. `part`: the rows and columns that the hook `scores` gets."""
 
     original: np.ndarray
     resized: np.ndarray
@@ -49,16 +49,16 @@ class ImageContext:
         return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
     def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array that depends on the original image and on `maker`, a digest of the code and settings that compute it: from
-        the run's cache, if there is one."""
+        """`compute()`, or its result in the run's feature cache. The array may depend on the original image and on `maker`
+        only, a digest of the code and settings that compute it; with None it is not cached."""
         return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
 
 
 @dataclass
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
-    image, possibly negative; `images` (B,) index into `contexts`; `padding`: the number of zero windows that fill up the end
-    of the batch. `trunk` is computed on first use, and shared by segmentors with the same needs."""
+    image, possibly negative; `images` (B,) index into `contexts`; `padding`: the number of zero windows at the end of the
+    batch. `trunk` is computed on first use, and shared by segmentors with the same needs."""
 
     pixels: Tensor
     origins: Tensor | None = None
@@ -66,7 +66,7 @@ class WindowBatch:
     contexts: list[ImageContext] | None = None
     trunk: Trunk | None = None
     padding: int = 0
-    shared: dict[Callable, Tensor] = field(default_factory=dict)
+    shared: dict[Any, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"WindowBatch({len(self.pixels)} windows of {tuple(self.pixels.shape[2:])} pixels)"
@@ -79,7 +79,7 @@ class WindowBatch:
         return self.shared[source]
 
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
-        """The context of each window, and its rows and columns in the resized image; without padding, none without contexts."""
+        """The context of each window but padding, and its rows and columns in the resized image; nothing without contexts."""
         if not self.contexts:
             return
         if self.origins is None or self.images is None:
@@ -93,9 +93,9 @@ class WindowBatch:
 
 @dataclass
 class Trunk:
-    """The trunk's output: `tokens` (B, T, D) that enter the last block, patch `grid` (h, w), and by block the inputs `states`
-    and the `qkv` that were kept (read these by `DenseCLIP.qkv` or `attention`, which compute missing ones). `embeddings`
-    (B, E) of the windows are filled in on first use."""
+    """The trunk's output: `tokens` (B, T, D) that enter the last block, the patch `grid` (h, w), and by block the kept inputs
+    (`states`) and `qkv` (read them by `DenseCLIP.qkv` or `attention`, which compute missing ones). `embeddings` (B, E) of the
+    windows are computed on first use."""
 
     tokens: Tensor
     grid: tuple[int, int]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .encoders.clip import DenseCLIP
     from .progress import Progress
 
-PROMPTS_AT_ONCE = 4096  # embedded before they are averaged: bounds the memory
+PROMPTS_AT_ONCE = 4096  # embedded in one go; bounds the memory
 
 
 def _packaged(name: str) -> tuple[str, ...]:
@@ -43,10 +43,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Queries and their classes. `group[q]` is the class of query q, -1 for a distractor: a query without a class, which takes
-    part in the softmax and is then dropped. `background` is the index of the background class, or None. `classes` are display
-    names. `templates` names the set or file of the `prompts`, texts with one `{}` each. `unseen`: the classes that a zero-shot
-    method is not trained on, by the data set's split; fingerprints hold it as a fact of the data set."""
+    """Queries and their classes. `group[q]` is the class of query q; -1 marks a distractor, which takes part in the softmax but
+    belongs to no class. `background` is the index of the background class, or None. `classes` are display
+    names. `templates` names the set or file of the `prompts`, texts with one `{}` each. `unseen`: classes that zero-shot
+    methods are not trained on, by the data set's split; it is in the data set's fingerprint, not in `digest`."""
 
     queries: tuple[str, ...]
     group: tuple[int, ...]
@@ -67,8 +67,8 @@ class Vocabulary:
         distractors: Sequence[str] = (),
         classes: Sequence[str] | None = None,
     ) -> Vocabulary:
-        """One entry per class: a name or a list of synonyms; `templates` is a set of `TEMPLATES` or a file (see
-        `read_templates`). Raises OvssError for an empty entry or a class listed twice."""
+        """One entry per class: a name or a list of synonyms. `templates`: see `read_templates`. Raises OvssError for an empty
+        entry or a class listed twice."""
         prompts = read_templates(templates)
         synonyms = [[entry] if isinstance(entry, str) else entry for entry in names]
         if not synonyms:
@@ -130,17 +130,22 @@ class Vocabulary:
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor]:
-        """The classes of all queries but distractors, ascending, and the order of the queries by class, distractors last. Ties
-        go to the lowest class."""
+        """The classes of all queries but distractors, ascending, so that ties go to the lowest class; and the order of the
+        queries by class, distractors last."""
         import torch
 
         order = sorted(range(len(self.group)), key=lambda q: (self.group[q] < 0, self.group[q]))
         classes = torch.tensor([self.group[q] for q in order if self.group[q] >= 0])
         return classes, torch.tensor(order)
 
+    @cached_property
+    def is_by_class(self) -> bool:
+        """Whether the queries are in the order of `by_class`."""
+        return list(range(len(self.group))) == self.by_class[1].tolist()
+
     def features(self, clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
         """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
-        normalised. Computed once per weights, queries and templates, with `progress`, then read from the cache."""
+        normalised. They are cached on disk by weights, queries and templates."""
         if self.given_features is not None:
             return self.given_features.to(clip.device)
         from .cache import read_entry, write_entry
@@ -156,7 +161,7 @@ class Vocabulary:
         return entry["features"].to(clip.device)
 
     def _encoded(self, clip: DenseCLIP, progress: Progress | None) -> Tensor:
-        """Features from the text tower, in batches of queries of similar length, since the longest one determines the cost."""
+        """Features of the text encoder, in batches of queries of similar length, since the longest determines the cost."""
         import torch
         import torch.nn.functional as F
 
@@ -199,7 +204,7 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     """The classes and the distractors of a names file: a line per class, synonyms separated by commas, a query with a comma in
     double quotes, surrounding white space ignored. A line `distractors: ...` lists queries without a class; lines that begin
-    with `#` are comments. Warns of semicolons: they separate classes only in `ovss segment`."""
+    with `#` are comments. Warns about semicolons, which separate classes in `ovss segment` only."""
     lines = read_lines(path, "names file", "UTF-8 text, a line per class, synonyms separated by commas")
     strange = [number for number, line in lines if ";" in line]
     if strange:
@@ -208,7 +213,7 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
             "In a file every line is a class, its synonyms separated by commas; ';' separates classes of `ovss segment` only."
         )
         note = f"names file {path}, line {strange[0]}{more}: the ';' is taken as part of a name. {hint}"
-        warnings.warn(note, stacklevel=1)  # always the same place, so that Python shows it once
+        warnings.warn(note, stacklevel=1)  # the same place for every file, so that Python shows it once
     names: list[list[str]] = []
     distractors: list[str] = []
     first: dict[str, int] = {}

@@ -15,6 +15,9 @@ from ovss_bench.datasets.config import dataset_config
 from ovss_bench.datasets.prepare.run import prepare
 from parity.seeded import clip_state_dict, query_features
 
+if os.environ.get("OVSS_TEST_DEVICE") != "cuda":  # the tests compare with numbers of the CPU, on machines with a GPU, too
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
@@ -89,7 +92,7 @@ def prepared(tmp_path_factory):
     def of(name):
         write(MINIATURES[name])
         if "prepare" in dataset_config(name)[1]:
-            prepare(name, root, quiet=True)
+            prepare(name, root, quiet=True, workers=1)
         return root
 
     return of

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import segmentor_config
+from ovss_bench.files import config_names, load_config
 from tiny_networks import shake
 from trained_networks import weights_of
 
@@ -66,13 +68,31 @@ def concepts(image, prompts, side=None):
     return masks[:, :4], masks[:, 4], 2 * drawn[:, 15:19], 2 * drawn[:, 19] + (side is None)
 
 
-# The project's methods on CLIP.
+# Systems from outside: why their images cannot be predicted with stand-ins.
+OUTSIDE = {
+    "labels": "reads the files of a data set's images: test_labels.py",
+    "command": "reads what a program writes for the images of a data set: test_command.py",
+    "mmseg": "another library's network with preprocessing of its own: test_mmseg_model.py",
+}
+# The project's other methods; those on CLIP; and the recipes of a method without CLIP that lead to other code than its own.
 METHODS = sorted(
     name
     for name, method in ob.SEGMENTORS.module_dict.items()
-    if method.__module__.startswith("ovss_bench.") and method.uses_clip
+    if method.__module__.startswith("ovss_bench.") and name not in OUTSIDE
 )
-SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion, "sam": sam, "concepts": concepts}
+ON_CLIP = [name for name in METHODS if ob.SEGMENTORS.get(name).uses_clip]
+PRESETS = [
+    name for name in config_names("segmentor") if load_config("segmentor", name).get("method") in {*METHODS} - {*ON_CLIP}
+]
+SOURCES = {"vfm": vfm, "regions": regions, "foreground": foreground, "diffusion": diffusion, "sam": sam, "concepts": "demo"}
+
+
+STEPS = sorted(ob.STEPS.modules)
+
+
+def needs_of(step):
+    """What a step cannot do without; for floss also see `given_experts`."""
+    return {"region_vote": {"regions": regions}, "floss": {"ranking": __file__}}.get(step, {})
 
 
 def mmseg_files(folder, classes):
@@ -106,7 +126,12 @@ def outside_of(name, folder, classes):
     return dict(zip(needed, map(str, mmseg_files(folder, classes)), strict=True)) if "config" in needed else {}
 
 
+def method_of(name):
+    """The class behind a recipe."""
+    return segmentor_config(name)[1]
+
+
 def sources_of(name, joint=64):
     """The stand-ins for what a segmentor takes; `joint`: the channels of the texts, for checkpoints of trained methods."""
-    own = ob.SEGMENTORS.get(ob.compose_recipe(name).segmentor).hyperparameters()
+    own = method_of(name).hyperparameters()
     return {kind: source for kind, source in SOURCES.items() if kind in own} | weights_of(name, joint)

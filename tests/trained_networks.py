@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import parts
 from parity.seeded import _Stream, clip_state_dict
 from trained_heads import heads_of
 
@@ -144,8 +145,10 @@ def checkpoint(network, joint):
 
 
 def weights_of(segmentor, joint=64):
-    """The values that give a trained method tiny weights; none for other methods."""
+    """The values that give a trained method tiny weights; none for other methods. With floss, any file as a ranking."""
     values = ob.compose_recipe(segmentor).hyperparameters
+    if "ranking" in values:
+        return weights_of(parts(segmentor)[1], joint) | {"ranking": __file__}
     if "layout" in values:
         return {"checkpoint": checkpoint(values["layout"], joint)}
     if "own_texts" in values:  # other classes than those of the checkpoint

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..encoders.checkpoints import read_weights, state_digest, weight_errors
 from ..encoders.clip import DenseCLIP
-from ..encoders.clip_loading import ClipSpec
+from ..encoders.clip_loading import load_spec
+from ..encoders.clip_spec import ClipSpec
 from ..errors import OvssError
 from ..files import digest
 from ..progress import Progress
@@ -90,6 +91,14 @@ def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
     return text.to(values) @ F.normalize(values[found].mean(1), dim=-1).T
 
 
+def find_bank(path: str | Path) -> Path:
+    """Raises OvssError for a file that does not exist."""
+    if not Path(path).is_file():
+        hint = "Give the path of a safetensors file with tensors keys, values and optionally aux_values, or leave bank out."
+        raise OvssError(f"the region bank {path} does not exist. {hint}")
+    return Path(path)
+
+
 @ordinary_torch()
 def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
     """A bank from a safetensors or .pt file with tensors `keys`, `values` and optionally `aux_values`. For the latter the
@@ -98,17 +107,14 @@ def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
 
     The authors' FAISS indices hold compressed keys: reconstruct these (`index.reconstruct_n`) and store the result.
     """
-    if not Path(path).is_file():
-        hint = "Give the path of a safetensors file with tensors keys, values and optionally aux_values, or leave bank out."
-        raise OvssError(f"the region bank {path} does not exist. {hint}")
-    tensors, metadata = read_weights(Path(path))
+    tensors, metadata = read_weights(find_bank(path))
     if missing := {"keys", "values"} - tensors.keys():
         raise OvssError(f"the region bank {path} lacks {', '.join(sorted(missing))}; it holds {', '.join(sorted(tensors))}.")
     aux = None
     if "aux_values" in tensors:
         if "aux_clip" not in metadata:
             raise OvssError(f"the region bank {path} has aux_values, but its metadata does not name their CLIP (aux_clip).")
-        aux = ClipSpec.of(metadata["aux_clip"]).load(device=device)
+        aux = load_spec(ClipSpec.of(metadata["aux_clip"]), device=device)
     images = metadata.get("images", ())
     images = images.split("\n") if isinstance(images, str) else [str(name) for name in images]
     parts = {name: tensors[name].to(device) for name in ("keys", "values", "aux_values") if name in tensors}

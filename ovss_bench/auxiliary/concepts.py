@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..encoders.concepts import Concepts, ConceptSegmenter
+from ..encoders.concepts import ConceptPrompts, Concepts, ConceptSegmenter
+from ..ops.device import whole_numbers
 
 
 class GivenConcepts:
@@ -23,7 +24,7 @@ class GivenConcepts:
     def chunk(self, side: int | None = None) -> int:
         return 2**31
 
-    def image(self, image: np.ndarray, side: int | None = None) -> tuple[Any, ...]:
+    def image(self, image: np.ndarray, side: int | None = None, shared: Any = None) -> tuple[Any, ...]:
         return (image,) if side is None else (image, side)
 
     def texts(self, prompts: Sequence[str]) -> tuple[str, ...]:
@@ -45,4 +46,11 @@ def concepts_of(source: Any, *, geometry_token: bool, precision: str) -> Any:
     return GivenConcepts(source)
 
 
-__all__ = ["ConceptSegmenter", "Concepts", "GivenConcepts", "concepts_of"]
+def chosen(texts: Any, places: Sequence[int]) -> Any:
+    """Some of the encoded prompts, or of the texts of a function."""
+    if isinstance(texts, ConceptPrompts):
+        return texts[whole_numbers(tuple(places), like=texts.features)]
+    return tuple(texts[place] for place in places)
+
+
+__all__ = ["ConceptPrompts", "ConceptSegmenter", "Concepts", "GivenConcepts", "chosen", "concepts_of"]

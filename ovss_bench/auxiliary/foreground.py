@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.checkpoints import read_weights, state_digest
-from ..encoders.vision import VisionEncoder, find_weights, load_vision
+from ..encoders.vision import VisionEncoder, find_weights, load_vision, local_weights
 from ..errors import OvssError
 from ..files import digest
 from ..image import normalize
@@ -48,6 +48,11 @@ def keys(encoder: VisionEncoder, image: np.ndarray) -> Tensor:
     pixels = normalize(image, "imagenet")
     bottom, right = (-side % encoder.patch_size for side in pixels.shape[1:])
     return encoder.features(F.pad(pixels, (0, right, 0, bottom))[None].to(encoder.device))
+
+
+def find_foreground(name: str | Path) -> None:
+    """Raises OvssError for a name that `load_foreground` does not know, without reading weights."""
+    local_weights("foreground", name)
 
 
 @ordinary_torch()

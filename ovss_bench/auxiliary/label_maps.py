@@ -49,7 +49,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """That of a folder, or an empty one. Raises OvssError for an invalid one."""
+        """The manifest of a folder, empty if there is none. Raises OvssError if it is invalid."""
         path = folder / MANIFEST
         if not path.is_file():
             return cls()

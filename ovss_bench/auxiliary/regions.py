@@ -104,19 +104,12 @@ def load_regions(
     its maps below OVSS_WEIGHTS. Raises OvssError for unknown names and settings, bad values, missing weights or maps, or a
     folder without an index.
     """
-    if str(name) not in config_names("regions"):
-        folder = user_path(name)
-        if folder.is_dir():
-            _refuse_settings(settings, f"the regions in {folder} are precomputed")
-            return RegionFolder(folder)
-        if os.sep in str(name):
-            raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with an index.")
-        raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
-    config = load_config("regions", str(name))
-    if config["kind"] == "files":
-        _refuse_settings(settings, f"the regions '{name}' come in files and have no settings")
-        return _published_maps(str(name), config["source"])
-    config = config | {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    found = find_regions(name)
+    if isinstance(found, RegionFolder):
+        if settings:
+            raise OvssError(f"the regions '{name}' come in files and have no settings: leave {', '.join(settings)} out.")
+        return found
+    config = found | {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     kind = KINDS[config["kind"]]
     given = {key: value for key, value in config.items() if key not in ("kind", "stand_in", "unconfirmed", "training")}
     hints = get_type_hints(kind, include_extras=True)
@@ -127,9 +120,18 @@ def load_regions(
     return source
 
 
-def _refuse_settings(settings: Mapping[str, Any], reason: str) -> None:
-    if settings:
-        raise OvssError(f"{reason}: leave {', '.join(settings)} out.")
+def find_regions(name: str | Path) -> dict[str, Any] | RegionFolder:
+    """The entry of a generator in configs/regions, or the maps of an entry without one or of a folder. Raises OvssError for an
+    unknown name, and for maps that are missing or have no index."""
+    if str(name) in config_names("regions"):
+        config = load_config("regions", str(name))
+        return _published_maps(str(name), config["source"]) if config["kind"] == "files" else config
+    folder = user_path(name)
+    if folder.is_dir():
+        return RegionFolder(folder)
+    if os.sep in str(name):
+        raise OvssError(f"regions={name}: the folder does not exist. Give a folder of region maps with an index.")
+    raise unknown("regions (neither an entry of configs/regions nor a folder)", name, config_names("regions"))
 
 
 def _published_maps(name: str, source: str) -> RegionFolder:
@@ -175,8 +177,8 @@ class RegionFolder:
         self.stand_in = any(index["stand_in"] for index in each)
         generators = {_generator(index) for index in each}
         self.generator = generators.pop() if len(generators) == 1 else None
-        made = self.generator is not None and any(index["regions"] for index in each)
-        self.unconfirmed = load_config("regions", self.generator).get("unconfirmed") if made else None
+        made = any(index["regions"] for index in each)
+        self.unconfirmed = load_config("regions", self.generator).get("unconfirmed") if self.generator and made else None
         self.settings, self.again = {"folder": self.digest}, each[0]["command"]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

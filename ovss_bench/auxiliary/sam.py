@@ -53,7 +53,7 @@ class PromptedSam:
 
 
 class Encoded:
-    """What SAM makes of an image: `values` (K, d, h, w) of the last block, its `attention`, of which `attention[k]` is
+    """SAM's output for an image: `values` (K, d, h, w) of the last block, its `attention`, of which `attention[k]` is
     (h*w, h*w) with rows of the whole grid, and `decode`."""
 
     def __init__(
@@ -110,8 +110,13 @@ class Encoded:
 def load_sam(name: str | Path, *, device: str | torch.device = "cpu") -> PromptedSam:
     """SAM from an entry of configs/sam (`sam_vitb`, ...), or a folder in transformers' layout. Raises OvssError for an unknown
     name, and for missing or damaged weights."""
+    return PromptedSam(find_sam(name), device)
+
+
+def find_sam(name: str | Path) -> str:
+    """The repository or folder of the weights. Raises OvssError for an unknown name."""
     if str(name) in config_names("sam"):
-        return PromptedSam(load_config("sam", str(name))["weights"], device)
+        return load_config("sam", str(name))["weights"]
     if user_path(name).is_dir():
-        return PromptedSam(str(name), device)
+        return str(name)
     raise unknown("sam (neither an entry of configs/sam nor a folder)", name, config_names("sam"))

@@ -14,19 +14,8 @@ import numpy as np
 from ..files import code, digest, user_path
 from ..image import image_key
 from ..types import ImageContext
+from . import MODULES
 
-# Kinds of auxiliary models, and the modules whose function load_<last part of the name> loads them. A run imports only the
-# modules that it needs, and only their code is part of its fingerprint (runs/code.py).
-MODULES = {
-    "vfm": "encoders.vision",
-    "regions": "auxiliary.regions",
-    "foreground": "auxiliary.foreground",
-    "diffusion": "encoders.diffusion",
-    "sam": "auxiliary.sam",
-    "bank": "auxiliary.bank",
-    "concepts": "encoders.concepts",
-}
-SOURCES = tuple(MODULES)
 STAGES = {"vfm": "vision encoder", "regions": "regions", "foreground": "foreground", "diffusion": "diffusion", "sam": "SAM"}
 
 
@@ -40,17 +29,25 @@ class NamedSource:
     @cached_property
     def loaded(self) -> Any:
         kind, name, feature, precision, device = self.named
-        module = MODULES[kind]
-        load = getattr(import_module(f"ovss_bench.{module}"), f"load_{module.rpartition('.')[2]}")
         options: dict[str, dict[str, Any]] = {each: {"precision": precision} for each in ("diffusion", "concepts")}
         options["vfm"] = {"feature": feature, "precision": precision}
-        return load(name, device=device, **options.get(kind, {}))
+        return _function("load", kind)(name, device=device, **options.get(kind, {}))
 
     def __call__(self, *arguments: Any) -> Any:
         return self.loaded(*arguments)
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.loaded, attribute)
+
+
+def check_source(kind: str, name: str) -> None:
+    """Raises the OvssError of loading a model by this name, as far as it is known without its weights."""
+    _function("find", kind)(name)
+
+
+def _function(verb: str, kind: str) -> Callable[..., Any]:
+    module = MODULES[kind]
+    return getattr(import_module(f"ovss_bench.{module}"), f"{verb}_{module.rpartition('.')[2]}")
 
 
 def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:

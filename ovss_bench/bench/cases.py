@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from ..auxiliary import SOURCES
+from ..config.recipe import compose_recipe, segmentor_config
+from ..config.registry import SEGMENTORS
 from ..datasets.base import SegDataset, load_dataset
 from ..datasets.demo.scenes import DEMO_CLOTHS, draw_scene
 from ..encoders.clip import PRECISIONS, DenseCLIP, default_precision
@@ -30,7 +35,10 @@ from ..runs.evaluate import Job
 from ..segmentors.base import Segmentor
 from ..segmentors.build import build_segmentor
 from ..vocabulary import Vocabulary
+from .stand_ins import Given, Recorded, stand_in
 
+KINDS = 8  # different drawn scenes: they take long to draw, and further files are copies of these
+CLIP_ALONE = "clip_alone"  # in the place of names of methods, and the case of configs/bench that has it
 Case = SimpleNamespace  # the options of `ovss bench` by name, see CASE in cli/bench.py
 
 
@@ -46,11 +54,53 @@ def jobs_of(case: Case, folder: Path) -> list[Job]:
         dataset = drawn_images(case, folder)
         options = {"resize": "keep_ratio", "short_side": case.short_side, "long_side": 2048, "pad": "none"}
         options |= {"window": case.window, "stride": case.stride, "threshold": case.threshold}
-        options |= {"activation": None, "position": "offset", "normalize": "clip"}
+        options |= {"activation": None, "position": "offset", "normalize": "clip", "scored_at": "original"}
         vocabulary = queries_of(case, clip, dataset.image(dataset.samples[0]), case.threshold > 0)
     options["pamr_steps"] = 0
-    segmentors = {name: build_segmentor(name, clip=clip, vocabulary=vocabulary, **options) for name in case.segmentor}
-    return [Job(name, segmentor, dataset, "paper") for name, segmentor in segmentors.items()]
+    names = on_clip_alone() if case.segmentor == [CLIP_ALONE] else case.segmentor
+    jobs = []
+    for name in names:
+        unused, values = segmentor_config(name)[1].unused(), options
+        if case.shape:
+            values = recipe_for(name, clip, case.shape) | {"pamr_steps": 0}
+        own = {option: value for option, value in values.items() if option not in unused}
+        own |= {} if case.dataset else stand_ins_of(name, clip, given=True)
+        jobs.append(Job(name, build_segmentor(name, clip=clip, vocabulary=vocabulary, **own), dataset, "paper"))
+    return jobs
+
+
+def recipe_for(segmentor: str, clip: DenseCLIP, dataset: str) -> dict[str, Any]:
+    """The values of a method's recipe that differ on a data set, without the names of its classes."""
+    here, anywhere = (compose_recipe(segmentor, clip=clip.name, dataset=name).values() for name in (dataset, None))
+    return {name: value for name, value in here.items() if value != anywhere[name] and name not in ("names", "templates")}
+
+
+def stand_ins_of(segmentor: str, clip: DenseCLIP, given: bool) -> dict[str, Given | Recorded]:
+    """A stand-in for each auxiliary model of a method, see `stand_in`."""
+    feature = compose_recipe(segmentor, clip=clip.name).hyperparameters.get("feature")
+    return {kind: stand_in(kind, clip, feature, given) for kind in taken(segmentor) if kind != "bank"}
+
+
+def with_clip(job: Job, clip: DenseCLIP) -> Job:
+    """The same job with other weights, or with a CLIP object of its own."""
+    built = job.segmentor
+    return replace(job, segmentor=type(built)(clip, built.vocabulary, built.recipe, built.sources))
+
+
+def taken(segmentor: str) -> set[str]:
+    """The kinds of auxiliary models that it requires, or that its recipe names."""
+    values, required = compose_recipe(segmentor).hyperparameters, segmentor_config(segmentor)[1].requires
+    return {kind for kind in SOURCES if kind in required or values.get(kind)}
+
+
+def on_clip_alone() -> list[str]:
+    """The registered methods that take nothing beside CLIP, trained weights included."""
+    methods = SEGMENTORS.module_dict.items()
+    return sorted(
+        name
+        for name, method in methods
+        if method.uses_clip and not taken(name) and "checkpoint" not in method.hyperparameters()
+    )
 
 
 def in_memory(dataset: SegDataset, limit: int) -> SegDataset:
@@ -84,6 +134,20 @@ def bare_encoder(clip: DenseCLIP, grid: tuple[int, int]) -> Callable[[torch.Tens
     return encode
 
 
+def graphed(encode: Callable[[torch.Tensor], torch.Tensor], windows: torch.Tensor) -> Callable[[], None]:
+    """A pass over windows on a GPU as a CUDA graph: the same kernels, which the CPU launches all at once."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):  # as PyTorch asks: libraries are initialised before the capture
+        for _ in range(3):
+            encode(windows)
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        encode(windows)
+    return graph.replay
+
+
 def clip_of(case: Case) -> DenseCLIP:
     if case.clip in config_names("clip"):
         return load_clip(case.clip, precision=case.precision, device=case.device)
@@ -107,6 +171,10 @@ def drawn_images(case: Case, folder: Path) -> SegDataset:
     for kind in ("images", "labels"):
         (folder / kind).mkdir()
     for number in range(case.images):
+        if number >= KINDS:
+            for kind, suffix in (("images", "jpg"), ("labels", "png")):
+                shutil.copy(folder / kind / f"{number % KINDS:04d}.{suffix}", folder / kind / f"{number:04d}.{suffix}")
+            continue
         image, index = draw_scene(rng, case.height, case.width, list(DEMO_CLOTHS)[:12], number % 5, (60, 120))
         label = (index.astype(np.int32) * 37 + rng.randint(case.classes)) % case.classes
         Image.fromarray(image).save(folder / "images" / f"{number:04d}.jpg", quality=92)

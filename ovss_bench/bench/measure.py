@@ -2,64 +2,114 @@
 
 from __future__ import annotations
 
-import gc
+import multiprocessing
 import os
-import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..config.registry import load_plugin
+from ..errors import OvssError
+from ..files import code
 from ..progress import Progress
 from ..runs.provenance import provenance
 from .cases import Case
-from .methods import method_ways
-from .ways import BARE, run_ways
+from .concepts import concept_ways
+from .memory import timed
+from .methods import method_ways, on_concepts
+from .ways import BARE, Ways, run_ways
 
-MIB = 2**20
 
-
-def measure(case: Case, rounds: int, progress: Progress) -> dict[str, Any]:
+def measure(case: Case, rounds: int, progress: Progress, budget: float | None = None) -> dict[str, Any]:
     """Seconds and processor seconds of every way in every round, their ratios to the bare encoders in the same round, stages,
-    peak memory, and the agreement of our labels with the official-style loop. Round 0 warms up and is not counted."""
+    peak memory, and the agreement of our labels with the official-style loop. Ways that have not run yet are warmed up by a
+    round 0, which is not counted. No round but the first begins later than `budget` seconds after the call."""
     if case.threads:
         torch.set_num_threads(case.threads)
-    began, load = datetime.now(UTC), os.getloadavg()
+    began, load, clock = datetime.now(UTC), os.getloadavg(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        measured = (method_ways if case.method else run_ways)(case, Path(folder))
+        measured = ways_of(case)(case, Path(folder))
         seconds: dict[str, list[float]] = {name: [] for name in measured.ways}
         processor: dict[str, list[float]] = {name: [] for name in measured.ways}
         peaks: dict[str, float] = {}
-        for number in range(rounds + 1):
+        for number in range(1 if measured.warm else 0, rounds + 1):
+            if number > 1 and budget is not None and time.monotonic() - clock > budget:
+                break
             for name, way in measured.ways.items():
-                spent, busy, peak = _timed(way, measured.device)
-                peaks[name] = max(peaks.get(name, 0), peak)  # also of round 0: later ones reuse memory that was not returned
+                spent, busy, before, peak = timed(way, measured.device)
+                # Also of round 0: later ones reuse memory that was not returned.
+                peaks[name] = max(peaks.get(name, 0), peak - before)
                 if number:
                     seconds[name].append(spent)
                     processor[name].append(busy)
             if number:
                 shown = ", ".join(f"{name} {each[-1]:.2f} s" for name, each in seconds.items())
-                progress.say(f"round {number} of {rounds}: {shown}")
+                progress.say(f"round {number} of at most {rounds}: {shown}")
             else:
                 measured.stages.clear()
+        counted = len(seconds[BARE])
     return {
         "case": vars(case),
         "seconds": _rounded(seconds),
         "processor_seconds": _rounded(processor),
         "ratios": _ratios(seconds),
         "processor_ratios": _ratios(processor),
-        "stages": {name: round(value / rounds, 4) for name, value in measured.stages.items()},
+        "stages": {name: round(value / counted, 4) for name, value in measured.stages.items()},
         "peak_memory_mib": {name: round(value) for name, value in peaks.items()},
+        "memory_mib": measured.memory,
+        "operations": measured.operations(),
+        "counts": measured.counts,
         "agreement": measured.agreement,
+        "precisions": measured.precisions,
         "threads": torch.get_num_threads(),
+        "code": code_digest(),
         "measured": began.isoformat(timespec="seconds"),
         "load": [round(each, 2) for each in (load[0], os.getloadavg()[0])],
     }
+
+
+def ways_of(case: Case) -> Callable[[Case, Path], Ways]:
+    """The function that prepares what is measured for a case."""
+    if not case.method:
+        return run_ways
+    return concept_ways if on_concepts(case.segmentor[0]) else method_ways
+
+
+def measure_apart(case: Case, rounds: int, budget: float | None, plugins: Collection[str]) -> dict[str, Any]:
+    """`measure` in a process of its own, so that no case finds the memory or the caches of another one."""
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(_measure_with, case, rounds, budget, list(plugins)).result()
+    except BrokenProcessPool as error:
+        what = f"the process of the case {', '.join(case.segmentor)} was killed, perhaps out of memory"
+        raise OvssError(f"{what}. Use a smaller image (height=, width=), or leave the case out.") from error
+
+
+def _measure_with(case: Case, rounds: int, budget: float | None, plugins: list[str]) -> dict[str, Any]:
+    for plugin in plugins:
+        load_plugin(plugin)
+    return measure(case, rounds, Progress(), budget)
+
+
+@cache
+def code_digest() -> str:
+    """Of all code that a measurement depends on."""
+    return code("auxiliary", "bench", "encoders", "inference", "ops", "segmentors", "image.py")[:16]
+
+
+def threads_of(chosen: int | None) -> int:
+    """The threads that torch will use."""
+    return chosen or torch.get_num_threads()
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -75,31 +125,6 @@ def _rounded(times: Mapping[str, list[float]]) -> dict[str, list[float]]:
 def _ratios(times: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
     """The ratio of each way to the bare encoders, taken in each round: its median, minimum and maximum."""
     return {name: _spread([a / b for a, b in zip(each, times[BARE], strict=True)]) for name, each in times.items()}
-
-
-def _timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float, float]:
-    """Seconds, processor seconds of all threads, and the rise of peak memory in MiB."""
-    gc.collect()
-    gpu = device.type == "cuda"
-    if gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / MIB
-    else:
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # resets VmHWM
-    began, busy = time.perf_counter(), time.process_time()
-    way()
-    if gpu:
-        torch.cuda.synchronize()
-    spent, busy = time.perf_counter() - began, time.process_time() - busy
-    return spent, busy, (torch.cuda.max_memory_allocated() / MIB if gpu else _resident("VmHWM")) - before
-
-
-def _resident(field: str) -> float:
-    """A field of /proc/self/status in MiB."""
-    found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text("utf-8"), re.MULTILINE)
-    return int(found[1]) / 1024 if found else 0.0
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -17,12 +17,15 @@ from ..encoders.clip import DenseCLIP
 from ..encoders.diffusion import load_diffusion
 from ..encoders.vision import FeatureFolder, OncePerImage, VisionEncoder, load_vision
 from ..ops.pictures import in_frame
+from ..progress import Progress
+from ..segmentors.base import Segmentor
 from ..types import WindowBatch
 
 REGIONS = 60  # in an image
 HEADS, LAYERS = 5, 2  # of the attention maps that Stable Diffusion 2.1 gives CLIPer
 LATENTS = 64  # and the side of their grid; 16 beside a tiny CLIP
 FRAME = 1024  # pixels of the long side of SAM's input
+THIN = 4  # every fourth pixel of a row and a column tells images apart, and costs next to nothing
 CELL = 8  # pixels of a given feature: the patch of DINO ViT-B/8
 
 
@@ -35,11 +38,13 @@ class Given:
 
     def __call__(self, image: Any) -> Any:
         if not isinstance(image, WindowBatch):
-            return self._kept(image.tobytes(), lambda: self.source(image))
+            return self._kept(image[::THIN, ::THIN].tobytes(), lambda: self.source(image))
+        pixels = image.pixels
         features = (
-            self._kept(window.numpy().tobytes(), lambda each=window: self.source(each)) for window in image.pixels.cpu()
+            self._kept(some.numpy().tobytes(), lambda each=window: self.source(each.cpu()).to(pixels.device))
+            for some, window in zip(pixels[..., ::THIN, ::THIN].cpu(), pixels, strict=True)
         )
-        return torch.stack(list(features)).to(image.pixels.device)
+        return torch.stack(list(features))
 
     def _kept(self, content: bytes, compute: Callable[[], Any]) -> Any:
         key = hash(content)
@@ -99,6 +104,13 @@ def stand_in(kind: str, clip: DenseCLIP, feature: str | None, given: bool) -> Gi
         side = LATENTS if clip.width >= 512 else LATENTS // 4
         return Given(lambda image: _attention(image, side)) if given else Recorded(load_diffusion("demo", device=clip.device))
     return Given({"regions": _regions, "foreground": _foreground, "sam": _sam}[kind])
+
+
+def given_experts(segmentor: Segmentor, progress: Progress | None = None) -> Tensor:
+    """In the place of FLOSS's classifiers (1 + Q, Q, E), which need texts and a ranking: the features of the queries, each a
+    little changed."""
+    noise = torch.randn(1 + len(segmentor.text), *segmentor.text.shape, generator=torch.Generator().manual_seed(5))
+    return segmentor.tensor(F.normalize(segmentor.text.cpu() + 0.05 * noise, dim=-1))
 
 
 def _features(pixels: Tensor, width: int) -> Tensor:

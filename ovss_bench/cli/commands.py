@@ -12,7 +12,7 @@ from ..errors import unknown
 from .eval_options import EVAL
 from .options import Command
 
-COMMANDS = {  # each is COMMAND in the file of its name
+COMMANDS = {  # each is the COMMAND of the module of its name
     "eval": "evaluate methods on data sets",
     "segment": "segment a photo",
     "report": "tables and an HTML page of results",
@@ -35,7 +35,7 @@ def command_of(name: str) -> Command:
 
 
 def help_of(program: str, command: Command) -> str:
-    """The help of a command; `program` starts it."""
+    """The help of a command that is started by `program`."""
     usage = [f"{program} {words}".rstrip() for words in command.usage]
     parts = ["usage: " + "\n       ".join(usage), fill(command.summary or "")]
     groups = {title: list(options) for title, options in command.groups.items()}
@@ -49,7 +49,7 @@ def help_of(program: str, command: Command) -> str:
 
 
 def columns(rows: Iterable[tuple[str, str]]) -> str:
-    """Names with their comments; a long name has a line to itself."""
+    """Names with their comments; a long name has a line of its own."""
     lines = []
     for name, text in rows:
         start = f"  {name}".ljust(INDENT)

@@ -1,5 +1,5 @@
-"""Compares results: A with B, result files or folders matched by segmentor, CLIP and data set; two segmentors on all data sets
-of a folder; or a run, even of a part of the images, with the published figure."""
+"""Compares results: two files or folders A and B, matched by segmentor, CLIP and data set; two segmentors on all data sets of a
+folder; or a run, even on some of the images, with the published figure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .options import Command, Option, Text
 
 
 def run(words: list[str]) -> int:
-    places, options = COMMAND.parse(words)
+    positional, options = COMMAND.parse(words)
     tolerance, published = options["tolerance"], options["published"]
-    if len(places) not in ((1,) if published else (2, 3)):
+    if len(positional) not in ((1,) if published else (2, 3)):
         wanted = "RUN published=true" if published else "A B, or FOLDER SEGMENTOR SEGMENTOR"
-        raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(places) or 'none'}.")
-    methods = places[1:] if len(places) == 3 else []
-    paths = [user_path(place) for place in (places[:1] if methods else places)]
+        raise OvssError(f"expected {wanted}, result files or folders of results; got {' '.join(positional) or 'none'}.")
+    methods = positional[1:] if len(positional) == 3 else []
+    paths = [user_path(place) for place in (positional[:1] if methods else positional)]
     for path in paths:
         if not path.exists():
             raise OvssError(f"{path} does not exist. Expected a result file or a folder of results.")
-    from ..reports.compare import compare_methods, compare_paths, status  # imports SciPy: after all checks of the options
+    from ..reports.compare import compare_methods, compare_paths, status  # imports SciPy, after all checks of the options
 
     if published:
         from ..reports.reproduced import compare_with_published

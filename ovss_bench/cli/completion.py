@@ -9,15 +9,11 @@ from typing import Any
 from ..config.validation import choices
 from ..files import config_names
 from .commands import COMMANDS, command_of
+from .eval_options import EVAL
 from .options import Command, kind_of
 
-FOLDERS = {  # option -> folders of configs/ with its values
-    **{name: (name,) for name in ("segmentor", "clip", "dataset", "table", "protocol")},
-    **{name: (name,) for name in ("regions", "foreground", "diffusion", "sam", "concepts")},
-    **dict.fromkeys(("text", "refine"), ("step",)),
-    "suite": ("dataset/suite",),
-    "vfm": ("vision",),
-}
+FOLDERS = {name: name for name in EVAL if config_names(name)}  # option -> folder of configs/ with its values
+FOLDERS |= {"text": "step", "refine": "step", "suite": "dataset/suite", "vfm": "vision"}
 ACTIONS = {"datasets": ("list", "prepare", "check"), "regions": ("index",)}
 
 
@@ -32,7 +28,7 @@ def complete() -> None:
 
 
 def candidates(prefix: str, parsed_args: argparse.Namespace, **others: Any) -> Iterable[str]:
-    """The completions of `prefix`, the word after those that are parsed."""
+    """The completions of `prefix`, the word after the parsed ones."""
     name, *words = parsed_args.words or [""]
     if name not in COMMANDS:
         return () if name else COMMANDS
@@ -54,4 +50,4 @@ def values_of(command: Command, name: str) -> list[str]:
     if kind_of(hint) is bool:
         return ["true", "false"]
     suites = [f"suite/{suite}" for suite in config_names("dataset/suite")] if name == "dataset" else []
-    return [*choices(hint), *(entry for folder in FOLDERS.get(name, ()) for entry in config_names(folder)), *suites]
+    return [*choices(hint), *(config_names(FOLDERS[name]) if name in FOLDERS else ()), *suites]

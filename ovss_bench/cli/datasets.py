@@ -1,5 +1,5 @@
-"""Lists data sets and whether they are present, prepares them from the official archives, and checks every image and label.
-NAME is an entry of configs/dataset, or a YAML file of your own data."""
+"""Lists data sets and which are present, prepares them from official archives, and checks every image and label. NAME is an
+entry of configs/dataset, or a YAML file of your own data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import OvssError, unknown
 from ..files import environment
 from ..progress import console
 from .eval_options import EVAL
-from .options import Command, Option, Text, is_place, parse_options
+from .options import Command, Option, Text, is_positional, parse_options
 
 WORKERS = Option("workers", Count, os.cpu_count() or 1, "processes")
 COMMON = (EVAL["data_root"], EVAL["plugins"])
@@ -33,12 +33,12 @@ def run(words: list[str]) -> int | None:
     action, *words = words or [""]
     if action not in ACTIONS:
         raise unknown("command", action, ACTIONS)
-    names = [word for word in words if is_place(word)]
+    names = [word for word in words if is_positional(word)]
     if not names and action != "list":
         raise OvssError("name a data set; python tools/datasets.py list shows them.")
     work, accepted = ACTIONS[action]
     options = parse_options([word for word in words if word not in names], COMMON + accepted)
-    del options["plugins"]  # they are loaded
+    del options["plugins"]  # already loaded
     return work(names, options.pop("data_root") or environment("OVSS_DATA"), **options)
 
 

@@ -1,4 +1,4 @@
-"""Evaluates methods on data sets, prints a table, writes a result file per row. Rerun to resume; finished runs are kept."""
+"""Evaluates methods on data sets, prints a table, and writes a result file per row. Rerun to resume; finished runs are kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .run import outcome
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-GRID = "OVSS_GRID"  # environment variable: a folder that the runs of one grid share
+GRID = "OVSS_GRID"  # environment variable: the folder that the runs of a grid share
 
 
 def run(words: list[str]) -> None:
@@ -29,10 +29,10 @@ def run(words: list[str]) -> None:
     from .overrides import checked, is_grid
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints its errors itself, and exits with status 1
-    program = sys.argv[: len(sys.argv) - len(words)]  # with the name of the command
+    program = sys.argv[: len(sys.argv) - len(words)]  # including the name of the command
 
     def task(config: DictConfig) -> None:
-        """One run. The jobs of a launcher are other processes, but record the command of this one."""
+        """One run. Jobs of a launcher are other processes, but record the command of this one."""
         from hydra.core.hydra_config import HydraConfig
 
         sys.argv = [*program, *(arguments if sys.argv[0] == program[0] else HydraConfig.get().overrides.task)]
@@ -54,16 +54,20 @@ def run(words: list[str]) -> None:
 
 
 def run_composed(config: DictConfig) -> None:
-    """A run; exits with its status unless that is 0. In a grid it raises the error; Hydra reports it after the other runs."""
+    """A run; exits with its status unless that is 0. In a grid, errors are raised, and Hydra reports them after all runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from ..runs.world import join
-    from .evaluation import Grid, main  # imports torch, which takes seconds, after all checks of the options
+    from .evaluation import main
 
     world, composed = join(), HydraConfig.get()
     in_grid = composed.mode == RunMode.MULTIRUN
-    grid = Grid(Path(os.environ[GRID]), composed.job.num) if in_grid and GRID in os.environ else None
+    grid = None
+    if in_grid and GRID in os.environ:
+        from ..runs.grid import Grid
+
+        grid = Grid(Path(os.environ[GRID]), composed.job.num)
     status, message = outcome(lambda: main(config, world, grid), config.debug)
     if status > 128 and world.size > 1:
         message = f"{message} (torchrun ends all processes when one has died)"
@@ -99,8 +103,9 @@ COMMAND = Command(
     ),
     run,
     (
-        "Lists are written [a,b]; put words with spaces or brackets in quotes. -m runs a grid of values separated by commas, "
-        "with hydra/launcher=submitit_slurm, submitit_local or ray as jobs; torchrun runs one evaluation in several processes.",
+        "Lists are written [a,b]; quote words with spaces or brackets. -m runs a grid of comma-separated values; with "
+        "hydra/launcher=submitit_slurm, submitit_local or ray each run is a job. torchrun distributes one evaluation over "
+        "several processes.",
         "Hydra's own flags work, too: --cfg job prints the composed options, --info and --hydra-help describe Hydra.",
     ),
 )

@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from ..auxiliary import SOURCES
 from ..config.validation import Count, Expected, Images, Number
 from ..errors import OvssError
 from ..files import CONFIGS, load_config
+from ..segmentors import OUTSIDE
 from .options import Option, Text, Texts, checked_value
 
-SOURCES = ("vfm", "regions", "foreground", "diffusion", "sam", "bank", "concepts")
-OUTSIDE = ("path", "command", "config", "checkpoint")
 HINTS: dict[str, Any] = {
     **dict.fromkeys(("segmentor", "dataset", "plugins"), Texts),
     **dict.fromkeys(("clip", "protocol", "output"), Text),
@@ -29,7 +29,7 @@ HINTS: dict[str, Any] = {
 
 
 def _groups() -> dict[str, list[Option]]:
-    """The options by the titles in the file; those of `runtime` as runtime.NAME."""
+    """The options of the file by its titles; those of `runtime` are runtime.NAME."""
     defaults, result, prefix = load_config("tools", "eval"), {}, ""
     group: list[Option] = []
     for line in (CONFIGS / "tools" / "eval.yaml").read_text("utf-8").partition("\ndefaults:")[0].splitlines():
@@ -44,11 +44,11 @@ def _groups() -> dict[str, list[Option]]:
 
 
 GROUPS = _groups()
-EVAL = {option.name: option for group in GROUPS.values() for option in group}  # other commands share some
+EVAL = {option.name: option for group in GROUPS.values() for option in group}  # other commands use some of them
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The composed options. Raises OvssError for a value that does not fit."""
+    """The composed options. Raises OvssError for invalid values."""
     if not isinstance(options.get("runtime", {}), dict):
         raise OvssError(f"runtime={options['runtime']}: expected runtime.NAME=VALUE.")
     values = {name: checked_value(name, value, HINTS[name]) for name, value in options.items() if name != "runtime"}

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from .. import progress
+from ..auxiliary import SOURCES
 from ..config.plugin_errors import is_outside
 from ..config.recipe import own_recipe, segmentor_config
 from ..config.registry import load_plugin
 from ..datasets.base import load_dataset
+from ..datasets.config import dataset_config
 from ..errors import OvssError, print_error
 from ..reports.papers import load_table
-from ..reports.summary import summarize
-from ..runs.evaluate import run_jobs
-from ..runs.grid import Grid
-from ..runs.jobs import Runtime, refuse_idle
-from ..runs.plan import Plan, job_of_plan, load_datasets, plans_of
+from ..runs.plan import Plan, load_datasets, plans_of
+from ..runs.published import recipe_doubt
 from ..runs.world import Shard, World
 from .eval_options import checked_options
+
+if TYPE_CHECKING:
+    from ..runs.grid import Grid
 
 
 def main(config: DictConfig, world: World | None = None, grid: Grid | None = None) -> int:
@@ -35,14 +36,21 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
     composed: Any = OmegaConf.to_container(config, resolve=True)
     options = checked_options(composed)
     runtime = options["runtime"]
-    torch.set_num_threads(world.threads(runtime["threads"]))
-    runtime["device"] = world.device(runtime["device"])
     with world.together():
         for plugin in options["plugins"]:
             load_plugin(plugin)
         shard = Shard.of(options["shard"])
         paper = load_table(options["table"]) if options["table"] else None
         plans, suites = plans_of(options, paper)
+
+        import torch  # which takes seconds, after all that needs none
+
+        from ..reports.summary import summarize
+        from ..runs.evaluate import run_jobs
+        from ..runs.jobs import Runtime, job_of_plan
+
+        torch.set_num_threads(world.threads(runtime["threads"]))
+        runtime["device"] = world.device(runtime["device"])
         if options["dry_run"]:
             for plan in plans:
                 _print_recipe(console, plan, options)
@@ -50,7 +58,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         for name in dict.fromkeys(plan.segmentor for plan in plans):
             if is_outside(segmentor_config(name)[1]):
                 console.print(f"recipe of {name}: {own_recipe(name)}")
-        collected = bool(suites or paper)  # they evaluate the data sets that are present, and name the others
+        collected = bool(suites or paper)  # then missing data sets are listed, and the others evaluated
         datasets, absent = load_datasets(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
         for dataset in datasets.values():
             for doubt in dataset.doubts:
@@ -73,11 +81,27 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
 
 def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None:
     """The composed recipe with the origin of each value, and what a run would read and write."""
-    recipe, clip, dataset, refused = plan.recipe, plan.clip.label, plan.dataset_name, None
+    from ..auxiliary.sources import check_source
+    from ..encoders.clip_loading import patch_size_of
+    from ..runs.jobs import refuse_idle
+
+    recipe, clip, dataset, refused, data = plan.recipe, plan.clip.label, plan.dataset_name, None, None
+    background = dataset_config(plan.dataset)[1].get("background")  # while the data set is not there
+    try:
+        data = load_dataset(plan.dataset, options["data_root"])
+        background, selected = data.background, len(data.select(options["limit"], options["ids"]))
+    except OvssError as error:
+        refused = error
     try:
         method = segmentor_config(plan.segmentor)[1]
         refuse_idle(recipe, method)
         recipe = method.checked_recipe(recipe)
+        method.check(recipe, has_background=background is not None)
+        if method.joins_patches and (patch := patch_size_of(plan.clip)):
+            method.check_windows(recipe, patch)
+        for kind in SOURCES:
+            if name := recipe.hyperparameters.get(kind):
+                check_source(kind, name)
     except OvssError as error:
         refused = error
     console.print(f"recipe of {plan.segmentor}: {own_recipe(plan.segmentor)}")
@@ -86,13 +110,10 @@ def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None
     for key, value in recipe.values().items():
         view.add_row(key, str(value), recipe.origins[key])
     console.print(view)
-    if refused:
-        console.print(f"would stop: {refused}\n")
+    if doubt := recipe_doubt(plan.segmentor, dataset):
+        console.print(f"recipe unconfirmed: {doubt}", markup=False)
+    if refused or not data:
+        console.print(f"would stop: {refused}\n", markup=False)
         return
-    try:
-        data = load_dataset(plan.dataset, options["data_root"])
-        selected = len(data.select(options["limit"], options["ids"]))
-        console.print(f"would read {selected} of {len(data.samples)} images from {data.root}")
-    except OvssError as error:
-        console.print(f"would stop: {error}")
+    console.print(f"would read {selected} of {len(data.samples)} images from {data.root}")
     console.print(f"would write to {Path(options['output']) / dataset / clip}/\n")

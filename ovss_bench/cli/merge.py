@@ -1,5 +1,5 @@
-"""Merges the results of the eval command with shard=I/N; needs neither data nor GPU. FOLDER (default: results/runs) is the
-output folder of those runs, or a folder with the output folders of several machines."""
+"""Merges the results of eval with shard=I/N; needs neither data nor GPU. FOLDER (default: results/runs) is the output folder of
+these runs, or a folder with the output folders of several machines."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .options import Command
 
 
 def run(words: list[str]) -> int:
-    """Returns 0 if all runs are complete; otherwise it merges those that are, and reports the others."""
-    places, _ = COMMAND.parse(words)
-    if len(places) > 1:
-        raise OvssError(f"expected one folder; got {' '.join(places)}.")
-    folder = user_path(places[0] if places else "results/runs")
+    """Merges the complete runs and reports the others, with exit status 2."""
+    positional, _ = COMMAND.parse(words)
+    if len(positional) > 1:
+        raise OvssError(f"expected one folder; got {' '.join(positional)}.")
+    folder = user_path(positional[0] if positional else "results/runs")
     console = progress.console()
     results, errors = [], []
     for parts in part_folders(folder):

@@ -1,4 +1,4 @@
-"""Writes the file, recipe and test of a new method from cli/templates; they run at once."""
+"""Writes the file, recipe and test of a new method, ready to run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..files import PACKAGE, user_path, write_text
 from .options import Command, Option, Text
 
 TEMPLATES = PACKAGE / "cli" / "templates"
-FILES = {  # template -> target, and target in a package for pip
+FILES = {  # template -> target, target in a package for pip
     "new_method.py": ("{name}.py", "{name}/__init__.py"),
     "new_method.yaml": ("configs/segmentor/{name}.yaml", "{name}/configs/segmentor/{name}.yaml"),
     "test_new_method.py": ("test_{name}.py", "test_{name}.py"),
@@ -25,16 +25,16 @@ FILES = {  # template -> target, and target in a package for pip
 
 
 def run(words: list[str]) -> None:
-    places, options = COMMAND.parse(words)
-    if len(places) != 1:
-        raise OvssError(f"expected the name of the method, such as my_method; got {' '.join(places) or 'none'}.")
-    method, _, test, *_ = paths = write_method(places[0], **options)
+    positional, options = COMMAND.parse(words)
+    if len(positional) != 1:
+        raise OvssError(f"expected the name of the method, such as my_method; got {' '.join(positional) or 'none'}.")
+    method, _, test, *_ = paths = write_method(positional[0], **options)
     print("\n".join(f"wrote {path}" for path in paths))
     script = Path(sys.argv[0]).with_name("eval.py")  # of a checkout
     evaluate = f"python {os.path.relpath(script)}" if script.is_file() else "ovss eval"
-    print(f"\nTry:   {evaluate} 'plugins=[{method}]' segmentor={places[0]} limit=10\nTest:  python -m pytest {test}")
+    print(f"\nTry:   {evaluate} 'plugins=[{method}]' segmentor={positional[0]} limit=10\nTest:  python -m pytest {test}")
     if options["package"]:
-        print(f"Then:  python -m pip install -e {method.parent.parent}; from then on: {evaluate} segmentor={places[0]}")
+        print(f"Then:  python -m pip install -e {method.parent.parent}; from then on: {evaluate} segmentor={positional[0]}")
 
 
 def write_method(name: str, folder: str | Path = ".", package: bool = False) -> list[Path]:
@@ -72,7 +72,7 @@ COMMAND = Command(
     {
         "Options": (
             Option("folder", Text, ".", "folder to write to"),
-            Option("package", bool, False, "write a package for pip, which makes the method known by its name"),
+            Option("package", bool, False, "write a package for pip; once installed, the method is known by its name"),
         )
     },
     ("my_method", "my_method folder=methods", "my_method package=true folder=repository"),

@@ -1,4 +1,4 @@
-"""Declared options, and how all commands except eval parse the words NAME=VALUE."""
+"""Declared options, and the parser of NAME=VALUE for all commands except eval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..files import user_path
 
 Text = Annotated[str, MinLen(1), Expected("a text")]
 Texts = Annotated[list[Text], Expected("one text, or a list")]
-DEBUG = ("debug=true", "debug=false")  # of every command, see run.py
+DEBUG = ("debug=true", "debug=false")  # accepted by every command, see run.py
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Command:
         return {option.name: option for group in self.groups.values() for option in group}
 
     def parse(self, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-        """The words that are not options, and the value of each option."""
-        places = [word for word in words if is_place(word)]
-        return places, parse_options([word for word in words if word not in places], self.options().values())
+        """The positional arguments, and the value of each option."""
+        positional = [word for word in words if is_positional(word)]
+        return positional, parse_options([word for word in words if word not in positional], self.options().values())
 
 
 def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, 
 
 
 def checked_value(name: str, value: Any, hint: Any) -> Any:
-    """The value converted for its annotation: numbers to text, one text to a list, `~` to the home folder; or OvssError."""
+    """The value converted by its annotation: numbers to text, one text to a list, `~` to the home folder; or OvssError."""
 
     def text(item: Any) -> Any:
         item = str(item) if type(item) in (int, float) else item
@@ -103,7 +103,7 @@ def kind_of(hint: Any) -> type:
 
 
 def with_flags(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
-    """The words with `--name VALUE`, and `--name` of a switch, rewritten as NAME=VALUE."""
+    """The words with `--name VALUE`, and `--name` for a switch, rewritten as NAME=VALUE."""
     result, rest = [], iter(words)
     for word in rest:
         flag, equals, text = word.removeprefix("--").partition("=")
@@ -130,14 +130,14 @@ def _typed(words: Sequence[str]) -> Any:
 
 
 def split_list(text: str) -> list[str]:
-    """The items of `[a,b]`, or the only one, as text: the id 2007_000033 is no number. Quotes enclose an item with a comma."""
+    """The items of `[a,b]`, or the only one, as text: the id 2007_000033 is no number. Items with commas are quoted."""
     if not (text.startswith("[") and text.endswith("]")):
         return [] if text in ("", "null") else [unquoted(text)]
     return [unquoted(item) for item in items_of(text[1:-1])]
 
 
 def items_of(text: str) -> list[str]:
-    """The items between commas, stripped; commas in quotes do not separate."""
+    """The items between commas, stripped; commas in quotes are part of an item."""
     items = re.findall(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)""", text)
     return items[:-1] if items and not items[-1] and not text.rstrip().endswith(",") else items
 
@@ -146,6 +146,6 @@ def unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
-def is_place(word: str) -> bool:
-    """Whether a word is a name, or a file or folder, even with `=` in its path, and not NAME=VALUE."""
+def is_positional(word: str) -> bool:
+    """Whether a word is a name, a file or a folder, whose path may contain `=`, and not NAME=VALUE."""
     return "=" not in word or os.path.exists(user_path(word))

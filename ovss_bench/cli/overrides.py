@@ -1,5 +1,5 @@
-"""Command lines of `ovss eval` in Hydra's grammar, so that texts after `NAME=` arrive as they were written. Hydra would see a
-number in `ids=[2007_000033]`, and an error in `data_root=/my data/a=b`, `output=~/x` or `weights=/größe.pt`."""
+"""Quotes the command line of `ovss eval` for Hydra's grammar, so that texts after `NAME=` arrive as written. Hydra would read a
+number in `ids=[2007_000033]`, and refuse `data_root=/my data/a=b`, `output=~/x` or `weights=/größe.pt`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .eval_options import EVAL, HINTS
 from .options import items_of, kind_of
 
 TEXTS = {name for name, hint in HINTS.items() if kind_of(hint) in (str, list)} | {"names", "templates"}
-# Options in which a comma separates the runs of a grid; without -m, Hydra's error explains how to write a list.
+# Options in which commas separate the runs of a grid; without -m, Hydra's error explains how to write a list.
 SEVERAL = {name for name, hint in HINTS.items() if kind_of(hint) is list} | {"clip", "protocol", "names", "templates"}
-PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)(?:[A-Za-z_]|\.{0,2}/)[\w./:@%+-]*", re.ASCII)  # also a text for Hydra
+PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)(?:[A-Za-z_]|\.{0,2}/)[\w./:@%+-]*", re.ASCII)  # a text for Hydra, too
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 
@@ -70,7 +70,7 @@ def _in_one_run(argument: str) -> str:
 
 
 def literal(argument: str, grid: bool) -> str:
-    """NAME=VALUE, quoted where Hydra would misread the text, but for interpolations (`${...}`) and a grid's `choice(a,b)`."""
+    """NAME=VALUE, quoted where Hydra would misread the text; not interpolations (`${...}`) and a grid's `choice(a,b)`."""
     key, equals, text = argument.partition("=")
     name = key.lstrip("+~").rpartition(".")[2]
     if not equals or name not in TEXTS or "${" in text or text in ("", "null"):

@@ -1,4 +1,4 @@
-"""Makes the region maps of a data set once, for regions=DIR of the eval command; or indexes existing region files."""
+"""Computes the region maps of a data set once, for eval with regions=DIR, or indexes existing region files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..config.validation import Count, Expected, Images
 from ..errors import OvssError
 from ..files import user_path
 from .eval_options import EVAL
-from .options import Command, Option, Text, is_place, parse_options
+from .options import Command, Option, Text, is_positional, parse_options
 
 Settings = Annotated[dict, Expected("settings.NAME=VALUE")]
 COMMON = (
@@ -21,16 +21,16 @@ COMMON = (
 )
 MAKING = (
     Option("regions", Text, "demo", "generator: an entry of configs/regions"),
-    Option("settings", Settings, {}, "settings.NAME=VALUE overrides one of its settings"),
+    Option("settings", Settings, {}, "overrides of its settings: settings.NAME=VALUE"),
     Option("out", Text | None, None, "folder to write to"),
     Option("device", Text | None, None, "cpu or cuda; default: cuda if available"),
 )
-INDEXING = (Option("regions", Text | None, None, "the entry of configs/regions that made the files, if one did"),)
+INDEXING = (Option("regions", Text | None, None, "the entry of configs/regions that the files were made with, if any"),)
 
 
 def run(words: list[str]) -> None:
     index = words[:1] == ["index"]
-    if index and (len(words) < 2 or not is_place(words[1])):
+    if index and (len(words) < 2 or not is_positional(words[1])):
         raise OvssError("name the folder with the region files: index DIR dataset=NAME.")
     options = parse_options(words[2:] if index else words, COMMON + (INDEXING if index else MAKING))
     folder = words[1] if index else options["out"]

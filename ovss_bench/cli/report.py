@@ -1,4 +1,4 @@
-"""Tables of the results below folders (default: results/runs), in the layout of the papers, and an HTML page."""
+"""Tables of the results below folders (default: results/runs), in the layout of papers, and an HTML page."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from .options import Command, Option, Text, Texts
 Format = Literal["markdown", "latex", "csv"]
 FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
 FILTERS = (
-    Option("segmentor", Texts, [], "these methods only: one or a list"),
-    Option("clip", Texts, [], "these CLIP models only"),
-    Option("dataset", Texts, [], "these data sets only, in this order"),
-    Option("protocol", Texts, [], "these protocols only"),
-    Option("supervision", Texts, [], "these kinds of supervision beside CLIP's only: none, image-text pairs, masks, ..."),
-    Option("target_images_seen", Texts, [], "no: only results whose training has seen no images of the data set"),
-    Option("target_names_seen", Texts, [], "no: only results whose training has seen no class names of the data set"),
+    Option("segmentor", Texts, [], "only these methods: one or a list"),
+    Option("clip", Texts, [], "only these CLIP models"),
+    Option("dataset", Texts, [], "only these data sets, in this order"),
+    Option("protocol", Texts, [], "only these protocols"),
+    Option("supervision", Texts, [], "only these kinds of supervision beside CLIP's: none, image-text pairs, masks, ..."),
+    Option("target_images_seen", Texts, [], "no: only results whose training saw no images of the data set"),
+    Option("target_names_seen", Texts, [], "no: only results whose training saw no class names of the data set"),
 )
 GROUPS = {
     "Which results": (
         *FILTERS,
         Option("suite", Text | None, None, "the data sets of a suite (configs/dataset/suite), and their average"),
-        Option("partial", bool, False, "include results for a part of the images, marked"),
+        Option("partial", bool, False, "include results on some of the images, marked"),
         Option("published", bool, False, "add the published figures"),
     ),
     "What is shown": (
         Option("metric", Text | None, None, "metric of the table [mIoU]"),
         Option("digits", Count, 2, "decimals; most papers round to 1"),
         Option("intervals", bool, False, "add 95 % confidence intervals"),
-        Option("csv", bool, False, "instead of the table, a line per result with all its fields"),
+        Option("csv", bool, False, "a line per result with all its fields, instead of the table"),
     ),
     "Output": (
-        Option("format", Format | None, None, "format of the table; default: markdown, with out= all"),
+        Option("format", Format | None, None, "format of the table; default: markdown, or all with out="),
         Option("out", Text | None, None, "folder to write to, instead of printing"),
         Option("html", bool, False, "also write report.html, an interactive page; needs out="),
         Option("images", Count, 12, "images shown on the page"),
@@ -56,12 +56,12 @@ GROUPS = {
 
 
 def run(words: list[str]) -> None:
-    places, options = COMMAND.parse(words)
+    positional, options = COMMAND.parse(words)
     if options["suite"] and options["dataset"]:
         raise OvssError("suite= and dataset= both choose the columns. Give one of them.")
     if options["html"] and not options["out"]:
         raise OvssError("html=true needs a folder for the page: out=DIR.")
-    found, damaged = read_results(*(map(user_path, places) if places else ["results/runs"]), leave_out=LARGE)
+    found, damaged = read_results(*(map(user_path, positional) if positional else ["results/runs"]), leave_out=LARGE)
     _say_left_out(*damaged)
     results = select(found, {option.name: options[option.name] for option in FILTERS}, options["partial"])
     lacking = sum(result["partial"] for result in found.values()) - sum(result["partial"] for result in results.values())
@@ -89,7 +89,7 @@ def run(words: list[str]) -> None:
 
 
 def _tables(results: Mapping[Path, Any], options: dict[str, Any]) -> dict[str, str]:
-    """The table by file name, in the chosen format; by default in all formats for files, in markdown for the terminal."""
+    """The table by file name, in the chosen format; by default all formats for files, Markdown for the terminal."""
     suite = load_suite(options["suite"]) if options["suite"] else None
     given = {name: options[name] for name in ("metric", "digits", "published")}
     interval = interval_of if options["intervals"] else None

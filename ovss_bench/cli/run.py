@@ -1,4 +1,4 @@
-"""Runs a command: an error or a signal becomes one line and an exit status."""
+"""Runs a command; errors and signals become one line and an exit status."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def run_tool(work: Callable[[], int | None]) -> None:
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")  # characters that the terminal's encoding lacks, e.g. in file names
     status, message = outcome(work, DEBUG[0] in sys.argv)
-    if message and os.environ.get("RANK", "0") == "0":  # the other processes of torchrun have the same arguments
+    if message and os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would print the same
         print_error(message)
     sys.exit(status)
 
 
 def outcome(work: Callable[[], int | None], debug: bool) -> tuple[int, OvssError | OmegaConfBaseException | str | None]:
-    """The exit status of `work`, and the message if it fails: 128 + its number for a signal, otherwise 2."""
+    """The exit status of `work`, and its error if it fails: 128 + N after signal N, otherwise that of the error, usually 2."""
     try:
         with terminate_cleanly():
             status = work() or 0
@@ -49,7 +49,7 @@ def outcome(work: Callable[[], int | None], debug: bool) -> tuple[int, OvssError
 
 
 def _of_plugin(error: BaseException) -> OvssError | None:
-    """The error with its place in a plug-in; None if no plug-in is loaded or involved."""
+    """The error with its place in a plug-in; None if no plug-in is involved."""
     if "ovss_bench.config.registry" not in sys.modules:
         return None
     from ..config.plugin_errors import blamed

@@ -1,18 +1,19 @@
-"""Segments a photo: writes a label map and a picture, and prints each class's share of the pixels."""
+"""Segments a photo: writes the label map and an overlay with a legend, and prints the share of pixels of each class."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..auxiliary import SOURCES
 from ..errors import OvssError, visible
 from ..files import user_path, write_atomic
-from .eval_options import EVAL, SOURCES
+from .eval_options import EVAL
 from .options import Command, Option, Text
 
 GROUPS = {
     "Classes and pictures": (
         Option("classes", Text | None, None, 'classes separated by ";", synonyms by ","'),
-        Option("background", bool, False, "the first class is the background, for pixels of no other class"),
+        Option("background", bool, False, "the first class is the background, which gets pixels of no other class"),
         Option("out", Text, "segmented", "folder of the two pictures"),
     ),
     "Method": (
@@ -24,9 +25,9 @@ GROUPS = {
 
 
 def run(words: list[str]) -> None:
-    places, options = COMMAND.parse(words)
-    if len(places) != 1:
-        raise OvssError(f"expected one photo; got {' '.join(places) or 'none'}.")
+    positional, options = COMMAND.parse(words)
+    if len(positional) != 1:
+        raise OvssError(f"expected one photo; got {' '.join(positional) or 'none'}.")
     names = [[name.strip() for name in entry.split(",")] for entry in (options["classes"] or "").split(";") if entry.strip()]
     if len(names) < 2:
         raise OvssError('give at least two classes, e.g. classes="cat; grass, lawn; sky": every pixel gets one of them.')
@@ -34,26 +35,29 @@ def run(words: list[str]) -> None:
 
     import ovss_bench as ob
 
-    from ..encoders.clip_loading import ClipSpec
+    from ..config.recipe import segmentor_config
+    from ..encoders.clip_loading import load_spec
+    from ..encoders.clip_spec import NO_CLIP, ClipSpec
     from ..figures import legend_picture, palette, palette_image
     from ..image import read_image
     from ..progress import Progress
 
-    photo, method = user_path(places[0]), options["segmentor"]
+    photo, method = user_path(positional[0]), options["segmentor"]
     image = read_image(photo)
-    spec = ClipSpec.of(options["clip"], options["weights"])
+    uses_clip = segmentor_config(method)[1].uses_clip
+    spec = ClipSpec.of(options["clip"], options["weights"]) if uses_clip else NO_CLIP
     overrides: dict[str, Any] = options["recipe"] | {
         name: options[name] for name in (*SOURCES, "text", "refine") if options[name] is not None
     }
     recipe = ob.compose_recipe(method, clip=spec.label, overrides=overrides)
-    clip = spec.load(recipe.precision)
-    if recipe.resize == "center_crop":  # a benchmark's protocol; a photo is segmented as a whole
+    clip = load_spec(spec, recipe.precision) if uses_clip else None
+    if recipe.resize == "center_crop":  # the protocol of a benchmark, but a photo is segmented as a whole
         overrides = {"resize": "keep_ratio"} | overrides
     vocabulary = ob.Vocabulary.from_names(names, background=options["background"], templates=recipe.templates)
     segmentor = ob.build_segmentor(method, clip=clip, vocabulary=vocabulary, **overrides)
     segmentor.encode_text(Progress())
     label_map = ob.segment(segmentor, image, output_size=image.shape[:2]).label_map.cpu().numpy()
-    if label_map.max() == len(names):  # pixels without a class, by thresholds of the method
+    if label_map.max() == len(names):  # pixels below a threshold of the method
         names.append(["no class"])
     colours = palette(len(names))
     labels, picture = (

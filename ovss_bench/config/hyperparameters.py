@@ -17,7 +17,7 @@ from annotated_types import Ge, Le, MinLen
 
 from ..errors import OvssError
 from ..files import PACKAGE, read_json, user_path
-from ..types import MOST
+from ..types import MAX_SIDE
 from .validation import Expected, bare, in_words, validate
 
 
@@ -32,7 +32,7 @@ class Folder(str):
 PATHS = {File: (Path.is_file, "file"), Folder: (Path.is_dir, "folder"), Path: (Path.exists, "file or folder")}
 # Bounds of numbers: loops end, and 32 bits suffice.
 BOUNDED = {
-    int: Annotated[int, Ge(-MOST), Le(MOST), Expected(f"a whole number up to {MOST}")],
+    int: Annotated[int, Ge(-MAX_SIDE), Le(MAX_SIDE), Expected(f"a whole number up to {MAX_SIDE}")],
     float: Annotated[float, Ge(-1e30), Le(1e30), Expected("a number up to 1e30")],
 }
 TABLE = PACKAGE / "segmentors" / "hyperparameters.json"

@@ -1,8 +1,8 @@
 """The recipe of a run: every value that changes mIoU, with its origin, merged from configuration files and command line.
 
-Later layers override earlier ones: configs/recipe.yaml, configs/segmentor/<name>.yaml, then the sections `per_clip`,
-`per_dataset` and `per_clip_dataset` (values for one CLIP on one data set) of both files, the protocol with the same sections,
-the command line. Hydra cannot do this: it would merge a list of segmentors into one."""
+Later layers override earlier ones: configs/recipe.yaml, configs/segmentor/<name>.yaml merged with the files that it extends,
+then the sections `per_clip`, `per_dataset` and `per_clip_dataset` (values for one CLIP on one data set) of both, the protocol
+with the same sections, the command line. Hydra cannot do this: it would merge a list of segmentors into one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 from annotated_types import Ge, MinLen
 
 from ..errors import OvssError, unknown
-from ..files import CONFIGS, WEIGHTS, config_names, load_config, read_yaml
+from ..files import CONFIGS, WEIGHTS, config_names, load_config
 from ..image import RESIZE_RULES
-from ..types import MOST
+from ..types import MAX_SIDE
 from .hyperparameters import Hyperparameters, Method, declared
-from .registry import RECIPES, SEGMENTORS, STEPS, load_installed, not_found
+from .registry import SEGMENTORS, STEPS, load_installed, not_found
+from .segmentor_file import RECIPES, SegmentorFile, lineage, merged
 from .steps import composed, with_steps
 from .validation import Count, Expected, Fraction, Name, Number, Pixels, Whole, validate
-
-# The keys of a segmentor's file, and how many mappings are nested below each.
-DEPTHS = {"paper": 0, "method": 0, "recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3, "training": 1}
-
 
 Stage = Enum("Stage", ["INPUT", "WINDOW", "ENCODER", "TEXT", "REFINEMENT", "DECISION", "SCORING"])
 TRUNK = (Stage.INPUT, Stage.WINDOW, Stage.ENCODER)
@@ -45,7 +42,7 @@ class At:
     in_methods: bool = False
 
 
-Dilations = Annotated[tuple[Pixels, ...], MinLen(1), Expected(f"a list of positive numbers of pixels up to {MOST}")]
+Dilations = Annotated[tuple[Pixels, ...], MinLen(1), Expected(f"a list of positive numbers of pixels up to {MAX_SIDE}")]
 
 
 @dataclass(frozen=True)
@@ -147,13 +144,13 @@ def compose_recipe(
     as in config/steps.py. `overrides` may hold recipe values and hyperparameters of the segmentor, and `text` and `refine`,
     whose steps become part of the segmentor's name. Raises OvssError for unknown names and invalid values."""
     segmentor, overrides = with_steps(segmentor, overrides or {})
-    config, declaration = hyperparameters(segmentor)
+    declaration, files = hyperparameters(segmentor)[1], lineage(segmentor.partition("+")[0])
     if protocol not in config_names("protocol"):
         raise unknown("protocol", protocol, config_names("protocol"))
     layers = [(f"default of {declaration.owner}", declaration.defaults, False)]
     steps = parts(segmentor)[2]
     layers += [(f"default of step {step}", of_class(STEPS.get(step)).defaults, False) for step in steps]
-    layers += [*_file_layers(segmentor, config, protocol, clip, dataset), (origin, overrides, False)]
+    layers += [*_file_layers(segmentor, files, protocol, clip, dataset), (origin, overrides, False)]
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     common: set[str] = set()
@@ -166,27 +163,35 @@ def compose_recipe(
             kind = f"recipe value or hyperparameter of {segmentor} (from {origins[name]})"
             raise unknown(kind, name, [*RECIPE_VALUES, *declaration.defaults])
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    own = segmentor.partition("+")[0]
-    folders = (RECIPES[own].parent,) if own in RECIPES else (WEIGHTS, CONFIGS)
+    plugins = [file.path.parent for file in reversed(files) if file.name in RECIPES]
+    folders = (*plugins, WEIGHTS, CONFIGS) if len(plugins) < len(files) or not files else tuple(plugins)
     settings = {name: declaration.checked(name, values.pop(name), origins[name], folders) for name in declaration.defaults}
     return Recipe(segmentor, **values, hyperparameters=settings, origins=origins, common=frozenset(common), overrides=overrides)
 
 
 def _file_layers(
-    segmentor: str, config: dict[str, Any], protocol: str, clip: str | None, dataset: str | None
+    segmentor: str, files: list[SegmentorFile], protocol: str, clip: str | None, dataset: str | None
 ) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """The sections that apply, in order of precedence: origin, values, and whether they are for all methods."""
     base = ("configs/recipe.yaml", load_config(".", "recipe"), True)
-    own, known = segmentor.partition("+")[0], config_names("step")
+    known = config_names("step")
     # With steps, values of the base method that a step leaves without effect are noted, as those for all methods are.
-    method = (RECIPES.get(own, f"configs/segmentor/{own}.yaml"), config, "+" in segmentor)
+    methods = [(file.where, file.content, "+" in segmentor) for file in files]
     steps = [(f"configs/step/{step}.yaml", load_config("step", step), False) for step in parts(segmentor)[2] if step in known]
     rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol), True)
     sections = (("recipe",), ("per_clip", clip), ("per_dataset", dataset), ("per_clip_dataset", clip, dataset))
-    for keys, (path, content, for_all) in [*product(sections, (base, *steps, method)), *product(sections, (rules,))]:
-        values = reduce(lambda section, key: section.get(key) or {}, keys, content)
+    whole = merged(files)
+    for keys, layer in [*product(sections, (base, *steps, *methods)), *product(sections, (rules,))]:
+        path, content, for_all = layer
+        values = _section(content, keys)
+        if layer in methods:  # a file that extends this one may remove its sections
+            values = {name: value for name, value in values.items() if name in _section(whole, keys)}
         if values:
             yield f"{path} {'.'.join(keys)}", values, for_all
+
+
+def _section(content: Any, keys: tuple[str | None, ...]) -> dict[str, Any]:
+    return reduce(lambda section, key: section.get(key) or {}, keys, content)
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
@@ -230,10 +235,8 @@ def own_recipe(name: str) -> str:
         base, *steps = name.split("+")
         files = [f"configs/step/{step}.yaml" for step in steps if step in config_names("step")]
         return ", ".join([own_recipe(base), *files])
-    if name in config_names("segmentor"):
-        return f"configs/segmentor/{name}.yaml"
-    if name in RECIPES:
-        return str(RECIPES[name])
+    if files := lineage(name):
+        return ", ".join(file.where for file in reversed(files))
     method = segmentor_config(name)[1]
     if method.__module__.startswith("ovss_bench."):
         return "none"
@@ -249,7 +252,8 @@ def own_recipe(name: str) -> str:
     similar = {Path(normpath(path)) for place in places for path in folder.glob(f"{place}{name}.y*ml")}
     notes += [f"{path} is not read: move it there" for path in sorted(similar - {wanted})]
     for other, path in sorted(RECIPES.items()):
-        if path.parent == wanted.parent and other not in SEGMENTORS.names and "method" not in _read(path):
+        is_variant = bool({"method", "extends"} & lineage(other)[-1].content.keys())
+        if path.parent == wanted.parent and other not in SEGMENTORS.names and not is_variant:
             notes.append(f"{path} belongs to no method: rename it to {wanted.name}, or write `method: {name}` in it")
     return "; ".join(notes)
 
@@ -257,43 +261,24 @@ def own_recipe(name: str) -> str:
 def parts(name: str) -> tuple[dict[str, Any], str, list[str]]:
     """The configuration of a segmentor, the registered name of its base method, and the names of its steps."""
     base, *steps = name.split("+")
-    config = _config(base)
-    method, *own = config.get("method", base).split("+")
-    return config, method, [*own, *steps]
+    files = lineage(base)
+    if not files and base not in SEGMENTORS.names:
+        load_installed(base)
+        files = lineage(base)
+        if not files and base not in SEGMENTORS.names:
+            raise not_found("segmentor", base, segmentor_names())
+    # The file of a registered method may extend that of another one; a variant runs the method of the file that it extends.
+    named = [file for file in files if "method" in file.content or file.name in SEGMENTORS.names]
+    method, *own = (named[-1].content.get("method", named[-1].name) if named else base).split("+")
+    return merged(files), method, [*own, *steps]
 
 
-def _config(name: str) -> dict[str, Any]:
-    if name in config_names("segmentor"):
-        return load_config("segmentor", name)
-    if name not in RECIPES and name not in SEGMENTORS.names:
-        load_installed(name)
-    if name in RECIPES:
-        return _read(RECIPES[name])
-    if name not in SEGMENTORS.names:
-        raise not_found("segmentor", name, segmentor_names())
-    return {}
+def paper_method(name: str) -> str:
+    """The method that the paper of a recipe proposes: its last step, if it has steps."""
+    _, method, steps = parts(name)
+    return [method, *steps][-1]
 
 
 def segmentor_names() -> list[str]:
     """All values of `segmentor=`: configurations and registered methods, including installed plug-ins imported so far."""
     return sorted({*config_names("segmentor"), *SEGMENTORS.names, *RECIPES})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The recipe file of a plug-in. Raises OvssError if it is invalid."""
-    config = read_yaml(path, "recipe")
-    if not isinstance(config, dict):
-        raise OvssError(f"recipe {path}: expected the keys {', '.join(DEPTHS)}.")
-    for key, value in config.items():
-        if key not in DEPTHS:
-            raise unknown(f"key of recipe {path}", key, DEPTHS)
-        _check_depth(value, DEPTHS[key], f"recipe {path}: {key}")
-    return config
-
-
-def _check_depth(value: Any, depth: int, where: str) -> None:
-    """Raises OvssError unless a section consists of `depth` nested mappings, or is empty."""
-    if not isinstance(value, dict | None if depth else str):
-        raise OvssError(f"{where}: expected {'NAME: VALUE below it' if depth else 'a text'}.")
-    for key, inner in value.items() if isinstance(value, dict) and depth > 1 else ():
-        _check_depth(inner, depth - 1, f"{where}.{key}")

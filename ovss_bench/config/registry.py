@@ -21,10 +21,10 @@ import mmengine
 
 from ..errors import OvssError, unknown
 from ..files import CONFIGS, config_names, digest, user_path
+from .segmentor_file import RECIPES
 
 GROUP = "ovss_bench.plugins"
 PLUGINS: dict[str, str] = {}  # plug-in files that were loaded -> SHA-256
-RECIPES: dict[str, Path] = {}  # recipe files of plug-ins
 _IMPORTED: dict[EntryPoint, OvssError | None] = {}  # with the error if the import failed
 
 

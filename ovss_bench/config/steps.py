@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from ..errors import OvssError
@@ -19,7 +20,7 @@ JOINED = ("requires", "positive", "in_fp32", "uses")  # declarations of a segmen
 
 def with_steps(name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name of a segmentor with the steps that `text` and `refine` among the values name (one or a list), and the other
-    values. Raises OvssError for unknown steps, and for those of the other option."""
+    values. Raises OvssError for unknown steps, those of the other option, and an order in which they do not run."""
     rest = dict(values)
     for option in OPTIONS:
         given = rest.pop(option, None)
@@ -30,6 +31,9 @@ def with_steps(name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any
             if STEPS.get(step).option != option:
                 raise OvssError(f"{option}={step}: give this step as {STEPS.get(step).option}={step}.")
             name = f"{name}+{step}"
+    for first, second in pairwise(name.split("+")[1:]):
+        if STEPS.get(first).place > STEPS.get(second).place:
+            raise OvssError(f"{name}: {second} always acts before {first}. Write it before {first}, too.")
     return name, rest
 
 

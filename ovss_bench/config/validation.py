@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import OvssError, unknown
-from ..types import MOST
+from ..types import MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Expected:
 
 
 Name = Annotated[str, Expected("a name")]
-Count = Annotated[int, Ge(1), Le(MOST), Expected(f"a positive whole number up to {MOST}")]
-Pixels = Annotated[int, Ge(1), Le(MOST), Expected(f"a positive number of pixels up to {MOST}")]
-Whole = Annotated[int, Ge(0), Le(MOST), Expected(f"a whole number from 0 to {MOST}")]
+Count = Annotated[int, Ge(1), Le(MAX_SIDE), Expected(f"a positive whole number up to {MAX_SIDE}")]
+Pixels = Annotated[int, Ge(1), Le(MAX_SIDE), Expected(f"a positive number of pixels up to {MAX_SIDE}")]
+Whole = Annotated[int, Ge(0), Le(MAX_SIDE), Expected(f"a whole number from 0 to {MAX_SIDE}")]
 Images = Annotated[int, Ge(1), Le(2**31 - 1), Expected("a positive number of images")]
 Number = Annotated[float, Ge(0), Lt(1e30), Expected("a number, 0 or more")]  # beyond, 32 bits hold infinity only
 Fraction = Annotated[float, Gt(0), Lt(1), Expected("a positive number below 1")]

@@ -1,3 +1,3 @@
-"""Data sets: the loaders, by name the module of this package that registers it, which is imported when it is first used."""
+"""Data sets. MODULES: by registered name of a loader the module of this package, which is imported on first use."""
 
 MODULES = {"mmseg": "base", "coco_2014": "coco", "demo": "demo.loader"}

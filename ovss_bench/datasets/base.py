@@ -1,4 +1,4 @@
-"""Data sets: their samples, labels as class indices, classes, vocabulary and fingerprint."""
+"""Data sets: samples, images, labels as class indices, vocabulary and fingerprint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..vocabulary import Vocabulary, read_names
 from . import expected
 from .config import dataset_config, facts, names_path
 from .layout import MissingData, find_folder, resolved, tree
-from .lists import Sample, missing, read_ids, twice
+from .lists import Sample, missing, read_ids, repeated
 from .mmseg_classes import mmseg_class
 
 DEFAULT = "default"
@@ -39,7 +39,7 @@ class OutOfRange(OvssError, IndexError):
 @DATASETS.register_module(name="mmseg")
 class SegDataset:
     """A data set as described by configs/dataset/<name>.yaml. If that names a class of mmseg, classes, colours and label map
-    come from it; mmseg is imported on first use, since that takes a second and imports torch.
+    come from it.
 
     `classes` are the names in the order of the labels, `background` is the index of the background class or None. Labels are
     class indices after mmseg's label map and `reduce_zero_label`; `ignore_index` marks pixels that do not count.
@@ -54,7 +54,7 @@ class SegDataset:
         self.unseen: tuple[int, ...] = tuple(config.get("unseen", ()))
         self._users_mmseg = "mmseg" in config and name not in config_names("dataset")
         if self._users_mmseg:
-            _ = self.mmseg  # fails here if the class named in a user's file does not fit
+            _ = self.mmseg  # an error here if the class named in a user's file does not fit
 
     def locate(self, root: str | Path | None) -> Path:
         """The folder that holds images and labels."""
@@ -67,7 +67,7 @@ class SegDataset:
 
     @cached_property
     def mmseg(self) -> Any:
-        """The data set of mmseg's class."""
+        """The data set object of mmseg."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return mmseg_class(self.config["mmseg"])(
@@ -80,7 +80,7 @@ class SegDataset:
                 pipeline=[],
                 test_mode=True,
                 serialize_data=False,
-                lazy_init=True,  # mmseg reads only one form of lists
+                lazy_init=True,  # mmseg reads lists of one form only
                 metainfo={key: self.config[key] for key in ("classes", "palette") if key in self.config},
             )
 
@@ -98,7 +98,7 @@ class SegDataset:
 
     @cached_property
     def label_map(self) -> dict[int, int] | None:
-        """Stored class -> class, if only some classes of mmseg's data set are used."""
+        """Stored value -> class, if only some classes of mmseg's data set are used."""
         return self.mmseg.label_map if "mmseg" in self.config else None
 
     @cached_property
@@ -119,7 +119,7 @@ class SegDataset:
         ]
 
     def _listed_ids(self) -> Sequence[tuple[int | None, str]]:
-        """(line, id) of the list, or (None, id) of all images at any depth, as in mmseg's BaseSegDataset."""
+        """(line, id) of the list; without a list (None, id) of all images at any depth, as in mmseg's BaseSegDataset."""
         ids, images, suffix = self.config.get("ids"), self.root / on_disk(self.config["images"]), self.config["image_suffix"]
         if ids and not (self.root / ids).is_dir():
             return read_ids(self.root, self.config)
@@ -137,16 +137,16 @@ class SegDataset:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """All images, each once, in mmseg's order. Raises MissingData if there is none or a file is missing, and OvssError if
-        one is listed twice."""
+        """All images in mmseg's order. Raises MissingData if there is none or a file is missing, and OvssError if one is listed
+        twice."""
         samples = self.listed
         if not samples:
             raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree}")
-        repeated, absent = list(twice(samples)), list(missing(samples))
-        if repeated:
+        twice, absent = list(repeated(samples)), list(missing(samples))
+        if twice:
             raise OvssError(
-                f"data set '{self.name}' lists {len(repeated)} images more than once, and each would count as often: "
-                f"{'; '.join(repeated[:5])}. List every image once."
+                f"data set '{self.name}' lists {len(twice)} images more than once, and each would count as often: "
+                f"{'; '.join(twice[:5])}. List every image once."
             )
         if absent:
             first = "\n".join(f"  {path}" for path in absent[:5])
@@ -157,14 +157,13 @@ class SegDataset:
 
     @property
     def expected_images(self) -> int | None:
-        """The number of images of a complete copy, None if unknown; if several are established, the number of listed images if
-        it is one of them, else that of the papers."""
+        """The number of images of a complete copy, None if unknown. If several numbers are established, the number of listed
+        images if it is one of them, else that of the papers."""
         return expected.number(self.config, len(self.listed))
 
     @property
     def doubts(self) -> list[str]:
-        """Reasons, a sentence each, why this may not be the split that papers report on: another number of images, foreign
-        ids."""
+        """Reasons why this may not be the split that papers report on: another number of images, ids of another split."""
         return expected.doubts(self.config, [sample.id for sample in self.listed])
 
     def select(self, limit: int | None = None, ids: str | Iterable[str] | None = None) -> list[Sample]:
@@ -177,9 +176,9 @@ class SegDataset:
                 if name not in known and short not in known:
                     raise unknown(f"image id in {self.name}", name, known)
                 selected.append(known.get(name) or known[short])
-            repeated = [sample.id for sample, count in Counter(selected).items() if count > 1]
-            if repeated:
-                raise OvssError(f"ids: {', '.join(repeated[:5])} is named twice. Name each image once.")
+            twice = [sample.id for sample, count in Counter(selected).items() if count > 1]
+            if twice:
+                raise OvssError(f"ids: {', '.join(twice[:5])} is named twice. Name each image once.")
             if not selected:
                 raise OvssError("ids is an empty list. Name the images to evaluate, or leave it out.")
             return selected
@@ -217,7 +216,7 @@ class SegDataset:
         return read_image(sample.image_path)
 
     def size(self, sample: Sample) -> tuple[int, int]:
-        """(height, width) of the image; if possible from the header of its file."""
+        """(height, width) of the image, from the header of its file where possible."""
         if type(self).image is SegDataset.image:
             with (
                 suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
@@ -229,7 +228,7 @@ class SegDataset:
         return height, width
 
     def raw_label(self, sample: Sample) -> np.ndarray:
-        """(H, W) int32 as stored. Raises OvssError for an unreadable map, or one with fractions."""
+        """(H, W) int32 as stored. Raises OvssError for a map that is unreadable or holds fractions."""
         try:
             stored = np.array(Image.open(sample.label_path))
         except Exception as error:  # Pillow raises nearly anything for damaged files
@@ -240,8 +239,8 @@ class SegDataset:
         return stored.astype(np.int32)
 
     def label(self, sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H, W) classes after the data set's rules. `size`: (H, W) of the image, if known. Raises OvssError for an unreadable
-        map, several channels, values that are no class, or another size."""
+        """(H, W) class indices. `size`: (H, W) of the image, if known. Raises OvssError for a map that is unreadable, has
+        several channels or another size, or holds values of no class."""
         label = self.raw_label(sample)
         if label.ndim != 2:
             raise OvssError(
@@ -253,7 +252,7 @@ class SegDataset:
                 f"label map {sample.label_path} is {label.shape[0]} x {label.shape[1]} pixels (height x width), its image "
                 f"{size[0]} x {size[1]}. Labels must be at the original size of the image."
             )
-        label = self.ruled(label)
+        label = self.class_indices(label)
         wrong = label[((label < 0) | (label >= len(self.classes))) & (label != self.ignore_index)]
         if len(wrong):
             raise OvssError(
@@ -264,8 +263,8 @@ class SegDataset:
         return label
 
     def scored(self, label: np.ndarray, size: tuple[int, int], resize: str, min_foreground: int) -> np.ndarray | None:
-        """The label resized by a recipe's rule to the `size` (H, W) of a result; None if the image does not count because fewer
-        than `min_foreground` pixels of the label (CLIP-DIY on COCO) or of its centre crop (CLIPtrase) are foreground."""
+        """The label resized by a recipe's rule to the `size` (H, W) of a result. None if the image does not count: fewer than
+        `min_foreground` pixels of the label (CLIP-DIY on COCO) or of its centre crop (CLIPtrase) are foreground."""
         scored = resize_target(label, resize, size)
         if min_foreground:
             seen = scored if resize == "center_crop" else label
@@ -273,8 +272,8 @@ class SegDataset:
                 return None
         return scored
 
-    def ruled(self, label: np.ndarray) -> np.ndarray:
-        """Stored values -> classes by mmseg's rules, but not in its 8 bits, in which larger values would wrap around."""
+    def class_indices(self, label: np.ndarray) -> np.ndarray:
+        """Stored values -> class indices by mmseg's rules, but not in its 8 bits, in which larger values would wrap around."""
         if self.config.get("reduce_zero_label"):
             label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
         if self.label_map:
@@ -285,8 +284,8 @@ class SegDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of name, classes, rules, ids, sizes of the image files and bytes of the label files. Images saved as JPEG
-        again (`prepare ... images=mess`) differ in size from the official files, and so in fingerprint."""
+        """SHA-256 of name, classes, rules, ids, sizes of the image files and bytes of the label files. Recompressed images
+        (`prepare ... images=mess`) differ from the official files in size, and so in fingerprint."""
         rules = self.facts, bool(self.config.get("reduce_zero_label")), sorted((self.label_map or {}).items())
         parts: list[str | bytes] = [self.name, *self.classes, repr(rules)]
         for sample in self.samples:
@@ -309,8 +308,8 @@ class SegDataset:
         return digest(*(as_text(str(sample.image_path)) for sample in self.samples))
 
     def vocabulary(self, names: str | None = DEFAULT, templates: str = DEFAULT) -> Vocabulary:
-        """The data set's classes, named by a variant (configs/names/<data set>), a names file, or, for None, by their own
-        names. The defaults are those of configs/recipe.yaml for this data set."""
+        """The data set's classes, named by a variant (configs/names/<data set>), a names file, or as in the data set for None.
+        The defaults are those of configs/recipe.yaml for this data set."""
         common = load_config(".", "recipe")
         values = common["recipe"] | common["per_dataset"].get(self.name, {})
         names = values["names"] if names == DEFAULT else names
@@ -325,8 +324,8 @@ class SegDataset:
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
-    """A data set of configs/dataset by name, or of a user's YAML file, whose data may lie beside the file or in the data root.
-    `root` is the data root, see `layout.data_root`."""
+    """A data set by its name in configs/dataset, or by a user's YAML file, whose data may be beside the file or in the data
+    root `root` (see `layout.data_root`)."""
     name, config, folder = dataset_config(name)
     loader = DATASETS.get(config.get("loader", "mmseg"))
     if folder is None:
@@ -339,7 +338,7 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
                     return loader(name, config, place)
                 except MissingData as error:
                     errors.append(error)
-        raise errors[1 if root or environment("OVSS_DATA") else 0]  # of the data root only if the user chose it
+        raise errors[1 if root or environment("OVSS_DATA") else 0]  # that of the data root only if the user chose it
     except OvssError:
         raise
     except Exception as error:  # mmseg raises many kinds of errors for bad values

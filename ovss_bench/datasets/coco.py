@@ -10,7 +10,7 @@ from .base import Sample, SegDataset
 
 @DATASETS.register_module(name="coco_2014")
 class Coco2014(SegDataset):
-    """Image COCO_val2014_<12 digits>.jpg, label <12 digits>.png; the list of ids may have either form, or plain numbers."""
+    """Image COCO_val2014_<12 digits>.jpg, label <12 digits>.png. The list of ids may have either form, or plain numbers."""
 
     @cached_property
     def listed(self) -> list[Sample]:

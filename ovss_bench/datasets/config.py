@@ -63,13 +63,13 @@ def alternatives(value: str | list[str]) -> list[str]:
 
 
 def pattern_of(config: dict[str, Any], kind: str) -> str:
-    """For messages, the files of a `kind` (image, label): folder/<id>suffix, alternatives separated by |."""
+    """The files of a `kind` (image, label) for messages: folder/<id>suffix, alternatives separated by |."""
     folder, suffix = ("|".join(alternatives(config[key])) for key in (f"{kind}s", f"{kind}_suffix"))
     return f"{folder}/<id>{suffix}"
 
 
 def facts_of(name: str) -> DatasetFacts:
-    """What the metrics must know about a data set of configs/dataset, whose files are not read; nothing for other names."""
+    """What the metrics must know about a data set of configs/dataset, without reading its files; nothing for other names."""
     return facts(dataset_config(name)[1]) if name in config_names("dataset") else DatasetFacts()
 
 
@@ -130,7 +130,7 @@ def _validate(values: dict[str, Any], hints: dict[str, Any], origin: str) -> Non
 
 
 def _as_written(value: Any, text: Any) -> Any:
-    """The text as written if YAML reads it as a number, a boolean or null: `no`, `1e3`, `2007_000033`, `null` are names."""
+    """The text as written where YAML reads a number, a boolean or null: `no`, `1e3`, `2007_000033`, `null` are names."""
     if isinstance(value, list) and isinstance(text, list):
         return [_as_written(*pair) for pair in zip(value, text, strict=True)]
     return text if isinstance(text, str) and text and not isinstance(value, list | dict) else value

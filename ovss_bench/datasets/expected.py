@@ -1,6 +1,6 @@
-"""The known facts of a split in configs/dataset: its number of images (`expected_images`) and its ids (`check`).
+"""What configs/dataset knows about a split: its number of images (`expected_images`) and its ids (`check`).
 
-Several numbers may be established, since the lists in use differ by one image; the first is that of the papers.
+Several numbers may be established, where the lists in use differ; the first is that of the papers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def counts(config: Mapping[str, Any]) -> list[int]:
 
 
 def number(config: Mapping[str, Any], found: int) -> int | None:
-    """The number that `found` images are compared with: itself if established, else the papers' number, None if unknown."""
+    """The number of images of the split: `found` if that is established, else the papers' number, None if unknown."""
     known = counts(config)
     return found if found in known else next(iter(known), None)
 
@@ -27,8 +27,8 @@ def count_in_words(config: Mapping[str, Any], unknown: str) -> str:
     return " or ".join(map(str, counts(config))) or unknown
 
 
-def of_other_number(config: Mapping[str, Any], found: int, splits: dict[str, int] | None = None) -> str | None:
-    """What is wrong with this number of images, or None. `splits`: name -> number of images of further splits."""
+def wrong_count(config: Mapping[str, Any], found: int, splits: dict[str, int] | None = None) -> str | None:
+    """What is wrong with this number of images, or None. `splits`: number of images of other splits, by name."""
     if found and (not counts(config) or found in counts(config)):
         return None
     others = ((config.get("check") or {}).get("splits") or {}) | (splits or {})
@@ -43,8 +43,8 @@ def pattern(config: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, [facts.get("ids"), " to ".join(map(str, facts.get("id_range") or ()))]))
 
 
-def of_other_splits(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
-    """The ids that cannot belong to this split: they do not match the pattern `ids`, or are outside `id_range`."""
+def foreign_ids(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
+    """The ids that cannot be of this split: they do not match the pattern `ids`, or are outside `id_range`."""
     facts = config.get("check") or {}
     like, span = facts.get("ids"), facts.get("id_range")
 
@@ -56,8 +56,8 @@ def of_other_splits(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
 
 
 def doubts(config: Mapping[str, Any], ids: list[str]) -> list[str]:
-    """Reasons, a sentence each, why these ids may not be the split that papers report on."""
-    wrong, foreign = of_other_number(config, len(ids)), of_other_splits(config, ids)
+    """Reasons why these ids may not be the split that papers report on."""
+    wrong, foreign = wrong_count(config, len(ids)), foreign_ids(config, ids)
     reasons = [f"{wrong}; results are marked as partial"] if wrong else []
     if foreign:
         some = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")

@@ -12,7 +12,7 @@ from ..errors import OvssError
 from ..files import DATASET_FACTS, PACKAGE, config_names, environment, on_disk, user_path
 from .config import alternatives, pattern_of
 
-# While a folder of images or labels is being written, it holds a file of this name, perhaps with a suffix.
+# Name, perhaps with a suffix, of a file in folders of images or labels that are being written.
 UNFINISHED = ".unfinished"
 
 
@@ -21,8 +21,8 @@ class MissingData(OvssError):
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder that holds all data sets: the argument, the environment variable OVSS_DATA, or `datasets` (of the checkout; of
-    the working directory for an installed wheel)."""
+    """The folder of all data sets: the argument, the environment variable OVSS_DATA, or `datasets` in the checkout (for an
+    installed wheel, in the working directory)."""
     default = "datasets" if DATASET_FACTS.parent == PACKAGE else DATASET_FACTS
     return user_path(root or environment("OVSS_DATA") or default)
 
@@ -55,7 +55,7 @@ def _refuse_unfinished(name: str, config: dict[str, Any], folder: Path) -> None:
 @contextmanager
 def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[None]:
     """Marks folders as being written until the block ends without an error; `command` resumes it."""
-    folders = {folder for folder in folders if folder.suffix not in (".txt", ".json")}  # lists: files that are written at once
+    folders = {folder for folder in folders if folder.suffix not in (".txt", ".json")}  # lists are written atomically
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[No
 
 
 def prepared_folder(config: dict[str, Any], root: Path) -> Path:
-    """The folder that a preparation writes to: the first of `folders` that holds any file of the data set, or the first."""
+    """The folder to prepare: the first of `folders` that holds any part of the data set, else the first."""
     paths = written_paths(config)
     existing = (folder for folder in config["folders"] if any((root / folder / path).exists() for path in paths))
     return root / next(existing, config["folders"][0])
@@ -106,7 +106,7 @@ def first_suffix(suffixes: str | list[str], folder: Path) -> str:
 
 
 def resolved(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A configuration in which alternative folders and suffixes of images and labels are replaced by those found in `root`."""
+    """The configuration with the folders and suffixes of images and labels that exist in `root` instead of alternatives."""
     folders = {key: first_existing(config[key], root) for key in ("images", "labels")}
     suffixes = {f"{key[:-1]}_suffix": first_suffix(config[f"{key[:-1]}_suffix"], root / path) for key, path in folders.items()}
     return config | folders | suffixes

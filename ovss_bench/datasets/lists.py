@@ -28,9 +28,8 @@ class Sample:
 
 
 def foreign_names(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """By image id, the names without suffix under which other programs store a file for the image, the most likely first: its
-    id or its file's stem, each with its folders, without them, or with _ for each /. Names that several images share are left
-    out."""
+    """Image id -> the stems under which other programs may store a file for the image, the most likely first: its id or its
+    file's stem, each with its folders, without them, or with _ for each /. Stems shared by several images are left out."""
 
     def names(sample: Sample) -> list[str]:
         paths = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
@@ -42,12 +41,12 @@ def foreign_names(samples: Sequence[Sample]) -> dict[str, list[str]]:
 
 
 def read_ids(root: Path, config: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """(line, id) of a data set's list. A line is the id; the id with the suffix of images or labels; or two columns, the
+    """(line, id) of a data set's list. A line is the id, possibly with the suffix of images or labels; or two columns, the
     paths of image and label below the data set's folder, as in lists of mmseg and DeepLab (`/JPEGImages/a.jpg
     /SegmentationClass/a.png`). Comments after `#` and empty lines are skipped.
 
-    A line that is the name of an existing image is that image. Raises OvssError, with the line, for a name that leads outside
-    the image folder, and for a label that does not belong to the image.
+    A line that as a whole names an existing image is its id, even with spaces. Raises OvssError, with the line, for a name that
+    leads outside the image folder, and for the label of another image.
     """
     path, read, result = root / config["ids"], _reader(root, config), []
     for number, line in read_lines(path, "list", "UTF-8 text, an id per line"):
@@ -78,7 +77,7 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
         return inside(str(pure)).removesuffix(suffixes[kind])
 
     def forms(name: str) -> Iterator[str]:
-        """The possible ids of a name; the first one with an existing image is used."""
+        """The possible ids that a name stands for; the first with an existing image is used."""
         yield name
         pure = PurePosixPath(name)
         short = str(pure.relative_to(folders["image"])) if pure.is_relative_to(folders["image"]) else name
@@ -103,8 +102,8 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
     return read
 
 
-def twice(samples: Sequence[Sample]) -> Iterator[str]:
-    """Repeated samples: one id twice, or one pair of files under two ids (by links, or on a case-insensitive file system)."""
+def repeated(samples: Sequence[Sample]) -> Iterator[str]:
+    """Samples listed twice: by the same id, or by two ids of the same files (links, case-insensitive file systems)."""
     seen: dict[Any, Sample] = {}
     for sample in samples:
         keys = [key for key in (sample.id, _files(sample)) if key]

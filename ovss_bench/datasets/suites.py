@@ -13,7 +13,7 @@ PREFIX = "suite/"
 
 @dataclass(frozen=True)
 class Average:
-    """The mean of a metric over data sets. A member may be the name of an earlier average, which counts once."""
+    """The mean of a metric over data sets. A member may also be an earlier average, which counts as one."""
 
     name: str
     members: tuple[str, ...]
@@ -43,8 +43,7 @@ def load_suite(name: str) -> Suite:
 
 
 def mean_of(averages: Sequence[Average], figures: Mapping[tuple[str, str], float]) -> dict[str, tuple[float | None, list[str]]]:
-    """The value of each average from `figures` (data set, metric) -> percent, and the members without a figure; the value is
-    None if there are any."""
+    """Name -> an average of `figures` (data set, metric) -> percent, None if any is missing, and the members without one."""
     result: dict[str, tuple[float | None, list[str]]] = {}
     for average in averages:
         values, missing = [], []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..files import WEIGHTS, config_names, load_config, user_path
 from ..torch_defaults import ordinary_torch
 from .checkpoints import as_float32, read_weights, weight_errors
 from .clip import ACTIVATIONS, LAYER_NORM_EPS, PRECISIONS, DenseCLIP, default_precision
+from .clip_spec import ClipSpec, clip_label
 from .deferred import deferred
 from .hub import download_failed, hub
 from .known_weights import known_weights
@@ -93,34 +93,21 @@ def load_clip(
     return clip
 
 
-@dataclass(frozen=True)
-class ClipSpec:
-    """A CLIP that is not loaded yet: `name` and `pretrained` as in `load_clip`, `label` as in `clip_label`."""
-
-    name: str
-    pretrained: str | None
-    label: str
-
-    @classmethod
-    def of(cls, text: str | Path, weights: str | None = None) -> ClipSpec:
-        """From NAME, NAME:TAG or a file, and optionally a file of `weights`."""
-        name, _, tag = (str(text), "", "") if os.path.isfile(text) else str(text).partition(":")
-        pretrained = weights or tag or None
-        return cls(name, pretrained, clip_label(name, pretrained))
-
-    def load(self, precision: str | None = None, device: str = "cpu") -> DenseCLIP:
-        return load_clip(self.name, pretrained=self.pretrained, precision=precision, device=device)
+def load_spec(spec: ClipSpec, precision: str | None = None, device: str = "cpu") -> DenseCLIP:
+    return load_clip(spec.name, pretrained=spec.pretrained, precision=precision, device=device)
 
 
-def clip_label(name: str | Path | None, pretrained: str | Path | None = None) -> str:
-    """The name of a CLIP in recipes and results: its entry in configs/clip, else the architecture or the file's name."""
-    if name is None:
-        return "state_dict"
-    for entry in config_names("clip"):
-        config = load_config("clip", entry)
-        if name == entry or (name, pretrained) == (config.get("architecture"), config["pretrained"]):
-            return entry
-    return Path(name).stem if Path(name).is_file() else str(name)
+def patch_size_of(spec: ClipSpec) -> int | None:
+    """In pixels, by the architecture or the metadata of bundled weights; None for a file, which would have to be read."""
+    with deferred(*OTHERS):
+        import open_clip
+    entry = load_config("clip", spec.name) if spec.name in config_names("clip") else {}
+    stated: Any = entry.get("architecture", spec.name)
+    if not spec.pretrained and (bundled := WEIGHTS / entry.get("pretrained", "")).is_file():
+        stated = _stated_architecture(read_weights(bundled)[1])
+    if not isinstance(stated, dict):
+        stated = open_clip.get_model_config(stated) if stated in open_clip.list_models() else None
+    return stated["vision_cfg"].get("patch_size") if stated else None
 
 
 def _find(name: str | Path | None, pretrained: str | Path | None) -> tuple[str | None, Path, str | None, bool]:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import MutableMapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from ..errors import OvssError, unknown
 from ..files import config_names, digest, load_config, user_path, weights_folders
+from ..ops.device import to_device, whole_numbers
 from ..stages import within
 from ..torch_defaults import ordinary_torch
 from .checkpoints import state_digest
@@ -33,7 +35,8 @@ from .clip import PRECISIONS
 from .hub import WEIGHTS_FOLDER, hub, short, whole_network
 
 TOKENS = 32  # of a prompt, in the official code
-PASS_BYTES = {"cpu": 2**31, "cuda": 2**34}  # of the activations of the prompts in one pass
+PASS_BYTES = {"cpu": 2**31, "cuda": 2**34}  # of the activations of the prompts in one pass; on a GPU at most MEMORY_SHARE
+MEMORY_SHARE = 0.25  # the network in fp32 and the maps of 847 classes fit beside it on a GPU of 8 GB
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,11 +60,11 @@ class ConceptPrompts:
 
 @dataclass
 class ConceptImage:
-    """An encoded image: FPN `levels` and their `positions`, each (1, D, side, side), the finest first; the `geometry` token
-    (1, 1, D) or None; the `pixels` (1, 3, S, S) that the network saw."""
+    """An encoded image: FPN `levels`, each (1, D, side, side), the finest first, and the `position` encoding of the last; the
+    `geometry` token (1, 1, D) or None; the `pixels` (1, 3, S, S) that the network saw."""
 
     levels: list[Tensor]
-    positions: list[Tensor]
+    position: Tensor
     geometry: Tensor | None
     pixels: Tensor
 
@@ -85,20 +88,25 @@ class Concepts:
         """Object scores (K, N) float32, with presence."""
         return self.objects.float().sigmoid() * self.present[:, None]
 
+    def on_host(self) -> Concepts:
+        """The same numbers on the CPU, without the state: for decisions, none of which then waits for a GPU."""
+        objects, presence = torch.cat([self.objects.float(), self.presence.float()[:, None]], 1).cpu().tensor_split([-1], 1)
+        return Concepts(objects, presence[:, 0])
+
 
 class ConceptSegmenter:
     """A `Sam3Model` behind four calls: `image`, `texts`, `detect`, `masks`; `masks` only for the prompts that need them.
 
     `geometry_token`: the official predictor's, which transformers leaves out. `precision`: autocast of the network's passes;
-    weights stay in fp32. `decoded` counts the prompts of each call of `detect` and `masks`.
+    weights stay in fp32. `decoded` counts the prompts of each call of `detect` and `masks`, `encoded` images by their side.
     """
 
     def __init__(self, model: Any, *, name: str, identity: str, precision: str = "fp32", stand_in: bool = False) -> None:
         self.model, self.name, self.digest, self.stand_in, self.precision = model, name, identity, stand_in, precision
         self.geometry_token, self.prompts_per_pass = True, None
-        self.decoded = {"detect": 0, "masks": 0}
+        self.decoded, self.encoded = {"detect": 0, "masks": 0}, Counter()
         self._encoders = {self.side: model.vision_encoder}
-        self._texts: dict[Any, ConceptPrompts] = {}  # of the latest vocabularies
+        self._texts: dict[Any, ConceptPrompts] = {}  # encoded for the latest vocabularies
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +126,10 @@ class ConceptSegmenter:
             return self.prompts_per_pass
         config, cells = self.model.config, (4 * (side or self.side) // self._patch) ** 2
         planes = 5 * config.detr_encoder_config.hidden_size + 2 * config.detr_decoder_config.num_queries
-        return int(min(max(PASS_BYTES[self.device.type] // (4 * planes * cells), 1), 32))
+        most = PASS_BYTES[self.device.type]
+        if self.device.type == "cuda":
+            most = min(most, MEMORY_SHARE * torch.cuda.mem_get_info(self.device)[1])
+        return int(min(max(most // (4 * planes * cells), 1), 32))
 
     @property
     def _patch(self) -> int:
@@ -129,20 +140,29 @@ class ConceptSegmenter:
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     @torch.inference_mode()
-    def image(self, image: np.ndarray, side: int | None = None) -> ConceptImage:
-        """An image uint8 RGB, both sides squeezed to `side` pixels as in the official code: antialiased, rounded to uint8."""
+    def image(self, image: np.ndarray, side: int | None = None, shared: MutableMapping[Any, Any] | None = None) -> ConceptImage:
+        """An image uint8 RGB, both sides squeezed to `side` pixels as in the official code: antialiased, rounded to uint8.
+        `shared`: where features of this image are kept for all with the same network, precision and side."""
+        side, shared = side or self.side, {} if shared is None else shared
+        key = "concept image", self.digest, self.precision, side
+        with within("concept image"), self._autocast():
+            if key not in shared:
+                shared[key] = self._features(image, side)
+            seen = shared[key]
+            geometry = self._geometry(seen.levels[-1], seen.position) if self.geometry_token else None
+        return replace(seen, geometry=geometry)
+
+    def _features(self, image: np.ndarray, side: int) -> ConceptImage:
+        """The same without the geometry token."""
         from torchvision.transforms.v2.functional import resize
 
-        side = side or self.side
-        with within("concept image"), self._autocast():
-            pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-            pixels = resize(pixels, [side, side], antialias=True).to(self.device)[None].float() / 255
-            pixels = (pixels - 0.5) / 0.5
-            seen = self._encoder(side)(pixels)
-            # The decoders never see the coarsest level.
-            levels, positions = list(seen.fpn_hidden_states[:-1]), list(seen.fpn_position_encoding[:-1])
-            geometry = self._geometry(levels, positions) if self.geometry_token else None
-        return ConceptImage(levels, positions, geometry, pixels)
+        self.encoded[side] += 1
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        pixels = to_device(resize(pixels, [side, side], antialias=True), self.device)[None].float() / 255
+        pixels = (pixels - 0.5) / 0.5
+        seen = self._encoder(side)(pixels)
+        # The decoders never see the coarsest level.
+        return ConceptImage(list(seen.fpn_hidden_states[:-1]), seen.fpn_position_encoding[-2], None, pixels)
 
     def _encoder(self, side: int) -> Any:
         """The vision encoder for inputs of this side. Its rotary tables are fixed when it is made, so another side takes a
@@ -161,12 +181,18 @@ class ConceptSegmenter:
             self._encoders[side] = other.eval().requires_grad_(False)
         return self._encoders[side]
 
-    def _geometry(self, levels: list[Tensor], positions: list[Tensor]) -> Tensor:
+    def _geometry(self, level: Tensor, position: Tensor) -> Tensor:
         """The geometry encoder's class token (1, 1, D), which has seen the image. The box beside it is a masked dummy."""
-        box, hidden = levels[-1].new_zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool, device=self.device)
-        out = self.model.geometry_encoder(
-            box_embeddings=box, box_mask=hidden, box_labels=hidden.long(), img_feats=levels, img_pos_embeds=positions
-        )
+        hidden = torch.zeros(1, 1, dtype=torch.bool, device=self.device)
+        level, position = level.float(), position.float()
+        with torch.autocast("cpu", enabled=False):  # torchvision's roi_align refuses half precision there
+            out = self.model.geometry_encoder(
+                box_embeddings=level.new_zeros(1, 1, 4),
+                box_mask=hidden,
+                box_labels=hidden.long(),
+                img_feats=[level],
+                img_pos_embeds=[position],
+            )
         # Valid tokens are moved to the front, so the class token, the only one, is the first.
         return out.last_hidden_state[:, :1]
 
@@ -183,6 +209,10 @@ class ConceptSegmenter:
                 del self._texts[old]
             self._texts[key] = ConceptPrompts(torch.cat(parts), ids != 0)
         return self._texts[key]
+
+    def forget(self) -> None:
+        """Forgets the encoded texts, also those of copies with other settings."""
+        self._texts.clear()
 
     @torch.inference_mode()
     def words(self, texts: Sequence[str]) -> Tensor:
@@ -206,7 +236,7 @@ class ConceptSegmenter:
         if image.geometry is not None:
             token = image.geometry.expand(count, -1, -1)
             prompts = prompts.joined(ConceptPrompts(token.to(prompts.features.dtype), prompts.valid.new_ones(count, 1)))
-        level, position = (maps[-1].expand(count, -1, -1, -1) for maps in (image.levels, image.positions))
+        level, position = (each.expand(count, -1, -1, -1) for each in (image.levels[-1], image.position))
         with within("concept prompts"), self._autocast():
             encoded = model.detr_encoder(
                 vision_features=[level],
@@ -232,7 +262,7 @@ class ConceptSegmenter:
         """Mask logits (R, N, h, w) and semantic logits (R, h, w), float32, of some of the prompts of one call of `detect`."""
         self.decoded["masks"] += len(rows)
         queries, hidden, prompts = found.state
-        picked = torch.as_tensor(list(rows), device=queries.device)
+        picked = whole_numbers(tuple(rows), like=queries)
         chosen = prompts[picked]
         with within("concept masks"), self._autocast():
             out = self.model.mask_decoder(
@@ -251,7 +281,9 @@ class ConceptSegmenter:
         return *self.masks(seen, found, range(len(prompts))), found.objects, found.presence
 
     def settings(self, *, geometry_token: bool, precision: str) -> ConceptSegmenter:
-        """The same network with other settings."""
+        """The same network with other settings; precision `auto`: bf16 on a GPU, fp32 on a CPU."""
+        if precision == "auto":
+            precision = "bf16" if self.device.type == "cuda" else "fp32"
         other = copy.copy(self)
         other.geometry_token, other.precision = geometry_token, precision
         return other
@@ -280,30 +312,38 @@ def load_concepts(name: str | Path, *, precision: str = "fp32", device: str | to
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    entry: dict[str, Any] = {}
-    if name in config_names("concepts"):
-        entry = load_config("concepts", name)
-    elif not user_path(name).is_dir():
-        raise unknown("concepts (neither an entry of configs/concepts nor a folder)", str(name), config_names("concepts"))
+    entry, folder = find_concepts(name)
     if entry.get("stand_in"):
         from .concepts_stand_in import random_network
 
         model = random_network(entry["network"], entry["weights_seed"], entry["gain"])
     else:
-        model = _read(str(name), entry.get("repo"))
+        model = _read(str(name), entry.get("repo"), folder)
     model = model.eval().requires_grad_(False).to(device)
     identity = digest(json.dumps(model.config.to_dict(), sort_keys=True, default=str), state_digest(model.state_dict()))
     return ConceptSegmenter(model, name=str(name), identity=identity, precision=precision, stand_in=bool(entry.get("stand_in")))
 
 
-def _read(name: str, repo: str | None) -> Any:
+def find_concepts(name: str | Path) -> tuple[dict[str, Any], Path | None]:
+    """The entry of configs/concepts (empty for a folder), and the folder of the weights, None if they are to be downloaded or
+    drawn. Raises OvssError for an unknown name, and for a folder of another network."""
+    entry: dict[str, Any] = {}
+    folder: Path | None = user_path(name)
+    if name in config_names("concepts"):
+        entry = load_config("concepts", name)
+        local = (each / entry["repo"].rpartition("/")[2] for each in weights_folders() if "repo" in entry)
+        folder = next((each for each in local if each.is_dir()), None)
+    elif not folder.is_dir():
+        raise unknown("concepts (neither an entry of configs/concepts nor a folder)", str(name), config_names("concepts"))
+    if folder:
+        _check_kind(folder)
+    return entry, folder
+
+
+def _read(name: str, repo: str | None, folder: Path | None) -> Any:
     """The network in a folder, or of a repository of huggingface.co."""
     from transformers import Sam3Model
 
-    folder = user_path(name)
-    if repo:
-        local = (folder / repo.rpartition("/")[2] for folder in weights_folders())
-        folder = next((each for each in local if each.is_dir()), None)
     try:
         with nullcontext() if folder else hub():
             return whole_network(Sam3Model, str(folder or repo), dtype=torch.float32)
@@ -320,3 +360,14 @@ def _read(name: str, repo: str | None) -> Any:
             f"files into a folder and give it (concepts=/path/to/{repo.rpartition('/')[2] if repo else name}), or move that to "
             f"{WEIGHTS_FOLDER}."
         ) from error
+
+
+def _check_kind(folder: Path) -> None:
+    """Raises OvssError for another model's folder, which transformers would fill with random weights."""
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        what = f"{folder} is not a complete SAM 3 in transformers' layout (config.json, model.safetensors)"
+        raise OvssError(f"{what}: config.json cannot be read ({short(error)}). Copy or download it again.") from error
+    if not str(kind).startswith("sam3"):
+        raise OvssError(f"{folder} holds a model of type {kind!r}, not a SAM 3. Give the folder of facebook/sam3.")

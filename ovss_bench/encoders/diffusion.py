@@ -163,7 +163,7 @@ def load_diffusion(
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
-    entry, source = _locate(name)
+    entry, source = find_diffusion(name)
     if source is None:
         from .diffusion_stand_in import build
 
@@ -198,8 +198,9 @@ def _moved(condition: dict[str, Any], device: str | torch.device, dtype: torch.d
     return {k: _moved(v, device, dtype) if isinstance(v, dict) else v.to(device, dtype) for k, v in condition.items()}
 
 
-def _locate(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
-    """The entry of configs/diffusion (empty for a folder), and the folder or repository (None for the stand-in)."""
+def find_diffusion(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
+    """The entry of configs/diffusion (empty for a folder), and the folder or repository (None for the stand-in). Raises
+    OvssError for an unknown name."""
     if name in config_names("diffusion"):
         entry = load_config("diffusion", name)
         if entry.get("stand_in"):

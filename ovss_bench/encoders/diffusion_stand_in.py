@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 LATENTS, WIDTH, SIDE = 3, 32, 128  # channels of the latents, of the UNet; pixels of the image
-SCALING = 3.0  # of the latents: makes the noise of the time step small in comparison
-SHARPNESS = 16.0  # of the attention
+SCALING = 3.0  # factor of the latents, beside which the noise of the time step is small
+SHARPNESS = 16.0  # factor inside the softmax of attention
 BRANCH = 0.2  # scale of residual branches
 
 

@@ -34,7 +34,7 @@ class Upsampler:
 
     def __call__(self, features: Tensor, pixels: Tensor) -> Tensor:
         """Features (1, C, h, w) of a window (1, 3, H, W), with H/h and W/w the same power of two -> (1, C, H, W), float32."""
-        x = features.float()
+        x = features.float().contiguous()  # filters work on planes: with channels last they take several times as long
         for step in self.steps:
             size = (2 * x.shape[2], 2 * x.shape[3])
             guide = F.adaptive_avg_pool2d(pixels.float(), size)

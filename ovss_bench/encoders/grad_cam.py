@@ -8,9 +8,9 @@ from ..types import Trunk
 from .clip import DenseCLIP
 
 
-def grad_cam(clip: DenseCLIP, trunk: Trunk, text: Tensor, scale: float) -> Tensor:
-    """Maps (n, h, w) >= 0 of text features (n, E) for one image: the normalised input of the last block's attention, its
-    channels weighted by the mean gradient over the patches of the text's probability.
+def grad_cam(clip: DenseCLIP, trunk: Trunk, text: Tensor, scale: float, count: int) -> Tensor:
+    """Maps (count, h, w) >= 0 of the first `count` of the text features (n, E) for one image: the normalised input of the last
+    block's attention, its channels weighted by the mean gradient over the patches of the text's probability.
 
     The probabilities are a softmax of the cosines of all texts with the mean embedding of the patches, times `scale`.
     """
@@ -22,6 +22,6 @@ def grad_cam(clip: DenseCLIP, trunk: Trunk, text: Tensor, scale: float) -> Tenso
         x = x + block.mlp(block.ln_2(x))
         patches = clip.project(x).float().narrow(1, 1, x.shape[1] - 1)
         probabilities = (scale * F.normalize(patches.mean(1), dim=-1) @ text.T).softmax(1).sum(0).unbind()
-        gradients = [torch.autograd.grad(one, activations, retain_graph=True)[0] for one in probabilities]
+        gradients = [torch.autograd.grad(one, activations, retain_graph=True)[0] for one in probabilities[:count]]
     weights = torch.cat(gradients).float()[:, 1:].mean(1)
     return (weights @ activations.detach()[0, 1:].float().T).clamp(min=0).unflatten(1, trunk.grid)

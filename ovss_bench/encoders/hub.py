@@ -57,8 +57,8 @@ def whole_network(kind: type, source: str, **options: Any) -> Any:
 
 
 def short(error: Exception) -> str:
-    """The type and the first line of an error, for those of parsers and downloads."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    """The type and the first line of an error without its full stop, for those of parsers and downloads."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('. ')}"
 
 
 def download_failed(what: str, source: str, error: Exception, hint: str) -> OvssError:

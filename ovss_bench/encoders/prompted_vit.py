@@ -5,6 +5,7 @@ Shapes: B windows, T prompt tokens, N = h*w patches, D width, E joint width, Q q
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from ..ops.position import resample_position
 from .checkpoints import shared, weight_errors
+from .clip import BlockView
 from .trained import Shape, read_trained
 
-DECODER_HEADS = 8  # of all released configurations; no shape shows it
-HEAD_WIDTH = 64  # of CLIP's image towers
+DECODER_HEADS = 8  # in all released configurations; no shape shows it
+HEAD_WIDTH = 64  # in CLIP's image towers
 
 
 class PromptedViT(nn.Module):
@@ -42,7 +44,7 @@ class PromptedViT(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, H, W), cropped to whole patches, or padded to one -> unit features of the image (B, E) and of the
         patches (B, E, h, w)."""
-        missing = (max(self.patch - side, 0) for side in pixels.shape[:1:-1])  # of the width first
+        missing = (max(self.patch - side, 0) for side in pixels.shape[:1:-1])  # padding of the width first
         x = self.conv1(F.pad(pixels, [part for side in missing for part in (0, side)]))
         grid, count = (x.shape[2], x.shape[3]), self.prompt_embeddings.shape[1]
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
@@ -53,7 +55,8 @@ class PromptedViT(nn.Module):
         for prompt, block in zip(
             [*self.prompt_embeddings, *self.deep_prompt_embeddings], self.transformer.resblocks, strict=True
         ):
-            x = block(torch.cat([classes, self.prompt_proj(prompt).expand(len(x), -1, -1), patches], 1))
+            x = torch.cat([classes, self.prompt_proj(prompt).expand(len(x), -1, -1), patches], 1)
+            x = BlockView(block, "quick_gelu", block.ln_1.eps, grid)(x)
             classes, patches = x[:, :1], x[:, 1 + count :]
         x = F.normalize(self.ln_post(self.prompt_norm(torch.cat([classes, patches], 1))) @ self.proj, dim=-1)
         return x[:, 0], x[:, 1:].transpose(1, 2).unflatten(2, grid)
@@ -147,9 +150,12 @@ class PromptedSegmenter(nn.Module):
         """Of the windows that the network was trained on, in pixels."""
         return self.backbone.stored[0] * self.backbone.patch
 
-    def forward(self, pixels: Tensor, texts: Tensor, with_trusty: bool) -> Tensor:
-        """Pixels (B, 3, H, W) and unit text features (Q, E) -> mask logits, see `MaskHead`."""
-        return self.decode_head(*self.backbone(pixels), texts, with_trusty)
+    def forward(
+        self, pixels: Tensor, texts: Tensor, with_trusty: bool, encode: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    ) -> Tensor:
+        """Pixels (B, 3, H, W) and unit text features (Q, E) -> mask logits, see `MaskHead`. `encode` is called in the place of
+        the tower, whose output it may have kept."""
+        return self.decode_head(*(encode or self.backbone)(pixels), texts, with_trusty)
 
 
 def _linear(name: str, inner: str, outer: str) -> dict[str, Shape]:

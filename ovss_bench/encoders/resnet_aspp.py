@@ -5,18 +5,19 @@ Shapes: B images, D channels of the texts, (h, w) the grid at an eighth of the i
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from .checkpoints import read_weights, shared, weight_errors
+from .checkpoints import shared, weight_errors
 from .trained import Shape, read_trained
 
-DILATIONS = (6, 12, 18, 24)  # of DeepLabv2's head
-SEPARABLE_DILATIONS = (1, 12, 24, 36)  # of DeepLabv3+'s, at an output stride of 8
-EXPANSION = 4  # of a bottleneck block's output
+DILATIONS = (6, 12, 18, 24)  # DeepLabv2's head
+SEPARABLE_DILATIONS = (1, 12, 24, 36)  # DeepLabv3+'s head at output stride 8
+EXPANSION = 4  # channels of a bottleneck block's output over its inner ones
 
 
 def conv_norm(inner: int, outer: int, size: int = 1, dilation: int = 1, name: str = "conv", **options: int) -> nn.Sequential:
@@ -156,6 +157,11 @@ def _head(with_details: bool) -> dict[str, Shape]:
     return {f"decode_head.decode_module.{name}": shape for part in parts for name, shape in part.items()}
 
 
+def _shapes(names: Iterable[str]) -> dict[str, Shape]:
+    with_details = any("c1_bottleneck" in name for name in names)
+    return _backbone() | _head(with_details) | {"decode_head.text_embeddings": ("K", "D")}
+
+
 # The teacher, and counters of the training.
 UNUSED = ("decode_head.clip.*", "decode_head.proj.weight", "decode_head.[qkvc]_proj.*", "decode_head._iter_counter")
 UNUSED += ("*.num_batches_tracked",)
@@ -165,17 +171,14 @@ UNUSED += ("*.num_batches_tracked",)
 def load_deeplab(path: str, device: str = "cpu") -> DeepLab:
     """The network of a MaskCLIP+ checkpoint; its tensors say whether the head is DeepLabv2's or v3+'s, and how deep the ResNet
     is: configurations of ViT teachers build a ResNet-50 under the name of a ResNet-101. Raises OvssError for other tensors."""
-    with_details = any("c1_bottleneck" in name for name in read_weights(path)[0])
-    required: dict[str, Shape] = {"decode_head.text_embeddings": ("K", "D")}
-    optional: list[dict[str, Shape]] = [{"decode_head.bg_embeddings": (1, "D")}]
-    state, sizes = read_trained(path, _backbone() | _head(with_details) | required, optional=optional, ignorable=UNUSED)
+    state, sizes = read_trained(path, _shapes, optional=[{"decode_head.bg_embeddings": (1, "D")}], ignorable=UNUSED)
     texts = state["decode_head.text_embeddings"]
     background = state.setdefault("decode_head.bg_embeddings", texts[:0])
     with weight_errors(f"checkpoint {path}"):
         with torch.device("meta"):
             backbone = ResNetV1c(tuple(sizes[f"backbone.layer{stage}.*"] for stage in (1, 2, 3, 4)), sizes["W"], sizes["S"])
             head = SummedASPP(backbone.channels, sizes["D"])
-            if with_details:
+            if "C" in sizes:
                 head = SeparableASPP(backbone.channels, sizes["D"], sizes["W"] * EXPANSION, sizes["C"])
         network = DeepLab(backbone, head, texts, background)
         counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}

@@ -65,13 +65,13 @@ def _encode_cut(tower: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
 
-def read_sentences(path: str | Path) -> dict[str, list[str]]:
-    """Sentences by name, from a JSON file. Raises OvssError for a file of another form."""
+def read_sentences(option: str, path: str | Path) -> dict[str, list[str]]:
+    """Sentences by name, from the JSON file given for an option. Raises OvssError for a file of another form."""
     try:
         found = read_json(path)
-    except ValueError as error:
-        raise OvssError(f"prompts={path} is no JSON: {error}. Give a file {{name: [sentence, ...]}}.") from error
+    except (OSError, ValueError) as error:
+        raise OvssError(f"{option}={path} cannot be read as JSON: {error}. Give a file {{name: [sentence, ...]}}.") from error
     lists = found.values() if isinstance(found, dict) else [None]
     if not all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists):
-        raise OvssError(f"prompts={path}: expected {{name: [sentence, ...]}}, a list of texts for each name.")
+        raise OvssError(f"{option}={path}: expected {{name: [sentence, ...]}}, a list of texts for each name.")
     return found

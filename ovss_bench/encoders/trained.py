@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SHOWN = 8  # problems in an error
 
 def read_trained(
     path: str | Path,
-    required: Mapping[str, Shape],
+    required: Mapping[str, Shape] | Callable[[Iterable[str]], Mapping[str, Shape]],
     *,
     optional: Sequence[Mapping[str, Shape]] = (),
     ignorable: Sequence[str] = (),
@@ -26,11 +26,11 @@ def read_trained(
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The required tensors of a checkpoint and its optional ones, in float32, and the sizes found in their shapes.
 
-    `required` maps names of tensors to shapes; so do the groups in `optional`, of which the file holds all tensors or none. A
-    size is a number, or a name (`"D"`; with a factor, `"3D"`) that stands for the same number in all shapes. A `*` in the name
-    of a tensor stands for the numbers 0 to n-1, as of blocks; n is among the sizes, under the name up to the `*`. `ignorable`:
-    shell patterns of names that are not needed. `prefix`: where some names begin with it, these are the network's, without it,
-    and the others belong to the rest of a training.
+    `required` maps names of tensors to shapes, or makes such a map of the names in the file; the groups in `optional` are maps,
+    too, and the file holds all tensors of a group or none. A size is a number, or a name (`"D"`; with a factor, `"3D"`) that
+    stands for the same number in all shapes. A `*` in the name of a tensor stands for the numbers 0 to n-1, as of blocks; n is
+    among the sizes, under the name up to the `*`. `ignorable`: shell patterns of names that are not needed. `prefix`: where
+    some names begin with it, these are the network's, without it, and the others belong to the rest of a training.
 
     The state dict may be wrapped (checkpoints.WRAPPERS), and have the prefix `module.` of parallel training. Raises an
     OvssError that names the file and the tensors that are missing, unexpected or of the wrong shape or type.
@@ -41,7 +41,7 @@ def read_trained(
     if prefix and any(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     sizes: dict[str, int] = {}
-    shapes = dict(_numbered(required, state, sizes))
+    shapes = dict(_numbered(required(state) if callable(required) else required, state, sizes))
     for group in (dict(_numbered(group, state, sizes)) for group in optional):
         shapes |= group if group.keys() & state.keys() else {}
     problems = [f"{name} is missing" for name in shapes if name not in state]

@@ -212,11 +212,9 @@ def load_vision(
             raise unknown(key, value, filter(None, known))
     label, settings = "state_dict", {}
     if state_dict is None and str(name).endswith(ONCE_PER_IMAGE):
-        name = str(name).removesuffix(ONCE_PER_IMAGE)
-        encoder = load_vision(name, feature=feature, precision=precision, device=device)
-        if isinstance(encoder, VisionEncoder):
-            return OncePerImage(encoder)
-        raise OvssError(f"vfm={name}{ONCE_PER_IMAGE}: a folder holds features of whole images. Leave {ONCE_PER_IMAGE} out.")
+        find_vision(name)
+        encoder: Any = load_vision(str(name).removesuffix(ONCE_PER_IMAGE), feature=feature, precision=precision, device=device)
+        return OncePerImage(encoder)
     if state_dict is None:
         if name not in config_names("vision") and Path(name or "-").is_dir():
             return FeatureFolder(Path(name or "-"))
@@ -271,8 +269,24 @@ def _sam2_settings(state: dict[str, Tensor]) -> dict[str, Any]:
     raise OvssError("width {} and depth {} do not match any SAM 2 in configs/vision.".format(*sam2_size(state)))
 
 
+def find_vision(name: str | Path | None) -> None:
+    """Raises OvssError for a name that `load_vision` does not know, without reading weights."""
+    plain = str(name).removesuffix(ONCE_PER_IMAGE)
+    if plain in config_names("vision") or not Path(plain).is_dir():
+        local_weights("vision", plain)
+    elif plain != str(name):
+        raise OvssError(f"vfm={name}: a folder holds features of whole images. Leave {ONCE_PER_IMAGE} out.")
+
+
 def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, Any]]:
-    """The file of a name, and its entry in configs/<group> (empty for files without one).
+    """`local_weights`, downloaded if necessary."""
+    path, entry = local_weights(group, name)
+    return path or _download(group, str(name), entry), entry
+
+
+def local_weights(group: str, name: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """The file of a name, None for one that is to be downloaded, and its entry in configs/<group> (empty for files without
+    one). Raises OvssError for a name that is neither an entry nor a file.
 
     An entry states its official `file` and its origin: `url`, or `hub`, a repository on huggingface.co.
     """
@@ -280,7 +294,7 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
     if name in entries:
         entry = entries[str(name)]
         local = (folder / entry["file"] for folder in weights_folders())
-        return next((path for path in local if path.is_file()), None) or _download(group, str(name), entry), entry
+        return next((path for path in local if path.is_file()), None), entry
     for path in (user_path(name or ""), *(folder / (name or "") for folder in weights_folders())):
         if path.is_file():
             return path, next((entry for entry in entries.values() if entry["file"] == path.name), {})

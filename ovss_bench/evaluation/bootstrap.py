@@ -1,19 +1,19 @@
-"""Confidence intervals, over the sampling of images, of a metric and of the difference of two runs on the same images.
+"""Confidence intervals of a metric, and of the difference of two runs on the same images, over the sampling of images.
 
-mIoU: the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), that
-is quantiles of (mIoU* - mIoU) / error* over replicates, scaled by the standard error. mIoU is a mean of ratios of sums: biased
-if classes are rare, and biased again in each replicate, so 95 % percentile and BCa intervals undercover. In simulations with 50
-to 500 images and 5 to 36 classes, some of them rare, they covered the true value in 41 to 95 % and 66 to 92 % of the cases,
-these intervals in 94 to 99 %. The scale is the jackknife's error, which is sensitive to the few images of a rare class; the
-error of a replicate is that of the infinitesimal jackknife, a matrix product.
+mIoU: the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), i.e.
+quantiles of (mIoU* - mIoU) / error* over replicates, scaled by the standard error. mIoU is a mean of ratios of sums: biased if
+classes are rare, and biased again in each replicate, so percentile and BCa intervals undercover. In simulations with 50 to 500
+images and 5 to 36 classes, some of them rare, 95 % intervals of these kinds covered the true value in 41 to 95 % and 66 to 92 %
+of the cases, those computed here in 94 to 99 %. The standard error is the jackknife's, which is sensitive to the few images of
+a rare class; that of a replicate is the infinitesimal jackknife's, a matrix product.
 
-A figure that depends on a few images, such as the difference of two runs that differ in two of a hundred, says little about
-other images, and so do its replicates. So no bound is closer than Student's quantile, with the effective number of images (one
-over the sum of squares of their shares in the variance) as degrees of freedom. The number of differing images is random, too:
-if other images are equal, the variance is that of one more. In simulations with 1 to 20 differing images of 100 and errors of
-all sizes, 94 to 100 % of the intervals then cover, 71 to 97 % without; none excludes 0 for fewer than seven images.
+If a figure depends on a few images, such as the difference of two runs that differ in two images of a hundred, its replicates
+say little about other images. So no bound is closer than Student's quantile, with the effective number of images (one over the
+sum of squares of their shares in the variance) as degrees of freedom. The number of differing images is random, too: if the
+others are equal, the variance is that of one more differing image. In simulations with 1 to 20 differing images of 100 and
+errors of all sizes, this raises the coverage from 71 to 97 % to 94 to 100 %; no interval excludes 0 with fewer than seven.
 
-Other rules, which are formulas of whole matrices: the jackknife with Student's quantiles.
+Other rules, which are functions of the total matrix: the jackknife with Student's quantiles.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from .metrics import RULES, DatasetFacts
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-CHUNK = 64  # replicates, or images, whose counts are dense in memory at a time
+CHUNK = 64  # replicates, or images, with dense counts in memory at a time
 # Lower limit of a replicate's error, relative to that of the images: if two runs differ in a few images only, some replicates
-# contain none of them and have no error. No bound is then further from the figure than three times the furthest replicate.
+# contain none of them, and their error is 0. So no bound is more than three times as far from the figure as the furthest
+# replicate.
 LEAST_ERROR = 1 / 3
-SHOWN = 5  # images named in a message
+SHOWN = 5  # image ids in an error message
 
 # (n, columns) sums of counts -> (n,) figures, (n, columns) gradients.
 Figure = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -82,7 +83,7 @@ def _clipped(found: Interval, least: float) -> Interval:
 
 
 def paired(a: Records, b: Records) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The values of both in the order of the sorted ids. Raises OvssError if an id is in one of them only."""
+    """The values of both, ordered by id. Raises OvssError if an id is in one of them only."""
     for which, ids in (("first", b.keys() - a.keys()), ("second", a.keys() - b.keys())):
         if ids:
             names = ", ".join(sorted(ids)[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
@@ -94,7 +95,7 @@ def paired(a: Records, b: Records) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def class_counts(images: Sequence[np.ndarray], classes: int) -> csr_array:
-    """(images, 2 C) float64: pixels of the intersection, then of the union, of every class, from which mIoU is computed."""
+    """(images, 2 C) float64: the pixels of the C intersections, then of the C unions, from which mIoU is computed."""
     shape = len(images), 2 * classes
     if not images:
         return csr_array(shape)
@@ -169,7 +170,7 @@ def _error(without: np.ndarray) -> float:
 
 
 def _student(without: np.ndarray, equal: float) -> float:
-    """Student's quantile for the effective number of images, if a share `equal` of all is the same in two runs."""
+    """Student's quantile for the effective number of images; `equal`: the share of images that are the same in two runs."""
     squares = (without - np.nanmean(without)) ** 2
     count = np.nansum(squares) ** 2 / max(np.nansum(squares**2), np.finfo(float).tiny)
     return float(stdtrit(count * (1 - 1 / len(without)), TAILS[1]) * np.sqrt(1 + equal / count)) if count else 0.0

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import sqrt
 
-import cv2
 import numpy as np
 
 from .metrics import divide, mean
@@ -18,9 +17,11 @@ RATIO = 0.02  # width of the edges relative to the image's diagonal
 def boundary_counts(target: np.ndarray, prediction: np.ndarray, classes: int, ignore_index: int = 255) -> np.ndarray:
     """Sorted records (class, intersection, union) of one image, in pixels, for the classes that occur or are predicted.
 
-    `target` and `prediction` (H, W) integers. Ignored pixels belong to no class in either map, so the borders of ignored areas
-    are edges in both. A prediction of `classes` means "no class".
+    `target` and `prediction` (H, W) integers. Ignored pixels belong to no class in either map, so the borders of ignored
+    regions are edges in both. A prediction of `classes` means "no class".
     """
+    import cv2
+
     counted = target != ignore_index
     seen = [np.bincount(labels[counted], minlength=classes)[:classes] for labels in (target, prediction)]
     width = max(1, round(RATIO * sqrt(target.shape[0] ** 2 + target.shape[1] ** 2)))
@@ -36,6 +37,8 @@ def boundary_counts(target: np.ndarray, prediction: np.ndarray, classes: int, ig
 
 def edge(mask: np.ndarray, width: int) -> np.ndarray:
     """The pixels of a mask (H, W) uint8 that `width` erosions by 3 x 3 pixels remove; the outside counts as empty."""
+    import cv2
+
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     return mask - cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
 

@@ -1,4 +1,4 @@
-"""Integer confusion counts, from which metrics are derived: per image as sparse triplets, in total as a matrix."""
+"""Confusion counts, per image as sparse triplets, in total as a matrix. All metrics but boundary IoU are computed from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-# Names of the stored fields: "truth" is the ground truth.
+# Field names of stored results.
 DTYPE = np.dtype([("truth", np.uint16), ("prediction", np.uint16), ("pixels", np.uint32)])
 Records = Mapping[str, np.ndarray]  # the records of images by their id
 

@@ -1,7 +1,7 @@
-"""Metrics from a confusion matrix, in float64 and as fractions; only views round them and convert to percent.
+"""Metrics from a confusion matrix, as fractions in float64; only views round them and convert to percent.
 
-Every figure that a paper or an evaluation code of the field reports is a named rule in `RULES`. Rules read the (C+1, C+1)
-matrix of `confusion.total`; its last row, the ignored pixels, counts in no rule except where the docstring says so."""
+Each metric that a paper or its evaluation code reports is a named rule in `RULES`. Rules read the (C+1, C+1) matrix of
+`confusion.total`; they leave out its last row, the ignored pixels, unless the docstring says otherwise."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What rules need to know about a data set in addition to the counts; classes are given by label."""
+    """What rules need to know about a data set beside the counts; classes are given by label."""
 
     background: int | None = None
     unseen: tuple[int, ...] = ()  # classes not named in training
-    object_class: int | None = None  # of data sets with one object class and the rest
+    object_class: int | None = None  # in data sets of one object class and the rest
     interest: tuple[int, ...] = ()  # MESS's classes of interest
     ignore_index: int = 255
 
 
 Formula = Callable[[np.ndarray, DatasetFacts], float]
 
-# What a rule may need, with a test of a data set's number of classes and facts.
+# Conditions for a rule to apply, as tests of a data set's number of classes and facts.
 CONDITIONS: dict[str, Callable[[int, DatasetFacts], bool]] = {
     "nothing": lambda classes, facts: True,
     "two classes": lambda classes, facts: classes == 2,
@@ -38,7 +38,7 @@ CONDITIONS: dict[str, Callable[[int, DatasetFacts], bool]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """How a figure is computed, and the key in CONDITIONS of what it needs."""
+    """How a figure is computed, and its condition, a key of CONDITIONS."""
 
     formula: Formula
     needs: str = "nothing"
@@ -166,7 +166,7 @@ def mean_precision(matrix: np.ndarray, facts: DatasetFacts) -> float:
 rule("mRecall")(mean_accuracy)  # mmseg's name for it when it reports mPrecision and mFscore
 
 
-# Rules of single repositories, which differ in the classes that they leave out and in epsilons.
+# Rules of single repositories: they differ in the classes that they leave out and in epsilons.
 
 
 @rule("mIoU_present")
@@ -251,7 +251,7 @@ def sensitivity(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
 @rule("IoU_object", needs="an object class")
 def object_iou(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """IoU of the object class alone: that of the rest is high even if little of the object is found (SegEarth-OV)."""
+    """IoU of the object class only, as that of the rest is high even if little of the object is found (SegEarth-OV)."""
     return float(iou(matrix)[facts.object_class])
 
 

@@ -1,4 +1,4 @@
-"""Means over images of per-image IoU: no official code reports them, but they show whether few images cause a difference."""
+"""Means of per-image IoU. No official code reports them; they show whether a few images cause a difference."""
 
 from __future__ import annotations
 
@@ -29,17 +29,23 @@ def per_image(images: Iterable[np.ndarray], classes: int) -> dict[str, float]:
 
     Images without a counted pixel are left out; NaN if there are no others.
     """
-    parts = [image_areas(records, classes) for records in images]
-    correct, predicted, true = np.stack(parts, 1) if parts else np.zeros((3, 0, classes), np.int64)
-    iou = divide(correct, predicted + true - correct)  # (images, C)
-    contained = np.where(true > 0, iou, np.nan)
+    sums, occurrences = np.zeros(classes), np.zeros(classes, np.int64)
+    means: list[tuple[float, float]] = []  # of the classes of an image that occur in it, that occur or are predicted
+    for records in images:
+        correct, predicted, true = image_areas(records, classes)
+        iou = divide(correct, predicted + true - correct)  # (C,)
+        contained = np.where(true > 0, iou, np.nan)
+        means.append((float(_mean(contained)), float(_mean(iou))))
+        sums += np.nan_to_num(contained)
+        occurrences += true > 0
+    occurring, either = np.array(means, np.float64).reshape(-1, 2).T
     return {
-        "mIoU_per_image": float(_means(_means(contained, 1), 0)),
-        "mIoU_per_image_predicted": float(_means(_means(iou, 1), 0)),
-        "mIoU_per_class_per_image": float(_means(_means(contained, 0), 0)),
+        "mIoU_per_image": float(_mean(occurring)),
+        "mIoU_per_image_predicted": float(_mean(either)),
+        "mIoU_per_class_per_image": float(_mean(divide(sums, occurrences))),
     }
 
 
-def _means(values: np.ndarray, axis: int) -> np.ndarray:
-    """Means along an axis of the values that are not NaN."""
-    return divide(np.nansum(values, axis), (~np.isnan(values)).sum(axis))
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the values that are not NaN."""
+    return divide(np.nansum(values), (~np.isnan(values)).sum())

@@ -1,11 +1,11 @@
-"""The only loop: images -> windows -> batches of one shape -> patch logits of all segmentors -> label maps.
+"""The inference loop: images -> windows -> batches of one shape -> patch logits of all segmentors -> label maps.
 
 Windows of the full size are queued across images and run in batches of a fixed size, the last one padded with zeros, so that a
-window's result does not depend on its neighbours in the batch. For the same reason, windows of other shapes (images smaller
-than a window, whole images) are never batched with those of another image. Images are finished in groups if a segmentor has
+window's result does not depend on the rest of its batch. For the same reason, windows of other shapes (images smaller than a
+window, whole images) are never batched with those of another image. Images are finished in groups if a segmentor has
 `group_features`, otherwise one by one.
 
-On a GPU only the delivery of a label map waits for the device, one batch later.
+On a GPU only the delivery of a label map, one batch later, synchronises with the device.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def predict(
 ) -> Iterator[tuple[Any, list[Prediction] | OvssError]]:
     """Yields (key, one prediction per segmentor) for each (key, image), in this order.
 
-    An image is anything that `as_image` accepts, or a function that returns it, called in one of `workers` reader threads; an
-    OvssError that it raises is yielded instead of the predictions. All segmentors must share the CLIP and `recipe.trunk_key`;
-    the trunk runs once for all, and not at all for images whose tokens are in the `trunk_cache`. `batch`: windows per forward
-    pass, halved when out of memory; `pad_last` fills the last one with zeros, so that results do not depend on the position in
-    the queue. `cache` keeps arrays that depend on one image only. Groups (`Segmentor.group`) are counted from the first of
-    `images`. Raises OvssError for non-finite scores.
+    An image is anything that `as_image` accepts, or a function that returns it, called in one of `workers` reader threads; if
+    reading raises an OvssError, that is yielded instead of the predictions. All segmentors must share the CLIP and
+    `recipe.trunk_key`; the trunk runs once for all, and not for images whose tokens are in the `trunk_cache`. `batch`: windows
+    per forward pass, halved when out of memory; `pad_last` fills the last one with zeros, so that results do not depend on the
+    position in the queue. `cache` keeps arrays that depend on one image only. Groups (`Segmentor.group`) are counted from the
+    first image. Raises OvssError for non-finite scores.
     """
     stages = stages or Stages()
     segmentors = [guarded(segmentor) for segmentor in segmentors]
@@ -85,8 +85,8 @@ def predict(
                     ready.append((forward.passes, image[0], lambda error=image[1]: error))
                 else:
                     ready.append((forward.passes, image.key, finish(segmentors, image, keep_scores=keep_scores, stages=stages)))
-        # Without methods that use windows there are no batches to wait for: deliver one image later.
-        while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes or (len(ready) > 1 and not forward.chosen)):
+        idle = not forward.on_windows  # no batches to wait for: an image is delivered after the next one
+        while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes or (idle and len(ready) > 1)):
             _, key, deliver = ready.popleft()
             yield key, deliver()
 
@@ -110,7 +110,7 @@ def predict(
 
 @torch.inference_mode()
 def _set_groups(segmentors: Sequence[Segmentor], images: Sequence[PendingImage | tuple[Any, OvssError]]) -> None:
-    """Computes `group_features` for the images, which start with a group; those that cannot be read are left out."""
+    """Computes `group_features` for the images, the first of which begins a group; unreadable images are left out."""
     for number, segmentor in enumerate(segmentors):
         for start in range(0, len(images) if segmentor.group_features else 0, segmentor.group):
             group = [image for image in images[start : start + segmentor.group] if isinstance(image, PendingImage)]
@@ -137,8 +137,8 @@ def segment(
 
     Values that are not given come from the segmentor's recipe; `short_side` alone implies `resize="keep_ratio"` if the recipe
     does not resize. `window="whole"` runs the resized image in one pass. `output_size` (height, width) defaults to the size of
-    the image, or to the size at which the method decides if its protocol does not score at the original size (CLIPtrase,
-    CLIP-DIY). Raises OvssError for invalid images and values.
+    the image, or to that of the network's input if the protocol does not score at the original size (CLIPtrase, CLIP-DIY).
+    Raises OvssError for invalid images and values.
     """
     if not isinstance(segmentor, Segmentor):
         raise OvssError(f"expected a segmentor, as ob.build_segmentor makes it, not {type(segmentor).__name__}.")
@@ -149,9 +149,9 @@ def segment(
     changed = segmentor.recipe.override(
         resize=resize, short_side=short_side, window=window, stride=stride, logit_scale=logit_scale, threshold=threshold
     )
+    if changed.scored_at != "original":
+        changed = changed.override(scored_at="resized")
     segmentor = segmentor.with_recipe(changed)
-    if output_size is None and changed.scored_at != "original":
-        output_size = make_context(image, segmentor).resized.shape[:2]
     ((_, outcome),) = predict([segmentor], [(key, image)], pad_last=False, keep_scores=True, output_size=output_size)
     if isinstance(outcome, OvssError):
         raise outcome
@@ -183,8 +183,8 @@ def _read_ahead(
     known: Callable[[np.ndarray], dict[int, Tensor] | None],
     stages: Stages,
 ) -> Iterator[tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]]:
-    """Contexts and `known` tokens of the images, in order. Threads read a little ahead of the encoder (cv2 and torch release
-    Python's lock)."""
+    """Contexts and `known` tokens of the images, in order, from threads that read a little ahead of the encoder (cv2 and torch
+    release the GIL)."""
     device = segmentor.clip.device
 
     def read(item: tuple[Any, Any]) -> tuple[Any, tuple[ImageContext, dict[int, Tensor] | None] | OvssError]:

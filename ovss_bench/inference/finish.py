@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError
 from ..ops.compose import compose, composed_maps
+from ..ops.enlarge import resized_maps
 from ..ops.nearest import opencv_nearest
 from ..ops.pamr import PAMR
 from ..ops.scores import by_class
@@ -21,15 +21,15 @@ from ..types import ImageContext
 from .forward import PendingImage, out_of_memory
 from .prediction import Prediction
 
-ROWS = 16  # of refined cosines that are scored at a time
-PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of full-size cosines that PAMR refines at a time
+ROWS = 16  # rows of refined cosines that are scored at a time
+PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # full-size cosines that PAMR refines at a time
 
 
 @torch.inference_mode()
 def finish(
     segmentors: Sequence[Segmentor], image: PendingImage, *, keep_scores: bool, stages: Stages
 ) -> Callable[[], list[Prediction]]:
-    """The predictions for an image without missing windows, as a function that waits for the GPU."""
+    """Computes the predictions for an image without missing windows; returns a function that waits for the GPU."""
     try:
         results = [_predict(segmentor, image, n, keep_scores, stages) for n, segmentor in enumerate(segmentors)]
     except RuntimeError as error:
@@ -58,26 +58,30 @@ def finish(
 def _predict(
     segmentor: Segmentor, image: PendingImage, number: int, keep_scores: bool, stages: Stages
 ) -> tuple[Prediction, Tensor]:
-    """The prediction of the `number`-th segmentor, and whether its scores are finite; both on their way to the CPU."""
+    """The prediction of the `number`-th segmentor, and whether its scores are finite; both are being copied to the CPU."""
     context = image.contexts[number]
     if segmentor.granularity == "image":
         with stages("image scores"):
-            scores = segmentor.image_scores(context)
-        finite = torch.isfinite(scores).all()
+            found = None if keep_scores else segmentor.image_labels(context)
+            labels, scores = found or (None, segmentor.image_scores(context))
+        finite = _all_finite(scores)
         if not finite:
             raise _not_finite(segmentor, image, number)
         with stages("decide"):
-            labels, scores = _decided(segmentor, scores, context)
+            if labels is None:
+                labels, scores = _decided(segmentor, scores, context)
             labels = opencv_nearest(labels, context.size)
     else:
         with stages("compose"):
-            grids, bias = torch.stack(image.grids[number]), _prior(segmentor, context, image.key)
+            # The queries of a cell side by side in memory, as composition needs them.
+            grids = torch.stack([grid.movedim(0, -1) for grid in image.grids[number]]).movedim(-1, 1)
+            bias = _prior(segmentor, context, image.key)
             if bias is not None:  # maps of absent queries must be finite: composition and refinement turn infinity into NaN
                 grids = grids.masked_fill((bias == -torch.inf)[:, None, None], 0)
-            finite = torch.isfinite(grids).all()
+            finite = _all_finite(grids.movedim(1, -1))
             if not segmentor.only_logits and not finite:
                 raise _not_finite(segmentor, image, number)
-            # Windows that see each other may have one grid over the whole image.
+            # Methods that attend across windows may return one grid over the whole image.
             windows = image.windows if len(grids) == len(image.windows.origins) else image.windows.joined
             labels, scores = _labels(segmentor, grids, windows, context, keep_scores, bias)
     if segmentor.correct:
@@ -92,7 +96,7 @@ def _predict(
 def _labels(
     segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext, keep_scores: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The label map; the scores, too, if `keep_scores` or if the decision needs them."""
+    """The label map, and the scores if `keep_scores` or if the decision needs them."""
     decision = segmentor.decision
     if segmentor.scores or segmentor.refine_scores or segmentor.decide or decision.area_threshold or keep_scores:
         scores = None
@@ -102,7 +106,7 @@ def _labels(
             part = replace(context, part=(rows, columns))
             planes = segmentor.scores(cosines, part) if segmentor.scores else decision.class_scores(cosines)
             if scores is None:
-                scores = planes.new_empty(len(planes), *context.size)
+                scores = _like(planes, context.size)
             scores[:, rows, columns] = planes
         return _decided(segmentor, scores, context)
     order = by_class(segmentor.vocabulary, like=grids)[1]
@@ -111,13 +115,20 @@ def _labels(
         parts = _refined(segmentor, grids, windows, context, order)
         return decision.from_cosines((cosines.movedim(0, -1) for cosines in parts), bias), None
     labels = torch.empty(context.size, dtype=torch.int64, device=grids.device)
-    for rows, columns, cosines in compose(grids[:, order], windows, context.size):
+    grids = grids if segmentor.vocabulary.is_by_class else grids[:, order]
+    for rows, columns, cosines in compose(grids, windows, context.size):
         labels[rows, columns] = decision.from_cosines([cosines], bias)
     return labels, None
 
 
+def _like(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Memory for planes of a larger size, in which those of a pixel are side by side if they are in `planes`."""
+    count = len(planes)
+    return planes.new_empty(*size, count).movedim(-1, 0) if planes.stride(0) == 1 else planes.new_empty(count, *size)
+
+
 def _prior(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor | None:
-    """What the method's prior, if any, adds to the cosines of the queries (Q,): log-weights over the logit scale."""
+    """What the method's prior, if any, adds to the cosines of the queries (Q,): log-weights divided by the logit scale."""
     weights = segmentor.prior(context) if segmentor.prior else None
     if weights is None:
         return None
@@ -133,7 +144,7 @@ def _prior(segmentor: Segmentor, context: ImageContext, key: object) -> Tensor |
 
 
 def _decided(segmentor: Segmentor, scores: Tensor, context: ImageContext) -> tuple[Tensor, Tensor]:
-    """The label map and the scores. Only the default decision has an area threshold, as other planes may not be classes."""
+    """The label map and the scores. Only the default decision has an area threshold: other planes may not be classes."""
     if segmentor.refine_scores:
         scores = segmentor.refine_scores(scores, context)
     if segmentor.decide:
@@ -147,7 +158,7 @@ def _decided(segmentor: Segmentor, scores: Tensor, context: ImageContext) -> tup
 def _tiles(
     segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, cosines (Q, rows, columns)) of parts of the result."""
+    """Yields (rows, columns, cosines (Q, rows, columns)) of parts of the result."""
     if _is_refined(segmentor):
         order = torch.arange(grids.shape[1], device=grids.device)
         cosines = torch.cat(list(_refined(segmentor, grids, windows, context, order)))
@@ -169,29 +180,35 @@ def _refined(
     """Refined cosines (n, H, W) of the queries in `order`: some at a time for PAMR, all together for the hook `refine`."""
     recipe, smooth = segmentor.recipe, None
     if recipe.pamr_steps:
-        guide = F.interpolate(context.pixels[None].to(grids.device), context.size, mode="bilinear")[0]
+        guide = resized_maps(context.pixels.to(grids.device), context.size)
         smooth = PAMR(guide, recipe.pamr_steps, recipe.pamr_dilations)
 
     def smoothed(queries: Tensor) -> Tensor:
-        cosines = composed_maps(grids[:, queries], windows, context.size)
+        cosines = composed_maps(grids[:, queries], windows, context.size, contiguous=segmentor.refines and not smooth)
         return smooth(cosines) if smooth else cosines
 
     if segmentor.refines:
-        yield segmentor.refine(smoothed(torch.arange(len(order), device=grids.device)), context)[order]
+        cosines = smoothed(torch.arange(len(order), device=grids.device)).contiguous()
+        yield segmentor.refine(cosines, context)[order]
     else:
         for queries in order.split(max(1, PART_BYTES[grids.device.type] // (4 * context.size[0] * context.size[1]))):
             yield smoothed(queries)
 
 
 def _to_host(result: Tensor) -> Tensor:
-    """A copy on its way to the CPU, if it is on a GPU."""
+    """The tensor, or an asynchronous copy from the GPU."""
     if result.device.type == "cpu":
         return result
     return torch.empty_like(result, device="cpu", pin_memory=True).copy_(result, non_blocking=True)
 
 
+def _all_finite(scores: Tensor) -> Tensor:
+    """bool (), in one pass without temporary planes: a NaN is both the least and the largest value."""
+    return torch.stack(scores.aminmax()).isfinite().all() if scores.numel() else scores.new_ones((), dtype=torch.bool)
+
+
 def _not_finite(segmentor: Segmentor, image: PendingImage, number: int) -> OvssError:
-    """The error that names the image, and the first window with non-finite scores if the method goes by windows."""
+    """The error, with the image and the first window with non-finite scores, if the method uses windows."""
     grids = zip(image.windows.origins, image.grids[number], strict=False)
     bad = [origin for origin, grid in grids if grid is not None and not torch.isfinite(grid).all()]
     where = f", window at (y, x) = {bad[0]}" if bad else ""

@@ -1,4 +1,4 @@
-"""The queue of the windows of all images, and the forward passes over it."""
+"""The queue of windows of all images, and the forward passes over it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .trunk_cache import TrunkCache, maker_digest
 # Enough tokens to keep two cores, or a GPU, busy; more would only cost memory.
 TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}
 MEMORY_SHARE = 0.5  # of a GPU's free memory that a batch may take
-NUMBERS_PER_WIDTH = 32  # a token's activations inside a block, in vectors of the block's width
+VECTORS_PER_TOKEN = 32  # activations inside a block, in vectors of the block's width
 
 
 @dataclass(eq=False)
 class PendingImage:
-    """An image in the queue, with a context for each segmentor. `grids[segmentor][window]` (Q, h, w) fill up until no window
-    is `missing`. `known`: the trunk's tokens by block, read from the trunk cache. `states`: tokens collected to be written to
-    it, or for methods that get all windows of an image together."""
+    """An image in the queue, with a context for each segmentor. `grids[segmentor][window]` (Q, h, w) are filled in until no
+    window is `missing`. `known`: the trunk's tokens by block, from the trunk cache. `states`: tokens collected for that cache,
+    or for methods that get all windows of an image together."""
 
     key: Any
     contexts: list[ImageContext]
@@ -53,7 +53,7 @@ class _Item:
 
 
 class Forward:
-    """The queue of windows, and the forward passes of all segmentors that go by windows."""
+    """The queue of windows, and the forward passes of all segmentors that work on windows."""
 
     def __init__(
         self, segmentors: Sequence[Segmentor], batch: int | None, trunk_cache: TrunkCache | None, stages: Stages
@@ -61,18 +61,18 @@ class Forward:
         self.segmentors, self.stages = segmentors, stages
         self.clip, self.recipe = segmentors[0].clip, segmentors[0].recipe
         self.on_gpu = self.clip.device.type == "cuda"
-        self.chosen = [number for number, segmentor in enumerate(segmentors) if segmentor.granularity != "image"]
-        self.at_once = [number for number in self.chosen if segmentors[number].granularity == "image windows"]
-        # Segmentors that differ only in their decision share their logits.
-        self.as_number = {
-            number: next(n for n in self.chosen if n == number or _same_logits(segmentors[n], segmentors[number]))
-            for number in self.chosen
+        self.on_windows = [number for number, segmentor in enumerate(segmentors) if segmentor.granularity != "image"]
+        self.at_once = [number for number in self.on_windows if segmentors[number].granularity == "image windows"]
+        # By number of a segmentor the first with the same logits: those that differ only in their decision share them.
+        self.shares_logits = {
+            number: next(n for n in self.on_windows if n == number or _same_logits(segmentors[n], segmentors[number]))
+            for number in self.on_windows
         }
-        self.needs_qkv = frozenset().union(*(segmentors[number].needs_qkv for number in self.chosen))
-        self.needs = self.needs_qkv.union(*(segmentors[number].needs for number in self.chosen))
+        self.needs_qkv = frozenset().union(*(segmentors[number].needs_qkv for number in self.on_windows))
+        self.needs = self.needs_qkv.union(*(segmentors[number].needs for number in self.on_windows))
         self.kept = self.needs | {self.clip.depth - 1}  # blocks whose inputs are in the trunk cache
-        self.by_trunk = any(not segmentors[number].own_network for number in self.chosen)
-        self.trunk_cache = trunk_cache if self.by_trunk else None
+        self.uses_trunk = any(not segmentors[number].own_network for number in self.on_windows)
+        self.trunk_cache = trunk_cache if self.uses_trunk else None
         self.maker = maker_digest(self.clip, self.recipe.trunk_key)
         window, patch = self.recipe.window, self.clip.patch_size
         self.full = None if window == "whole" else SlidingWindow.by(self.recipe, window, window, patch)
@@ -101,9 +101,9 @@ class Forward:
 
     def image(self, key: Any, contexts: list[ImageContext], known: dict[int, Tensor] | None) -> PendingImage:
         windows = SlidingWindow.by(self.recipe, *contexts[0].resized.shape[:2], self.clip.patch_size)
-        count = len(windows.origins) if self.chosen else 0
+        count = len(windows.origins) if self.on_windows else 0
         image = PendingImage(key, contexts, windows, count, [[None] * count for _ in contexts], known)
-        if (self.trunk_cache or self.at_once) and self.by_trunk and known is None:
+        if (self.trunk_cache or self.at_once) and self.uses_trunk and known is None:
             image.states = {block: [None] * count for block in self.kept}
         return image
 
@@ -138,7 +138,7 @@ class Forward:
                 self._take(items[:batch], *results)
                 items = items[batch:]
                 continue
-            # Outside of the handler, whose exception holds the tensors that fill the memory.
+            # Outside the handler, as its exception keeps the tensors that fill the memory alive.
             if batch == 1:
                 raise OvssError(
                     "out of memory: one window does not fit. Use a smaller window, fewer segmentors at a time, or "
@@ -157,7 +157,7 @@ class Forward:
         return image.windows.cut(pixels, fill)
 
     def _take(self, items: Sequence[_Item], trunk: Trunk | None, logits: dict[int, Tensor]) -> None:
-        """Stores the results of a pass with the images of its windows."""
+        """Stores the results of a pass in the images that its windows belong to."""
         self.passes += 1
         states = {**trunk.states, self.clip.depth - 1: trunk.tokens} if trunk else {}
         for row, item in enumerate(items):
@@ -169,12 +169,12 @@ class Forward:
 
     @torch.inference_mode()
     def _pass(self, items: Sequence[_Item], batch: int) -> tuple[Trunk | None, dict[int, Tensor]]:
-        """The trunk, if a segmentor needs it, and the patch logits (batch, Q, h, w) of the segmentors that go by windows."""
+        """The trunk, if a segmentor needs it, and the patch logits (batch, Q, h, w) of the segmentors that work on windows."""
         padding = batch - len(items)
         pixels = F.pad(torch.stack([item.pixels for item in items]), (0, 0, 0, 0, 0, 0, 0, padding))
         images = list({id(item.image): item.image for item in items}.values())
         with self.stages("encode"):
-            trunk = self._trunk(items, pixels, padding) if self.by_trunk else None
+            trunk = self._trunk(items, pixels, padding) if self.uses_trunk else None
         windows = WindowBatch(
             pixels,
             origins=torch.tensor([item.image.windows.origins[item.cell] for item in items] + [(0, 0)] * padding),
@@ -184,7 +184,7 @@ class Forward:
         )
         logits = {}
         with self.stages("last block"):
-            for number, same in self.as_number.items():
+            for number, same in self.shares_logits.items():
                 if same in logits:
                     logits[number] = logits[same]
                 elif number not in self.at_once:
@@ -220,6 +220,7 @@ class Forward:
                     f"{image.key} together. Use a larger stride or a smaller short_side."
                 ) from error
             image.grids[number] = list(logits)
+            image.contexts[number].by_products["logits"] = logits  # with the steps, for the hooks that follow
 
     def _known_trunk(self, states: dict[int, Tensor], pixels: Tensor) -> Trunk:
         """The trunk's output for windows whose tokens are known, by block."""
@@ -230,22 +231,22 @@ class Forward:
 
 @kept(8)
 def _black(statistics: str) -> Tensor:
-    """A black pixel (3, 1, 1) after the normalisation."""
+    """A black pixel (3, 1, 1), normalised."""
     return normalize(np.zeros((1, 1, 3), np.uint8), statistics)
 
 
 def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:
-    """Windows per forward pass: by their tokens, and on a GPU by its free memory."""
+    """Windows per forward pass, by their number of tokens, and on a GPU by its free memory."""
     tokens = windows.rows.cells * windows.columns.cells + 1
     most = TOKENS_PER_BATCH[clip.device.type] // tokens
     if clip.device.type == "cuda":
-        per_token = NUMBERS_PER_WIDTH * clip.width * torch.finfo(clip.dtype).bits // 8
+        per_token = VECTORS_PER_TOKEN * clip.width * torch.finfo(clip.dtype).bits // 8
         most = min(most, int(MEMORY_SHARE * torch.cuda.mem_get_info(clip.device)[0] / per_token / tokens))
     return max(1, most)
 
 
 def _same_logits(one: Segmentor, other: Segmentor) -> bool:
-    """Whether two segmentors differ only in what follows their patch logits, and use no by-products of them."""
+    """Whether two segmentors have the same patch logits, and none of them has by-products."""
     return (
         type(one) is type(other)
         and one.only_logits

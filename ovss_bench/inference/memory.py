@@ -1,5 +1,4 @@
-"""Checks that an image fits into memory before it is processed: an immediate error is better than hours of swapping or the
-kernel's out-of-memory killer."""
+"""Checks before an image is processed whether it fits into memory: an error is better than swapping or the OOM killer."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ def check_memory(segmentors: Sequence[Segmentor], image: PendingImage) -> None:
 
 def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
     """A lower bound in bytes: the tokens and attention maps of one window, the logits of all windows, and the class maps of the
-    whole image if method or recipe need them."""
+    whole image if the method or the recipe needs them."""
     clip, windows, context = segmentor.clip, image.windows, image.contexts[number]
     by_windows = segmentor.granularity != "image"
     cells = windows.rows.cells * windows.columns.cells if by_windows else context.pixels[0].numel() // clip.patch_size**2
@@ -48,7 +47,7 @@ def least_memory(segmentor: Segmentor, image: PendingImage, number: int) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still allocate, by the kernel, its control group and its resource limit; None if unknown."""
+    """Bytes that this process may still allocate: the least of free memory, cgroup limit and ulimit; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     limits = []
@@ -56,7 +55,7 @@ def free_memory(device: torch.device) -> int | None:
         facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
         limits.append(1024 * int(facts["MemAvailable"].split()[0]))
         limits.append(int((CGROUP / "memory.max").read_text("utf-8")) - int((CGROUP / "memory.current").read_text("utf-8")))
-    except (OSError, KeyError, ValueError):  # no Linux, an old kernel, no control group, or one without a limit ("max")
+    except (OSError, KeyError, ValueError):  # no Linux, an old kernel, no cgroup, or one without a limit ("max")
         pass
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..figures import legend_picture, palette
+from ..figures import legend_picture, overlaid, palette
 from ..image import as_image
 
 SHOWN = 8  # classes in the repr
@@ -21,7 +21,7 @@ SHOWN = 8  # classes in the repr
 @dataclass(repr=False)
 class Prediction:
     """`label_map` (H, W) int64: indices into `classes`, or len(classes) for "no class"; `scores` (P, h, w) float32, optional:
-    the planes that the decision is made on, for most methods one per class; `image_size` (height, width) of the image."""
+    the planes on which the decision is based, for most methods one per class; `image_size` (height, width) of the image."""
 
     label_map: Tensor
     image_size: tuple[int, int]
@@ -30,7 +30,7 @@ class Prediction:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the pixels of each class in the label map, the largest first."""
+        """The share of pixels of each class in the label map, the largest first."""
         counts = np.bincount(self._labels.ravel())
         return {self._names[c]: float(counts[c] / counts.sum()) for c in np.argsort(-counts, kind="stable") if counts[c]}
 
@@ -43,7 +43,7 @@ class Prediction:
             image = np.array(Image.fromarray(image).resize(labels.shape[::-1], Image.Resampling.BILINEAR))
         if legend:
             return np.array(legend_picture(image, labels, self._names, colours))
-        return np.round(0.4 * image + 0.6 * colours[labels]).astype(np.uint8)
+        return overlaid(image, labels, colours)
 
     def __repr__(self) -> str:
         height, width = self.label_map.shape

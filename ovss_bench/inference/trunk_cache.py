@@ -20,7 +20,7 @@ from ..errors import OvssError
 from ..files import code, digest, user_path
 from ..image import image_key
 
-HEADER = 1024  # upper bound of a file's bytes besides the tokens
+HEADER = 1024  # upper bound of the bytes of a file besides the tokens
 BEGAN = time.time()
 CODE = ("encoders/clip.py", "ops/position.py", "image.py", "ops/windows.py")
 
@@ -29,9 +29,9 @@ class TrunkCache:
     """A folder with a file per image and block: the inputs (windows, T, D) of the block, memory-mapped for reading.
 
     A file's name is a digest of everything that its content depends on: weights, precision, the trunk's recipe values, the
-    image's bytes, and the code; `cache.py` verifies the content. The folder holds at most `limit` bytes. To make room, the
-    least recently used files of other runs are evicted. Those of this run never are; once they fill the folder, nothing is
-    added. (If they evicted each other, the next run over the same images would not have a single cache hit.)
+    image, and the code; `cache.py` verifies the content. The folder holds at most `limit` bytes. To make room, the least
+    recently used files of other runs are evicted, but never those of this run: otherwise the next run over the same images
+    would not have a single cache hit. Once they fill the folder, nothing is added.
     """
 
     def __init__(self, folder: str | Path, limit: float) -> None:

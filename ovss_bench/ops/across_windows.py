@@ -1,17 +1,17 @@
-"""Windows of an image that see each other (GLA-CLIP, OV-Stitcher): maps of the whole image, stitched from those of the windows,
-and attention over the patches of all windows, in parts that fit into memory."""
+"""Attention across the windows of an image (GLA-CLIP, OV-Stitcher), in parts that fit into memory, and stitching of their
+maps."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-PART_BYTES = 2**26  # of the attention weights that are held at a time, in float32
+PART_BYTES = 2**26  # float32 attention weights in memory at a time
 
 
 def attend_by_rows(weights: Callable[[slice], Tensor], values: Tensor, part_bytes: int = PART_BYTES) -> Tensor:
-    """A V for values V (N, D), without the matrix A (N, N): `weights` gives some rows of it (R, N). The parts depend on N only,
-    so that an image gets the same result in any run."""
+    """A V for values V (N, D), without the whole matrix A (N, N): `weights` returns the requested rows of A (R, N). The parts
+    depend on N only, so that an image gets the same result in any run."""
     count = len(values)
     step = max(1, part_bytes // (4 * count))
     parts = (slice(start, min(start + step, count)) for start in range(0, count, step))
@@ -19,8 +19,8 @@ def attend_by_rows(weights: Callable[[slice], Tensor], values: Tensor, part_byte
 
 
 def stitch(maps: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
-    """Maps of windows (B, C, h, w) whose first cells are at `corners` (row, column) -> (C, H, W), the mean over the windows of
-    every cell; 0 where windows leave a gap."""
+    """Maps of windows (B, C, h, w) with their top-left cells at `corners` (row, column) -> (C, H, W): for each cell the mean
+    over its windows, 0 without any."""
     height, width = (max(corner[axis] for corner in corners) + maps.shape[2 + axis] for axis in (0, 1))
     total, count = maps.new_zeros(maps.shape[1], height, width), maps.new_zeros(height, width)
     for part, (row, column) in zip(maps, corners, strict=True):

@@ -1,8 +1,12 @@
 """Attention rules that several methods share. Queries, keys and values are (B, K, T, d)."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .compose import in_cache
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | Tensor | None = None) -> Tensor:
@@ -22,7 +26,7 @@ def proxy_attention(
     similarity: Tensor, beta: float = 1.2, gamma: float = 3.0, masking: bool = True, mean: Tensor | None = None
 ) -> Tensor:
     """softmax of gamma (S - beta mean(S)) with the negative entries masked: (..., N, N) -> the same (ProxyCLIP, eq. 6 and 7).
-    `mean` replaces that of each S.
+    `mean` replaces mean(S).
 
     The diagonal is never masked: the official softmax over an empty row (see `empty_rows`) would be NaN.
     """
@@ -34,25 +38,65 @@ def proxy_attention(
     return weights.softmax(-1)
 
 
+def strong_attention(attention: Tensor, maps: Tensor, least: float) -> Tensor:
+    """A' M for maps M (N, C), with A' the attention (N, N) over its column maxima, entries below `least` cut, and rows of sum 1
+    (CLIPer).
+
+    A column of ones beside M gives the row sums: A' M = B M / B 1, with B the attention over its column maxima, without weak
+    entries. Some rows at a time, so that B stays in a core's cache.
+    """
+    scale = (attention.amax(0) + 1e-5).reciprocal()
+    columns = torch.cat([maps.T, maps.new_ones(1, len(maps))])
+    rows = in_cache(len(scale), like=attention)
+    # `masked_fill` takes several times as long as `threshold`; the transposed product a fifth less than the plain one.
+    products = torch.cat([columns @ torch.threshold_(part * scale, least, 0).T for part in attention.split(rows)], 1)
+    return (products[:-1] / (products[-1:] + 1e-5)).T
+
+
 def empty_rows(similarity: Tensor, beta: float = 1.2) -> Tensor:
-    """(..., N, N) -> (..., N) bool: rows in which everything is masked. For cosines these are all rows of a window or none: all
-    if mean(S) > 1 / beta, in a window that looks nearly uniform to the encoder."""
+    """(..., N, N) -> (..., N) bool: rows that `proxy_attention` masks entirely. For cosines, either all rows of a window are,
+    or none: all if mean(S) > 1 / beta, where the encoder sees a nearly uniform window."""
     return similarity.amax(-1) < beta * similarity.mean((-2, -1))[..., None]
 
 
-def to_sum_one(maps: Tensor, dim: int) -> Tensor:
-    """Divides by the sums over one dimension; all-zero rows stay zero."""
-    return maps / maps.sum(dim, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+def to_sum_one_(maps: Tensor, dim: int) -> Tensor:
+    """Divides by the sums over one dimension, in place; all-zero rows stay zero."""
+    return maps.mul_(maps.sum(dim, keepdim=True).clamp_(min=torch.finfo(maps.dtype).tiny).reciprocal_())
 
 
 def symmetric(attention: Tensor) -> Tensor:
-    """Balanced maps (..., L, L) -> symmetric maps, with column means subtracted, negative values cut, and rows of sum 1."""
-    attention = (attention + attention.transpose(-2, -1)) / 2
-    return to_sum_one((attention - attention.mean(-2, keepdim=True)).clamp(min=0), -1)
+    """Symmetrises balanced maps (..., L, L), subtracts column means, sets negative values to 0, and scales rows to sum 1."""
+    twice = attention + attention.transpose(-2, -1)
+    return to_sum_one_(twice.sub_(twice.mean(-2, keepdim=True)).relu_(), -1)
+
+
+def some_heads(values: Tensor) -> list[slice]:
+    """Parts of the K heads of values (B, K, L, d) whose maps (B, ., L, L) fit into the cache."""
+    windows, heads, tokens = values.shape[:3]
+    count = in_cache(windows * tokens**2, like=values)
+    return [slice(first, first + count) for first in range(0, heads, count)]
+
+
+def layer_products(maps: Iterable[Tensor], values: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Maps (B, ., L, L) of all heads, some of them after the others -> their products with the values (B, K, L, d) of every
+    layer, and the mean of the last layer's maps over the heads (B, L, L), float32 (CLIPer).
+
+    Maps are balanced in place, as in the official code: every layer starts from the balanced maps of the one before it. They
+    are multiplied with the values after `symmetric`.
+    """
+    products, total = [[] for _ in values], []
+    for attention in maps:
+        for value, parts in zip(values, products, strict=True):
+            fused = symmetric(to_sum_one_(to_sum_one_(attention, -2), -1))
+            done = sum(part.shape[1] for part in parts)
+            parts.append(fused.to(value.dtype) @ value[:, done : done + fused.shape[1]])
+        total.append(fused.sum(1))
+    return [torch.cat(parts, 1) for parts in products], torch.stack(total).sum(0) / values[0].shape[1]
 
 
 def balanced(maps: Tensor, rounds: int = 3) -> Tensor:
-    """Divides (..., L, L) by its column sums, then by its row sums, `rounds` times; then the mean with its transpose."""
+    """Sinkhorn normalisation of (..., L, L): by columns, then by rows, `rounds` times; then the mean with its transpose."""
+    maps = maps.clone()
     for _ in range(rounds):
-        maps = to_sum_one(to_sum_one(maps, -2), -1)
+        to_sum_one_(to_sum_one_(maps, -2), -1)
     return (maps + maps.transpose(-2, -1)) / 2

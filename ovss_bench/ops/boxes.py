@@ -1,4 +1,4 @@
-"""Boxes around the parts of a map where it is high, by OpenCV's outlines (CLIP-ES, TagCLIP, FreeCP). On the CPU."""
+"""Bounding boxes of the contours of thresholded heat maps, by OpenCV on the CPU (CLIP-ES, TagCLIP, FreeCP)."""
 
 import cv2
 import numpy as np
@@ -12,9 +12,9 @@ def to_unit_range(maps: np.ndarray) -> np.ndarray:
 
 
 def outline_boxes(heat: np.ndarray, threshold: float = 0.4) -> list[tuple[int, int, int, int]]:
-    """A map (h, w) with values in 0..1 -> (x0, y0, x1, y1) of each outline of its foreground, those of holes included. The ends
-    are exclusive and at most w - 1 and h - 1, as in the official codes, so the last row and column are in no box. One empty box
-    if there is no foreground."""
+    """A map (h, w) with values in 0..1 -> (x0, y0, x1, y1) of each contour of its foreground, including those of holes. Ends
+    are exclusive and at most w - 1 and h - 1, as in the official codes: no box contains the last row or column. Without
+    foreground, one empty box."""
     heat = (255 * heat).astype(np.uint8)
     foreground = (heat > int(threshold * heat.max())).astype(np.uint8)
     outlines = cv2.findContours(foreground, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
@@ -33,8 +33,8 @@ def in_boxes(heat: np.ndarray, threshold: float = 0.4) -> np.ndarray:
 
 
 def tight_box(members: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns of the box around a mask (h, w), without the last row and column of the map as in `outline_boxes`; None
-    if it is empty."""
+    """Rows and columns of the bounding box of a mask (h, w); like `outline_boxes`, it never contains the last row or column of
+    the map. None if it is empty."""
     box = []
     for axis in (1, 0):
         (found,) = np.nonzero(members.any(axis))

@@ -1,20 +1,22 @@
-"""From what a concept segmenter says about one prompt to the map of that prompt.
+"""From the instance masks that a concept segmenter returns for one prompt to the score map of that prompt, and from the maps of
+classes to the best ones.
 
 Shapes: N instances, (h, w) mask grid, (H, W) image."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-PART = 2**24  # values of enlarged masks that are held at a time
+from .enlarge import resized_maps
+
+PART = 2**24  # values of enlarged masks in memory at a time
 
 
 def enlarged_maps(logits: Tensor, size: tuple[int, int], first_sigmoid: bool = False) -> Tensor:
     """Logits (N, h, w) -> probabilities (N, H, W): enlarged bilinearly, then the sigmoid; or in the other order."""
     values = logits.sigmoid() if first_sigmoid else logits
-    values = F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+    values = resized_maps(values, size)
     return values if first_sigmoid else values.sigmoid()
 
 
@@ -34,7 +36,7 @@ def joined(
     for start in range(0, len(masks), step):
         part = enlarged_maps(masks[start : start + step], size, first_sigmoid)
         if binary:
-            part = (part > 0.5).to(part)
+            part = part.round()  # half to even: 0.5 becomes 0. NaN stays
         if weights is not None:
             part *= weights[start : start + step, None, None]
         if add:
@@ -42,3 +44,25 @@ def joined(
         else:
             torch.maximum(result, part.amax(0), out=result)
     return result
+
+
+class BestTwo:
+    """The best class of each pixel (H, W), its value, and the second best value, from maps that come one after another; a class
+    has the maximum of its maps. Values are at least 0, equal ones go to the lowest class: as `topk(2)` of all class maps, of
+    which none is kept."""
+
+    def __init__(self, size: tuple[int, int], like: Tensor) -> None:
+        self.best, self.second = like.new_zeros(size), like.new_zeros(size)
+        self.labels = torch.zeros(size, dtype=torch.int64, device=like.device)
+
+    def add(self, c: int, plane: Tensor) -> None:
+        """NaN stays in `best`."""
+        behind = torch.minimum(plane, self.best).masked_fill_(self.labels == c, 0)
+        torch.maximum(self.second, behind, out=self.second)
+        self.labels.masked_fill_((plane > self.best) | ((plane == self.best) & (self.labels > c)), c)
+        torch.maximum(self.best, plane, out=self.best)
+
+    def cover(self, mask: Tensor) -> None:
+        """All maps so far become 0 where `mask` (H, W)."""
+        for plane in (self.best, self.second, self.labels):
+            plane.masked_fill_(mask, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .device import kept
 
-LEAST = 1e-5  # of a probability (pydensecrf's unary_from_softmax)
+MIN_PROBABILITY = 1e-5  # as in pydensecrf's unary_from_softmax
 # CLIP-ES's kernels: standard deviations in pixels and grey levels, and weights of the Potts model.
 SMOOTH_XY, SMOOTH_WEIGHT = 1.0, 3.0
 BILATERAL_XY, BILATERAL_RGB, BILATERAL_WEIGHT = 67.0, 3.0, 4.0
@@ -23,10 +23,10 @@ def dense_crf(
     bilateral: tuple[float, float, float] = (BILATERAL_XY, BILATERAL_RGB, BILATERAL_WEIGHT),
 ) -> Tensor:
     """Probabilities (..., L, H, W) of labels, guided by an image (H, W, 3) of 0..255 -> the same after `steps` of mean-field
-    inference, with sums of 1. `smooth`: standard deviation in pixels and weight; `bilateral`: in pixels, in grey levels and
-    weight."""
+    inference, with sums of 1. `smooth`: standard deviation in pixels, weight; `bilateral`: standard deviations in pixels and
+    in grey levels, weight."""
     shape, labels = image.shape[:2], probabilities.shape[-3]
-    unary = -probabilities.clamp(LEAST, 1).log().flatten(-2).flatten(0, -2).T
+    unary = -probabilities.clamp(MIN_PROBABILITY, 1).log().flatten(-2).flatten(0, -2).T
     places = positions(*shape, like=image)
     appearance = torch.cat([places / bilateral[0], image.flatten(0, 1) / bilateral[1]], 1)
     kernels = [(Lattice(places / smooth[0]), smooth[1]), (Lattice(appearance), bilateral[2])]
@@ -108,7 +108,7 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor]:
 
 @kept(8)
 def elevation(d: int) -> Tensor:
-    """(d, d+1) float64."""
+    """(d, d+1) float64: from features to coordinates of sum 0."""
     scales = [math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)]
     matrix = torch.zeros(d, d + 1, dtype=torch.float64)
     for i, scale in enumerate(scales):

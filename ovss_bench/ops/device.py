@@ -1,6 +1,7 @@
-"""Tensors on their way from the CPU to a GPU, without a wait, and constants that stay there."""
+"""Asynchronous copies to a GPU, and constants cached there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -11,16 +12,27 @@ CPU = torch.device("cpu")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. The CPU waits for all work on a GPU before it copies ordinary memory there, but not before it
-    copies pinned memory."""
+    """The tensor on the device. Copies from pinned memory do not synchronise with the GPU, those from other memory do."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, this thread's operations on the CPU use no others: for many small ones, whose threads would wait for each other
+    longer than they compute, above all on a busy machine."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
 def kept(count: int) -> Callable[[Callable], Callable]:
-    """Decorates a function of hashable values that makes a tensor on the CPU, or a tuple or list with tensors. Calls with
-    `like=` a tensor give it on the same device; the latest `count` results stay there."""
+    """Caches the last `count` results of a function of hashable values that makes a tensor on the CPU, or a tuple or list with
+    tensors. With the argument `like=tensor` the result is on the device of that tensor."""
 
     def decorate(make: Callable) -> Callable:
         made = lru_cache(count)(lambda device, *values: _moved(make(*values), device))

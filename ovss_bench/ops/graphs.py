@@ -1,12 +1,12 @@
 """Graphs over the patches and over the pixels of an image, and label propagation on them (LPOSS).
 
-A graph is its affinity matrix W without diagonal, normalised to S = D^-1/2 W D^-1/2 with the degrees D of its nodes.
-Propagated scores solve (I - alpha S) Z = Y for the given scores Y, each column by itself, as far as a few steps of conjugate
-gradients lead.
+A graph is given by its affinity matrix W without diagonal, normalised to S = D^-1/2 W D^-1/2 with the degrees D of its nodes.
+Propagated scores Z approximate the solution of (I - alpha S) Z = Y for scores Y: a few steps of conjugate gradients per column.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from .device import kept, to_device
 from .solve import conjugate_gradients
 from .windows import SlidingWindow
 
-NODES_PER_PASS = 1024  # whose similarities to all others are held at a time
-MAPS_PER_PASS = 32  # propagated over pixels at a time; maps do not depend on each other
-ROWS_PER_PASS = 32  # of the image, in a product with the affinities of its pixels
+# These bound the memory and change no result.
+NODES_PER_PASS = 1024
+MAPS_PER_PASS = 48  # pixels of a square and maps that fit into the first cache of a core
+ROWS_PER_PASS = {"cpu": 8, "cuda": 32}
 
 
 @kept(16)
@@ -32,8 +33,8 @@ def cell_centres(windows: SlidingWindow, grid: tuple[int, int]) -> Tensor:
 
 def patch_affinity(features: Tensor, places: Tensor, k: int, gamma: float, sigma: float, power: float) -> Tensor:
     """Unit features (M, C) of patches and their places (M, 2) in pixels -> S (M, M), with an edge from each patch to its `k`
-    nearest by cosine: max(cosine, 0)^gamma exp(-sigma distance^power). The patch itself counts among the `k`, of which there
-    are at most M; patches that are near each other both ways have twice the affinity."""
+    nearest by cosine: max(cosine, 0)^gamma exp(-sigma distance^power). The patch itself is one of the `k`, at most M;
+    mutual neighbours have twice the affinity."""
     nearest = [(part @ features.T).topk(min(k, len(features))) for part in features.split(NODES_PER_PASS)]
     cosines, indices = (torch.cat(parts) for parts in zip(*nearest, strict=True))
     distances = (places[:, None] - places[indices]).float().norm(dim=-1)
@@ -41,7 +42,7 @@ def patch_affinity(features: Tensor, places: Tensor, k: int, gamma: float, sigma
     weights = edges.new_zeros(len(features), len(features)).scatter_(1, indices, edges)
     weights = (weights + weights.T).fill_diagonal_(0)
     scale = inverse_root(weights.sum(1))
-    return scale[:, None] * weights * scale
+    return weights.mul_(scale[:, None]).mul_(scale)
 
 
 def inverse_root(degrees: Tensor) -> Tensor:
@@ -50,10 +51,20 @@ def inverse_root(degrees: Tensor) -> Tensor:
 
 
 def propagate_patches(scores: Tensor, affinity: Tensor, alpha: float, iterations: int, tolerance: float) -> Tensor:
-    """Scores (M, Q) and S (M, M) -> propagated scores (M, Q). In float64 inside, as in the official code."""
-    matrix = affinity.double()
+    """Scores (M, Q) and S (M, M) -> propagated scores (M, Q). Computed in float64, as in the official code."""
+    product = sparse_product(affinity)
     solve = partial(conjugate_gradients, iterations=iterations, tolerance=tolerance, over=(0,))
-    return solve(lambda z: z - alpha * (matrix @ z), scores.double()).to(scores.dtype)
+    return solve(lambda z: z - alpha * product(z), scores.double()).to(scores.dtype)
+
+
+def sparse_product(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """z (M, n) float64 -> the matrix (M, M), most of whose entries are 0, times z."""
+    if matrix.device.type != "cpu":  # the number of other entries would have to be waited for
+        return matrix.double().matmul
+    from scipy.sparse import csr_array
+
+    sparse = csr_array(matrix.numpy()).astype(np.float64)
+    return lambda z: torch.from_numpy(sparse @ z.numpy())
 
 
 def propagate_pixels(
@@ -68,19 +79,18 @@ def propagate_pixels(
     """Score maps (Q, H, W) of an image (H, W, 3) uint8 RGB -> propagated score maps (Q, H, W).
 
     Each pixel has edges to all others in the square of `r` x `r` pixels around it: exp(-distance / tau), with the distance in
-    Lab colours. The matrix is never formed. In float32, in the official code in float64.
+    Lab colours. The matrix is never formed. Computed in float32; the official code uses float64.
     """
     size, reach = (maps.shape[1], maps.shape[2]), r // 2
-    affinity = pixel_affinity(to_device(lab(image), maps.device), reach, tau)
-
-    def operator(z: Tensor) -> Tensor:
-        return z - alpha * pixel_product(affinity, z, size, reach)
-
-    refined = []
-    for part in maps.split(MAPS_PER_PASS):
+    matrix = pixel_matrix(to_device(lab(image), maps.device), reach, tau, alpha)
+    refined = maps.new_empty(maps.shape)
+    for part, result in zip(maps.split(MAPS_PER_PASS), refined.split(MAPS_PER_PASS), strict=True):
         rows = part.flatten(1).T.contiguous()
-        refined.append(conjugate_gradients(operator, rows, iterations=iterations, tolerance=tolerance, over=(0,)).T)
-    return torch.cat(refined).unflatten(1, size)
+        # Memory of this size is slow to get, so each product overwrites the one before.
+        operator = partial(pixel_product, matrix, size=size, reach=reach, out=torch.empty_like(rows))
+        solution = conjugate_gradients(operator, rows, iterations=iterations, tolerance=tolerance, over=(0,))
+        result.flatten(1).copy_(solution.T)
+    return refined
 
 
 def lab(image: np.ndarray) -> Tensor:
@@ -91,52 +101,58 @@ def lab(image: np.ndarray) -> Tensor:
     return torch.from_numpy(scaled.astype(np.float32)).permute(2, 0, 1).contiguous()
 
 
-def pixel_affinity(colours: Tensor, reach: int, tau: float) -> Tensor:
-    """Colours (3, H, W) -> S as (H*W, P), the P neighbours of each pixel row by row; 0 for those outside of the image."""
-    inside = torch.ones_like(colours[0])
-    shifted = zip(_neighbours(colours, reach), _neighbours(inside, reach), strict=True)
-    # torch's own norm over the first dimension takes several times as long.
-    weights = torch.stack(
-        [torch.exp((colours - other).square().sum(0).sqrt() / -tau) * is_inside for other, is_inside in shifted]
-    )
-    scale = inverse_root(weights.sum(0))
-    for number, other in enumerate(_neighbours(scale, reach)):
-        weights[number] *= scale * other
-    return weights.flatten(1).T.contiguous()
+def pixel_matrix(colours: Tensor, reach: int, tau: float, alpha: float) -> Tensor:
+    """Colours (3, H, W) -> I - alpha S as (H*W, P), by pixel and by the P pixels of the square around it, row by row, itself in
+    the middle; 0 for those outside the image."""
+    shape = colours.shape[1:]
+    shifts = _shifts(reach)
+    matrix = colours.new_zeros(len(shifts), *shape)
+    # S is symmetric: each edge is computed once, and the opposite of the shift k is the k-th from the end.
+    edges = [(k, *_overlap(shape, shift)) for k, shift in enumerate(shifts[: len(shifts) // 2])]
+    for k, here, there in edges:
+        # torch's own norm over the first dimension takes several times as long.
+        distance = (colours[here] - colours[there]).square_().sum(0).sqrt_()
+        matrix[k][here] = matrix[-1 - k][there] = torch.exp(distance / -tau)
+    scale = inverse_root(matrix.sum(0))
+    for k, here, there in edges:
+        factor = -alpha * scale[here] * scale[there]
+        matrix[k][here] *= factor
+        matrix[-1 - k][there] *= factor
+    matrix[len(shifts) // 2] = 1
+    return matrix.flatten(1).T.contiguous()
 
 
-def pixel_product(affinity: Tensor, rows: Tensor, size: tuple[int, int], reach: int) -> Tensor:
-    """S of `pixel_affinity` times rows (H*W, n) of n maps."""
+def pixel_product(matrix: Tensor, rows: Tensor, size: tuple[int, int], reach: int, out: Tensor) -> Tensor:
+    """The matrix of `pixel_matrix` times rows (H*W, n) of n maps, written to `out` (H*W, n), which is returned."""
     height, width = size
-    padded = F.pad(rows.view(height, width, -1), (0, 0, reach, reach, reach, reach)).flatten(0, 1)
-    index, across = neighbour_rows(ROWS_PER_PASS, width, reach, like=rows), width + 2 * reach
-    products = []
-    for first, part in enumerate(affinity.split(ROWS_PER_PASS * width)):
-        below = padded[first * ROWS_PER_PASS * across :]
+    count = ROWS_PER_PASS[rows.device.type]
+    for top in range(0, height, count):
+        bottom = min(top + count, height)
+        first, last = max(0, top - reach - 1), min(height, bottom + reach + 1)
+        index = neighbour_rows(top - first, bottom - top, last - bottom, width, reach, like=rows)
+        place = slice(top * width, bottom * width)
         # As in ops/pamr.py, several times as fast as weighted sums of shifted maps.
-        products.append(F.embedding_bag(index[: len(part)], below, per_sample_weights=part, mode="sum"))
-    return torch.cat(products)
+        source = rows[first * width : last * width]
+        out[place] = F.embedding_bag(index, source, per_sample_weights=matrix[place], mode="sum")
+    return out
 
 
-@kept(8)
-def neighbour_rows(rows: int, width: int, reach: int) -> Tensor:
-    """(rows * width, P): where the neighbours of the pixels in the first rows are in an image of this width that is padded by
-    `reach` on all sides."""
-    across = width + 2 * reach
-    first = (reach + torch.arange(rows))[:, None] * across + reach + torch.arange(width)
-    shifts = torch.tensor([dy * across + dx for dy, dx in _shifts(reach)])
-    return (first.flatten()[:, None] + shifts).int()
+@kept(16)
+def neighbour_rows(above: int, rows: int, below: int, width: int, reach: int) -> Tensor:
+    """(rows * width, P): in an image with so many rows above and below these `rows`, the flat indices of the pixels in the
+    square around each of their pixels; any other index for those outside the image."""
+    pixels = (above * width + torch.arange(rows * width))[:, None]
+    shifts = torch.tensor([dy * width + dx for dy, dx in _shifts(reach)])
+    return (pixels + shifts).clamp(0, (above + rows + below) * width - 1).int()
 
 
 def _shifts(reach: int) -> list[tuple[int, int]]:
     side = range(-reach, reach + 1)
-    return [(dy, dx) for dy in side for dx in side if (dy, dx) != (0, 0)]
+    return [(dy, dx) for dy in side for dx in side]
 
 
-def _neighbours(maps: Tensor, reach: int) -> Iterator[Tensor]:
-    """The shifts of (..., H, W) by each neighbour; 0 outside."""
-    height, width = maps.shape[-2:]
-    padded = F.pad(maps, (reach, reach, reach, reach))
-    for dy, dx in _shifts(reach):
-        top, left = reach + dy, reach + dx
-        yield padded[..., top : top + height, left : left + width]
+def _overlap(shape: Sequence[int], shift: tuple[int, int]) -> tuple[Any, Any]:
+    """The indices, for the last two dimensions, of all pixels with one at this shift inside (H, W), and of those."""
+    here = (slice(max(0, -step), max(0, side - max(0, step))) for side, step in zip(shape, shift, strict=True))
+    there = (slice(max(0, step), max(0, side + min(0, step))) for side, step in zip(shape, shift, strict=True))
+    return (..., *here), (..., *there)

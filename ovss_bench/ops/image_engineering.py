@@ -17,9 +17,9 @@ FLIPS = (-2, -1)  # upside down, left to right
 def image_engineering(cosines: Callable[[WindowBatch], Tensor], batch: WindowBatch, weight: float) -> Tensor:
     """`cosines`: windows -> (B, Q, h, w) on any grid; returns the same for `batch`.
 
-    The mean over the windows, their grey and their blurred copies has `weight`, the mean over two flipped copies, flipped back,
-    has 1 - `weight`. The official code averages unit features and flips maps after bilinear enlargement, which is the same, as
-    products with texts and the enlargement are linear and symmetric. Altered windows have no places and no contexts.
+    The mean over the windows, their grey and their blurred copies has `weight`; the mean over two flipped copies, flipped back,
+    has 1 - `weight`. The official code averages unit features and flips maps after bilinear enlargement; the result is the
+    same, as both steps are linear and the enlargement is symmetric. Altered windows have neither positions nor contexts.
     """
 
     def of(pixels: Tensor) -> Tensor:

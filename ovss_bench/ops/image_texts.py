@@ -1,5 +1,5 @@
-"""Texts that are adjusted to each window (CASS, RF-CLIP): of every cluster of similar queries, the one that fits the image best
-moves towards the patches that it fits best."""
+"""Text features adjusted to each window (CASS, RF-CLIP): in each cluster of similar queries, the one most similar to the image
+moves towards its most similar patches."""
 
 from typing import Literal
 
@@ -27,7 +27,7 @@ def adjusted_texts(text: Tensor, clusters: Tensor, patches: Tensor, image: Tenso
 
     In every cluster, the query with the highest cosine `image` (B, Q) becomes (1 - weight) t + weight m, with unit rows t of
     `text` (Q, E) and m the mean, of length 1, of the `nearest` unit rows of `patches` (B, N, E) with the highest cosines with
-    t. `clusters` (Q,) int64: the cluster of each query, from 0, at most Q - 1. The other queries stay.
+    t. `clusters` (Q,) int64: the cluster of each query, from 0, at most Q - 1. The other queries are unchanged.
     """
     numbers = torch.arange(len(text), device=text.device)
     best = torch.full_like(image, -torch.inf).scatter_reduce_(1, clusters.expand_as(image), image, "amax")

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .enlarge import resized_maps
 from .solve import conjugate_gradients
 
 
@@ -18,17 +19,17 @@ def laplacian_smoothing(
 ) -> Tensor:
     """Cosines (Q, H, W) and the image (3, H, W), normalised for the network -> cosines (Q, H, W), by pearl/prop.py.
 
-    Both are averaged to about `grid` cells per side. There (C + L) Z = C X is solved for the averaged cosines X: C is the
-    confidence of a cell, at least `floor`, and L the Laplacian of the graph of neighbouring cells, with weights that fall with
-    the difference in grey by `sharpness`. `gains` (Q,): see `text_gains`.
+    Both are averaged to about `grid` cells per side, where (C + L) Z = C X is solved for the averaged cosines X: C is the
+    confidence of a cell, at least `floor`, and L the Laplacian of the graph of neighbouring cells, whose weights decrease with
+    the difference in grey, at the rate `sharpness`. `gains` (Q,): see `text_gains`.
 
-    `iterations` of conjugate gradients start from X, without a test of convergence, with one step size for all queries.
-    Rows and columns beyond the last whole cell are left out, and the result is stretched over them, as in the official code.
+    `iterations` of conjugate gradients start from X, without a convergence test, with one step size for all queries. Rows and
+    columns beyond the last whole cell are dropped, and the result is stretched over them, as in the official code.
     """
     size = maps.shape[1:]
     cells = [max(1, round(side / grid)) for side in size]
     start, guide = (F.avg_pool2d(x, cells) for x in (maps, guide))
-    probabilities = start.softmax(0)  # of the bare cosines: nearly uniform, as in the official code
+    probabilities = start.softmax(0)  # without logit scale, so nearly uniform, as in the official code
     confidence = certainty(probabilities, gains, floor)
     down, across = (neighbour_weights(guide, probabilities, gains, sharpness, axis) for axis in (1, 2))
 
@@ -36,12 +37,12 @@ def laplacian_smoothing(
         return confidence * z + laplacian(z, down, across)
 
     solution = conjugate_gradients(operator, confidence * start, start, iterations=iterations, over=(0, 1, 2), epsilon=1e-12)
-    return F.interpolate(solution[None], size, mode="bilinear")[0]
+    return resized_maps(solution, size)
 
 
 def text_gains(text: Tensor, temperature: float = 0.5, boost: float = 10.0) -> Tensor:
-    """Unit text features (Q, E) -> the diagonal (Q,) of the queries' similarities, a softmax plus `boost` times the identity.
-    The official code takes the diagonal where the paper multiplies by the matrix: all gains are close to 1."""
+    """Unit text features (Q, E) -> the diagonal (Q,) of the softmax of their similarities plus `boost` times the identity. The
+    paper multiplies by the matrix, the official code only by its diagonal: all gains are close to 1."""
     similarity = (text @ text.T / temperature).softmax(-1).diagonal()
     return (similarity + boost) / (1 + boost + 1e-6)
 
@@ -63,7 +64,7 @@ def neighbour_weights(guide: Tensor, probabilities: Tensor, gains: Tensor, sharp
 
 
 def agreement(one: Tensor, other: Tensor, gains: Tensor) -> Tensor:
-    """Probabilities (Q, h, w) of two cells each -> how far they agree (h, w), 0 to 1."""
+    """Probabilities (Q, h, w) of two cells each -> their agreement (h, w), 0 to 1."""
     return (gains[:, None, None] * one * other).sum(0).clamp(0, 1)
 
 

@@ -8,8 +8,8 @@ from .device import kept
 
 @kept(64)
 def sight_lines(grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (S, h, h) and columns (S, w, w) of S samples, as many as the longer side has patches and at least 2, of the line
-    between any two patches; and the larger of the two distances of any two patches (h, w, h, w)."""
+    """Rows (S, h, h) and columns (S, w, w) of S samples of the line between any two patches, S the longer side of the grid, at
+    least 2; and the Chebyshev distance of any two patches (h, w, h, w)."""
     share = torch.linspace(0, 1, max(*grid, 2))[:, None, None]  # not k / longest: the last bit decides ties
     sides = [torch.arange(side) for side in grid]
     rows, columns = (((1 - share) * side[:, None] + share * side).round().long() for side in sides)

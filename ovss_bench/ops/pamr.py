@@ -1,14 +1,17 @@
 """PAMR: pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020, arXiv 2005.08104)."""
 
 from collections.abc import Iterator, Sequence
+from math import gcd
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .compose import in_cache
 from .device import kept
+from .enlarge import enlarge
 
-MAPS_PER_PASS = 32  # bounds the memory; maps do not depend on each other
+MAPS_PER_PASS = 64  # bounds the memory; maps do not depend on each other
 
 
 class PAMR:
@@ -17,20 +20,24 @@ class PAMR:
 
     def __init__(self, guide: Tensor, steps: int = 10, dilations: Sequence[int] = (8, 16)) -> None:
         self.size, self.steps = guide.shape[1:], steps
-        self.weights = affinity(guide, dilations).flatten(1).T.contiguous()
-        self.neighbours = neighbour_index(*self.size, tuple(dilations), like=guide)
+        self.order, self.back, self.neighbours = neighbour_index(*self.size, tuple(dilations), like=guide)
+        self.weights = affinity(guide, dilations).flatten(1).T.index_select(0, self.order)
 
     def __call__(self, maps: Tensor) -> Tensor:
         """(C, h, w) -> (C, H, W); maps are resized to the guide first (bilinear, align_corners=True)."""
+        return torch.cat(self.in_order(maps), 1).index_select(0, self.back).T.unflatten(1, self.size)
+
+    def in_order(self, maps: Tensor) -> list[Tensor]:
+        """The same, some of the maps at a time (H*W, c), with pixels in `order`: pixel i is in row `back[i]`."""
         if maps.shape[1:] != self.size:
-            maps = F.interpolate(maps[None], self.size, mode="bilinear", align_corners=True)[0]
+            maps = enlarge(maps, self.size, align_corners=True)
         weights, refined = self.weights.to(maps.dtype), []
-        for part in maps.split(MAPS_PER_PASS):
-            rows = part.flatten(1).T.contiguous()
+        for part in maps.flatten(1).T.contiguous().split(MAPS_PER_PASS, 1):
+            rows = part.index_select(0, self.order)
             for _ in range(self.steps):  # embedding_bag is four times as fast as weighted sums of shifted maps
                 rows = F.embedding_bag(self.neighbours, rows, per_sample_weights=weights, mode="sum")
-            refined.append(rows.T)
-        return torch.cat(refined).unflatten(1, self.size)
+            refined.append(rows)
+        return refined
 
 
 def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
@@ -39,19 +46,35 @@ def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
     Softmax over the neighbours of -|x - x_p| / (1e-8 + 0.1 s), averaged over the K channels, with s the standard deviation
     (Bessel's correction) over the nine positions of all dilations, so the centre counts once per dilation.
     """
-    neighbours = torch.stack(list(_neighbours(guide, dilations)))
-    everything = torch.cat([neighbours, guide.expand(len(dilations), *guide.shape)])
-    # torch's own std over the first dimension takes several times as long.
-    deviation = ((everything - everything.mean(0)).square().sum(0) / (len(everything) - 1)).sqrt()
-    distance = (guide - neighbours).abs() / (1e-8 + 0.1 * deviation)
-    return (-distance.mean(1)).softmax(0)
+    # A band of rows at a time, so that the neighbours' colours stay in a core's cache.
+    rows = in_cache(9 * len(dilations) * guide[:, 0].numel(), like=guide)
+    bands = zip(guide.split(rows, 1), *(shift.split(rows, 1) for shift in _neighbours(guide, dilations)), strict=True)
+    weights = []
+    for centre, *neighbours in bands:
+        shifted = torch.stack(neighbours)
+        everything = torch.cat([shifted, centre.expand(len(dilations), *centre.shape)])
+        # torch's own std over the first dimension takes several times as long.
+        deviation = ((everything - everything.mean(0)).square().sum(0) / (len(everything) - 1)).sqrt()
+        distance = (centre - shifted).abs() / (1e-8 + 0.1 * deviation)
+        weights.append((-distance.mean(1)).softmax(0))
+    return torch.cat(weights, 1)
 
 
 @kept(8)
-def neighbour_index(height: int, width: int, dilations: tuple[int, ...]) -> Tensor:
-    """The flat indices (H*W, P) of the neighbours of each pixel, in the order of `affinity`."""
-    pixels = torch.arange(height * width, dtype=torch.float64).view(1, height, width)
-    return torch.stack(list(_neighbours(pixels, dilations)), -1).view(height * width, -1).int()
+def neighbour_index(height: int, width: int, dilations: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """An order of the pixels (H*W,), the places of the pixels in it, and the places (H*W, P) of the neighbours of each pixel in
+    this order, neighbours in the order of `affinity`.
+
+    Neighbours are a multiple of g = gcd(dilations) away, so the image falls apart into g^2 grids of every g-th pixel, which
+    meet at the border only. With one grid after the other, neighbours are close in memory, and stay in a core's cache.
+    """
+    step = gcd(*dilations)
+    pixels = torch.arange(height * width).view(height, width)
+    grid = (pixels // width % step) * step + pixels % width % step
+    order = grid.flatten().argsort(stable=True)
+    back = order.argsort()
+    neighbours = torch.stack(list(_neighbours(back.view(1, height, width).double(), dilations)), -1)
+    return order, back, neighbours.view(height * width, -1)[order].int()
 
 
 def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Joins windows patch by patch, for methods that need a value for every pair of patches of an image (CLIPer)."""
+"""Windows merged patch by patch, for methods that need a value for every pair of patches; halves of an image (CLIPer)."""
 
 from collections.abc import Callable
 from itertools import product
@@ -7,28 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import OvssError
+from ..types import ImageContext
 from .windows import SlidingWindow
 
-WINDOWS_PER_PASS = 8  # bounds the memory, as attention maps of all heads may be held
+WINDOWS_PER_PASS = 8  # bounds the memory for attention maps of all heads
 
 
 def join_windows(
     pixels: Tensor, window: int, stride: int, patch: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """`run`: windows (B, 3, h, w) -> maps (..., B, T, h/patch, w/patch), and attention between patches (B, cells, cells).
+    `window` and `stride` are multiples of `patch`.
 
     For pixels (3, H, W) of G = (H/patch)(W/patch) patches returns the maps (..., T, H/patch, W/patch), averaged over windows,
-    and (G, G), averaged over the windows that show both patches, with rows of sum 1.
+    and (G, G), averaged over the windows that contain both patches, with rows of sum 1.
     """
     height, width = (side // patch for side in pixels.shape[1:])
     pixels = pixels[:, : height * patch, : width * patch]
     windows = SlidingWindow.of(height * patch, width * patch, window, stride, patch, "none")
-    if any(start % patch for axis in (windows.rows, windows.columns) for start in axis.starts):
-        raise OvssError(
-            f"window={window}, stride={stride}: this method joins windows patch by patch, so both must be multiples of the "
-            f"patch ({patch} pixels)."
-        )
     results = [run(batch) for batch in torch.stack(windows.cut(pixels)).split(WINDOWS_PER_PASS)]
     maps, between = torch.cat([maps for maps, _ in results], -4), torch.cat([between for _, between in results])
     cells = maps.shape[-2:]
@@ -41,6 +37,15 @@ def join_windows(
         count[y, x] += 1
         joined[y, x, y, x] += between[number].view(*cells, *cells)
         pairs[y, x, y, x] += 1
-    # 1e-5 as in the official code; pairs that no window shows stay 0.
+    # 1e-5 as in the official code; pairs that no window contains stay 0.
     joined = (joined / (pairs + 1e-5)).flatten(2).flatten(0, 1)
     return total / count, F.normalize(joined, p=1, dim=-1)
+
+
+def halves(context: ImageContext, patch: int) -> tuple[ImageContext, ImageContext]:
+    """The left and the right half; the network's input is cut between two patches."""
+    (height, width), middle = context.size, context.original.shape[1] // 2
+    cut = context.pixels.shape[2] // (2 * patch) * patch
+    left = ImageContext(context.original[:, :middle], context.resized[:, :cut], context.pixels[..., :cut], (height, width // 2))
+    size = (height, width - width // 2)
+    return left, ImageContext(context.original[:, middle:], context.resized[:, cut:], context.pixels[..., cut:], size)

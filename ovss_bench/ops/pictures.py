@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def stretch(picture: np.ndarray, size: tuple[int, int], rule: Literal["lanczos", "bicubic", "bilinear"]) -> np.ndarray:
-    """(h, w) or (h, w, 3) uint8 -> (H, W, ...): Pillow's Lanczos and bicubic filters with antialiasing, OpenCV's bilinear."""
+    """(h, w) or (h, w, 3) uint8 -> (H, W, ...), by Pillow (Lanczos, bicubic; antialiased) or OpenCV (bilinear)."""
     height, width = size
     if rule == "bilinear":
         return cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)

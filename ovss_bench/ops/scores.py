@@ -1,6 +1,6 @@
 """From cosines to labels: logit scale, softmax over the queries, maximum over the synonyms of a class, thresholds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,19 @@ def by_class(vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
 
 
 def best_of_classes(planes: Tensor, vocabulary: Vocabulary, lowest: float = 0.0) -> Tensor:
-    """Planes of the queries (Q, ...) -> those of the classes (C, ...): the maximum over the queries of each, at least
+    """Planes of the queries (Q, ...) -> planes of the classes (C, ...): the maximum over the queries of a class and
     `lowest`."""
-    best = planes.new_full((len(vocabulary.classes), *planes.shape[1:]), lowest)
-    for q, c in enumerate(vocabulary.group):
+    return best_of_groups(planes, vocabulary.group, len(vocabulary.classes), lowest)
+
+
+def best_of_groups(planes: Tensor, group: Sequence[int], count: int, lowest: float = 0.0) -> Tensor:
+    """The same for planes (N, ...) of any rows, by the class of each, -1 for none, and the number of classes."""
+    if list(group) == list(range(count)):
+        return planes.clamp(min=lowest)
+    best = planes.new_full((count, *planes.shape[1:]), lowest)
+    for plane, c in zip(planes, group, strict=True):
         if c >= 0:
-            torch.maximum(best[c], planes[q], out=best[c])
+            torch.maximum(best[c], plane, out=best[c])
     return best
 
 
@@ -31,8 +38,7 @@ class Decision:
     """The decision rule of a recipe. A pixel gets the class of its most probable query (softmax over all queries; ties go to
     the lowest class), or the background if that probability is below `threshold`.
 
-    `area_threshold` (SCLIP's code): foreground classes that win at most this share of the pixels won by any foreground class
-    get score 0.
+    `area_threshold` (SCLIP's code): foreground classes that win at most this share of all foreground pixels get score 0.
     """
 
     def __init__(self, vocabulary: Vocabulary, logit_scale: float = 1, threshold: float = 0, area_threshold: float = 0) -> None:
@@ -53,7 +59,7 @@ class Decision:
 
     def from_scores(self, scores: Tensor) -> Tensor:
         """Class scores (C, ...) -> labels (...) int64."""
-        best, labels = scores.max(0)
+        best, labels = _max(scores.movedim(0, -1), None)
         return self._or_background(labels, best)
 
     def from_cosines(self, parts: Iterable[Tensor], bias: Tensor | None = None) -> Tensor:
@@ -93,11 +99,15 @@ class Decision:
 
 
 def _max(values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The maximum over the last dimension and its first index. For contiguous values on the CPU, NumPy takes a quarter of the
-    time. With a bias the maximum is kept finite, as all queries of a part may be absent."""
-    if values.device.type == "cpu" and values.stride(-1) == 1:
-        index = torch.from_numpy(values.numpy().argmax(-1))
-        best = values.gather(-1, index[..., None])[..., 0]
-    else:
-        best, index = values.max(-1)
+    """The maximum over the last dimension and its first index. With a bias the maximum is kept finite, as all queries of a part
+    may be absent."""
+    index = first_best(values)
+    best = values.gather(-1, index[..., None])[..., 0]
     return best if bias is None else best.clamp(min=torch.finfo(best.dtype).min), index
+
+
+def first_best(values: Tensor) -> Tensor:
+    """The first index of the maximum over the last dimension. NumPy takes a quarter of PyTorch's time for contiguous values."""
+    if values.device.type == "cpu" and values.stride(-1) == 1:
+        return torch.from_numpy(values.numpy().argmax(-1))
+    return values.argmax(-1)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .compose import in_cache
+
 
 def conjugate_gradients(
     operator: Callable[[Tensor], Tensor],
@@ -18,29 +20,35 @@ def conjugate_gradients(
 ) -> Tensor:
     """The iterate of A z = `right` after at most `iterations`, for a symmetric positive definite `operator` z -> A z.
 
-    `over`: the dimensions of the inner products. The entries of the others are systems of their own, each with its own step
-    sizes; one stays as it is once the norm of its residual is at most `tolerance` times that of its right side. `start`: by
-    default 0. `epsilon` is added to the denominators of both step sizes.
+    `over`: the dimensions of the inner products, the first among them; the other dimensions index independent systems, each
+    with its own step sizes. A system stops once the norm of its residual is at most `tolerance` times that of its right-hand
+    side. `start` defaults to 0. `epsilon` is added to the denominators of both step sizes. `operator` may return the same
+    memory each time.
 
-    Methods stop long before convergence, so that the iterates define their results: these are those of the plain recurrence
-    (Hestenes and Stiefel), without preconditioner.
+    Methods stop long before convergence, so their results depend on the iteration: the plain recurrence of Hestenes and
+    Stiefel, without preconditioner.
     """
     residual = right.clone() if start is None else right - operator(start)
     solution = torch.zeros_like(right) if start is None else start.clone()
     direction = residual.clone()
     square = _inner(residual, residual, over)
     enough = tolerance**2 * _inner(right, right, over)
-    for _ in range(iterations):
-        running = square > enough  # on a GPU, looking at it would wait
+    for number in range(iterations):
+        running = square > enough  # a mask, as a condition would synchronise with a GPU
         product = operator(direction)
         step = torch.where(running, square / (_inner(direction, product, over) + epsilon), 0)
-        solution += step * direction
-        residual -= step * product
+        solution.addcmul_(direction, step)
+        if number == iterations - 1:
+            break
+        residual.addcmul_(product, step, value=-1)
         before, square = square, _inner(residual, residual, over)
         direction.mul_(torch.where(running, square / (before + epsilon), 0)).add_(residual)
     return solution
 
 
 def _inner(one: Tensor, other: Tensor, over: tuple[int, ...]) -> Tensor:
-    """Added up in float64: the order of the sum, which depends on the number of threads, then has no effect."""
-    return (one * other).sum(over, keepdim=True, dtype=torch.float64).to(one.dtype)
+    """Summed in float64, so that the order, which depends on the number of threads, has no effect. A part of the first
+    dimension at a time, as large memory for all products, and for their copy in float64, takes longer to get than the sum."""
+    length = in_cache(4 * one[0].numel(), like=one)
+    pairs = zip(one.split(length), other.split(length), strict=True)
+    return torch.stack([(x * y).sum(over, keepdim=True, dtype=torch.float64) for x, y in pairs]).sum(0).to(one.dtype)

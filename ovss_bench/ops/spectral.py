@@ -1,6 +1,6 @@
 """Spectra of patch graphs: low-rank graphs and pairs of heads (CASS), and normalised cuts (Shi and Malik, PAMI 2000; LaVG).
 
-All in float64: the eigenvectors of close eigenvalues depend on the last digits. Eigenvectors have a sign by convention.
+All in float64: the eigenvectors of close eigenvalues depend on the last digits. Their signs follow a convention.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 DENSE = 1024  # larger problems are solved for two eigenvectors only
-CLOSE = 1e-6  # relative, so that rounding does not choose among entries that are equal in theory
+CLOSE = 1e-6  # relative difference of entries that are equal but for rounding
 
 
 def graph_spectrum(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,14 +23,14 @@ def graph_spectrum(features: Tensor) -> tuple[Tensor, Tensor]:
     x = features.double() * features.shape[-1] ** -0.25
     values, vectors = torch.linalg.eigh((x.transpose(-2, -1) @ x).nan_to_num())  # NaN shows in the eigenvectors below
     values, vectors = values.flip(-1).clamp(min=0), x @ vectors.flip(-1)
-    # In an eigenvector of the eigenvalue 0 is only rounding.
+    # Eigenvectors of the eigenvalue 0 hold only rounding errors.
     positive = values > 1e-12 * values[..., :1]
     return values * positive, torch.where(positive[..., None, :], vectors / values.sqrt()[..., None, :], 0)
 
 
 def best_pairs(cost: np.ndarray, tolerance: float = 1e-6) -> list[int]:
-    """The column of each row of the cheapest assignment (n, n); of those within `tolerance` of it the first in lexicographic
-    order, as ties are frequent and rounding would decide them."""
+    """The column of each row of the cheapest assignment (n, n); among those within `tolerance` of it the first in
+    lexicographic order, as ties are frequent and rounding would decide them."""
     from scipy.optimize import linear_sum_assignment
 
     def least(rows: list[int], columns: list[int]) -> float:
@@ -50,7 +50,7 @@ def best_pairs(cost: np.ndarray, tolerance: float = 1e-6) -> list[int]:
 
 
 def first_sign(vectors: Tensor) -> Tensor:
-    """The sign (...) of the largest entry by magnitude of vectors (..., N); of close ones the first counts."""
+    """The sign (...) of the entry of largest magnitude in vectors (..., N), the first of nearly equal ones."""
     sizes = vectors.abs()
     first = (sizes >= (1 - CLOSE) * sizes.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1, keepdim=True)
     return vectors.gather(-1, first).sign()[..., 0]
@@ -87,12 +87,12 @@ def repeated_cuts(
     eps: float = 1e-5,
     sign: Callable[[int], float] = lambda number: 1.0,
 ) -> Tensor:
-    """Tokens (N, C) of a grid (h, w) -> masks (n, h, w) bool, n <= count, that do not overlap but in degenerate cases (MaskCut,
+    """Tokens (N, C) of a grid (h, w) -> masks (n, h, w) bool, n <= count, which overlap in degenerate cases only (MaskCut,
     CutLER, arXiv 2301.11320, section 3.2; with LaVG's changes).
 
-    Each cut divides the tokens that are in no mask yet, by affinities of 1 above a cosine of `tau`, else `eps`. It stops when
-    at most five are left. `sign(number)` is that of the largest entry of each eigenvector, which decides whether the rule of
-    the corners reverses a part.
+    Each cut divides the tokens that are in no mask yet, by affinities of 1 above a cosine of `tau`, else `eps`, until at most
+    five are left. `sign(number)` is the sign given to the largest entry of each eigenvector, which decides whether the corner
+    rule swaps the two sides.
     """
     from skimage.measure import label
 
@@ -103,7 +103,7 @@ def repeated_cuts(
         part, seed = _part(cut_vector(affinity) * sign(len(masks)), free, grid)
         found: Any = label(part.view(grid).numpy(force=True), connectivity=1)
         components = found.ravel()
-        # Where the seed is not in the part, label 0: all that is not in it, also tokens of other masks.
+        # If the seed is not in the part, this is label 0: everything outside it, including tokens of other masks.
         mask = torch.from_numpy(components == components[seed]).to(unit.device)
         masks.append(mask.view(grid))
         free = free[~mask[free]]
@@ -111,7 +111,7 @@ def repeated_cuts(
 
 
 def _part(vector: Tensor, free: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
-    """The side of a cut (N,) bool that is an object, and the token in its middle."""
+    """The side of a cut (N,) bool that is taken as an object, and its seed token."""
     values = vector.new_full((grid[0] * grid[1],), float(vector.abs().min()))
     part = torch.zeros_like(values, dtype=torch.bool)
     values[free], part[free] = vector, vector > vector.mean()

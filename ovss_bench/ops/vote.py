@@ -1,4 +1,4 @@
-"""Majority vote inside regions (CLIPtrase, CorrCLIP's map correction), and counts that no GPU is waited for."""
+"""Majority vote inside regions (CLIPtrase, CorrCLIP's map correction), and counts without GPU synchronisation."""
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,12 @@ def majority_vote(label_map: Tensor, regions: Tensor, skip: int | Tensor | None 
 
 
 def tally(values: Tensor, count: int) -> Tensor:
-    """How often each of 0 to count-1 is among the values (..., N) int64: (..., count). `torch.bincount` waits for a GPU."""
+    """Occurrences (..., count) of 0 to count-1 in values (..., N) int64. `torch.bincount` would synchronise with a GPU."""
     return values.new_zeros(*values.shape[:-1], count).scatter_add_(-1, values, torch.ones_like(values))
 
 
 def row_numbers(ids: Tensor) -> Tensor:
-    """Integer ids (B, N) -> their numbers (B, N), counted from 0 in every row in the order of the ids."""
+    """Integer ids (B, N) -> their dense ranks (B, N) in each row, from 0."""
     ordered, order = ids.sort(1)
     numbers = F.pad((ordered[:, 1:] != ordered[:, :-1]).cumsum(1), (1, 0))
     return torch.empty_like(order).scatter_(1, order, numbers)

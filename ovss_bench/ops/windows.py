@@ -36,11 +36,11 @@ class Axis:
 
 
 def axis(length: int, window: int | None, stride: int, patch: int, pad: str, multiple: int | None = None) -> Axis:
-    """Windows of `window` pixels every `stride` pixels, the last shifted back inside; None: the whole side.
+    """Windows of `window` pixels every `stride` pixels, the last one shifted back to end at the border; None: the whole side.
 
-    `pad`: `none`; `center`, zeros on both sides up to a multiple of the patch, or of `multiple` pixels, an odd one after
-    (ClearCLIP); `corner`, zeros after, with the grid enlarged to the window without them, which stretches it (MaskCLIP);
-    `corner_black`, the same with black pixels (CLIP-DINOiser). A side below one patch is always padded to one.
+    `pad`: `none`; `center`, zeros on both sides up to a multiple of the patch, or of `multiple` pixels, the odd one at the end
+    (ClearCLIP); `corner`, zeros at the end, and the grid is stretched over the window without them (MaskCLIP); `corner_black`,
+    the same with black pixels (CLIP-DINOiser). A side shorter than a patch is always padded to one.
     """
     size = length if window is None else min(window, length)
     count = 1 if window is None else max(length - window + stride - 1, 0) // stride + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +18,13 @@ from ..evaluation.confusion import total
 from ..evaluation.metrics import iou
 from ..runs.fairness import class_of
 from ..runs.load import result_paths
+from ..runs.published import unconfirmed
 from ..runs.store import disagreements, read_counts, read_result
 
 # Exit statuses; of several comparisons, the first in this order wins.
 STATUS = {"error": 2, "different": 1, "inconclusive": 3, "equivalent": 0, "identical": 0}
 LISTED = 10  # images and classes that contribute most
-DECIMALS = 4  # of points
-Groups = dict[tuple[str, ...], list[tuple[str, Path]]]  # settings and file of every result, by segmentor, CLIP and data set
+DECIMALS = 4  # of differences in points of mIoU
 CHUNK = 256  # images whose counts are held as dense arrays at a time
 
 
@@ -43,13 +44,30 @@ class Run:
     def facts(self) -> dict[str, Any]:
         names = ("segmentor", "clip", "dataset", "protocol", "overridden", "partial")
         facts = {"path": str(self.path)} | {name: self.result[name] for name in names}
-        return facts | {"supervision": class_of(self.result), "mIoU": self.result["metrics"]["mIoU"]}
+        facts |= {"supervision": class_of(self.result), "unconfirmed": unconfirmed(self.result)}
+        return facts | {"mIoU": self.result["metrics"]["mIoU"]}
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """A result that was read, packed: thousands of them as dictionaries would need gigabytes of memory."""
+
+    path: Path
+    setting: str
+    packed: bytes
+
+
+Groups = dict[tuple[str, ...], list[ReadResult]]  # by segmentor, CLIP and data set
+Pair = list[ReadResult | None]
 
 
 def read_run(path: str | Path) -> Run:
     """Raises OvssError if the result or its counts are missing, damaged or inconsistent."""
-    path = Path(path)
-    result, beside = read_result(path), path.with_suffix(".npz")
+    return _with_counts(Path(path), read_result(path))
+
+
+def _with_counts(path: Path, result: dict[str, Any]) -> Run:
+    beside = path.with_suffix(".npz")
     if not beside.is_file():
         raise OvssError(f"the counts of {path} are missing: expected {beside}. Copy both files, or run again.")
     counts, hashes, _ = read_counts(beside, result["fingerprint"], len(result["per_class"]))
@@ -120,16 +138,18 @@ def compare_methods(folder: str | Path, a: str, b: str, tolerance: float = 0.1) 
     return comparisons, alone
 
 
-def _alone(pair: Sequence[Path | None], places: Sequence[str]) -> str:
-    return f"{pair[0] or pair[1]} has no counterpart {places[pair.index(None)]}"
+def _alone(pair: Pair, places: Sequence[str]) -> str:
+    (path,) = (each.path for each in pair if each is not None)
+    return f"{path} has no counterpart {places[pair.index(None)]}"
 
 
-def _compared(pair: Sequence[Path | None], places: Sequence[str], tolerance: float) -> dict[str, Any]:
+def _compared(pair: Pair, places: Sequence[str], tolerance: float) -> dict[str, Any]:
     a, b = pair
     if a is None or b is None:
         return {"level": "error", "what": f"{_alone(pair, places)}."}
     try:
-        return compare_runs(read_run(a), read_run(b), tolerance)
+        ours, theirs = (_with_counts(each.path, pickle.loads(each.packed)) for each in (a, b))
+        return compare_runs(ours, theirs, tolerance)
     except OvssError as error:
         return {"level": "error", "what": str(error)}
 
@@ -146,33 +166,34 @@ def _level(points: Interval, tolerance: float) -> str:
 
 
 def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
-    """The `wanted` results below a folder by the fields of `key`, each with the settings that distinguish it."""
+    """The `wanted` results below a folder by the fields of `key`, each read once, with the settings that distinguish it."""
     groups: Groups = {}
     for path in result_paths(folder):
         result = read_result(path)
         if all(result[name] == value for name, value in wanted.items()):
             setting = json.dumps([result["protocol"], result["overridden"]], sort_keys=True)
-            groups.setdefault(tuple(result[name] for name in key), []).append((setting, path))
+            found = ReadResult(path, setting, pickle.dumps(result))
+            groups.setdefault(tuple(result[name] for name in key), []).append(found)
     return groups
 
 
-def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = None) -> Iterator[list[Path | None]]:
-    """Matching files, sorted; None for a missing counterpart. `only`: extra files of the other side are ignored."""
+def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = None) -> Iterator[Pair]:
+    """Matching results, sorted; None for a missing counterpart. `only`: extra files of the other side are ignored."""
     counting = sides if only is None else [sides[only]]
     for key in sorted({key for side in counting for key in side}):
         entries = [side.get(key, []) for side in sides]
         if all(len(each) == 1 for each in entries):
-            yield [each[0][1] for each in entries]
+            yield [each[0] for each in entries]
             continue
-        for setting in sorted({name for side in counting for name, _ in side.get(key, [])}):
-            found = [[path for name, path in each if name == setting] for each in entries]
-            for name, paths in zip(names, found, strict=True):
-                if len(paths) > 1:
+        for setting in sorted({each.setting for side in counting for each in side.get(key, [])}):
+            found = [[each for each in side if each.setting == setting] for side in entries]
+            for name, same in zip(names, found, strict=True):
+                if len(same) > 1:
                     *segmentor, clip, dataset = key
                     which = f"results{''.join(f' of {one}' for one in segmentor)} with {clip} on {dataset}"
-                    files = ", ".join(path.name for path in paths)
-                    raise OvssError(f"{name} holds {len(paths)} {which}: {files}. Name the files, or delete the old ones.")
-            yield [paths[0] if paths else None for paths in found]
+                    files = ", ".join(each.path.name for each in same)
+                    raise OvssError(f"{name} holds {len(same)} {which}: {files}. Name the files, or delete the old ones.")
+            yield [same[0] if same else None for same in found]
 
 
 def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def _supervisions(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
 def _figure(run: Mapping[str, Any]) -> Figure:
     settings = ", ".join(f"{name}={value}" for name, value in run["overridden"].items())
     notes = [f"overridden: {settings}"] if settings else []
-    return Figure(run["mIoU"], notes=notes + ["partial"] * run["partial"])
+    return Figure(run["mIoU"], notes=[*notes, *["partial"] * run["partial"], *run.get("unconfirmed", ())])
 
 
 def summary(comparisons: list[Mapping[str, Any]]) -> str:
@@ -86,6 +86,8 @@ def _runs(comparison: Mapping[str, Any]) -> Iterator[str]:
             yield f"  the ground truth of {comparison['other_labels']} images differs: other labels, or another size"
     if line := _supervisions([comparison]):
         yield f"  {line}"
+    for run in (a, b):
+        yield from (f"  {run['segmentor']}: {doubt}" for doubt in run.get("unconfirmed", ()))
     yield "  settings that differ:" if comparison["settings"] else "  no setting differs"
     for entry in comparison["settings"]:
         yield f"    {entry['name']}: {_short(entry['a'])} -> {_short(entry['b'])}"

@@ -26,6 +26,7 @@ from ..evaluation.metrics import areas, divide
 from ..files import below, write_text
 from ..runs.fairness import class_of, mark_of
 from ..runs.load import result_paths
+from ..runs.published import unconfirmed
 from ..runs.schema import schema
 from ..runs.store import maps_folder, read_counts, read_result
 from .overlays import ERROR, Pictures, choose, image_ious, side_for
@@ -113,10 +114,12 @@ class Page:
         first = next(iter(published["figures"]), {})
         rows = [(c["IoU"], c["Acc"], c["predicted"], c["true"]) for c in result["per_class"]]
         self.metrics |= dict.fromkeys(result["metrics"])
-        self.rows.append({name: result[name] for name in ROW})
+        doubts = unconfirmed(result)
+        origin = {name: value for name, value in result["provenance"].items() if name == "unconfirmed"}
+        self.rows.append({name: result[name] for name in ROW} | {"provenance": origin})
         self._started[key] = result["timing"]["started"], file
         self.runs[key] = {name: result[name] for name in ("segmentor", "clip", "dataset", "protocol")} | {
-            "marks": marked_name(result).removeprefix(result["segmentor"]).strip(),
+            "marks": "; ".join(filter(None, [marked_name(result).removeprefix(result["segmentor"]).strip(), *doubts])),
             "supervision": "; ".join([mark_of(result), *seen_notes(result)]),
             "kind": class_of(result),
             "images": result["images"]["evaluated"],

@@ -107,7 +107,9 @@ def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.
             mean = values.astype(float).mean(skipna=False).to_dict()
             kinds = {column: cells[column]["supervision"] for column in columns if cells[column]["supervision"]}
             mixture = (mixed(kinds) or next(iter(kinds.values()), "")) if mean["ours"] == mean["ours"] else ""
-            lines.append({"row": row.name, "column": name, "average": True, **mean, "supervision": mixture, "also": ""})
+            doubts = "; ".join(dict.fromkeys(filter(None, (cells[c]["unconfirmed"] for c in columns)))) if mixture else ""
+            marks = {"supervision": mixture, "unconfirmed": doubts}
+            lines.append({"row": row.name, "column": name, "average": True, **mean, **marks, "also": ""})
     frame = pd.DataFrame(lines, columns=["row", "column", "average", *_cell(table, table.rows[0], table.datasets[0], [])])
     frame["difference"] = frame["difference"].astype(float).round(2)
     return frame
@@ -137,7 +139,7 @@ def paper_view(table: PaperTable, cells: pd.DataFrame) -> Table:
             if cell["supervision"] not in ("", "none", None):
                 figures[-1].notes.append(cell["supervision"] if cell["average"] else f"supervision: {cell['supervision']}")
             if cell["unconfirmed"]:
-                figures[-1].notes.append("with a generator of unconfirmed settings")
+                figures[-1].notes.append("with unconfirmed settings")
                 doubts[cell["unconfirmed"]] = None
             if cell["also"]:
                 also.append(f"Also published for {name} on {cell['column']}: {cell['also']}")
@@ -148,7 +150,7 @@ def paper_view(table: PaperTable, cells: pd.DataFrame) -> Table:
 def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first, *others = table.figures(row, dataset) or [{"miou": math.nan, "metric": "mIoU", "comparable": False}]
     result = _result(row, dataset, results) or {"metrics": {}}
-    stood_in, doubts = ", ".join(stand_ins(result)), "; ".join(unconfirmed(result))
+    stood_in, doubts = ", ".join(stand_ins(result)), "; ".join(unconfirmed(result) if result["metrics"] else ())
     ours = result["metrics"].get(first["metric"] if first["comparable"] else "mIoU")
     ours = math.nan if ours is None else float(ours)
     return {

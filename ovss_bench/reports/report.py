@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def make_report(
     chosen, older = _newest(results, names)
     if not chosen:
         raise OvssError(f"none of {len(results)} results is on {', '.join(names)}.")
-    notes = provenance_notes({path: results[path] for cells in chosen.values() for path in cells.values()})
+    shown = {path: results[path] for cells in chosen.values() for path in cells.values()}
+    notes, doubts = provenance_notes(shown), {doubt for result in shown.values() for doubt in unconfirmed(result)}
     rows = []
     for (clip, protocol, supervision, segmentor, *qualifiers), paths in chosen.items():
         figures = []
@@ -95,7 +96,7 @@ def make_report(
                 figure.interval = interval(path, column.metric)
             figures.append(figure)
         label = Text(segmentor, [*filter(None, qualifiers), *_lifted_notes(figures)])
-        figures += _averages(averages, columns, figures)
+        figures += _averages(averages, columns, figures, doubts)
         rows.append(Row([label, Text(clip), Text(protocol), Text(supervision), *figures], group=(clip, protocol, supervision)))
     columns += [Column(average.name, average.metric, right=True, average=True) for average in averages]
     labels = [Column("segmentor"), Column("clip", common=True), Column("protocol", common=True)]
@@ -183,13 +184,12 @@ def _figure(result: Mapping[str, Any], metric: str, notes: Sequence[str], publis
     if cell.partial:
         images = result["images"]
         cell.notes.insert(0, f"partial: {images['evaluated']} of {images['expected']} images")
-    cell.notes += seen_notes(result)
+    cell.notes += [*seen_notes(result), *unconfirmed(result)]
     if figures := result["published"]["figures"] if published else []:
         figure = next((figure for figure in figures if figure["metric"] == metric), figures[0])
         cell.published, cell.difference = figure["miou"], figure["difference"]
         if figure["metric"] != metric:
             cell.notes.append(f"published as {figure['metric']}; the difference is in that metric")
-        cell.notes += unconfirmed(result)
         if figure["second_hand"]:
             cell.notes.append(f"published by others: {figure['source']}")
     return cell
@@ -204,8 +204,11 @@ def _lifted_notes(figures: Sequence[Figure]) -> list[str]:
     return lifted
 
 
-def _averages(averages: Sequence[Average], columns: Sequence[Column], figures: Sequence[Figure]) -> list[Figure]:
-    """The averages of a row. One that lacks a member is empty, and has no comparison unless all its members do."""
+def _averages(
+    averages: Sequence[Average], columns: Sequence[Column], figures: Sequence[Figure], doubts: Collection[str]
+) -> list[Figure]:
+    """The averages of a row. One that lacks a member is empty, and has no comparison unless all its members do. It has the
+    notes of its members that are `doubts`."""
     by_column = {column.name: (column.metric, figure) for column, figure in zip(columns, figures, strict=True)}
 
     def means(name: str) -> list[float | None]:
@@ -218,9 +221,10 @@ def _averages(averages: Sequence[Average], columns: Sequence[Column], figures: S
 
     result = []
     for average, value, *compared in zip(averages, *map(means, ("value", "published", "difference")), strict=True):
-        partial = value is not None and any(by_column[name][1].partial for name in members(average))
-        kinds = {name: figure.kind for name, (_, figure) in by_column.items() if value is not None and name in members(average)}
+        inside = {name: by_column[name][1] for name in by_column if value is not None and name in members(average)}
+        partial, kinds = any(figure.partial for figure in inside.values()), {name: f.kind for name, f in inside.items()}
         notes = ["average of partial results"] * partial + [note for note in [mixed(kinds)] if note]
+        notes += dict.fromkeys(note for figure in inside.values() for note in figure.notes if note in doubts)
         result.append(Figure(value, None, *compared, partial, notes=notes, kind=" + ".join(sorted(set(kinds.values())))))
     return result
 

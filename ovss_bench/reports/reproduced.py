@@ -95,7 +95,9 @@ def _weights(result: Mapping[str, Any]) -> Check:
     known = (load_config("clip", clip) if clip in config_names("clip") else {}).get("weights_digest")
     words = result["provenance"]["command"].split()
     given = [word for word in words if word.startswith(("weights=", f"clip={clip}:"))]
-    if known == result["weights_digest"]:
+    if clip == "none":
+        check = OK, "the method uses no CLIP"
+    elif known == result["weights_digest"]:
         check = OK, f"the digest {digest} is that of {clip}"
     elif known is not None:
         check = SUSPICIOUS, f"the digest is {digest}, that of {clip} is {known[:12]}"
@@ -175,6 +177,6 @@ def _code(result: Mapping[str, Any]) -> Iterator[Check]:
     if source["plugins"]:
         yield "plug-ins", SUSPICIOUS, f"loaded: {', '.join(source['plugins'])}"
     if doubts := unconfirmed(result):
-        yield "generator", SUSPICIOUS, "; ".join(doubts)
+        yield "unconfirmed", SUSPICIOUS, "; ".join(doubts)
     for kind, other in result["sources"].items():
         yield kind, UNKNOWN, f"{other['name']}, digest {(other['digest'] or 'none')[:12]}; no digest of it is on record"

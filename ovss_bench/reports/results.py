@@ -13,7 +13,7 @@ from ..datasets.suites import Suite, mean_of
 from ..errors import reading
 from ..files import write_text
 from ..runs.fairness import class_of, mark_of, mixed
-from ..runs.published import stand_ins
+from ..runs.published import stand_ins, unconfirmed
 from .csv import csv as to_csv
 from .markdown import markdown
 from .table import Figure, Table
@@ -41,7 +41,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
     for result, figure in zip(results, table.cells("mIoU"), strict=False):  # results without mIoU have no such column
         if isinstance(figure, Figure) and figure.value is not None:
             figure.kind = class_of(result)
-            figure.notes += seen_notes(result)
+            figure.notes += [*seen_notes(result), *unconfirmed(result)]
             by_dataset.setdefault((result["dataset"], figure.kind), []).append(figure)
     for figures in by_dataset.values():
         best = max(figure.rounded(table.digits) for figure in figures)
@@ -71,18 +71,20 @@ def averages_table(suite: Suite, results: Sequence[Mapping[str, Any]]) -> Table:
     for result in results:
         labels = marked_name({**result, "partial": False}), result["clip"], result["protocol"], mark_of(result)
         rows.setdefault(labels, []).append(result)
-    records, mixtures = [], []
+    records, notes = [], []
     for (segmentor, clip, protocol, supervision), members in rows.items():
         figures = {(result["dataset"], name): value for result in members for name, value in result["metrics"].items()}
         means = mean_of(suite.averages, figures)
         missing = dict.fromkeys(name for _, names in means.values() for name in names)
         name = segmentor + PARTIAL * any(result["partial"] for result in members)
         labels = {"segmentor": name, "clip": clip, "protocol": protocol} | ({"supervision": supervision} if supervision else {})
-        mixtures.append(mixed({result["dataset"]: class_of(result) for result in members}))
+        mixture = mixed({result["dataset"]: class_of(result) for result in members})
+        doubts = dict.fromkeys(doubt for result in members for doubt in unconfirmed(result))
+        notes.append([*([mixture] if mixture else []), *doubts])
         records.append(labels | {name: _float(value) for name, (value, _) in means.items()} | {"missing": ", ".join(missing)})
     table = Table.of(records, common=(*LABELS, "supervision"))
-    for row, mixture in zip(table.rows, mixtures, strict=True):
-        row.cells[0].notes += [mixture] if mixture else []
+    for row, each in zip(table.rows, notes, strict=True):
+        row.cells[0].notes += each
     return table
 
 

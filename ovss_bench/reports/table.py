@@ -148,7 +148,8 @@ class Markup:
         if isinstance(cell, Figure) and cell.value is None and cell.published is None:
             return self.escape("–")
         text = self.escape(cell.text) if isinstance(cell, Text) else self._figure(cell, column, table.digits)
-        marks = ",".join(table.footnotes[note] for note in cell.notes)
+        letters = {table.footnotes[note] for note in cell.notes}
+        marks = ",".join(sorted(letters, key=lambda letter: (len(letter), letter)))
         return text + self.mark.format(marks) if marks else text
 
     def _figure(self, cell: Figure, column: Column, digits: int) -> str:

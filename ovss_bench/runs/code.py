@@ -11,12 +11,12 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import CodeType
 
-from ..auxiliary.sources import MODULES
+from ..auxiliary import MODULES
 from ..config.recipe import parts
 from ..config.registry import DATASETS, PLUGINS, SEGMENTORS, STEPS
 from ..datasets.config import dataset_config
@@ -120,9 +120,9 @@ def _beside(file: Path, folder: Path) -> set[Path]:
     others = {PACKAGE, *(library for library in _libraries() if folder in library.parents)}
 
     def imports(path: Path) -> Iterator[Path]:
-        tree = ast.parse(path.read_bytes())
-        modules = (getattr(sys.modules.get(name), "__file__", None) for name in _absolute(tree))
-        for found in {Path(module) for module in modules if module} | _relative(path, tree):
+        nodes = [*ast.walk(ast.parse(path.read_bytes()))]
+        modules = (getattr(sys.modules.get(name), "__file__", None) for name in _absolute(nodes))
+        for found in {Path(module) for module in modules if module} | _relative(path, nodes):
             if folder in found.parents and others.isdisjoint(found.parents) and found.is_file():
                 yield found
 
@@ -153,33 +153,33 @@ def _imported(path: Path) -> set[Path]:
 
 @cache
 def _imports(path: Path, content: bytes) -> set[Path]:
-    tree = ast.parse(content)
-    found = _relative(path, tree) if PACKAGE in path.parents else set()
-    names = {name for name in _absolute(tree) if name.startswith("ovss_bench")}
+    nodes = [*ast.walk(ast.parse(content))]
+    found = _relative(path, nodes) if PACKAGE in path.parents else set()
+    names = {name for name in _absolute(nodes) if name.startswith("ovss_bench")}
     found |= {_file(name.partition(".")[2]) for name in names}
     if names:  # `import ovss_bench as ob`, then `ob.attend`
-        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        used |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        used |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
         found |= {file for name, file in _interface().items() if name in used}
     return {file for file in found if file.is_file()}
 
 
-def _relative(path: Path, tree: ast.AST) -> set[Path]:
+def _relative(path: Path, nodes: Sequence[ast.AST]) -> set[Path]:
     """Possible files of relative imports, except those for type checkers."""
-    guards = (node for node in ast.walk(tree) if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
+    guards = (node for node in nodes if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
     typing = {node for guard in guards for node in ast.walk(guard)}
     found: set[Path] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.level and node not in typing:
             base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             found |= {base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)}
     return found
 
 
-def _absolute(tree: ast.AST) -> set[str]:
+def _absolute(nodes: Sequence[ast.AST]) -> set[str]:
     """The modules of absolute imports."""
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    for node in ast.walk(tree):
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names

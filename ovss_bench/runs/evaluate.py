@@ -32,8 +32,10 @@ from .exports import manifest_of, refuse_maps, tags_of
 from .jobs import Job, Runtime, fingerprint, in_groups, job_of, make_job, split_evenly
 from .merge import added_up, make_result
 from .provenance import provenance
+from .published import recipe_doubt
 from .result import EvalResult
 from .schema import VERSION
+from .spill import Spill
 from .store import RunStore
 from .world import Shard, World
 
@@ -171,11 +173,11 @@ class _Run:
         self.progress.say(f"{job.name} on {job.dataset.name}: already done, {store.result_path} (rerun=true repeats it)")
         return EvalResult(result, store.result_path)
 
-    def store(self, job: Job, shard: Shard | None = None) -> RunStore | _Memory:
+    def store(self, job: Job, shard: Shard | None = None, spill: Spill | None = None) -> RunStore | _Memory:
         if self.output is None:
             return _Memory()
         clip, helper, maps = job.segmentor.clip.name, self.world.rank > 0, self.runtime.save_label_maps
-        store = RunStore(self.output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper)
+        store = RunStore(self.output, job.dataset.name, clip, job.name, job.fingerprint, shard, helper, spill)
         if maps:
             folder = below(user_path(maps), str(store.base.relative_to(user_path(self.output))), links=True)
             store.map_folders = [*(store.map_folders if self.runtime.maps else []), folder]
@@ -188,7 +190,8 @@ class _Pass:
 
     def __init__(self, run: _Run, jobs: Sequence[Job]) -> None:
         self.run, self.jobs = run, jobs
-        self.stores = [run.store(job, run.shard) for job in jobs]
+        spill = None if run.output is None else Spill(user_path(run.output))
+        self.stores = [run.store(job, run.shard, spill) for job in jobs]
         self.datasets = {job.dataset.name: job.dataset for job in jobs}
         samples = [dataset.select(run.limit, run.ids) for dataset in self.datasets.values()]
         self.images = list(zip(*samples, strict=True))  # per image its sample in every data set
@@ -297,6 +300,9 @@ class _Pass:
             else:
                 data = make_result(head, facts, store.counts, store.edges, evaluated, self.failed)
                 store.finish(data, evaluated)
+                for kind, share in data["timing"].get("skipped", {}).items():
+                    where = f"{job.name} on {job.dataset.name}"
+                    run.progress.say(f"{where}: {100 * share:.1f} % of the {kind} skipped, as no label depends on them")
                 results.append(EvalResult(data, store.result_path))
         return results
 
@@ -306,6 +312,7 @@ def _head(job: Job, timing: dict[str, Any], started: datetime, world: World) -> 
     dataset, segmentor, clip, recipe = job.dataset, job.segmentor, job.segmentor.clip, job.segmentor.recipe
     origin = {"recipe": own_recipe(job.name), "world_size": world.size}
     origin |= {"weights_known": clip.weights_known} if clip.weights_known else {}
+    origin |= {"unconfirmed": doubt} if (doubt := recipe_doubt(job.name, dataset.name)) else {}
     if clip.device.type == "cuda":
         timing = timing | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20)}
     return {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..auxiliary.label_maps import Manifest
+from ..auxiliary.sources import NamedSource
 from ..config.training import NAMES
 from ..errors import OvssError
 from .fairness import fairness, overlap
@@ -41,7 +42,8 @@ def tags_of(job: Job, images: Sequence[str]) -> dict[str, Any]:
     given = Manifest.read(Path(path)).tags if isinstance(path, str) else None
     listed = getattr(job.segmentor.sources.get("bank"), "images", None)
     tags = {name: value for name, value in (given or {}).items() if name in NAMES}
-    return fairness(stated, tags, overlap(listed, images) if listed else None)
+    objects = {kind for kind, source in job.segmentor.sources.items() if not isinstance(source, NamedSource)}
+    return fairness(stated, tags, overlap(listed, images) if listed else None, given=objects)
 
 
 def manifest_of(job: Job) -> Manifest:

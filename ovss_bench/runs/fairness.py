@@ -4,13 +4,14 @@ names of the data set had a part in it. Results with different tags are not rank
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..config.segmentor_file import lineage, merged
 from ..config.training import IMAGES_SEEN, NAMES_SEEN, SUPERVISION, UNKNOWN, Training, beside, checked_facts, most, training_of
-from ..files import config_names, load_config, read_yaml
+from ..files import config_names, load_config
 
 GROUPS = {"vfm": "vision"} | {kind: kind for kind in ("regions", "foreground", "diffusion", "sam", "concepts")}
 BANK = Training("none", "unlabelled images", target_images_seen="unknown", setting="annotation-free")
@@ -19,6 +20,8 @@ NETWORK = ("supervision", "training_data", "target_images_seen", "target_names_s
 TEXTS = {"names", "templates"}  # recipe values that every data set has of its own
 OF_DATASET = re.compile(r".* per_(?:clip_)?dataset\.[^ ]*")  # the origin of a recipe value that is set for the data set
 Part = tuple[str, Training, str]  # name, facts, and where they are stated
+UNSTATED = UNKNOWN, "nobody"
+CONCEPT_FOLDER = replace(UNKNOWN, supervision="concept labels and masks"), "its layout, which is that of SAM 3"
 
 
 def fairness(
@@ -26,19 +29,19 @@ def fairness(
     tags: Mapping[str, Any] | None = None,
     bank: Mapping[str, int] | None = None,
     files: bool = True,
+    given: Container[str] = (),
 ) -> dict[str, Any]:
     """The field `fairness` of a result with the other fields. `tags`: those of the manifest of label maps; `bank`: the
-    `overlap` of the retrieval bank; `files`: whether facts beside the files of the run are read. Raises OvssError for
-    invalid facts."""
+    `overlap` of the retrieval bank; `files`: whether facts beside the files of the run are read; `given`: the kinds of
+    auxiliary models that are objects without a name. Raises OvssError for invalid facts."""
     recipe = result["recipe"]
     values = {name: entry["value"] for name, entry in recipe.items()}
-    parts = {"method": _method(result, values, tags, files)} | dict(_networks(result, values, files))
+    parts = {"method": _method(result, values, tags, files)} | dict(_networks(result, values, files, given))
     if bank and bank["shared"]:
         name, facts, where = parts["bank"]
         parts["bank"] = name, replace(facts, target_images_seen="unlabelled"), where
-    trained = {
-        kind: facts for kind, (_, facts, _) in parts.items() if kind != "clip"
-    }  # CLIP's own training has all rows in common
+    # All rows have CLIP's own training in common.
+    trained = {kind: facts for kind, (_, facts, _) in parts.items() if kind != "clip"}
     supervision = most(SUPERVISION, (facts.supervision for facts in trained.values()))
     named = {kind: part for kind, part in parts.items() if kind != "method"}
     return {
@@ -109,20 +112,16 @@ def _method(result: Mapping[str, Any], values: Mapping[str, Any], tags: Mapping[
 
 
 def _section(segmentor: str) -> tuple[Any, str]:
-    """The section `training` of a recipe file, None if it has none, and where it is."""
-    segmentor = segmentor.partition("+")[0]  # without steps
-    if segmentor in config_names("segmentor"):
-        config, where = load_config("segmentor", segmentor), f"configs/segmentor/{segmentor}.yaml"
-    else:
-        from ..config.registry import RECIPES  # imports mmengine, which a table of results does not need
-
-        if segmentor not in RECIPES:
-            return None, "nobody"
-        config, where = read_yaml(RECIPES[segmentor], "recipe"), str(RECIPES[segmentor])
-    return (config["training"], f"{where} training") if config.get("training") else (None, "nobody")
+    """The section `training` of a recipe, None if it has none, and the file that states it, of those that it extends."""
+    files = lineage(segmentor.partition("+")[0])  # without steps
+    section = merged(files).get("training")
+    stated = (file.where for file in reversed(files) if file.content.get("training"))
+    return (section, f"{next(stated)} training") if section else (None, "nobody")
 
 
-def _networks(result: Mapping[str, Any], values: Mapping[str, Any], files: bool) -> Iterator[tuple[str, Part]]:
+def _networks(
+    result: Mapping[str, Any], values: Mapping[str, Any], files: bool, given: Container[str]
+) -> Iterator[tuple[str, Part]]:
     if result["clip"] != "none":
         yield "clip", _network("clip", result["clip"], None, False)
     for step in result["segmentor"].split("+")[1:]:
@@ -132,7 +131,8 @@ def _networks(result: Mapping[str, Any], values: Mapping[str, Any], files: bool)
     for kind, group in GROUPS.items():
         if name := values.get(kind):
             generator = result["sources"].get(kind, {}).get("generator")
-            yield kind, _network(group, name, generator, files)
+            folder = kind == "concepts" and kind not in given  # unless it is an entry
+            yield kind, _network(group, name, generator, files, CONCEPT_FOLDER if folder else UNSTATED)
             entry = load_config(group, name) if name in config_names(group) else {}
             if "encoder" in entry:
                 yield f"{kind} encoder", _network("vision", entry["encoder"], None, False)
@@ -142,8 +142,9 @@ def _networks(result: Mapping[str, Any], values: Mapping[str, Any], files: bool)
         yield "bank", (name, Training(**asdict(BANK) | given), found[0].name if found else "nobody")
 
 
-def _network(group: str, name: str, generator: str | None, files: bool) -> Part:
-    """An entry of configs/<group>, or a file or folder: that of an entry by its name, else with facts beside it, or none."""
+def _network(group: str, name: str, generator: str | None, files: bool, unstated: tuple[Training, str] = UNSTATED) -> Part:
+    """An entry of configs/<group>, or a file or folder: that of an entry by its name, else with facts beside it, or those of
+    one for which nobody states any."""
     if files and (found := beside(name)):
         return name, Training(**asdict(UNKNOWN) | checked_facts(found[1], str(found[0]))), found[0].name
     entries = {entry: load_config(group, entry) for entry in config_names(group)}
@@ -151,7 +152,7 @@ def _network(group: str, name: str, generator: str | None, files: bool) -> Part:
     plain = name.removesuffix("@image")  # see encoders.vision.OncePerImage
     entry = plain if plain in entries else generator or next(official, None)
     if entry not in entries:
-        return name, UNKNOWN, "nobody"
+        return name, *unstated
     where = f"configs/{group}/{entry}.yaml training"
     return name, training_of(entries[entry].get("training"), where), where
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..auxiliary.sources import SOURCES, NamedSource, describe, stated
+from ..auxiliary import SOURCES
+from ..auxiliary.sources import NamedSource, describe, stated
 from ..config.recipe import BESIDE, RECIPE_VALUES, Recipe, compose_recipe, of_class, segmentor_config
 from ..datasets.base import Sample, SegDataset
 from ..encoders.clip import DenseCLIP, default_precision
+from ..encoders.clip_loading import load_spec
+from ..encoders.clip_spec import NO_CLIP, ClipSpec
 from ..encoders.no_clip import NoCLIP
 from ..errors import OvssError
 from ..files import CONFIGS, digest, path_digest
@@ -26,6 +30,7 @@ from ..segmentors.build import instantiate
 from ..segmentors.hooks import HOOKS
 from ..vocabulary import Vocabulary
 from .code import row_code, source_digest
+from .plan import Plan
 from .world import balance
 
 
@@ -100,6 +105,21 @@ def make_job(
     return build_job(recipe, clip, dataset, protocol, origin)
 
 
+def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
+    if plan.clip is NO_CLIP:
+        return build_job(plan.recipe, NoCLIP(device), dataset, plan.protocol)
+    file = plan.clip.pretrained or plan.clip.name
+    changed = os.stat(file).st_mtime_ns if os.path.isfile(file) else None
+    clip = _loaded(plan.clip, plan.recipe.precision or default_precision(device), device, changed)
+    return replace(build_job(plan.recipe, clip, dataset, plan.protocol), first=plan.first)
+
+
+@lru_cache(maxsize=4)
+def _loaded(clip: ClipSpec, precision: str, device: str, changed: int | None) -> DenseCLIP:
+    """Rows, and the runs of a grid in one process, share a loaded CLIP until its file changes."""
+    return load_spec(clip, precision, device)
+
+
 def build_job(recipe: Recipe, clip: DenseCLIP, dataset: SegDataset, protocol: str, origin: str = "command line") -> Job:
     """The segmentor of a composed recipe, with the data set's vocabulary. Raises OvssError for incompatible values."""
     method = segmentor_config(recipe.segmentor)[1]
@@ -129,7 +149,7 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
     _refuse_replaced(segmentor, method)
     given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     overrides = dict(segmentor.recipe.overrides)
-    for each, value in (_set_since(segmentor) | dict(changes)).items():
+    for each, value in (_changed_after_building(segmentor) | dict(changes)).items():
         given.pop(each, None)
         if each in SOURCES and not isinstance(value, str | None):
             given[each], value = value, describe(value)
@@ -166,7 +186,7 @@ def _refuse_replaced(segmentor: Segmentor, method: type[Segmentor]) -> None:
         raise OvssError(f"{each} was set on the segmentor, which reads it from its recipe. {hint}")
 
 
-def _set_since(segmentor: Segmentor) -> dict[str, Any]:
+def _changed_after_building(segmentor: Segmentor) -> dict[str, Any]:
     """Hyperparameters and auxiliary models that were set on the object after it was built."""
     found = {}
     for name, built in (segmentor.recipe.hyperparameters | segmentor.sources).items():

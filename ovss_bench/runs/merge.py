@@ -18,6 +18,8 @@ from .store import RunStore, read_parts
 # Provenance that may differ between the parts of a result without a note; `source_digest` covers `code`, and packages are
 # compared one by one.
 FREE = ("command", "world_size", "code", "packages")
+# Work that methods leave out where no label can depend on it: the `observed` counters of how often they did, and of all times.
+SKIPPED = {"masks": ("prompts_without_masks", "prompts")}
 
 
 def make_result(
@@ -30,14 +32,15 @@ def make_result(
 ) -> dict[str, Any]:
     """The result of a run: `head`, which holds everything not derived from counts, with the figures of the evaluated images."""
     classes = len(head["per_class"])
-    records = [counts[image] for image in evaluated]
-    matrix = total(records, classes)
+    matrix = total((counts[image] for image in evaluated), classes)
     scores = class_metrics(matrix)
     columns = [row["class"] for row in head["per_class"]], scores["IoU"], scores["Acc"], *areas(matrix)
-    figures = metrics(matrix, facts) | per_image(records, classes)
+    figures = metrics(matrix, facts) | per_image((counts[image] for image in evaluated), classes)
     if edges:
         figures["mBoundaryIoU"] = mean_boundary_iou(boundary_total((edges[image] for image in evaluated), classes))
     expected, timing = head["images"]["expected"], head["timing"]
+    seen = head.get("observed", {})
+    shares = {kind: round(seen[part] / seen[whole], 4) for kind, (part, whole) in SKIPPED.items() if seen.get(whole)}
     seconds = timing["seconds"] - timing.get("stages", {}).get("text", 0)  # encoding texts is independent of the images
     result = {
         **head,
@@ -48,7 +51,9 @@ def make_result(
             {"class": name, "IoU": _percent(iou), "Acc": _percent(acc), "correct": int(c), "predicted": int(p), "true": int(t)}
             for name, iou, acc, c, p, t in zip(*columns, strict=True)
         ],
-        "timing": timing | {"images_per_second": round(timing["images"] / max(seconds, 1e-9), 2)},
+        "timing": timing
+        | {"images_per_second": round(timing["images"] / max(seconds, 1e-9), 2)}
+        | ({"skipped": shares} if shares else {}),
     }
     return result | {"published": compare_published(result)}
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from ..auxiliary.sources import SOURCES
+from ..auxiliary import SOURCES
 from ..config.plugin_errors import plugin_errors
 from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters, segmentor_config
 from ..config.steps import OPTIONS, with_steps
@@ -17,19 +15,12 @@ from ..config.validation import is_list
 from ..datasets.base import MissingData, SegDataset, load_dataset
 from ..datasets.config import dataset_config
 from ..datasets.suites import Suite, expand
-from ..encoders.clip import DenseCLIP, default_precision
-from ..encoders.clip_loading import ClipSpec
-from ..encoders.no_clip import NoCLIP
+from ..encoders.clip_spec import NO_CLIP, ClipSpec
 from ..errors import OvssError, unknown
-from .jobs import Job, build_job
-
-OUTSIDE = ("path", "command", "config", "checkpoint")  # options of `ovss eval` for systems from outside
+from ..segmentors import OUTSIDE
 
 if TYPE_CHECKING:
     from ..reports.papers import PaperTable
-
-
-NO_CLIP = ClipSpec("none", None, "none")  # of segmentors that use none
 
 
 @dataclass(frozen=True)
@@ -68,10 +59,11 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
         datasets, suites = expand(_listed(options["dataset"]))
         cells = [(name, str(options["clip"]), dataset, {}, False) for dataset in datasets for name in names]
     overrides = split_overrides(dict.fromkeys(segmentor for segmentor, *_ in cells), given)
-    plans, protocol = [], options["protocol"]
+    known = {dataset: dataset_config(dataset)[0] for _, _, dataset, *_ in cells}
+    plans, protocol = [], options["protocol"]  # from here on classes of methods are imported, and torch
     for segmentor, text, dataset, values, first in cells:
         uses_clip = segmentor_config(segmentor)[1].uses_clip
-        clip, name = ClipSpec.of(text, options["weights"]) if uses_clip else NO_CLIP, dataset_config(dataset)[0]
+        clip, name = ClipSpec.of(text, options["weights"]) if uses_clip else NO_CLIP, known[dataset]
         for chosen in overrides[segmentor]:
             recipe = compose_recipe(segmentor, clip=clip.label, dataset=name, protocol=protocol, overrides=values | chosen)
             plans.append(Plan(recipe, clip, dataset, name, protocol, first))
@@ -120,21 +112,6 @@ def _choices(key: str, value: Any, hint: Any) -> list[Any]:
     if len(set(map(repr, value))) < len(value):
         raise OvssError(f"recipe.{key}={value}: expected one value, or different ones.")
     return value
-
-
-def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
-    if plan.clip is NO_CLIP:
-        return build_job(plan.recipe, NoCLIP(device), dataset, plan.protocol)
-    file = plan.clip.pretrained or plan.clip.name
-    changed = os.stat(file).st_mtime_ns if os.path.isfile(file) else None
-    clip = _loaded(plan.clip, plan.recipe.precision or default_precision(device), device, changed)
-    return replace(build_job(plan.recipe, clip, dataset, plan.protocol), first=plan.first)
-
-
-@lru_cache(maxsize=4)
-def _loaded(clip: ClipSpec, precision: str, device: str, changed: int | None) -> DenseCLIP:
-    """Rows, and the runs of a grid in one process, share a loaded CLIP until its file changes."""
-    return clip.load(precision, device)
 
 
 def _listed(value: Any) -> list[str]:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Le, Predicate
 
+from ..config.segmentor_file import lineage, merged
 from ..config.validation import Expected, validate_all
+from ..datasets.config import dataset_config
 from ..errors import OvssError, reading
 from ..evaluation.metrics import RULES
 from ..files import PUBLISHED, config_names, load_config, user_path
@@ -51,7 +53,7 @@ def load_figures(folder: Path) -> pd.DataFrame:
         "metric": Literal[tuple(RULES)],
         "second_hand": Literal["yes", "no"],
         "segmentor": Literal[("", *segmentor_names())],
-        "clip": Literal[("", *config_names("clip"))],
+        "clip": Literal[("", "none", *config_names("clip"))],
     }
     rows, seen = [], {}
     for path in sorted(folder.glob("*.csv")):
@@ -112,8 +114,10 @@ def generator(source: Mapping[str, Any]) -> str | None:
 
 
 def unconfirmed(result: Mapping[str, Any]) -> list[str]:
-    """A sentence for each source whose settings are unpublished, so that the run may differ from the published one."""
-    sentences = []
+    """A sentence each for a recipe and for sources whose settings are unpublished, so that the run may differ from the
+    published one."""
+    doubt = result.get("provenance", {}).get("unconfirmed") or _known_doubt(result["segmentor"], result["dataset"])
+    sentences = [f"recipe unconfirmed: {doubt}"] if doubt else []
     for kind, source in result.get("sources", {}).items():
         doubt = source.get("unconfirmed")
         if kind == "regions" and source.get("name") in config_names("regions"):
@@ -121,6 +125,24 @@ def unconfirmed(result: Mapping[str, Any]) -> list[str]:
         if doubt:
             sentences.append(f"settings of the generator unconfirmed: {source.get('generator', source['name'])}, {doubt}")
     return sentences
+
+
+def recipe_doubt(segmentor: str, dataset: str) -> str | None:
+    """Why the recipe for a data set may not be that of the published figures: `unconfirmed` in its file, or in one that it
+    extends: a text, or a text for each data set. None on drawn scenes, which have no published figures."""
+    found = merged(lineage(segmentor.partition("+")[0])).get("unconfirmed")
+    return None if _drawn(dataset) else found.get(dataset) if isinstance(found, dict) else found
+
+
+@cache
+def _known_doubt(segmentor: str, dataset: str) -> str | None:
+    """The same for the project's recipes, for results that were written before this field."""
+    return recipe_doubt(segmentor, dataset) if segmentor.partition("+")[0] in config_names("segmentor") else None
+
+
+def _drawn(dataset: str) -> bool:
+    """Whether it has the scenes of the demo."""
+    return dataset in config_names("dataset") and dataset_config(dataset)[1].get("loader") == "demo"
 
 
 def why_not_joined(figure: Mapping[str, Any]) -> str | None:
@@ -136,8 +158,9 @@ def why_not_joined(figure: Mapping[str, Any]) -> str | None:
 @cache
 def methods() -> frozenset[str]:
     """The methods with a recipe; that of a step is its own."""
-    recipes = {name: load_config("segmentor", name) for name in config_names("segmentor")}
-    return frozenset(recipe.get("method", name).rpartition("+")[2] for name, recipe in recipes.items())
+    from ..config.recipe import paper_method  # imports mmengine, as above
+
+    return frozenset(map(paper_method, config_names("segmentor")))
 
 
 @cache
@@ -205,7 +228,7 @@ def _figure(row: Mapping[Any, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:
         miou = row["miou"]
     values = validate_all({**row, "miou": miou}, hints, "column")
-    if row["clip"]:
+    if row["clip"] not in ("", "none"):
         clip = load_config("clip", row["clip"])
         if (clip["architecture"], clip["pretrained"]) != (row["backbone"], row["pretrained"]):
             raise OvssError(f"clip {row['clip']} is not {row['backbone']} with the weights {row['pretrained']}.")
@@ -233,7 +256,7 @@ def _not_comparable(result: Mapping[str, Any]) -> str | None:
     dataset = result["dataset"]
     if result["clip"] == "demo":
         return "the demo CLIP is this project's own"
-    if dataset in config_names("dataset") and load_config("dataset", dataset).get("loader") == "demo":
+    if _drawn(dataset):
         return f"the drawn scenes of {dataset} are this project's own"
     if result["protocol"] != "paper":
         return f"protocol {result['protocol']}: published figures are the methods' own settings"
@@ -264,21 +287,23 @@ def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
 def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> str:
     """Why there is no figure for this run, and which similar ones there are."""
     similar = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
+    run = segmentor if clip == "none" else f"{segmentor} with {clip}"
     if len(similar):
         known = dict.fromkeys(_shown(published) or "the unchanged recipe" for published in similar["overrides"])
-        published = f"figures for {segmentor} with {clip} on {dataset} are published with {' or '.join(known)}"
+        published = f"figures for {run} on {dataset} are published with {' or '.join(known)}"
         given = _shown(settings(segmentor, clip, dataset, overrides))
         return f"overridden: {given}; {published}" if given else f"{published} only"
-    parts = [f"no figure is published for {segmentor} with {clip} on {dataset}"]
+    parts = [f"no figure is published for {run} on {dataset}"]
     if len(clips := figures_with(segmentor=segmentor, dataset=dataset)["clip"].unique()):
         parts.append(f"on {dataset} there are figures with {', '.join(clips)}")
     if len(datasets := figures_with(segmentor=segmentor, clip=clip)["dataset"].unique()):
-        parts.append(f"with {clip} there are figures on {', '.join(datasets)}")
+        parts.append(f"{'' if clip == 'none' else f'with {clip} '}there are figures on {', '.join(datasets)}")
     if len(parts) == 1 and len(others := figures_with(segmentor=segmentor)):
         parts.append(f"there are figures with {', '.join(others['clip'].unique())} on {', '.join(others['dataset'].unique())}")
     method, architecture = _config("segmentor", segmentor, "method"), _config("clip", clip, "architecture")
     unmatched = figures_with(method=method, dataset=dataset, segmentor="")
-    unmatched = unmatched.loc[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
+    if clip != "none":
+        unmatched = unmatched.loc[unmatched["clip"].isin(["", clip]) & unmatched["backbone"].isin(["", architecture])]
     if len(unmatched):
         shown = [f"{figure['miou']:g} ({figure['variant']})" for figure in as_records(unmatched)[:3]]
         parts.append(f"for {method} with different or unstated settings there is {', '.join(shown)}")

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.recipe import compose_recipe, segmentor_config
+from ..config.recipe import compose_recipe, parts, segmentor_config
+from ..config.registry import SEGMENTORS
 from ..datasets.base import SegDataset
 from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
 from ..files import user_path, write_text
 from ..inference.engine import predict
+from ..ops.scores import best_of_classes
 from ..progress import Progress
 from ..segmentors.base import Segmentor
 from ..segmentors.build import instantiate
+from ..segmentors.clip_dinoiser import CLIPDINOiser
+from ..segmentors.maskclip import MaskCLIP
 from ..torch_defaults import ordinary_torch
 from ..types import ImageContext
 
 PLAIN = {"pamr_steps": 0, "threshold": 0.0, "area_threshold": 0.0}
-PER_PATCH = ("maskclip",)  # hosts whose official code averages probabilities over windows, not cosines
 
 
 @ordinary_torch()
@@ -42,16 +45,19 @@ def rank_templates(
 ) -> Path:
     """Writes a ranking file in FLOSS's format for a method on the images of a data set, which should be a training split. No
     labels are used. Every template of the recipe is a classifier; a class's templates are ranked by the mean entropy of the
-    pixels that they predict as this class. Keywords override recipe values, as in `build_segmentor`.
+    pixels that they predict as this class. A recipe with the step floss stands for its base method with these settings.
+    Keywords override recipe values, as in `build_segmentor`.
 
-    All templates share the passes of the encoder. Raises OvssError for images that cannot be read, and for methods with a
-    decision of their own."""
-    recipe = compose_recipe(
-        segmentor, clip=clip.name, dataset=dataset.name, overrides=PLAIN | {"logit_scale": scale} | overrides, origin="argument"
-    )
-    method = segmentor_config(recipe.segmentor)[1]
-    if method.image_scores or method.scores or method.decide or not method.uses_clip:
-        raise OvssError(f"{recipe.segmentor} has a decision of its own, so its templates cannot be ranked. Use another method.")
+    MaskCLIP and CLIP-DINOiser average probabilities over windows, other methods cosines, as in the official code. All templates
+    share the passes of the encoder. Raises OvssError for images that cannot be read, and for methods with a decision of their
+    own."""
+    host, method = host_of(segmentor)
+    trained = issubclass(method, CLIPDINOiser)
+    plain = PLAIN | ({"temperature": scale, "apply_found": False} if trained else {"logit_scale": scale})
+    plain |= {"ranking": None} if host != segmentor else {}
+    recipe = compose_recipe(segmentor, clip=clip.name, dataset=dataset.name, overrides=plain | overrides, origin="argument")
+    if method.image_scores or method.decide or not method.uses_clip or (method.scores and not trained):
+        raise OvssError(f"{host} has a decision of its own, so its templates cannot be ranked. Use another method.")
     vocabulary = dataset.vocabulary(recipe.names, recipe.templates)
     classes = len(vocabulary.classes)
     ranked = [instantiate(method, clip, replace(vocabulary, prompts=(each,)), recipe) for each in vocabulary.prompts]
@@ -59,7 +65,7 @@ def rank_templates(
     for one, total in zip(ranked, totals, strict=True):
         one.encode_text(Progress(not progress))
         one.refine_scores = _counter(total)
-        if segmentor in PER_PATCH:
+        if issubclass(method, MaskCLIP):
             _average_probabilities(one)
     samples = dataset.select(limit, ids)
     images = [(sample.id, lambda sample=sample: dataset.image(sample)) for sample in samples]
@@ -69,10 +75,16 @@ def rank_templates(
             raise outcome
         task.advance()
     task.stop()
-    content = {"model": segmentor, "dataset": dataset.name, "split": "train"}
+    content = {"model": host, "dataset": dataset.name, "split": "train"}
     path = user_path(path)
-    write_text(path, json.dumps(content | {"classes": _by_class(vocabulary.classes, totals.cpu())}, indent=1) + "\n")
+    write_text(path, json.dumps(content | {"classes": _by_class(vocabulary.classes, totals.cpu())}) + "\n")
     return path
+
+
+def host_of(segmentor: str) -> tuple[str, type[Segmentor]]:
+    """The name and the class of a segmentor, or of the base method of one with the step floss."""
+    _, base, steps = parts(segmentor)
+    return (base, SEGMENTORS.get(base)) if "floss" in steps else (segmentor, segmentor_config(segmentor)[1])
 
 
 def _counter(total: Tensor) -> Callable[[Tensor, ImageContext], Tensor]:
@@ -90,17 +102,9 @@ def _counter(total: Tensor) -> Callable[[Tensor, ImageContext], Tensor]:
 
 def _average_probabilities(segmentor: Segmentor) -> None:
     """Makes a method give the probabilities of patches, which need no softmax any more."""
-    cosines, scale, group = segmentor.patch_logits, segmentor.recipe.logit_scale, segmentor.vocabulary.group
-
-    def scores(probabilities: Tensor, context: ImageContext) -> Tensor:
-        planes = probabilities.new_zeros(len(segmentor.vocabulary.classes), *probabilities.shape[1:])
-        for query, c in enumerate(group):
-            if c >= 0:
-                planes[c] = torch.maximum(planes[c], probabilities[query])
-        return planes
-
+    cosines, scale = segmentor.patch_logits, segmentor.recipe.logit_scale
     segmentor.patch_logits = lambda batch: (scale * cosines(batch)).softmax(1)
-    segmentor.scores = scores
+    segmentor.scores = lambda probabilities, context: best_of_classes(probabilities, segmentor.vocabulary)
 
 
 def _by_class(classes: Iterable[str], totals: Tensor) -> dict[str, dict[str, list[dict[str, float]]]]:

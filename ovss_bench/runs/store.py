@@ -19,11 +19,13 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OvssError
-from ..evaluation.confusion import DTYPE, total
+from ..evaluation.boundary import DTYPE as EDGES
+from ..evaluation.confusion import DTYPE, Records, total
 from ..evaluation.metrics import areas
-from ..files import DAMAGES, below, digest, read_json, user_path, write_atomic, write_text
+from ..files import DAMAGES, below, digest, read_arrays, read_json, user_path, write_atomic, write_text
 from ..process import take_lock
 from .schema import validate_result
+from .spill import Joined, Spill, SpilledRecords, pieces, savez
 from .world import Shard
 
 IMAGES_PER_SHARD = 16
@@ -35,7 +37,8 @@ SECONDS_TO_APPEAR = 90  # of a file written by another machine: NFS refreshes fo
 class RunStore:
     """The counts of one run by image id. As a context manager it holds the run's locks and writes pending counts on exit. One
     process at a time reads and finishes a run; processes with different `shard`s may work side by side. A `helper` only adds
-    shards, on behalf of a process that holds the locks."""
+    shards, on behalf of a process that holds the locks. Records are kept in the `spill`, which the stores of a pass share: the
+    memory of a run does not grow with them. It is closed on exit."""
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class RunStore:
         fingerprint: str,
         shard: Shard | None = None,
         helper: bool = False,
+        spill: Spill | None = None,
     ) -> None:
         self.base = below(user_path(output), f"{dataset}/{clip}/{segmentor}-{fingerprint[:12]}", links=True)
         self.result_path, self.counts_path, self.trace_path, self._shards = (
@@ -53,14 +57,17 @@ class RunStore:
         )
         self.fingerprint, self.shard, self.helper = fingerprint, shard, helper
         self.map_folders = [maps_folder(self.result_path)]  # for label maps, if the run saves them
-        self.counts: dict[str, np.ndarray] = {}
-        self.hashes: dict[str, str] = {}
-        self.edges: dict[str, np.ndarray] = {}
+        self._spill = spill or Spill(user_path(output))
+        self._forget()
         self.damaged: list[str] = []  # error messages of shards that had to be deleted
         self._read: set[str] = set()
-        self._pending: list[str] = []
         self._written = time.monotonic()
         self._locks = ExitStack()
+
+    def _forget(self) -> None:
+        self.counts, self.edges = SpilledRecords(self._spill, DTYPE), SpilledRecords(self._spill, EDGES)
+        self.hashes: dict[str, str] = {}
+        self._pending: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = {}, {}  # counts and edges not in a shard yet
 
     @property
     def part_path(self) -> Path:
@@ -79,7 +86,7 @@ class RunStore:
         if self.shard is None and not self.helper:
             for path in [*self._shards.glob(SHARDS), *self._shards.glob(PARTS)]:
                 path.unlink(missing_ok=True)
-        self.counts, self.hashes, self.edges = {}, {}, {}
+        self._forget()
 
     def __enter__(self) -> RunStore:
         if self.helper:
@@ -101,6 +108,7 @@ class RunStore:
             self.flush()
         finally:
             self._locks.close()
+            self._spill.close()
 
     def read(self) -> None:
         """Reads new shards. Damaged ones are deleted and listed in `damaged`: their images have to be evaluated again."""
@@ -112,9 +120,13 @@ class RunStore:
                 self.damaged.append(str(error))
                 path.unlink(missing_ok=True)
                 continue
-            self.counts |= counts
             self.hashes |= hashes
-            self.edges |= edges
+            self._keep(counts, edges)
+
+    def _keep(self, counts: Records, edges: Records) -> None:
+        for records, spilled in ((counts, self.counts), (edges, self.edges)):
+            for image in records:
+                spilled.add(image, records[image])
 
     def collect(self, images: list[str]) -> None:
         """Waits until the counts of these images, which other processes have evaluated, are visible: a network file system may
@@ -153,19 +165,20 @@ class RunStore:
             picture = Image.fromarray(label_map.astype(np.uint8) if label_map.max() < 256 else label_map)
             for path in self.map_paths(image):
                 write_atomic(path, picture.save)
-        self.counts[image], self.hashes[image] = counts, map_hash
-        if edges is not None:
-            self.edges[image] = edges
-        self._pending.append(image)
-        if len(self._pending) >= IMAGES_PER_SHARD or time.monotonic() - self._written > SECONDS_PER_SHARD:
+        added = {image: counts}, {} if edges is None else {image: edges}
+        self.hashes[image] = map_hash
+        for pending, new in zip(self._pending, added, strict=True):
+            pending |= new
+        self._keep(*added)
+        if len(self._pending[0]) >= IMAGES_PER_SHARD or time.monotonic() - self._written > SECONDS_PER_SHARD:
             self.flush()
 
     def flush(self) -> None:
-        if self._pending:
+        if self._pending[0]:
             path = self._shards / f"{len(self._read):06d}-{secrets.token_hex(8)}.npz"  # unique among all writers
-            self._write_counts(path, self._pending)
+            self._write_counts(path, list(self._pending[0]), *self._pending)
             self._read.add(path.name)
-            self._pending, self._written = [], time.monotonic()
+            self._pending, self._written = ({}, {}), time.monotonic()
 
     def finish(self, result: dict[str, Any], images: list[str]) -> None:
         """Writes the counts of `images` and the result, and removes the shards, unless the two disagree: then OvssError."""
@@ -173,9 +186,9 @@ class RunStore:
             raise OvssError(f"{self.base}: the result contradicts its counts ({reasons}).")
         text = dump(result)
         validate_result(json.loads(text), f"the result for {self.result_path}")
-        self._write_counts(self.counts_path, images)
+        self._write_counts(self.counts_path, images, self.counts, self.edges)
         write_text(self.result_path, text)
-        self._pending = []
+        self._pending = {}, {}
         shutil.rmtree(self._shards, ignore_errors=True)
 
     def write_part(self, part: dict[str, Any]) -> None:
@@ -185,20 +198,20 @@ class RunStore:
         text = json.dumps(part | {"shard": [self.shard.number, self.shard.count]})
         write_text(self.part_path, f"{digest(text)}\n{text}\n")
 
-    def _write_counts(self, path: Path, images: list[str]) -> None:
-        records = [self.counts[image] for image in images]
-        content = {
+    def _write_counts(self, path: Path, images: list[str], counts: Records, edges: Records) -> None:
+        joined = Joined(counts, images, DTYPE)
+        content: dict[str, np.ndarray | Joined] = {
             "fingerprint": np.array(self.fingerprint),
             "images": np.array(images, np.str_),
             "hashes": np.array([self.hashes[image] for image in images], np.str_),
-            "lengths": np.array([len(each) for each in records], np.int64),
-            "records": np.concatenate(records) if records else np.empty(0, DTYPE),
+            "lengths": joined.lengths,
+            "records": joined,
         }
-        if self.edges:
-            edges = [self.edges[image] for image in images]
-            content |= {"edge_lengths": np.array([len(each) for each in edges], np.int64), "edges": np.concatenate(edges)}
+        if edges:
+            joined = Joined(edges, images, EDGES)
+            content |= {"edge_lengths": joined.lengths, "edges": joined}
         content["checksum"] = np.array(_checksum(content))
-        write_atomic(path, lambda temporary: np.savez_compressed(temporary, **content))
+        write_atomic(path, lambda temporary: savez(temporary, content))
 
 
 def read_counts(
@@ -207,20 +220,19 @@ def read_counts(
     """Confusion records, label-map hashes, and boundary records (empty if not stored), each by image id. Raises OvssError if
     the file is damaged, belongs to another run, or has labels above `classes`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            content = dict(file)
-            if "checksum" in content and str(content.pop("checksum")) != _checksum(content):
-                raise ValueError("its checksum is wrong")
-            images = content["images"].tolist()
-            if len(set(images)) < len(images):
-                raise ValueError("it holds an image twice")
-            if not content["hashes"].shape == content["images"].shape == (len(images),):
-                raise ValueError("its arrays do not match")
-            records = _by_image(images, content["records"], content["lengths"])
-            hashes = dict(zip(images, content["hashes"].tolist(), strict=True))
-            edges = _by_image(images, content["edges"], content["edge_lengths"]) if "edges" in content else {}
-            largest = max(int(content["records"][side].max(initial=0)) for side in ("truth", "prediction"))
-            run = str(content["fingerprint"])
+        content = read_arrays(path)
+        if "checksum" in content and str(content.pop("checksum")) != _checksum(content):
+            raise ValueError("its checksum is wrong")
+        images = content["images"].tolist()
+        if len(set(images)) < len(images):
+            raise ValueError("it holds an image twice")
+        if not content["hashes"].shape == content["images"].shape == (len(images),):
+            raise ValueError("its arrays do not match")
+        records = _by_image(images, content["records"], content["lengths"])
+        hashes = dict(zip(images, content["hashes"].tolist(), strict=True))
+        edges = _by_image(images, content["edges"], content["edge_lengths"]) if "edges" in content else {}
+        largest = max(int(content["records"][side].max(initial=0)) for side in ("truth", "prediction"))
+        run = str(content["fingerprint"])
     except DAMAGES as error:
         raise OvssError(f"{path} is damaged: {error}. Delete it; its images will be evaluated again.") from error
     if run != (fingerprint or run) or (classes is not None and largest > classes):
@@ -260,9 +272,10 @@ def read_parts(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return sorted(parts, key=lambda part: part["shard"][::-1]), damaged
 
 
-def _checksum(content: Mapping[str, np.ndarray]) -> str:
-    parts = [part for name in sorted(content) for part in (name, content[name].dtype.str, content[name].tobytes())]
-    return digest(*parts)
+def _checksum(content: Mapping[str, np.ndarray | Joined]) -> str:
+    """Of the names, dtypes and bytes of all arrays, in order of the names."""
+    arrays = sorted(content.items())
+    return digest(*(part for name, array in arrays for part in (name, array.dtype.str, (array.nbytes, pieces(array)))))
 
 
 def _by_image(images: list[str], records: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:

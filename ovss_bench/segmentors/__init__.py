@@ -1,8 +1,8 @@
 """Methods, one file each. MODULES: by registered name the module of this package, which is imported on first use."""
 
 MODULES = {
-    "cass": "cass",
     "active_sam": "active_sam",
+    "cass": "cass",
     "clearclip": "clearclip",
     "clip": "clip",
     "clip_dinoiser": "clip_dinoiser",
@@ -13,11 +13,11 @@ MODULES = {
     "corrclip": "corrclip",
     "corrclip_v2": "corrclip_v2",
     "gem": "gem",
-    "itaclip": "itaclip",
     "gla_clip": "gla_clip",
+    "itaclip": "itaclip",
     "labels": "labels",
-    "lposs": "lposs",
     "lavg": "lavg",
+    "lposs": "lposs",
     "maskclip": "maskclip",
     "maskclip_plus": "maskclip_plus",
     "mmseg": "mmseg_model",
@@ -28,13 +28,16 @@ MODULES = {
     "proxyclip": "proxyclip",
     "resclip": "resclip",
     "rf_clip": "rf_clip",
+    "sam3": "sam3",
     "scclip": "scclip",
     "sclip": "sclip",
-    "sfp": "sfp",
     "segearth_ov": "segearth_ov",
-    "sam3": "sam3",
     "segearth_ov3": "segearth_ov3",
+    "sfp": "sfp",
     "tagclip": "tagclip",
     "tagclip_training_free": "tagclip_training_free",
     "trident": "trident",
 }
+
+# Hyperparameters that are options of `ovss eval`, mostly for systems from outside (docs/outside.md).
+OUTSIDE = ("path", "command", "config", "checkpoint")

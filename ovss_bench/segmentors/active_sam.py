@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..auxiliary.concepts import ConceptPrompts, chosen
 from ..auxiliary.words import canonical, hypernyms
+from ..config.recipe import Recipe
 from ..config.registry import SEGMENTORS
-from ..encoders.concepts import ConceptPrompts
 from ..errors import OvssError
-from ..types import ImageContext
-from .concepts import chosen
 from .segearth_ov3 import SegEarthOV3
 
 WORDS = "active_sam"  # configs/words
@@ -38,14 +37,15 @@ class ActiveSAM(SegEarthOV3):
     pruner_max_active: int = 40
     mabc_exponent: float = 1.25
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        counts = {name: getattr(self, name) for name in ("neighbor_tokens", "hypernym_tokens", "pruner_max_active")}
-        for name, value in counts.items():
-            if value < (name == "pruner_max_active"):
-                raise OvssError(f"{name}={value} of active_sam: expected a count.")
-        if not 0 < self.quantile_alpha <= 1:
-            raise OvssError(f"quantile_alpha={self.quantile_alpha}: expected a share of the prompts, above 0 and up to 1.")
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        values = recipe.hyperparameters
+        for name in ("neighbor_tokens", "hypernym_tokens", "pruner_max_active"):
+            if values[name] < (name == "pruner_max_active"):
+                raise OvssError(f"{name}={values[name]} of active_sam: expected a count.")
+        if not 0 < (share := values["quantile_alpha"]) <= 1:
+            raise OvssError(f"quantile_alpha={share}: expected a share of the prompts, above 0 and up to 1.")
 
     @property
     def best_decides(self) -> bool:
@@ -86,38 +86,31 @@ class ActiveSAM(SegEarthOV3):
         if self.hypernym_tokens:
             general = [hypernyms(name, WORDS)[: self.hypernym_tokens] for name in self.names]
             words = [canonical(word, WORDS) for some in general for word in some]
-            known = torch.tensor([[n < len(some) for n in range(self.hypernym_tokens)] for some in general])
-            known = known.to(means.device)
+            known = valid[0].new_tensor([[n < len(some) for n in range(self.hypernym_tokens)] for some in general])
             rows = tokens[0].new_zeros(*known.shape, tokens[0].shape[-1])
             if words:
                 rows[known] = network.project(network.words(words))
             tokens, valid = [*tokens, rows], [*valid, known]
         return ConceptPrompts(torch.cat(tokens, 1), torch.cat(valid, 1))
 
-    def active(self, image: np.ndarray) -> list[int]:
+    def active(self, image: np.ndarray, shared: dict[Any, Any] | None = None) -> list[int]:
         """The prompts that the preview chooses; all if they are few."""
         if len(self.rows) <= self.pruner_max_active:
             return super().active(image)
-        presence = self.preview(image)
-        picked = presence >= torch.quantile(presence, 1 - self.quantile_alpha)
+        presence = self.preview(image, shared)
+        picked = ~(presence < torch.quantile(presence, 1 - self.quantile_alpha))  # NaN is chosen, and found in the image
         best = presence.topk(self.pruner_max_active).indices
         among = torch.zeros_like(picked).scatter_(0, best, True)
         return (picked & among).nonzero()[:, 0].tolist()
 
     @torch.inference_mode()
-    def preview(self, image: np.ndarray) -> Tensor:
+    def preview(self, image: np.ndarray, shared: dict[Any, Any] | None = None) -> Tensor:
         """Presence (K,) of all names in the small image; no masks are made."""
         network, side = self.segmenter, self.preview_resolution
-        seen, step = network.image(image, side), network.chunk(side)
+        seen, step = network.image(image, side, shared), network.chunk(side)
         starts = range(0, len(self.rows), step)
         parts = [range(start, min(start + step, len(self.rows))) for start in starts]
         return torch.cat([network.detect(seen, chosen(self.plain, part)).present for part in parts])
 
-    def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
-        if self.prob_thd == 0:
-            return super().decide(scores, context)
-        labels = scores.argmax(0)
-        first, second = scores.topk(2, 0).values if len(scores) > 1 else (scores[0], torch.zeros_like(scores[0]))
-        assert self.vocabulary.background is not None  # checked with prob_thd
-        labels[first * (first - second).sqrt() < self.prob_thd**self.mabc_exponent] = self.vocabulary.background
-        return labels
+    def uncertain(self, best: Tensor, second: Tensor) -> Tensor:
+        return best * (best - second).sqrt() < self.prob_thd**self.mabc_exponent

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..auxiliary.sources import SOURCES
-from ..config.hyperparameters import Method
+from ..auxiliary import SOURCES
+from ..config.hyperparameters import File, Method
 from ..config.recipe import RECIPE_VALUES, Recipe, of_class
 from ..datasets.base import SegDataset
 from ..datasets.lists import Sample
@@ -47,22 +47,30 @@ REPLACED = {
 TOWER = ("position", "activation", "layer_norm_eps")  # these change CLIP's image tower only
 WITHOUT_CLIP = ("names", "scored_at", "min_foreground")  # the recipe values that apply to segmentors that use no CLIP
 NOT_DEFINED = cast("Any", None)  # type checkers accept a call of it
+NO_BACKGROUND = (
+    "but there is no background class to give the uncertain pixels to. Use 0, or a data set with a background class (voc21, "
+    "context60, coco_object), or make the first of your own classes the background (background=true)."
+)
+T = TypeVar("T")
 WITHOUT_EFFECT = ", without effect on this method"
 
 
 class Segmentor(Method):
-    """A training-free method. Annotated class attributes are its hyperparameters, with their defaults.
+    """A method. Annotated class attributes are its hyperparameters, with their defaults.
 
     Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion`, `sam` or `bank` name auxiliary models; in a segmentor
     they hold the loaded object itself, which is passed in `sources`. Declared by class attributes or properties:
 
     - `requires`: mandatory sources; `in_fp32`: sources loaded in fp32, as in the official code, whatever CLIP's precision;
-    - `positive`: hyperparameters that must be above 0;
+    - `positive`: hyperparameters that must be above 0; `shares`: those that must be from 0 to 1;
+    - `joins_patches`: windows are joined patch by patch, so they must not cut through patches;
     - `uses`: recipe values that the method's hooks read, although they replace the default that applies them (see REPLACED);
     - `attention_maps`: the least number of maps (K, T, T) held at a time; images too large for the memory are refused;
     - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as in NACLIP's code;
     - `group`: the number of consecutive images of the data set that `group_features` gets together;
     - `uses_clip`: whether it uses CLIP; with False, none is loaded, and no texts are encoded;
+    - `outside`: the label maps are made by another program or library (docs/outside.md);
+    - `gives_probabilities`: `patch_logits` is a softmax of what `compare` gives, not that itself;
     - `own_network`: images are seen by a network of the method's own only, and CLIP encodes the texts: its trunk does not run,
       and the recipe values that change its image tower have no effect, unless `uses` names them;
     - `files`: files of the user that results depend on, by name, beside the hyperparameters that are files.
@@ -72,13 +80,17 @@ class Segmentor(Method):
 
     requires = ()
     positive = ()
+    shares = ()
+    joins_patches = False
     in_fp32 = ()
     uses = ()
     uses_clip = True
+    outside = False
     attention_maps = 0
     scores_sum_to_one = False
     group = 1
     own_network = False
+    gives_probabilities = False
 
     # (WindowBatch of one or several images) -> cosine similarities (B, Q, h, w) on a grid of any resolution over each window.
     patch_logits = NOT_DEFINED
@@ -90,6 +102,9 @@ class Segmentor(Method):
     group_features = NOT_DEFINED
     # (ImageContext) -> planes (P, h, w) to decide on. Replaces all hooks up to `scores`, for methods without windows.
     image_scores = NOT_DEFINED
+    # (ImageContext) -> cosines (1, Q, h, w) on a grid over the whole image. Not called by the engine: a method whose
+    # `image_scores` calls it lets steps change these cosines.
+    image_cosines = NOT_DEFINED
     # (ImageContext) -> log-weights (Q,) of the queries in this image, added to the logits in the softmax, or None. A query with
     # -inf is absent: it wins no pixel and has no part in the softmax, and its cosines may be anything, even infinite.
     prior = NOT_DEFINED
@@ -110,8 +125,9 @@ class Segmentor(Method):
     ) -> None:
         self.clip = clip.variant(recipe.activation, recipe.layer_norm_eps)
         self.vocabulary, self.recipe, self.sources = vocabulary, self.checked_recipe(recipe), dict(sources or {})
+        self.check(recipe, has_background=vocabulary.background is not None)
+        self.check_windows(recipe, clip.patch_size)
         self.observed: Counter[str] = Counter()  # counts that a method wants reported in results, by name
-        self._check_thresholds()
         if recipe.precision not in (None, clip.precision):
             raise OvssError(
                 f"the recipe of {recipe.segmentor} has precision={recipe.precision} (from "
@@ -119,27 +135,45 @@ class Segmentor(Method):
                 f"precision='{recipe.precision}', or set precision={clip.precision} here, too."
             )
         values = recipe.hyperparameters
-        for name in self.positive:
-            value = values.get(name)
-            if value is not None and not value > 0:
-                raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
         paths = {name: Path(values[name]) for name in of_class(type(self)).paths if values[name]}
         for name, value in (values | self.sources | paths).items():
             setattr(self, name, value)
-        for kind in self.requires:
-            if getattr(self, kind) is None:
-                given = f"a name or a file ({kind}=NAME), or in Python a callable" if kind in SOURCES else f"{kind}=VALUE"
-                raise OvssError(f"{recipe.segmentor} needs {kind}: give {given}.")
 
-    def _check_thresholds(self) -> None:
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        """Raises OvssError for values of the recipe that make no sense, alone, together or without a background class: all
+        that can be known before weights and images are read, so `dry_run=true` reports it, too."""
+        values = recipe.hyperparameters
         for name in ("threshold", "area_threshold"):
-            value = getattr(self.recipe, name)
-            if value > 0 and self.vocabulary.background is None and name not in self.unused():
-                raise OvssError(
-                    f"{name}={value} (from {self.recipe.origins.get(name, 'the caller')}), but there is no background class to "
-                    "give the uncertain pixels to. Use 0, or a data set with a background class (voc21, context60, "
-                    "coco_object), or background=True in Vocabulary."
-                )
+            value = getattr(recipe, name)
+            if value > 0 and not has_background and name not in cls.unused():
+                raise OvssError(f"{name}={value} (from {recipe.origins.get(name, 'the caller')}), {NO_BACKGROUND}")
+        for name in cls.positive:
+            value = values.get(name)
+            if value is not None and not value > 0:
+                raise OvssError(f"{name}={value} of {recipe.segmentor}: expected a number above 0.")
+        for name in cls.shares:
+            if not 0 <= values[name] <= 1:
+                raise OvssError(f"{name}={values[name]} of {recipe.segmentor}: expected a share of the patches, 0 to 1.")
+        for kind in cls.requires:
+            if values[kind] is None:
+                is_file = of_class(cls).paths.get(kind) is File
+                what, given = kind, f"{kind}={'FILE' if is_file else 'VALUE'}"
+                if kind == "checkpoint":
+                    what, given = "trained weights", "checkpoint=FILE (see its page)"
+                elif kind in SOURCES:
+                    given = f"a name or a file ({kind}=NAME), or in Python a callable"
+                raise OvssError(f"{recipe.segmentor} needs {what}: give {given}.")
+
+    @classmethod
+    def check_windows(cls, recipe: Recipe, patch: int) -> None:
+        """Raises OvssError for windows that cut through CLIP's patches of this side in pixels, if the method joins windows
+        patch by patch. A dry run reports it for a CLIP whose patches are known without its weights."""
+        if cls.joins_patches and recipe.window != "whole" and (recipe.window % patch or recipe.stride % patch):
+            raise OvssError(
+                f"window={recipe.window}, stride={recipe.stride}: {recipe.segmentor} joins windows patch by patch, so both "
+                f"must be multiples of the patch ({patch} pixels)."
+            )
 
     @classmethod
     def hyperparameters(cls) -> dict[str, Any]:
@@ -225,8 +259,18 @@ class Segmentor(Method):
         if not self.uses_clip:
             return
         self._text = self.vocabulary.features(self.clip, progress)
+        self._text = self.enriched(self._text, self.vocabulary, progress)
         if self.sources.get("bank") is not None:
             self.sources["bank"].encode_text(self.vocabulary, progress)
+
+    def enriched(self, text: Tensor, vocabulary: Vocabulary, progress: Progress | None = None) -> Tensor:
+        """The text features (Q, E) that the method uses, made from those of the queries in the vocabulary's prompts."""
+        return text
+
+    def once(self, compute: Callable[..., T], *arguments: Any) -> T:
+        """`compute(*arguments)`, in `patch_logits` and its alternatives, for what is costly and does not depend on the texts: a
+        step that runs the method with several classifiers does this part only once."""
+        return compute(*arguments)
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -235,6 +279,16 @@ class Segmentor(Method):
     def begin(self, dataset: SegDataset, samples: Sequence[Sample], progress: Progress) -> None:
         """Called once before the first image of a run, with the images to evaluate; in a run of several processes first in one,
         with the images of all of them, then in the others, with their own."""
+
+    def image_labels(self, context: ImageContext) -> tuple[Tensor, Tensor] | None:
+        """What `decide` gives for `image_scores` (h, w), and the maximum of these planes (h, w), if the method has a way that
+        holds fewer planes in memory. The engine asks where nobody wants the planes."""
+        return None
+
+    def decides_as(self, method: type[Segmentor]) -> bool:
+        """Whether no subclass or step changes what a method does with all planes, so that its `image_labels` is right."""
+        hooks = ("image_scores", "refine_scores", "decide")
+        return all(getattr(type(self), hook) is getattr(method, hook) for hook in hooks)
 
     @property
     def needs(self) -> Set[int]:
@@ -325,4 +379,5 @@ class LastBlockSegmentor(Segmentor):
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk = self.trunk(batch)
-        return self.cosines(self.last_block(self.clip.block(-1, trunk.grid), trunk.tokens), trunk.grid)
+        x = self.once(self.last_block, self.clip.block(-1, trunk.grid), trunk.tokens)
+        return self.cosines(x, trunk.grid)

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..auxiliary.sources import SOURCES, describe, named_source
+from ..auxiliary import SOURCES
+from ..auxiliary.sources import describe, named_source
 from ..config.plugin_errors import plugin_errors
 from ..config.recipe import Recipe, compose_recipe, segmentor_config
 from ..encoders.clip import DenseCLIP
-from ..encoders.clip_loading import ClipSpec
+from ..encoders.clip_loading import load_spec
+from ..encoders.clip_spec import ClipSpec
 from ..encoders.no_clip import NoCLIP
 from ..errors import OvssError
 from ..torch_defaults import ordinary_torch
@@ -29,9 +31,9 @@ def build_segmentor(
 ) -> Segmentor:
     """A segmentor of configs/segmentor, or a registered one, with its recipe for this CLIP.
 
-    `clip`: a CLIP, or NAME, NAME:TAG or a file to load one from in the recipe's precision; segmentors that use none ignore it.
-    `vocabulary`: a Vocabulary, or the names of the classes (a text or a list of synonyms for each), used with the recipe's
-    templates.
+    `clip`: a CLIP, or NAME, NAME:TAG or a file to load one from in the recipe's precision; segmentors that use none take only
+    the device of a loaded one. `vocabulary`: a Vocabulary, or the names of the classes (a text or a list of synonyms for each),
+    used with the recipe's templates.
 
     Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion`, `sam`, `bank` and
     `concepts` take a name or the model itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3)
@@ -46,14 +48,14 @@ def build_segmentor(
         if not callable(source) and kind != "bank":
             raise OvssError(f"{kind}={source!r}: expected a name, or a callable (see build_segmentor).")
     if not segmentor_config(name)[1].uses_clip:
-        clip = NoCLIP()
+        clip = NoCLIP(next(filter(None, (getattr(model, "device", None) for model in (*given.values(), clip))), "cpu"))
     if not isinstance(clip, DenseCLIP | str | Path):
         raise OvssError(f"clip: expected a loaded CLIP, its name or a file, not {type(clip).__name__}.")
     chosen = clip if isinstance(clip, DenseCLIP) else ClipSpec.of(clip)
     recipe = compose_recipe(
         name, clip=chosen.name if isinstance(chosen, DenseCLIP) else chosen.label, overrides=overrides, origin="argument"
     )
-    loaded = chosen if isinstance(chosen, DenseCLIP) else chosen.load(recipe.precision)
+    loaded = chosen if isinstance(chosen, DenseCLIP) else load_spec(chosen, recipe.precision)
     if isinstance(vocabulary, list | tuple):
         if "names" in overrides:
             raise OvssError(

@@ -57,16 +57,20 @@ class CASS(Segmentor):
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
+        patches, similarity = self.once(self.patches, batch), self.image_similarity(batch)
+        cosines = patches @ self.adjusted_text(patches, similarity).transpose(1, 2)
+        weight = self.global_semantics_weight
+        mixed = (1 - weight) * cosines + weight * similarity[:, None]
+        return mixed.transpose(1, 2).unflatten(2, self.trunk(batch).grid)
+
+    def patches(self, batch: WindowBatch) -> Tensor:
+        """Unit embeddings (B, N, E)."""
         trunk = self.trunk(batch)
         block = self.clip.block(-1, trunk.grid)
         _, k, v = (part[:, :, 1:] for part in block.qkv(block.ln_1(trunk.tokens)))
         attention = self.graph(k.float(), self.keys(batch, k.float(), trunk.grid))
         bonus = neighbourhood(trunk.grid, self.sigma, like=k)[1:, 1:]
-        patches = self.clip.head(block.project((attention + bonus).softmax(-1).to(v.dtype) @ v))
-        similarity = self.image_similarity(batch)
-        cosines = patches @ self.adjusted_text(patches, similarity).transpose(1, 2)
-        weight = self.global_semantics_weight
-        return ((1 - weight) * cosines + weight * similarity[:, None]).transpose(1, 2).unflatten(2, trunk.grid)
+        return self.clip.head(block.project((attention + bonus).softmax(-1).to(v.dtype) @ v))
 
     # Section 3.2: the graph of the vision encoder
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.hyperparameters import File
+from ..config.recipe import Recipe
 from ..config.registry import SEGMENTORS
 from ..encoders.trained import read_trained
 from ..errors import OvssError
@@ -26,6 +27,9 @@ class CLIPDINOiser(LastBlockSegmentor):
     probability `delta`, and which the second convolution puts outside of objects, go to the background.
     """
 
+    requires = ("checkpoint",)
+    gives_probabilities = True
+
     checkpoint: File | None = None
     gamma: float = 0.2
     delta: float = 0.99
@@ -33,15 +37,18 @@ class CLIPDINOiser(LastBlockSegmentor):
     feats_idx: int = -3
     apply_found: bool = False
 
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        if recipe.hyperparameters["apply_found"] and not has_background:
+            where = f"apply_found=true of {recipe.segmentor}"
+            raise OvssError(f"{where} needs a background class, and there is none. Use apply_found=false.")
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         name, depth, width = self.recipe.segmentor, self.clip.depth, self.clip.width
-        if self.checkpoint is None:
-            raise OvssError(f"{name} needs trained weights: give checkpoint=FILE (see its page).")
         if not -depth <= self.feats_idx <= -1:
             raise OvssError(f"feats_idx={self.feats_idx} of {name}: expected -{depth} to -1, as the CLIP has {depth} blocks.")
-        if self.apply_found and self.vocabulary.background is None:
-            raise OvssError(f"apply_found=true of {name} needs a background class, and there is none. Use apply_found=false.")
         shapes = {"obj_proj.weight": ("P", width, 3, 3), "obj_proj.bias": ("P",)}
         shapes |= {"bkg_decoder.weight": (1, width, 1, 1), "bkg_decoder.bias": (1,)}
         state, _ = read_trained(self.checkpoint, shapes)
@@ -51,7 +58,11 @@ class CLIPDINOiser(LastBlockSegmentor):
 
     @property
     def needs_qkv(self) -> frozenset[int]:
-        return frozenset({self.clip.depth + self.feats_idx})
+        return frozenset({self.middle_block})
+
+    @property
+    def middle_block(self) -> int:
+        return self.clip.depth + self.feats_idx
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         return v
@@ -72,7 +83,7 @@ class CLIPDINOiser(LastBlockSegmentor):
 
     def middle(self, trunk: Trunk) -> Tensor:
         """What the feed-forward network of block `feats_idx` gets: `ln_2` of the patches (B, D, h, w), float32."""
-        (index,) = self.needs_qkv
+        index = self.middle_block
         block = self.clip.block(index, trunk.grid)
         x = trunk.states[index] + block.project(F.scaled_dot_product_attention(*self.clip.qkv(trunk, index)))
         return block.ln_2(x)[:, 1:].float().transpose(1, 2).unflatten(2, trunk.grid)

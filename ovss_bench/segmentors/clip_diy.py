@@ -2,14 +2,14 @@
 image."""
 
 from itertools import product
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.recipe import Recipe
 from ..config.registry import SEGMENTORS
 from ..errors import OvssError
+from ..ops.enlarge import resized_maps
 from ..ops.scores import Decision, by_class
 from ..types import ImageContext
 from .base import Segmentor
@@ -30,30 +30,35 @@ class CLIPDIY(Segmentor):
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     foreground: str | None = None
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if len(self.weights) != len(self.patch_sizes):
-            raise OvssError(f"weights={self.weights}: give one for each of patch_sizes={self.patch_sizes}.")
-        if not 1 <= self.stride_divisor <= min(self.patch_sizes):
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        weights, sides, divisor = (recipe.hyperparameters[name] for name in ("weights", "patch_sizes", "stride_divisor"))
+        if len(weights) != len(sides):
+            raise OvssError(f"weights={weights}: give one for each of patch_sizes={sides}.")
+        if not 1 <= divisor <= min(sides):
             raise OvssError(
-                f"stride_divisor={self.stride_divisor}, patch_sizes={self.patch_sizes}: a size divided by the divisor is a "
+                f"stride_divisor={divisor}, patch_sizes={sides}: a size divided by the divisor is a "
                 "step in pixels, so both must be positive and no size below the divisor."
             )
 
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
         """Softmax over the queries (Q, h, w) at the size of the resized image. There is no logit scale."""
+        return self.image_cosines(context)[0].softmax(0)
+
+    def image_cosines(self, context: ImageContext) -> Tensor:
+        """Times the objectness, at that size."""
         shape = context.resized.shape[:2]
         weighted = zip(self.weights, self.patch_cosines(context), strict=True)
-        maps = sum(weight * F.interpolate(cosines[None], shape, mode="bilinear")[0] for weight, cosines in weighted)
+        maps = sum(weight * resized_maps(cosines, shape) for weight, cosines in weighted)
         maps /= len(self.weights)
         background = self.vocabulary.background
         if self.foreground is not None and background is not None:
-            objects = self.tensor(context.once(self.foreground)).float()[None, None]
-            objects = F.interpolate(objects, shape, mode="bilinear")[0, 0]
+            (objects,) = resized_maps(self.tensor(context.once(self.foreground)).float()[None], shape)
             for query, c in enumerate(self.vocabulary.group):
                 maps[query] *= 1 - objects if c == background else objects
-        return maps.softmax(0)
+        return maps[None]
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         order = by_class(self.vocabulary, like=scores)[1]
@@ -68,6 +73,6 @@ class CLIPDIY(Segmentor):
             grids.append((len(rows), len(columns)))
             patches += [image[y : y + size, x : x + size] for y, x in product(rows, columns)]
         maker = repr((*self.embed_key, self.patch_sizes, self.stride_divisor, self.recipe.resize, image.shape))
-        embeddings = context.cached(maker, lambda: self.embed(patches).numpy(force=True))
+        embeddings = self.once(context.cached, maker, lambda: self.embed(patches).numpy(force=True))
         parts = (self.text @ self.tensor(embeddings).T).split([rows * columns for rows, columns in grids], 1)
         return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]

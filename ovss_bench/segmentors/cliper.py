@@ -1,5 +1,6 @@
 """CLIPer (Sun et al., ICCV 2025, arXiv 2411.13836): spatial structure from CLIP's early layers and from Stable Diffusion."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from math import floor, isqrt
 from typing import Literal
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
+from ..encoders.clip import attention_maps
 from ..errors import OvssError
-from ..ops.attention import cosine_matrix, proxy_attention, symmetric, to_sum_one
-from ..ops.patchwise import join_windows
+from ..ops.attention import cosine_matrix, layer_products, proxy_attention, some_heads, strong_attention
+from ..ops.enlarge import enlarge
+from ..ops.patchwise import halves, join_windows
 from ..types import ImageContext, WindowBatch
 from .base import Segmentor
 from .features import image_features
@@ -28,12 +31,13 @@ class CLIPer(Segmentor):
     the background has a score instead, (1 - the best score of the pixel)^2. `halves`: each half of the image is processed as an
     image (Cityscapes). With a window in the recipe, predictions of windows are averaged with that of the whole image. Without
     `diffusion` or `vfm` there is no compensation. `vfm`: a vision encoder instead of `diffusion`, in fp32, on the image at its
-    original size, rounded down to whole patches. Where the official affinity is NaN, patches attend to themselves.
-    Ablations: `fuse_feature=False` uses only `select_layer`, without the mean over the layers; `refinement` combines the
-    diffusion maps of all heads as a product (SFSA) or mean, or takes the one numbered `selection` (official: 1).
+    original size, rounded down to whole patches. Where the official affinity is NaN, patches attend to themselves. Ablations:
+    `fuse_feature=False` uses only `select_layer`, not the mean over the layers; `refinement` combines the diffusion maps of all
+    heads as a product (SFSA) or mean, or takes the one numbered `selection` (official: 1).
     """
 
     in_fp32 = ("vfm",)
+    joins_patches = True
     uses = ("window", "stride", "position", "logit_scale")
 
     select_layer: int = -1
@@ -51,7 +55,7 @@ class CLIPer(Segmentor):
 
     @property
     def attention_maps(self) -> float:
-        return 5 / 4 if self.halves else 5  # halves of an image have a quarter of its pairs of patches
+        return (5 / 4 if self.halves else 5) / self.clip.heads  # halves of an image have a quarter of its pairs of patches
 
     @property
     def needs_qkv(self) -> frozenset[int]:
@@ -77,16 +81,14 @@ class CLIPer(Segmentor):
         """For each of the N layers the cosines (N, B, T, h, w) of the patches with text rows; of the last layer the attention
         between patches (B, h*w, h*w)."""
         trunk = self.trunk(batch)
-        blocks = [self.clip.block(i, trunk.grid) for i in range(self.clip.depth)]
-        attention = sum(self.clip.attention(trunk, i).float() for i in range(self.clip.depth - 1))
-        embeddings, last, cosines = [block.ln_1(trunk.states[i]) for i, block in enumerate(blocks[:-1])], blocks[-1], []
-        for embedding in [*embeddings, trunk.tokens]:
-            # The official code balances in place: every layer starts from the balanced maps of the one before it.
-            attention = to_sum_one(to_sum_one(attention, -2), -1)
-            fused = symmetric(attention)
-            values = last.qkv(last.ln_1(embedding))[2]
-            cosines.append(self.clip.head(last.project(fused.to(values.dtype) @ values)[:, 1:]) @ text.T)
-        return torch.stack(cosines).transpose(2, 3).unflatten(3, trunk.grid), fused.mean(1)[:, 1:, 1:]
+        last = self.clip.block(-1, trunk.grid)
+        embeddings = [self.clip.block(i, trunk.grid).ln_1(trunk.states[i]) for i in range(self.clip.depth - 1)]
+        values = [last.values(last.ln_1(embedding)) for embedding in [*embeddings, trunk.tokens]]
+        kept = [self.clip.qkv(trunk, i) for i in range(self.clip.depth - 1)]
+        maps = (sum(attention_maps(q[:, part], k[:, part]).float() for q, k, _ in kept) for part in some_heads(values[0]))
+        mixed, between = layer_products(maps, values)
+        cosines = torch.stack([self.clip.head(last.project(result)[:, 1:]) @ text.T for result in mixed])
+        return cosines.transpose(2, 3).unflatten(3, trunk.grid), between[:, 1:, 1:]
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
@@ -122,14 +124,15 @@ class CLIPer(Segmentor):
         if self.diffusion is None:
             (features,) = image_features(self, context, floor)
             grid = features.shape[1:]
-            return (proxy_attention(cosine_matrix(features.flatten(1).T)) @ on_grid(maps, grid)).T.unflatten(1, grid)
+            attention = proxy_attention(cosine_matrix(features.flatten(1).T))
+            return (attention @ enlarge(maps, grid).flatten(1).T).T.unflatten(1, grid)
         heads = [head for layer in context.once(self.diffusion) for head in torch.as_tensor(layer)]
         if self.refinement == "selection":
             if not 0 <= self.selection < len(heads):
                 raise OvssError(f"selection={self.selection}: the diffusion model has {len(heads)} maps, counted from 0.")
             heads = [heads[self.selection]]
         side = isqrt(len(heads[0]))
-        m = on_grid(maps, (side, side))
+        m = enlarge(maps, (side, side)).flatten(1).T
         if self.refinement == "mean":
             m = sum(self.propagate(head, m) for head in heads) / len(heads)
         else:  # from right to left: the product of all maps is never formed
@@ -139,54 +142,58 @@ class CLIPer(Segmentor):
 
     def propagate(self, attention: Tensor, m: Tensor) -> Tensor:
         """One self-attention map (N, N), weak entries cut and rows normalised, times class maps (N, C)."""
-        attention = self.tensor(attention).to(m)
-        attention = attention / (attention.amax(0) + 1e-5)
-        attention[attention < self.attention_thr] = 0
-        return (attention @ m) / (attention.sum(1, keepdim=True) + 1e-5)
+        return strong_attention(self.tensor(attention).to(m), m, self.attention_thr)
 
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
-        if not self.halves:
-            return self.planes(context)
-        return torch.cat([self.planes(half) for half in split(context, self.clip.patch_size)], -1)
+        """A plane (H, W) for each foreground query, 0 below the thresholds."""
+        count, found = len(self.foreground_queries), map(self.planes, self.parts(context))
+        parts = (planes.new_zeros(count, *planes.shape[1:]).index_copy_(0, left, planes) for left, planes in found)
+        return torch.cat([*parts], -1)
 
-    def planes(self, context: ImageContext) -> Tensor:
-        """The scores (C, H, W) of the foreground queries at the size of the result, 0 below the thresholds."""
+    @torch.inference_mode()
+    def image_labels(self, context: ImageContext) -> tuple[Tensor, Tensor] | None:
+        """From the planes that are not empty."""
+        if not self.decides_as(CLIPer):
+            return None
+        labels, best = zip(*(self.best(*self.planes(part)) for part in self.parts(context)), strict=True)
+        return torch.cat(labels, -1), torch.cat(best, -1)
+
+    def parts(self, context: ImageContext) -> Sequence[ImageContext]:
+        return halves(context, self.clip.patch_size) if self.halves else [context]
+
+    def planes(self, context: ImageContext) -> tuple[Tensor, Tensor]:
+        """The foreground queries that may win, as their numbers (c,), and their planes (c, H, W); the others are 0."""
         if not self.foreground_queries:
-            return self.text.new_zeros(0, *context.size)
+            return self.indices(()), self.text.new_zeros(0, *context.size)
         maps = self.segmentation(self.tensor(context.pixels))
         peak = maps.amax((1, 2), keepdim=True)
+        # What follows takes means of a map, so its peak does not rise: maps that are too low are left out from here on.
+        (left,) = (~(peak <= self.score_threshold)).flatten().nonzero(as_tuple=True)
+        maps, peak = maps[left], peak[left]
+        if not len(left):
+            return left, maps.new_zeros(0, *context.size)
         if self.diffusion is not None or self.vfm is not None:
             maps = self.compensate(maps, context)
         peak = 0.5 * maps.amax((1, 2), keepdim=True) + 0.5 * peak
-        maps = F.interpolate(maps[None], context.size, mode="bilinear")[0]
-        maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-5) * peak
+        maps = enlarge(maps, context.size).contiguous()
+        maps.div_(maps.amax((1, 2), keepdim=True) + 1e-5).mul_(peak)
         if self.is_normalize:
-            maps = maps - maps.amin((1, 2), keepdim=True)
-            maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-6)
-        return maps.masked_fill_((maps < self.bkg_thre) | (peak <= self.score_threshold), 0)
+            maps -= maps.amin((1, 2), keepdim=True)
+            maps /= maps.amax((1, 2), keepdim=True) + 1e-6
+        return left, maps.masked_fill_((maps < self.bkg_thre) | (peak <= self.score_threshold), 0)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
+        return self.best(self.indices(range(len(scores))), scores)[0]
+
+    def best(self, queries: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Planes (c, H, W) of some of the foreground queries (c,) -> labels and highest scores (H, W)."""
         background = self.vocabulary.background
         nothing = len(self.vocabulary.classes) if background is None else background
         labels = scores.new_full(scores.shape[1:], nothing, dtype=torch.int64)
         if not len(scores):
-            return labels
-        best, query = scores.max(0)
+            return labels, scores.new_zeros(labels.shape)
+        best, number = scores.max(0)
         least = (1 - best).square() if self.bkg_thre == 0 else 0
-        classes = self.indices(self.vocabulary.group[q] for q in self.foreground_queries)
-        return torch.where(best > least, classes[query], labels)
-
-
-def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Class maps (C, h, w) -> (H*W, C) on another grid."""
-    return F.interpolate(maps[None], grid, mode="bilinear")[0].flatten(1).T
-
-
-def split(context: ImageContext, patch: int) -> tuple[ImageContext, ImageContext]:
-    """The left and the right half; the network's input is cut between two patches."""
-    (height, width), middle = context.size, context.original.shape[1] // 2
-    cut = context.pixels.shape[2] // (2 * patch) * patch
-    left = ImageContext(context.original[:, :middle], context.resized[:, :cut], context.pixels[..., :cut], (height, width // 2))
-    size = (height, width - width // 2)
-    return left, ImageContext(context.original[:, middle:], context.resized[:, cut:], context.pixels[..., cut:], size)
+        classes = self.indices(self.vocabulary.group[q] for q in self.foreground_queries)[queries[number]]
+        return torch.where(best > least, classes, labels), best

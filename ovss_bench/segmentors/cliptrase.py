@@ -2,12 +2,15 @@
 
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..ops.attention import attend
+from ..ops.enlarge import enlarge
+from ..ops.scores import first_best
 from ..ops.vote import majority_vote
 from ..types import ImageContext, WindowBatch
 from .base import LastBlockSegmentor
@@ -69,11 +72,13 @@ class CLIPtrase(LastBlockSegmentor):
 
     def scores(self, cosines: Tensor, context: ImageContext | None = None) -> Tensor:
         """A plane for each query of `order`: its logits, with `cls_weighting` times that of the class token."""
-        return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines[self.indices(self.order)]
+        if self.order != list(range(len(cosines))):
+            cosines = cosines[self.indices(self.order)]
+        return self.recipe.logit_scale ** (2 if self.cls_weighting else 1) * cosines
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         classes = self.indices(self.vocabulary.group[q] for q in self.order)
-        return classes[scores.argmax(0)]
+        return classes[first_best(scores.movedim(0, -1))]
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         if not self.vote:
@@ -82,7 +87,7 @@ class CLIPtrase(LastBlockSegmentor):
         clusters = self.clusters(correlation)
         if clusters.max() < 0:
             return label_map
-        regions, background = self.regions(correlation, clusters, context), self.vocabulary.background
+        regions, background = self.voting_regions(correlation, clusters, context), self.vocabulary.background
         if background is None:
             return majority_vote(label_map, regions)
         last = len(self.vocabulary.classes)  # the background's place in the official code, so it wins no tie
@@ -118,15 +123,21 @@ class CLIPtrase(LastBlockSegmentor):
         search = DBSCAN(eps=self.eps, min_samples=self.min_samples)
         return self.tensor(search.fit_predict(correlation.numpy(force=True)))
 
-    def regions(self, correlation: Tensor, clusters: Tensor, context: ImageContext) -> Tensor:
+    def voting_regions(self, correlation: Tensor, clusters: Tensor, context: ImageContext) -> Tensor:
         """The cluster with the highest map, for every pixel of the result (H, W), noise patches included."""
-        from scipy.ndimage import median_filter
-
         whole = self.whole(context).shape[1:]
         members = F.one_hot(clusters + 1)[:, 1:].T.to(correlation)
         maps = members @ correlation / members.sum(1, keepdim=True)
         maps = maps.unflatten(1, [side // self.clip.patch_size for side in whole])
         maps = F.interpolate(maps[None], scale_factor=self.ratio, mode="bilinear")[0]
-        maps = self.tensor(median_filter(maps.numpy(force=True), (1, self.median, self.median)))
+        maps = self.tensor(medians(maps.numpy(force=True), self.median))
         maps = F.interpolate(maps[None], whole, mode="bilinear")[..., : context.pixels.shape[1], : context.pixels.shape[2]]
-        return F.interpolate(maps, context.size, mode="bilinear")[0].argmax(0)
+        return first_best(enlarge(maps[0], context.size).movedim(0, -1))
+
+
+def medians(maps: np.ndarray, side: int) -> np.ndarray:
+    """Medians of squares of maps (C, H, W), mirrored at the border: `scipy.ndimage.median_filter`, in a quarter of its time."""
+    sides = (side // 2, (side - 1) // 2)
+    padded = np.pad(maps, ((0, 0), sides, sides), mode="symmetric")
+    squares = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (1, 2)).reshape(*maps.shape, -1)
+    return np.partition(squares, side**2 // 2, -1)[..., side**2 // 2]

@@ -4,16 +4,17 @@ encoder."""
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
-from ..ops.attention import cosine_matrix
+from ..ops.enlarge import to_coarse
 from ..ops.nearest import torch_nearest
 from ..ops.vote import majority_vote
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 from .features import cut, pictures
-from .merged_regions import PADDING, at_places, class_tokens, merge_regions, region_attention, region_map
+from .merged_regions import PADDING, at_places, class_tokens, joint_attention, merge_regions, region_map
 
 
 @SEGMENTORS.register_module(name="corrclip")
@@ -51,7 +52,7 @@ class CorrCLIP(Segmentor):
 
     @property
     def needs_qkv(self) -> frozenset[int]:
-        return frozenset(range(self.clip.depth) if self.beta else ())
+        return frozenset(range(self.clip.depth) if self.beta else {self.clip.depth - 1})
 
     @property
     def spatial_states(self) -> range:
@@ -64,14 +65,16 @@ class CorrCLIP(Segmentor):
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk, features = self.trunk(batch), self.features(batch)
         grid, block = features.shape[2:], self.clip.block(-1, trunk.grid)
-        main = block.value_map(trunk.tokens, grid)
-        spatial = block.value_map(torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0), grid)
+        mean = torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0)
+        values = self.clip.qkv(trunk, self.clip.depth - 1)[2], block.values(block.ln_1(mean))
+        # Rows of the attention sum to 1, so the output projection may come first, for fewer places.
+        projected = torch.cat([block.project(each[:, :, 1:]) for each in values], -1)
         regions, mixed = [], []
-        for window, segments, *values in zip(features, self.window_regions(batch), main, spatial, strict=True):
+        for window, segments, of_window in zip(features, self.window_regions(batch), projected, strict=True):
             merged, attention = self.correlation(window.flatten(1).T, torch_nearest(segments, grid))
             regions.append(merged)
-            mixed.append(attention.to(main.dtype) @ torch.stack(values))
-        main, spatial = (self.clip.project(block.project(part[:, None])) for part in torch.stack(mixed, 1))
+            mixed.append(to_coarse(attention, grid, trunk.grid).to(of_window) @ of_window)
+        main, spatial = map(self.clip.project, torch.stack(mixed).chunk(2, -1))
         embeddings = main + self.alpha * spatial
         if self.beta:
             embeddings = embeddings + self.beta * self.semantic_branch(trunk, torch.stack(regions))
@@ -85,11 +88,10 @@ class CorrCLIP(Segmentor):
 
     def correlation(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) and regions (H, W) of one window -> the merged regions and the attention (N, N)."""
-        similarity = cosine_matrix(features)
-        regions = self.merge(features, regions)
+        unit, regions = F.normalize(features.float(), dim=-1), self.merge(features, regions)
         if not self.scope:
-            return regions, (self.tau * similarity).softmax(-1)
-        return regions, region_attention(similarity, regions.flatten(), similarity.mean(), self.tau)
+            return regions, (self.tau * unit @ unit.T).softmax(-1)
+        return regions, joint_attention(unit, regions.flatten(), self.tau)
 
     def merge(self, features: Tensor, regions: Tensor) -> Tensor:
         return merge_regions(features, regions, self.merge_eps)

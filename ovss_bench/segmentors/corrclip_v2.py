@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
+from ..ops.enlarge import enlarge, resized_maps
 from ..types import ImageContext, WindowBatch
 from .corrclip import CorrCLIP
-from .features import cut, image_features
+from .features import image_features, window_features
 from .merged_regions import region_means
 
 
@@ -30,17 +31,17 @@ class CorrCLIPv2(CorrCLIP):
     support: float = 0.5
 
     def features(self, batch: WindowBatch) -> Tensor:
-        """Cut from the image's features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
+        """Cut from the image's unit features at the resized size, (B, C, 2h, 2w) for a patch grid of h x w."""
         grid = [2 * side for side in self.trunk(batch).grid]
-        windows = batch.once(self.vfm) if batch.contexts is None else cut(self, batch, self.image_features)
-        return torch.cat([F.interpolate(window[None], grid, mode="bilinear") for window in windows])
+        if batch.contexts is None:
+            return F.interpolate(batch.once(self.vfm), grid, mode="bilinear")
+        return window_features(self, batch, self.coarse, grid)
 
-    def image_features(self, context: ImageContext) -> Tensor:
-        """Unit features (C, H, W) of the whole image, computed at its original size and resized like the image."""
+    def coarse(self, context: ImageContext) -> Tensor:
+        """Features (C, h, w) of the whole image at its original size, on the grid of the vision encoder."""
         if "coarse" not in context.by_products:
-            context.by_products["coarse"] = image_features(self, context, round)
-        coarse = context.by_products["coarse"]
-        return F.normalize(F.interpolate(coarse, context.resized.shape[:2], mode="bilinear")[0], dim=0)
+            context.by_products["coarse"] = image_features(self, context, round)[0]
+        return context.by_products["coarse"]
 
     @property
     def refines(self) -> bool:
@@ -51,13 +52,13 @@ class CorrCLIPv2(CorrCLIP):
         """Mixes in the cosines of the regions retrieved from the bank."""
         regions, retrieved = self.retrieve(context)
         support = self.bank.cosines(retrieved, self.text, self.vocabulary)[:, regions]
-        support = F.interpolate(support[None], context.size, mode="bilinear")[0]
+        support = resized_maps(support, context.size)
         return (1 - self.support) * cosines + self.support * support
 
     def retrieve(self, context: ImageContext) -> tuple[Tensor, Tensor]:
         """The regions (h, w) of the resized image, numbered from 0 in the order of their ids, and for each the numbers
         (regions, num_support) of the most similar regions of the bank."""
         ids, regions = self.region_map(context, context.resized.shape[:2]).unique(return_inverse=True)
-        features = self.image_features(context).flatten(1).T
+        features = F.normalize(enlarge(self.coarse(context), regions.shape).flatten(1).T, dim=-1)
         keys = F.normalize(region_means(features, regions.flatten(), len(ids)), dim=-1)
         return regions, self.bank.search(keys, self.num_support)

@@ -12,6 +12,7 @@ from ..encoders.clip import DenseCLIP
 from ..errors import OvssError
 from ..files import read_lines
 from ..image import STATISTICS, normalize
+from ..ops.enlarge import window_of_unit_maps
 from ..progress import Progress
 from ..types import ImageContext, WindowBatch
 from ..vocabulary import Vocabulary
@@ -50,16 +51,12 @@ def cut(
 ) -> Iterator[Tensor]:
     """The windows (..., h, w) of the maps (..., H, W) of resized images, one by one to save memory. Padded places hold
     `padding`, by default the nearest value inside the window."""
-    recipe, latest, whole = segmentor.recipe, None, None
-    for image, origin in zip(batch.images.tolist(), batch.origins.tolist(), strict=True):
-        if image != latest:
-            latest, whole = image, map_of(batch.contexts[image])
+    latest, whole, sides = None, None, batch.pixels.shape[2:]
+    for context, shown in shown_parts(segmentor, batch):
+        if context is not latest:
+            latest, whole = context, map_of(context)
         window, outside = whole, []
-        for axis, first, side in zip((-2, -1), origin, batch.pixels.shape[2:], strict=True):
-            length = window.shape[axis]
-            shown = length if recipe.window == "whole" else min(recipe.window, length)
-            start = first + ((side - shown) // 2 if recipe.pad == "center" else 0)
-            end = min(start + shown, length)
+        for axis, side, (first, start, end) in zip((-2, -1), sides, shown, strict=True):
             index = torch.arange(first, first + side, device=window.device)
             outside.append((index < start) | (index >= end))
             if start <= first and first + side <= end:  # a view: copies of large maps are slow along the last axis
@@ -67,6 +64,31 @@ def cut(
             else:
                 window = window.index_select(axis, index.clamp(start, end - 1))
         yield window if padding is None else window.masked_fill(outside[0][:, None] | outside[1], padding)
+
+
+def window_features(
+    segmentor: Segmentor, batch: WindowBatch, features_of: Callable[[ImageContext], Tensor], grid: Sequence[int]
+) -> Tensor:
+    """(B, C, *grid): features (C, h, w) of whole images, resized like the images, each place made a unit vector, then cut into
+    windows, and these resized to `grid`."""
+    windows = []
+    for context, parts in shown_parts(segmentor, batch):
+        window = [(first, side, *shown) for side, (first, *shown) in zip(batch.pixels.shape[2:], parts, strict=True)]
+        windows.append(window_of_unit_maps(features_of(context), context.resized.shape[:2], window, grid))
+    return torch.stack(windows)
+
+
+def shown_parts(segmentor: Segmentor, batch: WindowBatch) -> Iterator[tuple[ImageContext, list[tuple[int, int, int]]]]:
+    """For each window the context of its image, and for rows and columns the place of the window in the resized image, and the
+    first place that it shows, and the one after the last; the others are padding."""
+    recipe = segmentor.recipe
+    for image, origin in zip(batch.images.tolist(), batch.origins.tolist(), strict=True):
+        context, parts = batch.contexts[image], []
+        for length, first, side in zip(context.resized.shape[:2], origin, batch.pixels.shape[2:], strict=True):
+            shown = length if recipe.window == "whole" else min(recipe.window, length)
+            start = first + ((side - shown) // 2 if recipe.pad == "center" else 0)
+            parts.append((first, start, min(start + shown, length)))
+        yield context, parts
 
 
 def read_texts(path: Path, vocabulary: Vocabulary) -> list[str]:

@@ -57,7 +57,9 @@ def guarded(segmentor: Segmentor) -> Segmentor:
     if not is_outside(type(segmentor)):
         return segmentor
     watched = copy.copy(segmentor)
-    for hook in HOOKS:
+    # Elsewhere these names are a method's own.
+    foreign = () if isinstance(segmentor, LastBlockSegmentor) else ("mix", "last_block")
+    for hook in HOOKS.keys() - set(foreign):
         if getattr(type(segmentor), hook, None):
             setattr(watched, hook, _watched(watched, hook))
     return watched

@@ -11,6 +11,7 @@ from ..errors import OvssError
 from ..ops.image_engineering import image_engineering
 from ..progress import Progress
 from ..types import ImageContext, Trunk, WindowBatch
+from ..vocabulary import Vocabulary
 from .base import Segmentor
 from .features import class_texts
 
@@ -36,20 +37,23 @@ class ITACLIP(Segmentor):
     closing: bool = True
 
     @property
-    def needs_qkv(self) -> frozenset[int]:
+    def middle(self) -> tuple[int, ...]:
+        """The middle blocks, counted from 0."""
         if not 1 <= min(self.middle_blocks) <= max(self.middle_blocks) < self.clip.depth:
             raise OvssError(
                 f"{self.recipe.segmentor}: middle_blocks={self.middle_blocks}, but this CLIP has the blocks 1 to "
                 f"{self.clip.depth}, of which the last is no middle block. Choose others."
             )
-        return frozenset(block - 1 for block in self.middle_blocks)
+        return tuple(sorted({block - 1 for block in self.middle_blocks}))
+
+    @property
+    def needs_qkv(self) -> frozenset[int]:
+        return frozenset(self.middle)
 
     # Texts (section 3.3)
 
-    def encode_text(self, progress: Progress | None = None) -> None:
-        super().encode_text(progress)
-        if self.texts is not None:
-            self._text = self.mix_texts(self._text, class_texts(self.texts, self.vocabulary, self.clip, progress))
+    def enriched(self, text: Tensor, vocabulary: Vocabulary, progress: Progress | None = None) -> Tensor:
+        return text if self.texts is None else self.mix_texts(text, class_texts(self.texts, vocabulary, self.clip, progress))
 
     def mix_texts(self, names: Tensor, auxiliary: Tensor) -> Tensor:
         """Text features of the queries (Q, E) and of the foreground classes (F, E) -> (Q, E). Queries of the background and
@@ -68,14 +72,18 @@ class ITACLIP(Segmentor):
         return self.window_logits(batch)
 
     def window_logits(self, batch: WindowBatch) -> Tensor:
+        return self.cosines(*self.once(self.encoded, batch))
+
+    def encoded(self, batch: WindowBatch) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens that leave the last block, and the patch grid."""
         trunk = self.trunk(batch)
-        return self.cosines(self.last_block(self.clip.block(-1, trunk.grid), trunk), trunk.grid)
+        return self.last_block(self.clip.block(-1, trunk.grid), trunk), trunk.grid
 
     def last_block(self, block: BlockView, trunk: Trunk) -> Tensor:
         """The tokens (B, T, D) that leave the last block."""
         q, k, v = block.qkv(block.ln_1(trunk.tokens))
-        middle = sum(self_correlation(*self.clip.qkv(trunk, i)[:2]) for i in sorted(self.needs_qkv))
-        attention = (self_correlation(q, k) + middle / len(self.needs_qkv)) / 2
+        middle = sum(self_correlation(*self.clip.qkv(trunk, i)[:2]) for i in self.middle)
+        attention = (self_correlation(q, k) + middle / len(self.middle)) / 2
         return trunk.tokens + block.project(attention @ v)
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:

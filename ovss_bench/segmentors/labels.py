@@ -22,6 +22,7 @@ class LabelMapSegmentor(Segmentor):
     """Takes the label map of each image from `maps`, which `begin` sets."""
 
     uses_clip = False
+    outside = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -3,17 +3,18 @@ cuts, and then named by SCLIP's features."""
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.recipe import Recipe
 from ..config.registry import SEGMENTORS
 from ..errors import OvssError
 from ..image import normalize
 from ..ops.crf import dense_crf
+from ..ops.enlarge import resized_maps
 from ..ops.nearest import torch_nearest
 from ..ops.pictures import cleaned, masks_at, stretch
 from ..ops.spectral import repeated_cuts
@@ -48,9 +49,10 @@ class LaVG(SCLIP):
     crf: bool = True
     clear_background: bool = False
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if self.vfm is None and self.regions is None:
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        if recipe.hyperparameters["vfm"] is None and recipe.hyperparameters["regions"] is None:
             raise OvssError("lavg needs vfm, whose features it cuts into masks, or regions: give one of them.")
 
     # Section 3.1: panoptic cut
@@ -99,7 +101,7 @@ class LaVG(SCLIP):
         """Cosines (Q, h, w) and masks (n, H, W) of a window -> logits (Q, H, W) of the masks.
 
         The official code averages features; the mean of the logits is the same, as all steps are linear."""
-        logits = F.interpolate(cosines[None], masks.shape[1:], mode="bilinear")[0]
+        logits = resized_maps(cosines, masks.shape[1:])
         members = masks.flatten(1).to(logits)
         means = logits.flatten(1) @ members.T / members.sum(1).clamp(min=1)
         named = torch.where(masks.any(0), means[:, masks.byte().argmax(0)], logits)

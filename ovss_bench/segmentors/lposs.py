@@ -1,6 +1,7 @@
 """LPOSS and LPOSS+ (CVPR 2025, arXiv 2503.19777): MaskCLIP's scores, propagated over the patches of all windows of an image and
 over its pixels."""
 
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..ops.compose import composed_maps
+from ..ops.enlarge import resized_maps
 from ..ops.graphs import cell_centres, patch_affinity, propagate_patches, propagate_pixels
 from ..ops.scores import best_of_classes
 from ..ops.windows import SlidingWindow
 from ..types import ImageContext, WindowBatch
 from .base import LastBlockSegmentor
+
+PIXELS = ("pixel_refine", "tau", "r")  # the hyperparameters of LPOSS+
 
 
 @SEGMENTORS.register_module(name="lposs")
@@ -51,20 +55,33 @@ class LPOSS(LastBlockSegmentor):
 
     @torch.inference_mode()
     def image_logits(self, batch: WindowBatch) -> Tensor:
-        """Propagated scores (B, Q, h, w) on the grid of the encoder."""
+        """Propagated scores (B, Q, h, w) on the grid of the encoder, computed once for LPOSS and LPOSS+."""
         (context,) = batch.contexts or ()
-        features, cosines = batch.once(self.vfm), self.patch_logits(batch)
+        values = (value for name, value in self.recipe.hyperparameters.items() if name not in PIXELS)
+        key = type(self), self.vfm, self.text_bytes, *values
+        if key not in batch.shared:
+            batch.shared[key] = self.propagated(batch, context)
+        return batch.shared[key]
+
+    @cached_property
+    def text_bytes(self) -> bytes:
+        return self.text.float().numpy(force=True).tobytes()
+
+    def propagated(self, batch: WindowBatch, context: ImageContext) -> Tensor:
+        features, cosines = batch.once(self.vfm), super().patch_logits(batch)
         grid = (features.shape[2], features.shape[3])
         if cosines.shape[2:] != grid:
             cosines = F.interpolate(cosines, grid, mode="bilinear")
-        unit = F.normalize(features.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-        places = cell_centres(self.windows(context), grid, like=unit)
-        affinity = patch_affinity(unit, places, self.k, self.gamma, self.sigma, self.pix_dist_pow)
+        affinity = self.once(self.affinity, features, context)
         scores = cosines.permute(0, 2, 3, 1).flatten(0, 2)
         scores = propagate_patches(scores, affinity, self.alpha, self.cg_maxiter, self.cg_tol)
-        grids = scores.view(len(cosines), *grid, -1).permute(0, 3, 1, 2)
-        context.by_products["scores"] = grids
-        return grids
+        return scores.view(len(cosines), *grid, -1).permute(0, 3, 1, 2)
+
+    def affinity(self, features: Tensor, context: ImageContext) -> Tensor:
+        """S between all patches, for the features (B, C, h, w) of the windows of an image."""
+        unit = F.normalize(features.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        places = cell_centres(self.windows(context), features.shape[2:], like=unit)
+        return patch_affinity(unit, places, self.k, self.gamma, self.sigma, self.pix_dist_pow)
 
     def windows(self, context: ImageContext) -> SlidingWindow:
         return SlidingWindow.by(self.recipe, *context.resized.shape[:2], self.clip.patch_size)
@@ -72,8 +89,12 @@ class LPOSS(LastBlockSegmentor):
     @property
     def refines(self) -> bool:
         """Without synonyms and pixels, everything after the patches is linear."""
+        return self.pixel_refine or self.has_synonyms
+
+    @property
+    def has_synonyms(self) -> bool:
         group = [c for c in self.vocabulary.group if c >= 0]
-        return self.pixel_refine or len(set(group)) < len(group)
+        return len(set(group)) < len(group)
 
     def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """Scores (Q, H, W): pixels are joined, and the best of synonyms is taken, at the size of the resized image. Synonyms
@@ -81,17 +102,18 @@ class LPOSS(LastBlockSegmentor):
         maps = self.at_resized(cosines, context)
         if self.pixel_refine:
             maps = propagate_pixels(maps, context.resized, self.tau, self.r, self.alpha, self.cg_maxiter, self.cg_tol)
-        best = self.scores(maps, context)
-        maps = torch.stack([maps[q] if c < 0 else best[c] for q, c in enumerate(self.vocabulary.group)])
-        return F.interpolate(maps[None], context.size, mode="bilinear")[0]
+        if self.has_synonyms:
+            best = self.scores(maps, context)
+            maps = torch.stack([maps[q] if c < 0 else best[c] for q, c in enumerate(self.vocabulary.group)])
+        return resized_maps(maps, context.size)
 
     def at_resized(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """The scores of the patches composed at the size of the resized image; with PAMR, which has changed the `cosines`,
         these at that size."""
         size = context.resized.shape[:2]
         if self.recipe.pamr_steps:
-            return F.interpolate(cosines[None], size, mode="bilinear")[0]
-        return composed_maps(context.by_products["scores"], self.windows(context), size)
+            return resized_maps(cosines, size)
+        return composed_maps(context.by_products["logits"], self.windows(context), size, contiguous=not self.pixel_refine)
 
     def scores(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """Scores (Q, ...) -> the best of each class (C, ...), -infinity without queries."""

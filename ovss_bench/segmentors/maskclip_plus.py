@@ -11,6 +11,7 @@ from ..config.hyperparameters import File
 from ..config.registry import SEGMENTORS
 from ..encoders.resnet_aspp import load_deeplab
 from ..errors import OvssError
+from ..ops.scores import best_of_groups
 from ..types import ImageContext
 from .base import Segmentor
 
@@ -24,14 +25,13 @@ class MaskCLIPPlus(Segmentor):
     teacher, as the features are in its space. A background that was learned (`bg_embeddings`) is class 0 in both cases.
     """
 
+    requires = ("checkpoint",)
     own_network = True
     checkpoint: File | None = None
     own_texts: bool = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        if self.checkpoint is None:
-            raise OvssError(f"{self.recipe.segmentor} needs trained weights: give checkpoint=FILE (see its page).")
         self.network = self.own(load_deeplab, str(self.checkpoint))
         self.texts, self.learned = self.network.decode_head.text_embeddings, self.network.decode_head.bg_embeddings
         rows, classes = len(self.texts) + len(self.learned), len(self.vocabulary.classes)
@@ -71,10 +71,7 @@ class MaskCLIPPlus(Segmentor):
         rows = torch.einsum("rd,dhw->rhw", weights, features)[None]
         rows = F.interpolate(rows, pixels.shape[1:], mode="bilinear")
         rows = F.interpolate(rows, context.size, mode="bilinear")[0]
-        scores = rows.new_full((len(self.vocabulary.classes), *context.size), torch.finfo(rows.dtype).min)
-        for row, c in zip(rows, classes, strict=True):
-            torch.maximum(scores[c], row, out=scores[c])
-        return scores
+        return best_of_groups(rows, classes, len(self.vocabulary.classes), torch.finfo(rows.dtype).min)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         return scores.argmax(0)

@@ -1,10 +1,13 @@
 """Regions of a mask generator, what they merge to, and who attends to whom in them (CorrCLIP, OV-Stitcher)."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.clip import DenseCLIP
+from ..ops.across_windows import PART_BYTES
 from ..ops.device import to_device
 from ..ops.nearest import torch_nearest
 from ..ops.vote import row_numbers, tally
@@ -42,9 +45,37 @@ def region_means(features: Tensor, index: Tensor, count: int) -> Tensor:
     return sums / tally(index, count)[:, None]
 
 
-def region_attention(similarity: Tensor, regions: Tensor, mean: Tensor, tau: float, first: int = 0) -> Tensor:
-    """Attention (R, N) of R patches, counted from `first`, by their similarities (R, N) with all patches, in regions (N,).
-    Patches attend inside of their region; from and to unsegmented ones if the similarity is above the `mean` of all."""
+def region_attention(
+    features: Tensor, regions: Tensor, tau: float, part_bytes: int = PART_BYTES
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Attention between patches with unit features (N, C) in regions (N,), some patches at a time: their numbers (R,), those
+    of the patches that they may see (M,), and the attention (R, M).
+
+    Patches attend inside of their region; from and to unsegmented ones if the similarity is above the mean of all, which is
+    |mean(features)|^2. So in the order of the regions, the attention is a block for each region, beside the rows and columns of
+    the unsegmented patches, and no other similarity is computed. On a GPU all are: it would wait for the sizes of the regions.
+    """
+    mean = features.mean(0).square().sum()
+    order, on_cpu = regions.argsort(stable=True), features.device.type == "cpu"
+    loose, *others = order.split(regions.unique(return_counts=True)[1].tolist() if on_cpu else [len(order)])
+    for members, seen in [(loose, order), *((each, torch.cat([each, loose])) for each in others)]:
+        unit, ids = features[seen], regions[seen]
+        step = max(1, part_bytes // (4 * len(seen)))
+        for first in range(0, len(members), step):
+            rows = slice(first, min(first + step, len(members)))
+            yield members[rows], seen, _scoped(unit[rows] @ unit.T, ids, mean, tau, first)
+
+
+def joint_attention(features: Tensor, regions: Tensor, tau: float) -> Tensor:
+    """`region_attention` of all patches to all (N, N): 0 for pairs that do not see each other."""
+    attention = features.new_zeros(len(features), len(features))
+    for rows, seen, part in region_attention(features, regions, tau):
+        attention[rows[:, None], seen] = part
+    return attention
+
+
+def _scoped(similarity: Tensor, regions: Tensor, mean: Tensor, tau: float, first: int) -> Tensor:
+    """The attention (R, M) of R patches, counted from `first`, by their similarities (R, M) with patches in regions (M,)."""
     rows, loose = slice(first, first + len(similarity)), regions == regions.min()
     allowed = (regions[rows, None] == regions) & ~loose
     allowed |= (loose[rows, None] | loose) & (similarity > mean)
@@ -66,7 +97,7 @@ def class_tokens(clip: DenseCLIP, trunk: Trunk, regions: Tensor) -> tuple[Tensor
     for i in range(clip.depth):
         block = clip.block(i, trunk.grid)
         _, k, v = clip.qkv(trunk, i)
-        q, _, _ = block.qkv(block.ln_1(tokens))
+        q = block.queries(block.ln_1(tokens))
         tokens = tokens + block.project(F.scaled_dot_product_attention(q, k, v, attn_mask=members))
         tokens = tokens + block.mlp(block.ln_2(tokens))
     return tokens, index

@@ -38,6 +38,7 @@ class MMSegModel(Segmentor):
     `test_cfg`. Its classes are identified by name: they are the data set's, in any order."""
 
     uses_clip = False
+    outside = True
     requires = ("config", "checkpoint")
     config: File | None = None
     checkpoint: File | None = None

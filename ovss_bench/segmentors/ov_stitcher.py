@@ -8,13 +8,14 @@ from ..config.hyperparameters import File
 from ..config.registry import SEGMENTORS
 from ..encoders.text import read_sentences
 from ..errors import OvssError
-from ..ops.across_windows import attend_by_rows, stitch
+from ..ops.across_windows import stitch
 from ..ops.attention import attend
 from ..ops.nearest import torch_nearest
 from ..ops.vote import majority_vote
 from ..progress import Progress
 from ..stages import of_source
 from ..types import ImageContext, Trunk, WindowBatch
+from ..vocabulary import Vocabulary
 from .base import Segmentor
 from .features import corners, extent, pictures, places
 from .merged_regions import PADDING, at_places, class_tokens, merge_regions, region_attention, region_map
@@ -55,19 +56,17 @@ class OVStitcher(Segmentor):
 
     # Class-biased prompts
 
-    def encode_text(self, progress: Progress | None = None) -> None:
-        super().encode_text(progress)
+    def enriched(self, text: Tensor, vocabulary: Vocabulary, progress: Progress | None = None) -> Tensor:
         if self.prompts is None:
-            return
-        vocabulary, text = self.vocabulary, self._text.clone()
+            return text
         if vocabulary.given_features is not None:
             raise OvssError(f"prompts={self.prompts}: the vocabulary gives text features, not names. Leave prompts out.")
-        known = read_sentences(self.prompts)
+        known, text = read_sentences("prompts", self.prompts), text.clone()
         for number, name in enumerate(vocabulary.queries):
             if name in known:
                 rows = self.clip.encode_text([template.format(name) for template in vocabulary.prompts] + known[name])
                 text[number] = F.normalize(rows.mean(0), dim=0)
-        self._text = text
+        return text
 
     # Stitching
 
@@ -86,7 +85,7 @@ class OVStitcher(Segmentor):
         regions = merge_regions(similar.flatten(1).T, torch_nearest(self.image_regions(batch), grid), self.merge_eps)
         main = stitch(block.value_map(trunk.tokens, trunk.grid).transpose(1, 2).unflatten(2, trunk.grid), first)
         spatial = self.spatial_branch(trunk, first)
-        values = block.qkv(block.ln_1(spatial.flatten(1).T[None]))[2].transpose(1, 2).flatten(2)[0]
+        values = block.values(block.ln_1(spatial.flatten(1).T[None])).transpose(1, 2).flatten(2)[0]
         values = torch.stack([main, values.T.unflatten(1, main.shape[1:])])
         values = F.interpolate(values, grid, mode="bilinear").flatten(0, 1).flatten(1).T
         mixed = self.attend(similar.flatten(1).T, regions.flatten(), values).unflatten(1, (2, -1)).transpose(0, 1)
@@ -111,12 +110,10 @@ class OVStitcher(Segmentor):
 
     def attend(self, features: Tensor, regions: Tensor, values: Tensor) -> Tensor:
         """Unit features (N, C), merged regions (N,) and values (N, D) -> the mixed values (N, D)."""
-        mean = features.mean(0).square().sum()  # of all similarities
-
-        def weights(rows: slice) -> Tensor:
-            return region_attention(features[rows] @ features.T, regions, mean, self.tau, rows.start)
-
-        return attend_by_rows(weights, values)
+        mixed = torch.empty_like(values)
+        for rows, seen, attention in region_attention(features, regions, self.tau):
+            mixed[rows] = attention.to(values.dtype) @ values[seen]
+        return mixed
 
     # Regions
 

@@ -13,7 +13,7 @@ from ..config.registry import SEGMENTORS
 from ..encoders.clip import layer_norm
 from ..encoders.patch_embedder import load_patch_embedder
 from ..errors import OvssError
-from ..types import WindowBatch
+from ..types import Trunk, WindowBatch
 from .base import Segmentor
 
 
@@ -26,6 +26,8 @@ class PACL(Segmentor):
     embedder of texts is used; None: if it has one. In the paper CLIP's text encoder is used as it is.
     """
 
+    requires = ("checkpoint",)
+
     checkpoint: File | None = None
     ln_post: bool = True
     text_embedder: bool | None = None
@@ -33,8 +35,6 @@ class PACL(Segmentor):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         name, clip = self.recipe.segmentor, self.clip
-        if self.checkpoint is None:
-            raise OvssError(f"{name} needs trained weights: give checkpoint=FILE (see its page).")
         self.embedder = load_patch_embedder(self.checkpoint, clip)
         if self.text_embedder and not self.embedder.text_projection:
             raise OvssError(f"text_embedder=true of {name}, but checkpoint {self.checkpoint} has none. Leave it out.")
@@ -53,8 +53,12 @@ class PACL(Segmentor):
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         trunk = self.trunk(batch)
+        unit = self.once(self.patches, trunk)
+        return (unit @ self.embedded_text.T).transpose(1, 2).unflatten(2, trunk.grid)
+
+    def patches(self, trunk: Trunk) -> Tensor:
+        """Unit embeddings (B, N, E)."""
         x = self.clip.block(-1, trunk.grid)(trunk.tokens)
         if self.ln_post:
             x = layer_norm(x, self.clip.model.visual.ln_post, self.clip.layer_norm_eps)
-        unit = F.normalize(self.embedder.patches(x[:, 1:].float()), dim=-1)
-        return (unit @ self.embedded_text.T).transpose(1, 2).unflatten(2, trunk.grid)
+        return F.normalize(self.embedder.patches(x[:, 1:].float()), dim=-1)

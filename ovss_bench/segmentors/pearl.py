@@ -9,26 +9,23 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..ops.attention import attend
-from ..ops.laplacian import laplacian_smoothing, text_gains
 from ..ops.polar import polar
-from ..types import ImageContext
 from .base import LastBlockSegmentor
+from .steps.tlp import LaplacianPropagation
 
 
 @SEGMENTORS.register_module(name="pearl")
-class PEARL(LastBlockSegmentor):
+class PEARL(LaplacianPropagation, LastBlockSegmentor):
     """Procrustes alignment in the last block (pearl/attn.py of the official code), and text-aware Laplacian propagation of its
-    cosines (TLP, pearl/prop.py); no residual, no feed-forward network.
+    cosines, the step `tlp`; no residual, no feed-forward network.
 
     `strategy`: `pearl` aligns, `vanilla` is CLIP's attention. `alpha_kk`: the weight of key-key attention. `align_solver`:
     `polar` takes `polar_iters` Newton-Schulz steps, too few to converge, as in the official figures; `svd` is exact.
-    `tlp`: with the propagation, on a grid of about `grid` cells per side, by `cg_iters` steps of conjugate gradients. `ke_img`:
-    how sharply weights fall at an edge; `tau_s`, `diag_boost`: temperature and diagonal of the similarities between queries.
+    `tlp`: with the propagation.
     """
 
     attention_maps = 1
     scores_sum_to_one = True
-    positive = ("grid", "tau_s")
 
     residual: bool = False
     strategy: Literal["pearl", "vanilla"] = "pearl"
@@ -36,11 +33,6 @@ class PEARL(LastBlockSegmentor):
     align_solver: Literal["polar", "svd"] = "polar"
     polar_iters: int = 5
     tlp: bool = True
-    grid: int = 80
-    tau_s: float = 0.5
-    diag_boost: float = 10.0
-    ke_img: float = 5.0
-    cg_iters: int = 25
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """softmax(s (q (k R)^T + alpha_kk kc kc^T)) v, float32 inside; `kc`: the centred keys."""
@@ -64,11 +56,6 @@ class PEARL(LastBlockSegmentor):
     @property
     def refines(self) -> bool:
         return self.tlp
-
-    def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
-        guide = F.interpolate(self.tensor(context.pixels)[None], cosines.shape[1:], mode="bilinear")[0]
-        gains = text_gains(self.text, self.tau_s, self.diag_boost)
-        return laplacian_smoothing(cosines, guide, gains, self.grid, self.ke_img, iterations=self.cg_iters)
 
 
 def token_weights(queries: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..config.registry import SEGMENTORS
 from ..ops.attention import cosine_matrix, empty_rows, proxy_attention
+from ..ops.enlarge import to_coarse
 from ..types import ImageContext, WindowBatch
 from .base import Segmentor
 
@@ -40,12 +41,12 @@ class ProxyCLIP(Segmentor):
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         features, trunk = batch.once(self.vfm), self.trunk(batch)
         block, grid = self.clip.block(-1, trunk.grid), features.shape[2:]
-        values = block.value_map(trunk.tokens, grid)
+        values = block.value_map(trunk.tokens, trunk.grid)
         # Window by window: attention maps on a fine grid are large.
         mixed, empty = [], []
         for window, v in zip(features, values, strict=True):
             attention, without = self.attention(window.flatten(1).T)
-            mixed.append(attention.to(v.dtype) @ v)
+            mixed.append(to_coarse(attention, grid, trunk.grid).to(v.dtype) @ v)
             empty.append(without)
         self.note(torch.stack(empty).any(1), batch)
         return self.compare(self.clip.project(block.project(torch.stack(mixed)[:, None])), grid)
@@ -71,5 +72,4 @@ class ProxyCLIP(Segmentor):
         """Features (N, C) of one window -> attention (N, N), the same in all heads, and its empty rows (N,) bool."""
         beta, gamma = (self.beta, self.gamma) if self.normalisation else (0.0, 1.0)
         similarity = cosine_matrix(features)
-        empty = empty_rows(similarity, beta) & self.masking
-        return proxy_attention(similarity, beta, gamma, self.masking), empty
+        return proxy_attention(similarity, beta, gamma, self.masking), empty_rows(similarity, beta) & self.masking

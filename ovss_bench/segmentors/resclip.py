@@ -9,10 +9,12 @@ from torch import Tensor
 from ..config.registry import SEGMENTORS
 from ..encoders.clip import BlockView
 from ..errors import OvssError
+from ..ops.compose import in_cache
+from ..ops.enlarge import enlarge
 from ..ops.lines import sight_lines
 from ..ops.pamr import PAMR
 from ..ops.vote import tally
-from ..types import Trunk, WindowBatch
+from ..types import QKV, Trunk, WindowBatch
 from .base import Segmentor
 from .naclip import neighbourhood
 
@@ -54,15 +56,20 @@ class ResCLIP(Segmentor):
     delete_same_entity: bool = True
 
     @property
-    def needs_qkv(self) -> frozenset[int]:
+    def middle(self) -> tuple[int, ...]:
+        """The blocks whose attention RCS takes; none without it."""
         if not self.use_rcs:
-            return frozenset()
+            return ()
         if not 0 <= self.rcs_first <= self.rcs_last < self.clip.depth:
             raise OvssError(
                 f"{self.recipe.segmentor}: rcs_first={self.rcs_first} to rcs_last={self.rcs_last} are no blocks of this CLIP, "
                 f"which has 0 to {self.clip.depth - 1}. Choose others."
             )
-        return frozenset(range(self.rcs_first, self.rcs_last + 1))
+        return tuple(range(self.rcs_first, self.rcs_last + 1))
+
+    @property
+    def needs_qkv(self) -> frozenset[int]:
+        return frozenset(self.middle)
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
@@ -72,18 +79,20 @@ class ResCLIP(Segmentor):
         for n, pixels in enumerate(batch.pixels):  # one by one: the attention maps of all heads are large
             window = slice(n, n + 1)
             x = trunk.tokens[window]
-            middle = self.middle_attention(trunk, window)
-            cosines = self.cosines(self.last_block(block, x, middle), trunk.grid)
+            qkv, middle = block.qkv(block.ln_1(x)), self.middle_attention(trunk, window)
+            cosines = self.cosines(self.last_block(block, x, qkv, middle), trunk.grid)
             if self.use_sfr:
                 labels = self.patch_labels(cosines[0], pixels)
                 feedback = F.pad(self.feedback(labels), (1, 0, 1, 0))
-                cosines = self.cosines(self.last_block(block, x, middle, (feedback / feedback.max()).to(x)), trunk.grid)
+                cosines = self.cosines(self.last_block(block, x, qkv, middle, (feedback / feedback.max()).to(x)), trunk.grid)
             logits.append(cosines)
         return torch.cat(logits)
 
-    def last_block(self, block: BlockView, x: Tensor, middle: Tensor | None, feedback: Tensor | None = None) -> Tensor:
-        """Tokens (1, T, D) that enter the last block -> those that leave it."""
-        q, k, v = block.qkv(block.ln_1(x))
+    def last_block(
+        self, block: BlockView, x: Tensor, qkv: QKV, middle: Tensor | None, feedback: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (1, T, D) that enter the last block, and their queries, keys and values -> those that leave it."""
+        q, k, v = qkv
         o = block.project(self.attention(q, k, block.grid, middle, feedback) @ v)
         if not (self.strategy == "sclip" if self.residual is None else self.residual):
             return o
@@ -107,21 +116,31 @@ class ResCLIP(Segmentor):
 
     def middle_attention(self, trunk: Trunk, window: slice = slice(None)) -> Tensor | None:
         """The mean attention (1, K, T, T) of the middle blocks in one window."""
-        maps = [self.clip.attention(trunk, i, window) for i in sorted(self.needs_qkv)]
+        maps = [self.clip.attention(trunk, i, window) for i in self.middle]
         return sum(maps) / len(maps) if maps else None
 
     # SFR
 
     def patch_labels(self, cosines: Tensor, pixels: Tensor) -> Tensor:
         """Cosines (Q, h, w) of the first pass, normalised window (3, H, W) -> the query of each patch (h, w)."""
-        grid, patch = cosines.shape[1:], self.clip.patch_size
-        cosines = F.interpolate(cosines[None], pixels.shape[1:], mode="bilinear")[0]
+        patch, maps = self.clip.patch_size, enlarge(cosines, pixels.shape[1:])
         if self.sfr_pamr_steps:
-            cosines = PAMR(pixels, self.sfr_pamr_steps, self.recipe.pamr_dilations)(cosines)
-        probability, labels = (self.recipe.logit_scale * cosines).softmax(0).max(0)
-        labels = labels.masked_fill(probability < self.temp_thd, 0)[: grid[0] * patch, : grid[1] * patch]
-        tiles = labels.view(grid[0], patch, grid[1], patch).transpose(1, 2).flatten(2)
+            smooth = PAMR(pixels, self.sfr_pamr_steps, self.recipe.pamr_dilations)
+            labels = self.pixel_labels(smooth.in_order(maps))[smooth.back]
+        else:
+            labels = self.pixel_labels([maps.flatten(1).T])
+        labels = labels.view(pixels.shape[1:])
+        tiles = labels.unfold(0, patch, patch).unfold(1, patch, patch).flatten(2)  # whole patches only
         return tally(tiles, len(cosines)).argmax(-1)
+
+    def pixel_labels(self, cosines: list[Tensor]) -> Tensor:
+        """Cosines (pixels, q) of some queries each -> the query of each pixel (pixels,). Some pixels at a time, so that the
+        probabilities stay in a core's cache."""
+        rows, labels = in_cache(sum(part.shape[1] for part in cosines), like=cosines[0]), []
+        for parts in zip(*(part.split(rows) for part in cosines), strict=True):
+            probability, best = (self.recipe.logit_scale * torch.cat(parts, 1)).softmax(1).max(1)
+            labels.append(best.masked_fill(probability < self.temp_thd, 0))
+        return torch.cat(labels)
 
     def feedback(self, labels: Tensor) -> Tensor:
         """The query of each patch (h, w) -> the smoothed map of patches with equal queries (N, N), rows of sum 1."""

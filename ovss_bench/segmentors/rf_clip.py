@@ -75,12 +75,17 @@ class RFCLIP(Segmentor):
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
-        encoded = self.encode(batch.pixels)
-        patches, image = self.clip.head(self.last_attention(encoded)), self.image_cosines(batch, encoded)
+        patches, window, grid = self.once(self.embedded, batch.pixels)
+        image = self.similarity_to_image(batch, window)
         text = adjusted_texts(self.text, self.indices(self.clusters), patches, image, self.mean_vector_weight)
         share = self.global_semantics_weight
         logits = (1 - share) * text @ patches.transpose(1, 2) + share * image[..., None]
-        return logits.unflatten(2, encoded.grid)
+        return logits.unflatten(2, grid)
+
+    def embedded(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Unit embeddings of the patches (B, N, E) and of the class tokens (B, E) of windows, and the patch grid."""
+        encoded = self.encode(pixels)
+        return self.clip.head(self.last_attention(encoded)), self.clip.head(encoded.last[:, 0]), encoded.grid
 
     def encode(self, pixels: Tensor, by_keys: bool = True) -> Smoothed:
         """All blocks for windows (B, 3, H, W); `by_keys=False` leaves out the attention maps that only patches need."""
@@ -142,21 +147,19 @@ class RFCLIP(Segmentor):
         1."""
         return (by_keys + attention_maps(k, k)[..., 1:, 1:]) / self.clip.depth
 
-    def image_cosines(self, batch: WindowBatch, encoded: Smoothed) -> Tensor:
-        """The cosines (B, Q) of the queries with the class token of each window, or of its image."""
+    def similarity_to_image(self, batch: WindowBatch, window: Tensor) -> Tensor:
+        """The cosines (B, Q) of the queries with the class token of each `window` (B, E), or of its image."""
         of_windows = self.image_level == "window" or self.recipe.window == "whole"
         if of_windows or batch.contexts is None or batch.images is None:
-            return self.class_cosines(encoded)
+            return window @ self.text.T
         return torch.stack([self.of_image(batch.contexts[number]) for number in batch.images.tolist()])
 
     def of_image(self, context: ImageContext) -> Tensor:
-        """The cosines (Q,) of the whole resized image, computed once."""
-        if "cosines" not in context.by_products:
-            context.by_products["cosines"] = self.class_cosines(self.encode(whole_pixels(self, context), by_keys=False))[0]
-        return context.by_products["cosines"]
-
-    def class_cosines(self, encoded: Smoothed) -> Tensor:
-        return self.clip.head(encoded.last[:, 0]) @ self.text.T
+        """The cosines (Q,) of the whole resized image, which is encoded once."""
+        if "embedding" not in context.by_products:
+            encoded = self.encode(whole_pixels(self, context), by_keys=False)
+            context.by_products["embedding"] = self.clip.head(encoded.last[:, 0])
+        return (context.by_products["embedding"] @ self.text.T)[0]
 
 
 def refocused(attention: Tensor, threshold: float, decay: float) -> Tensor:

@@ -3,8 +3,9 @@ joined by a declared rule."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
+from ..config.recipe import Recipe
 from ..config.registry import SEGMENTORS
 from ..errors import OvssError
 from .concepts import ConceptSegmentor
@@ -31,9 +32,11 @@ class SAM3(ConceptSegmentor):
     gate: Literal["none", "class", "semantic"] = "none"
     half_maps: bool = False
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if self.top_instances < 0:
-            raise OvssError(f"top_instances={self.top_instances}: expected a number of instances, or 0 for all.")
-        if self.combine == "paint" and (self.heads, self.mask_form) != ("instance", "binary"):
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        values = recipe.hyperparameters
+        if values["top_instances"] < 0:
+            raise OvssError(f"top_instances={values['top_instances']}: expected a number of instances, or 0 for all.")
+        if values["combine"] == "paint" and (values["heads"], values["mask_form"]) != ("instance", "binary"):
             raise OvssError("combine=paint covers pixels with binary masks: it needs heads=instance and mask_form=binary.")

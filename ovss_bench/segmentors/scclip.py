@@ -31,6 +31,7 @@ class SCCLIP(Segmentor):
     """
 
     positive = ("lof_neighbors",)
+    shares = ("lof_contamination",)
     attention_maps = 1
 
     beta: float = 0.4
@@ -81,8 +82,6 @@ class SCCLIP(Segmentor):
 
     def anomalies(self, patches: Tensor) -> Tensor:
         """(B, N, D) -> (B, N) bool: those beyond the quantile of the local outlier factors of their window."""
-        if not 0 <= self.lof_contamination <= 1:
-            raise OvssError(f"lof_contamination={self.lof_contamination}: expected a share of the patches, 0 to 1.")
         factors = local_outlier_factors(patches, self.lof_neighbors)
         return factors > factors.quantile(1 - self.lof_contamination, 1, keepdim=True)
 

@@ -45,13 +45,17 @@ class SegEarthOV(LastBlockSegmentor):
     def patch_logits(self, batch: WindowBatch) -> Tensor:
         """On the grid of the patches, or of the pixels with an upsampler."""
         trunk = self.trunk(batch)
-        embeddings = self.clip.project(self.last_block(self.clip.block(-1, trunk.grid), trunk.tokens)).float()
+        x = self.once(self.last_block, self.clip.block(-1, trunk.grid), trunk.tokens)
+        embeddings = self.clip.project(x).float()
         bias = self.bias * self.compare(embeddings[:, :1], (1, 1))
         if not self.upsampler:
             return self.compare(embeddings[:, 1:], trunk.grid) + bias
-        # Window by window: the features of all pixels are large.
         height, width = (side * self.clip.patch_size for side in trunk.grid)
         maps = embeddings[:, 1:].transpose(1, 2).unflatten(2, trunk.grid)
-        pixels = batch.pixels[..., :height, :width]
-        fine = [self.upsampler(m[None], p[None]).flatten(2).transpose(1, 2) for m, p in zip(maps, pixels, strict=True)]
+        fine = self.once(self.upsampled, maps, batch.pixels[..., :height, :width])
         return torch.cat([self.compare(each, (height, width)) for each in fine]) + bias
+
+    def upsampled(self, maps: Tensor, pixels: Tensor) -> list[Tensor]:
+        """The features (1, pixels, E) of each window: one by one, as they are large."""
+        windows = zip(maps.split(1), pixels.split(1), strict=True)
+        return [self.upsampler(*window).flatten(2).transpose(1, 2) for window in windows]

@@ -33,6 +33,7 @@ class SFP(Segmentor):
     """
 
     positive = ("max_outliers", "lof_neighbors")
+    shares = ("lof_quantile",)
     attention_maps = 2
 
     purify: bool = True
@@ -82,7 +83,7 @@ class SFP(Segmentor):
         result = block.project(mixed) + self.cls_weight * trunk.tokens[:, :1]
         if self.multi_level:
             levels = sum(trunk.states[b] for b in range(self.first_level, self.last_level + 1))
-            v = block.qkv(block.ln_1(levels[:, 1:]))[2]
+            v = block.values(block.ln_1(levels[:, 1:]))
             result = result + block.project(by_middle @ v) + self.cls_weight * levels[:, :1]
         return self.compare(self.clip.project(aggregate(result, auxiliary, self.similarity)), trunk.grid)
 
@@ -95,8 +96,6 @@ class SFP(Segmentor):
         """Which patches are outliers: (B, N) bool."""
         patches = trunk.tokens[:, 1:]
         if self.detector == "lof":
-            if not 0 <= self.lof_quantile <= 1:
-                raise OvssError(f"lof_quantile={self.lof_quantile}: expected a share of the patches, 0 to 1.")
             factors = local_outlier_factors(patches, self.lof_neighbors)
             return factors > factors.quantile(self.lof_quantile, 1, keepdim=True)
         strength = patches.float().norm(dim=-1) if self.detector == "norm" else self.attended(trunk)

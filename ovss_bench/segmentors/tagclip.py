@@ -1,16 +1,19 @@
 """TagCLIP (arXiv 2304.07547), and ZegCLIP (Zhou et al., CVPR 2023, arXiv 2212.03588), on which it builds: trained on the masks
 of seen classes; each pixel gets the class whose text attends to it most."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.hyperparameters import File
+from ..config.recipe import Recipe
 from ..config.registry import SEGMENTORS
 from ..encoders.prompted_vit import load_prompted
 from ..errors import OvssError, unknown
+from ..ops.compose import compose
+from ..ops.windows import SlidingWindow
 from ..types import WindowBatch
 from .base import Segmentor
 
@@ -26,6 +29,7 @@ class TagCLIP(Segmentor):
     as in ZegCLIP. `unseen`: numbers or names of classes (names separated by commas); None: the data set's split.
     """
 
+    requires = ("checkpoint",)
     own_network = True
     checkpoint: File | None = None
     layout: Literal["tagclip", "zegclip"] = "tagclip"
@@ -33,12 +37,15 @@ class TagCLIP(Segmentor):
     seen_offset: float = 0.1
     unseen: str | tuple[int, ...] | None = None
 
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        trusty = recipe.hyperparameters["trusty"]
+        if recipe.hyperparameters["layout"] == "zegclip" and trusty != "absent":
+            raise OvssError(f"trusty={trusty}: layout=zegclip has no trusty token. Use trusty=absent.")
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        if self.layout == "zegclip" and self.trusty != "absent":
-            raise OvssError(f"trusty={self.trusty}: layout=zegclip has no trusty token. Use trusty=absent.")
-        if self.checkpoint is None:
-            raise OvssError(f"{self.recipe.segmentor} needs trained weights: give checkpoint=FILE (see its page).")
         self.network = self.own(load_prompted, str(self.checkpoint), self.layout)
         classes = self._split()
         self.is_unseen = [c in classes for c in self.vocabulary.group]
@@ -69,19 +76,22 @@ class TagCLIP(Segmentor):
                 f"checkpoint {self.checkpoint} is for texts of {channels} channels, those of clip '{self.clip.name}' have "
                 f"{self.text.shape[1]}. Use the CLIP that it was trained with."
             )
-        logits = self.network(batch.pixels.float(), self.text, self.trusty != "absent")
-        scores = F.interpolate(logits, (self.network.side,) * 2, mode="bilinear").sigmoid()
-        return self.corrected(scores)
+        tower = partial(self.once, self.network.backbone)
+        logits = self.network(batch.pixels.float(), self.text, self.trusty != "absent", tower)
+        side = self.network.side
+        window = SlidingWindow.of(side, side, "whole", side, 1, "none")
+        scores = logits.new_empty(len(logits), side, side, len(self.text))
+        for of_window, result in zip(logits.split(1), scores, strict=True):
+            for rows, columns, enlarged in compose(of_window, window, (side, side)):  # parts that stay in a core's cache
+                result[rows, columns] = self.corrected(enlarged.sigmoid_())
+        return scores.movedim(-1, 1)
 
     def corrected(self, scores: Tensor) -> Tensor:
-        """Scores (B, Q or Q+1, S, S) -> (B, Q, S, S). The offset comes before the factors; a score may become negative."""
-        unseen = self.indices(self.is_unseen).bool()[:, None, None]
+        """Scores (..., Q or Q+1) -> (..., Q), in place. The offset comes before the factors; a score may become negative."""
+        unseen = self.indices(self.is_unseen).bool()
         if self.trusty == "absent":
             return scores.sub_(self.seen_offset * ~unseen)
-        scores, trusty = scores[:, :-1], scores[:, -1:]
-        scores = scores.sub_(self.seen_offset * ~unseen)
-        if self.trusty in ("both", "seen"):
-            scores = torch.where(unseen, scores, scores * (1 - trusty))
-        if self.trusty in ("both", "unseen"):
-            scores = torch.where(unseen, scores * trusty, scores)
-        return scores
+        scores, trusty = scores[..., :-1], scores[..., -1:]
+        of_seen = 1 - trusty if self.trusty in ("both", "seen") else torch.ones_like(trusty)
+        of_unseen = trusty if self.trusty in ("both", "unseen") else torch.ones_like(trusty)
+        return scores.sub_(self.seen_offset * ~unseen).mul_(torch.where(unseen, of_unseen, of_seen))

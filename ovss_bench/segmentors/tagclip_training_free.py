@@ -15,7 +15,9 @@ from ..errors import OvssError
 from ..ops.attention import balanced
 from ..ops.boxes import in_boxes, tight_box, to_unit_range
 from ..ops.crf import dense_crf
+from ..ops.enlarge import resized_maps
 from ..ops.nearest import torch_nearest
+from ..ops.scores import best_of_groups
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 from .features import encoded, read_texts, whole_pixels
@@ -90,25 +92,23 @@ class TagCLIPTrainingFree(Segmentor):
     def image_scores(self, context: ImageContext) -> Tensor:
         """Planes (C, H, W): 1 - the maximum for the background, 0 for classes without a tag."""
         background, group = self.vocabulary.background, self.vocabulary.group
-        planes = self.text.new_zeros(len(self.vocabulary.classes), *context.size)
+        count = len(self.vocabulary.classes)
         if not self.foreground:
-            return planes + 1
+            return self.text.new_ones(count, *context.size)
         pixels = whole_pixels(self, context)
         trunk = self.trunk(WindowBatch(pixels))
         affinity, smooth = self.affinities(trunk)
         tags = self.tags(self.image_tags(pixels, self.refined_scores(trunk, affinity)))
         text = torch.cat([self.cam_text[self.indices(tags)], self.cam_text[len(self.foreground) :]])
-        maps = self.refined_cams(grad_cam(self.clip, trunk, text, self.cam_scale)[: len(tags)], smooth)
+        maps = self.refined_cams(grad_cam(self.clip, trunk, text, self.cam_scale, len(tags)), smooth)
         # Rounded to fp16, as they are stored by the official code.
-        maps = F.interpolate(maps[None], context.size, mode="bilinear")[0].half()
+        maps = resized_maps(maps, context.size).half()
         if background is not None:
             maps = torch.cat([1 - maps.amax(0, keepdim=True), maps])
         maps = self.with_crf(maps.float(), context) if self.crf else maps.float()
         classes = [group[self.foreground[tag]] for tag in tags]
-        for plane, c in zip(maps, classes if background is None else [background, *classes], strict=True):
-            torch.maximum(planes[c], plane, out=planes[c])
         context.by_products["classes"] = sorted(set(classes))
-        return planes
+        return best_of_groups(maps, classes if background is None else [background, *classes], count)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         if self.vocabulary.background is not None or not self.foreground:
@@ -188,7 +188,7 @@ class TagCLIPTrainingFree(Segmentor):
     def with_crf(self, maps: Tensor, context: ImageContext) -> Tensor:
         """Kept as published: the CRF sees BGR minus a mean as 8 bits, so values below the mean wrap around."""
         image = (context.original[..., ::-1] - np.array(MEAN, np.float32)).astype(np.int64) % 256
-        image = F.interpolate(self.tensor(image.astype(np.float32)).movedim(-1, 0)[None], context.size, mode="bilinear")[0]
+        image = resized_maps(self.tensor(image.astype(np.float32)).movedim(-1, 0), context.size)
         return dense_crf(maps, image.movedim(0, -1))
 
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
-from ..errors import OvssError
 from ..ops.attention import cosine_matrix, proxy_attention
+from ..ops.enlarge import resized_maps
 from ..ops.nearest import torch_nearest
 from ..ops.pictures import in_frame, stretch
-from ..ops.prompts import class_prompts
+from ..ops.sam_prompts import class_prompts
 from ..ops.windows import SlidingWindow
 from ..stages import of_source
 from ..types import ImageContext, WindowBatch
@@ -48,6 +48,7 @@ class Trident(Segmentor):
     positive = ("minimal_area",)
     uses = ("window", "stride", "position", "logit_scale")
     attention_maps = 1
+    joins_patches = True
 
     vfm: str | None = None
     feature: Literal["tokens", "q", "k", "v", "q+k"] = "tokens"
@@ -66,10 +67,13 @@ class Trident(Segmentor):
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
         """Class probabilities (C, H, W) at the size of the result."""
-        cosines = self.cosines_of(self.tensor(context.pixels), context)
-        scores = self.decision.class_scores(F.interpolate(cosines, context.size, mode="bilinear")[0])
+        cosines = F.interpolate(self.image_cosines(context), context.size, mode="bilinear")[0]
+        scores = self.decision.class_scores(cosines)
         context.by_products["scores"] = scores
         return scores
+
+    def image_cosines(self, context: ImageContext) -> Tensor:
+        return self.cosines_of(self.tensor(context.pixels), context)
 
     def cosines_of(self, pixels: Tensor, context: ImageContext) -> Tensor:
         """Pixels (3, H, W) of an image -> cosines (1, Q, h, w) on SAM's grid."""
@@ -87,16 +91,11 @@ class Trident(Segmentor):
             factor = ceil(max(size) / patch) * patch / max(size)
             size = [ceil(int(side * factor) / patch) * patch for side in size]
         size = [max(side, least) for side in size]
-        return F.interpolate(pixels[None], size, mode="bilinear")[0]
+        return resized_maps(pixels, size)
 
     def spliced(self, pixels: Tensor) -> Tensor:
         """Pixels (3, H, W) -> features (D, H/patch * ratio, W/patch * ratio), averaged over the windows."""
         patch, recipe = self.clip.patch_size, self.recipe
-        if recipe.window != "whole" and (recipe.window % patch or recipe.stride % patch):
-            raise OvssError(
-                f"window={recipe.window}, stride={recipe.stride}: trident splices windows patch by patch, so both must be "
-                f"multiples of the patch ({patch} pixels)."
-            )
         windows = SlidingWindow.of(*pixels.shape[1:], recipe.window, recipe.stride, patch, "none")
         maps = self.window_features(torch.stack(windows.cut(pixels)))
         cells = windows.rows.cells, windows.columns.cells
@@ -151,7 +150,7 @@ class Trident(Segmentor):
     def correlated(self, canvas: Tensor, encoded: Any) -> Tensor:
         values = self.tensor(encoded.values).float()
         grid, unit = values.shape[2:], F.normalize(values.flatten(2).transpose(1, 2), dim=-1)
-        cells = F.interpolate(canvas[None], grid, mode="bilinear")[0].flatten(1).T
+        cells = resized_maps(canvas, grid).flatten(1).T
         # The mean over heads and keys of all cosines of a query: without the cosines.
         threshold = self.cos_fac * (unit @ unit.sum(1)[:, :, None]).mean(0) / unit.shape[1]
         if not self.refine_neg_cos:
@@ -169,7 +168,7 @@ class Trident(Segmentor):
         if self.sam is None or not self.sam_refine:
             return label_map
         half = [max(side // 2, 1) for side in label_map.shape]
-        small = F.interpolate(scores[None], half, mode="bilinear")[0]
+        small = resized_maps(scores, half)
         labels = torch_nearest(label_map, half).masked_fill(small.amax(0) < self.coarse_thresh, len(scores))
         image, refined = self.sam_image(context), torch.zeros_like(scores)
         inside = in_frame((half[0], half[1]), FRAME)
@@ -180,7 +179,7 @@ class Trident(Segmentor):
             logits, iou = self.encoded(image, context).decode(boxes, points, self.mask_prompt(small[c]))
             logits, kept = self.tensor(logits).float(), self.tensor(iou) > self.sam_iou_thresh
             if logits.shape[1:] != label_map.shape:
-                logits = F.interpolate(logits[None], label_map.shape, mode="bilinear")[0]
+                logits = resized_maps(logits, label_map.shape)
             best = logits.masked_fill(~kept[:, None, None], -torch.inf).amax(0)
             refined[c] = best.sigmoid() * scores[c] * (best > 0)
         context.by_products.pop("sam", None)
@@ -191,5 +190,5 @@ class Trident(Segmentor):
         """Scores (h, w) of a class -> (H, W), the long side 256: small values where the class is, else 0."""
         factor = PROMPT_SIDE / max(scores.shape)
         size = [max(int(side * factor + 0.5), 1) for side in scores.shape]
-        prompt = F.interpolate(scores[None, None], size, mode="bilinear")[0, 0]
+        (prompt,) = resized_maps(scores[None], size)
         return prompt * self.sam_mask_coff * (prompt > self.coarse_thresh)

@@ -5,6 +5,7 @@ tensor on the GPU. A copy to the CPU that does not wait arrives when an event is
 POISON. Whatever makes the CPU wait for the GPU is recorded in `Gpu.waits`, and every copy to the GPU in `Gpu.uploads`.
 """
 
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from ovss_bench.files import PACKAGE
 from ovss_bench.ops import device
 
 CUDA = torch.device("cuda", 0)
+REAL = os.environ.get("OVSS_TEST_DEVICE") == "cuda"  # the tests of all methods run on a real GPU instead
 POISON = 77  # in memory that a copy has not reached
 GIB = 2**30
 COPIES = device.__file__
@@ -363,7 +365,10 @@ def _no_driver():
 
 @contextmanager
 def shadow_gpu(monkeypatch):
-    """A `Gpu` in place of `torch.cuda`. Reader threads pin memory, too, so that is replaced for all threads."""
+    """A `Gpu` in place of `torch.cuda`. Reader threads pin memory, too, so that is replaced for all threads. None if REAL."""
+    if REAL:
+        yield None
+        return
     gpu = Gpu()
     functions = {
         "_lazy_init": _no_driver,
@@ -373,12 +378,16 @@ def shadow_gpu(monkeypatch):
         "mem_get_info": lambda device=None: (8 * GIB, 8 * GIB),
         "memory_reserved": lambda device=None: 0,
         "memory_allocated": lambda device=None: 0,
+        "max_memory_allocated": lambda device=None: GIB,
+        "reset_peak_memory_stats": lambda device=None: None,
         "empty_cache": lambda: None,
         "get_device_name": lambda device=None: "shadow",
     }
     with monkeypatch.context() as patch:
         for name, function in functions.items():
             patch.setattr(torch.cuda, name, function)
+        of_twins, cpu = torch.autocast, {"cuda": "cpu"}
+        patch.setattr(torch, "autocast", lambda device, *options, **named: of_twins(cpu.get(device, device), *options, **named))
         patch.setattr(Tensor, "pin_memory", lambda tensor: gpu.pin_memory(None, (tensor,), {}))
         with gpu:
             yield gpu

@@ -7,17 +7,19 @@ import pytest
 import torch
 
 import ovss_bench as ob
-from device.methods import FINE, PRECISIONS, branches, build, equal, images, predictions
-from device.shadow import CUDA, shadow_gpu
+from device.methods import FINE, PRECISIONS, STEPPED, branches, build, equal, images, predictions, same
+from device.shadow import CUDA, REAL, shadow_gpu
+from ovss_bench.bench.stand_ins import given_experts
 from ovss_bench.inference.engine import predict
 from ovss_bench.inference.trunk_cache import TrunkCache
 from ovss_bench.segmentors.hooks import HOOKS
+from ovss_bench.segmentors.steps.floss import FLOSS
 from parity.seeded import query_features
-from stand_ins import METHODS, regions
+from stand_ins import METHODS, ON_CLIP
 from tiny_networks import loaded, vit
 
-IMAGES = images((96, 120), (80, 210))
-SMALLER = images((80, 110))
+IMAGES = images((96, 120), (80, 150))  # 6 and 8 windows, in batches of 4
+SMALLER = images((80, 80))
 LABELS = {"decide", "correct"}
 INSIDE = {"mix", "last_block"}  # what they return has the dtype of CLIP's weights
 
@@ -52,41 +54,45 @@ def watched(monkeypatch):
 def test_a_method_gives_the_labels_of_the_cpu(name, precision, clips, watched, monkeypatch):
     on_cpu, on_gpu = clips[precision]
     pictures = IMAGES if precision == "fp32" else SMALLER
-    for number, values in enumerate(branches(name)):
+    # What follows a network without CLIP computes in fp32.
+    runs = branches(name) if precision == "fp32" or name in ON_CLIP else [{}]
+    for number, values in enumerate(runs):
         options = {"keep_scores": number % 2 == 1}
         with shadow_gpu(monkeypatch):
             segmentor = build(name, on_gpu, **values)
             ran = watched(segmentor)
             found = predictions(segmentor, pictures, **options)
-        assert ran & {"patch_logits", "image_logits", "image_scores"}, "no hook has run"
+        own_labels = type(segmentor).image_labels is not ob.Segmentor.image_labels  # which is no hook
+        at_once = own_labels and not options["keep_scores"]
+        assert at_once or ran & {"patch_logits", "image_logits", "image_scores"}, "no hook has run"
         expected = predictions(build(name, on_cpu, **values), pictures, **options)
-        assert equal(found, expected, 1e-6 if name in FINE else 0), values
+        assert equal(found, expected, FINE.get(name, 0)), values
         for prediction in found.values():
             assert type(prediction.label_map) is torch.Tensor
             assert prediction.label_map.dtype == torch.int64
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["gem+pamr", "sclip+region_vote", "maskclip+freecp"])
+@pytest.mark.parametrize("name", STEPPED)
 def test_a_step_gives_the_labels_of_the_cpu(name, precision, clips, watched, monkeypatch):
     on_cpu, on_gpu = clips[precision]
-    values = {"regions": regions} if name.endswith("region_vote") else {}
+    monkeypatch.setattr(FLOSS, "classifiers", given_experts)
     with shadow_gpu(monkeypatch):
-        segmentor = build(name, on_gpu, **values)
+        segmentor = build(name, on_gpu)
         watched(segmentor)
         found = predictions(segmentor, SMALLER)
-    assert equal(found, predictions(build(name, on_cpu, **values), SMALLER))
+    assert equal(found, predictions(build(name, on_cpu), SMALLER))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_methods_share_a_run(precision, clips, gpu):
     clip = clips[precision][1]
-    segmentors = [build(name, clip) for name in METHODS] + [build("sclip", clip, threshold=0.3)]
+    segmentors = [build(name, clip) for name in ON_CLIP] + [build("sclip", clip, threshold=0.3)]
     segmentors = [one for one in segmentors if one.recipe.trunk_key == segmentors[-1].recipe.trunk_key]
     assert len(segmentors) > 2
     alone = [predictions(segmentor, SMALLER) for segmentor in segmentors]
     ((key, together),) = predict(segmentors, SMALLER.items(), batch=4)
-    assert all(torch.equal(one.label_map, other[key].label_map) for one, other in zip(together, alone, strict=True))
+    assert all(same(one.label_map, other[key].label_map) for one, other in zip(together, alone, strict=True))
 
 
 @pytest.mark.parametrize("name", ["clip", "gem", "scclip", "corrclip"])
@@ -125,14 +131,15 @@ def test_regions_are_retrieved_from_a_bank(precision, clips, gpu):
     host = ob.RegionBank(keys, values, aux, query_features(8, 8, 16))
     on_cpu, on_gpu = clips[precision]
     found = predictions(build("corrclip_v2", on_gpu, bank=bank), SMALLER, keep_scores=True)
-    assert equal(found, predictions(build("corrclip_v2", on_cpu, bank=host), SMALLER, keep_scores=True))
+    expected = predictions(build("corrclip_v2", on_cpu, bank=host), SMALLER, keep_scores=True)
+    assert equal(found, expected, FINE["corrclip_v2"])
 
 
 def test_texts_are_encoded(gpu):
     prompts = ["a photo of a cat.", "sky", "a drawing of two dogs on a green sofa"]
     on_cpu, on_gpu = (ob.load_clip("demo", device=device, precision="fp32").encode_text(prompts) for device in ("cpu", "cuda"))
     assert on_gpu.device == CUDA
-    assert torch.equal(on_gpu.cpu(), on_cpu)
+    assert torch.allclose(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-4 if REAL else 0)
 
 
 def test_an_evaluation(gpu):
@@ -142,4 +149,5 @@ def test_an_evaluation(gpu):
         ob.evaluate("naclip", ob.load_clip("demo", device=device, precision="fp32"), data, recipe=recipe, limit=1).metrics
         for device in ("cpu", "cuda")
     ]
-    assert scores[0] == scores[1]
+    close = REAL and scores[0]["mIoU"] == pytest.approx(scores[1]["mIoU"], abs=0.5)
+    assert close or scores[0] == scores[1]

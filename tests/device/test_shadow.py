@@ -7,10 +7,12 @@ import torch.nn.functional as F
 
 import ovss_bench as ob
 from device.methods import build, images, predictions, vocabulary
-from device.shadow import CUDA, POISON
+from device.shadow import CUDA, POISON, REAL
 from ovss_bench.inference import finish
 from ovss_bench.ops.device import kept, to_device
 from ovss_bench.ops.vote import row_numbers, tally
+
+pytestmark = pytest.mark.skipif(REAL, reason="about the shadow GPU")
 
 
 @pytest.fixture

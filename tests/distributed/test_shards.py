@@ -1,6 +1,8 @@
 """shard=I/N and tools/merge.py: independent parts, merged into one result."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,11 @@ from ovss_bench.runs.load import result_paths
 from ovss_bench.runs.merge import merge, part_folders
 from ovss_bench.runs.store import read_result
 from ovss_bench.runs.world import Shard
+from stand_ins import METHODS, method_of
+from trained_networks import weights_of
 
+# Values that make what happens in a window depend on the whole image, where the demo's recipe has others.
+BEYOND_WINDOWS = {"lposs_plus": {}, "rf_clip": {"image_level": "image"}}
 FAST = {"resize": "none", "window": 48, "stride": 48, "pamr_steps": 0}
 
 
@@ -52,6 +58,38 @@ def test_any_split_gives_the_same_result(count, whole, voc, tmp_path):
         measured = {"timing": 0, "provenance": 0, "peak_memory_mib": 0}
         assert result | measured == expected[name] | measured
         assert list(result) == list(expected[name])
+
+
+def small(name):
+    """Values for quick runs of a method on the demo CLIP, with random weights where it needs trained ones."""
+    method, values = method_of(name), {"short_side": 56, "window": 48, "stride": 24, "pamr_steps": 0}
+    if ob.compose_recipe(name, clip="demo").resize == "up_to_patch":
+        values = {"pamr_steps": 0}
+    needed = {"concepts": "demo"} if "concepts" in method.requires else {}
+    if "checkpoint" in method.requires and not ob.compose_recipe(name, clip="demo").hyperparameters["checkpoint"]:
+        needed = {key: str(value) if isinstance(value, Path) else value for key, value in weights_of(name, 128).items()}
+    return {key: value for key, value in values.items() if key not in method.unused()} | needed
+
+
+def test_every_method_and_step_counts_the_same_in_shards_in_any_order_and_with_any_batch(voc, tmp_path):
+    """A shard holds one image, the other run both in the opposite order, with windows of both in a batch."""
+    clip, dataset = ob.load_clip("demo"), ob.load_dataset("voc20", voc)
+    ranks = [{"template_id": t, "pixel_percentage": 1.0} for t in range(3)]
+    (tmp_path / "ranking.json").write_text(
+        json.dumps({"classes": {name.replace(" ", ""): {"entropy_ranking": ranks} for name in dataset.classes}})
+    )
+    sources = {"region_vote": {"regions": "demo"}, "floss": {"ranking": str(tmp_path / "ranking.json")}}
+    values = {f"maskclip+{step}": sources.get(step, {}) for step in ob.STEPS.modules}
+    values |= {name: {} for name in METHODS} | BEYOND_WINDOWS
+    jobs = [make_job(name, clip, dataset, overrides=small(name) | own) for name, own in values.items()]
+    ids = [sample.id for sample in dataset.samples][:2]
+    run_jobs(jobs, output=tmp_path / "whole", ids=ids[::-1], quiet=True)
+    for number in (1, 2):
+        run_jobs(jobs, output=tmp_path / "parts", ids=ids, shard=Shard(number, 2), quiet=True, runtime=ob.Runtime(batch=5))
+    merged(tmp_path / "parts")
+    found = counted(tmp_path / "parts")
+    assert found.keys() == values.keys()
+    assert found == counted(tmp_path / "whole")
 
 
 def test_parts_of_several_machines_may_be_copied_together(whole, voc, tmp_path):

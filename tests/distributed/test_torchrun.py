@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from distributed.started import counted, rank_of, run, start, wait_for
+from distributed.started import counted, rank_of, run, run_two, start, wait_for
 from end_to_end.tools import run as run_tool
 from ovss_bench.runs.load import result_paths
 from ovss_bench.runs.store import read_result
@@ -94,11 +94,11 @@ def test_a_mistake_is_told_once(tmp_path):
 def test_label_maps_saved_and_scored_by_several_processes(tmp_path):
     """The saved maps of two processes are complete, and two processes score them as they were counted."""
     words = ["limit=6", "segmentor=clip", f"save_label_maps={tmp_path / 'maps'}", f"output={tmp_path / 'one'}"]
-    run(*words, processes=2, cwd=tmp_path)
+    run_two(*words, cwd=tmp_path)
     folder = next((tmp_path / "maps").rglob("manifest.json")).parent
-    run("limit=6", "segmentor=labels", f"path={folder}", f"output={tmp_path / 'two'}", processes=2, cwd=tmp_path)
+    run_two("limit=6", "segmentor=labels", f"path={folder}", f"output={tmp_path / 'two'}", cwd=tmp_path)
     assert counted(tmp_path / "one")["clip"] == counted(tmp_path / "two")["labels"]
     next(folder.glob("*.png")).unlink()
-    _, error = run("segmentor=labels", f"path={folder}", "output=three", processes=2, cwd=tmp_path, status=1)
+    error = run_two("segmentor=labels", f"path={folder}", "output=three", cwd=tmp_path, status=2)
     assert "of 100 images" in error
     assert "95 lack a file" in error

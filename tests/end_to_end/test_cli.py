@@ -166,7 +166,8 @@ def test_bash_completes_commands_options_and_names(tmp_path):
 
 
 def test_names_are_completed_wherever_a_folder_of_configurations_has_them():
-    assert all(config_names(folder) for folders in completion.FOLDERS.values() for folder in folders)
+    assert all(config_names(folder) for folder in completion.FOLDERS.values())
+    assert completion.FOLDERS.keys() >= {"segmentor", "clip", "dataset", "table", "protocol", "regions", "sam", "concepts"}
     assert all(name in command_of("eval").options() or name == "suite" for name in completion.FOLDERS)
 
 

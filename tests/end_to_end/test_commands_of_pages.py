@@ -1,6 +1,7 @@
 """The commands of README and docs: those that the embedded demo is enough for are run, the others are parsed by their tools."""
 
 import shutil
+from collections import defaultdict
 
 import hydra
 import pytest
@@ -9,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from end_to_end.tools import ROOT, evaluate_here
 from ovss_bench.cli.commands import COMMANDS, command_of
 from ovss_bench.cli.datasets import ACTIONS
-from ovss_bench.cli.options import is_place, parse_options, with_flags
+from ovss_bench.cli.options import is_positional, parse_options, with_flags
 from ovss_bench.cli.overrides import checked
 from ovss_bench.files import CONFIGS
 from pages import blocks, commands
@@ -17,7 +18,7 @@ from pages import blocks, commands
 ALL = list(commands())
 # Options with which `eval` needs more than the demo.
 REAL = ("clip", "dataset", "vfm", "regions", "foreground", "diffusion", "sam", "bank", "weights", "data_root", "-m")
-REAL += ("hydra/launcher",)
+REAL += ("hydra/launcher", "runtime.device")
 STATUS = {"compare": (0, 1, 3)}  # one image may be too few to decide
 ON_RESULTS = ("report", "compare", "merge", "new-method")
 
@@ -32,7 +33,13 @@ def on_demo(command):
         return not any(given.get(name, "demo") != "demo" for name in (*REAL, "table")) and "--help" not in given
     if command.name == "datasets":
         return command.words[0] == "list" or command.words[:2] == ("check", "demo")
-    return command.name in ON_RESULTS and not {"suite", "--published"} & given.keys()
+    return command.name in ON_RESULTS and not {"suite", "published"} & given.keys()
+
+
+@pytest.mark.parametrize("command", ALL, ids=lambda command: f"{command.name} {' '.join(command.words)}")
+def test_pages_write_options_in_one_style(command):
+    known = command_of(command.name).options()
+    assert not [word for word in command.words if word.startswith("--") and word[2:].partition("=")[0] in known]
 
 
 def quick(words):
@@ -42,6 +49,16 @@ def quick(words):
     given |= {"limit": "2" if "shard" in given else "1"}
     given |= {"plugins": "[my_method.py]"} if given.get("segmentor") == "my_method" else {}
     return [f"{name}={value}" for name, value in given.items()]
+
+
+def together(commands):
+    """The words of evaluations; of those that differ in their methods alone, one with all methods."""
+    methods = defaultdict(dict)
+    for command in commands:
+        given = options(quick(command.words))
+        names = given.pop("segmentor", "").strip("[]").split(",")
+        methods[tuple(f"{name}={value}" for name, value in given.items())] |= dict.fromkeys(names)
+    return [[*words, *([f"segmentor=[{','.join(names)}]"] if any(names) else [])] for words, names in methods.items()]
 
 
 @pytest.fixture
@@ -62,8 +79,9 @@ def folder(tmp_path, monkeypatch):
     (code,) = [block for block in blocks("yaml") if block.startswith("images: photos")]
     (tmp_path / "my_data.yaml").write_text(code)
     for command in ALL:
-        if checkpoint := options(command.words).get("recipe.checkpoint"):
-            (tmp_path / checkpoint).touch()
+        for given in options(command.words).keys() & {"recipe.checkpoint", "recipe.ranking"}:
+            if "/" not in (file := options(command.words)[given]):  # others are the project's
+                (tmp_path / file).touch()
     return tmp_path
 
 
@@ -79,11 +97,10 @@ def evaluated(folder):
 def test_the_commands_on_the_demo_run(evaluated, capsys):
     done = [command for command in ALL if on_demo(command)]
     assert {"eval", *ON_RESULTS} <= {command.name for command in done}
+    for words in together(command for command in done if command.name == "eval"):
+        assert evaluate_here(*words) == ("expect" in options(words)), words  # one image never agrees with a table of 100
     for command in done:
-        if command.name == "eval":
-            status = evaluate_here(*quick(command.words))
-            assert status == ("expect" in options(command.words)), command  # one image never agrees with a table of 100
-        elif command.name != "new-method":  # the fixture runs these
+        if command.name not in ("eval", "new-method"):  # the fixture runs these
             words = with_flags(command.words, command_of(command.name).options())
             words += ["partial=true"] if command.name == "report" else []
             assert command_of(command.name).run(words) in (None, *STATUS.get(command.name, (0,))), command
@@ -96,7 +113,8 @@ def test_the_other_commands_are_parsed(folder, capsys):
         elif {"-m", "hydra/launcher"} & options(command.words).keys():
             assert evaluate_here(*first_of(command.words), "dry_run=true") == 0, command
         elif "--help" not in command.words:
-            assert evaluate_here(*{*command.words, "dry_run=true"}) == 0, command
+            words = {word.replace("device=cuda", "device=cpu") for word in command.words}  # there may be no GPU
+            assert evaluate_here(*words, "dry_run=true") == 0, command
 
 
 def parse(command):
@@ -105,7 +123,7 @@ def parse(command):
     known, words = command_of(command.name), list(command.words)
     if command.name == "datasets":
         action, *words = words
-        parse_options([word for word in words if not is_place(word)], (*known.groups["All"], *ACTIONS[action][1]))
+        parse_options([word for word in words if not is_positional(word)], (*known.groups["All"], *ACTIONS[action][1]))
     else:
         known.parse(with_flags(words, known.options()))
 

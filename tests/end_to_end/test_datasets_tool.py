@@ -4,15 +4,14 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from end_to_end.tools import command, run
+from end_to_end.tools import run
+from forked import Forked
 from miniatures import MINIATURES
 from ovss_bench.cli.main import main
 from ovss_bench.datasets import layout
@@ -84,7 +83,7 @@ def run_here(monkeypatch, *words):
         (["prepare", "voc21", "data_root=.", "yes=perhaps"], ["yes='perhaps'", "true or false"]),
         (["prepare", "voc21", "data_root=.", "workers=0"], ["workers=0"]),
         (["prepare", "voc21", "data_root=new"], ["VOCtrainval_11-May-2012.tar", "Licence", "data_root=new yes=true"]),
-        (["prepare", "cityscapes", "data_root=new"], ["gtFine_trainvaltest.zip", "fetched by hand", "Licence"]),
+        (["prepare", "cityscapes", "data_root=new"], ["gtFine_trainvaltest.zip", "downloaded by hand", "Licence"]),
         (["prepare", "mine.yaml"], ["mine.yaml", "does not exist"]),
         (["check"], ["name a data set"]),
         (["check", "voc21"], ["data_root=DIR", "OVSS_DATA"]),
@@ -179,10 +178,7 @@ def test_a_preparation_that_is_interrupted_goes_on(own):
     words = ["prepare", "mine.yaml", "plugins=converter.py", "workers=2"]
     (own / "converter.py").write_text(PLUGIN.replace("SECONDS", "1"))
     environment = {key: value for key, value in os.environ.items() if key != "OVSS_DATA"}
-    process = subprocess.Popen(
-        command("datasets.py", *words), cwd=own, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # who runs in the background may ignore it
-    )  # fmt: skip
+    process = Forked("datasets.py", *words, cwd=own, env=environment)
     deadline = time.monotonic() + 120
     while not list((own / "labels").glob("[0-9]*.png")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)

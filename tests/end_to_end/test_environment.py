@@ -207,7 +207,7 @@ def test_texts_are_read_and_written_in_utf_8():
             owner = ast.unparse(call.value) if isinstance(call, ast.Attribute) else ""
             if name in texts and owner and "encoding" not in known and len(node.args) <= texts[name]:
                 found.append((path.name, node.lineno, name))
-            others = ("Image", "tarfile", "zipfile", "os", "self", "member", "file")
+            others = ("Image", "tarfile", "zipfile", "os", "self", "member", "file", "archive")
             text = "encoding" not in known and not any("b" in value for value in values)
             if name == "open" and owner not in others and text:
                 found.append((path.name, node.lineno, name))

@@ -1,14 +1,14 @@
 import os
 import shutil
 import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
 
 import ovss_bench as ob
-from end_to_end.tools import command, run
+from end_to_end.tools import run
+from forked import Forked
 from ovss_bench.auxiliary.regions import load_regions
 from ovss_bench.cli.main import main
 
@@ -19,7 +19,7 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("regions")
     ob.load_dataset("demo")  # draws the scenes
     arguments = ["dataset=demo", "regions=slic", "out=out", "limit=30", "workers=1", "settings.n_segments=90"]
-    process = subprocess.Popen(command("regions.py", *arguments), cwd=folder, stderr=subprocess.PIPE, text=True)
+    process = Forked("regions.py", *arguments, cwd=folder)
     deadline = time.monotonic() + 300
     while not list((folder / "out").glob("*.npz")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.001)

@@ -4,50 +4,47 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from end_to_end.test_eval import FAST
 from end_to_end.tools import command, evaluate, evaluate_here, results
+from forked import Forked
 from ovss_bench.runs.store import read_counts
 
+TWO = ["segmentor=[sclip,gem]", "limit=48", "runtime.batch=8", *FAST]
 
-def _undisturbed(folder: Path, limit: int) -> dict:
-    evaluate("segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8", *FAST, cwd=folder)
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("quiet")
+    evaluate(*TWO, cwd=folder)
     return {path.stem.split("-")[0]: read_counts(path) for path in sorted(folder.rglob("*.npz"))}
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, tmp_path):
-    limit, disturbed, quiet = 48, tmp_path / "disturbed", tmp_path / "quiet"
-    disturbed.mkdir()
-    quiet.mkdir()
-    arguments = ["runtime.threads=1", "segmentor=[sclip,gem]", f"limit={limit}", "runtime.batch=8", *FAST]
-    process = subprocess.Popen(command("eval.py", *arguments), cwd=disturbed, stderr=subprocess.PIPE, text=True)
-    while len(list(disturbed.rglob("0*.npz"))) < 2 and process.poll() is None:  # both segmentors have written
+def test_a_killed_run_goes_on_and_ends_with_identical_counts(how, undisturbed, tmp_path):
+    process = Forked("eval.py", "runtime.threads=1", *TWO, cwd=tmp_path)
+    while len(list(tmp_path.rglob("0*.npz"))) < 2 and process.poll() is None:  # both segmentors have written
         time.sleep(0.01)
     process.send_signal(how)
     _, errors = process.communicate()
     assert process.returncode == (143 if how == signal.SIGTERM else -9)
     assert "Traceback" not in errors
-    assert results(disturbed) == {}
-    again = evaluate(*arguments[1:], cwd=disturbed)
+    assert results(tmp_path) == {}
+    again = evaluate(*TWO, cwd=tmp_path)
     assert "resumed, " in again.stderr
-    expected = _undisturbed(quiet, limit)
-    for path in sorted(disturbed.rglob("*.npz")):
+    for path in sorted(tmp_path.rglob("*.npz")):
         counts, hashes, _ = read_counts(path)
-        known, known_hashes, _ = expected[path.stem.split("-")[0]]
+        known, known_hashes, _ = undisturbed[path.stem.split("-")[0]]
         assert hashes == known_hashes
         assert all(np.array_equal(counts[image], known[image]) for image in known)
-    assert not list(disturbed.rglob("*.shards"))
+    assert not list(tmp_path.rglob("*.shards"))
 
 
 def test_a_damaged_shard_is_evaluated_again(tmp_path):
-    process = subprocess.Popen(
-        command("eval.py", "segmentor=sclip", "limit=24", *FAST), cwd=tmp_path, stderr=subprocess.DEVNULL
-    )
+    process = Forked("eval.py", "segmentor=sclip", "limit=24", *FAST, cwd=tmp_path)
     while not list(tmp_path.rglob("0*.npz")) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
@@ -60,7 +57,7 @@ def test_a_damaged_shard_is_evaluated_again(tmp_path):
 
 
 def test_two_runs_never_share_a_folder_at_once(tmp_path):
-    process = subprocess.Popen(command("eval.py", "segmentor=sclip", *FAST), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = Forked("eval.py", "segmentor=sclip", *FAST, cwd=tmp_path)
     while not list(tmp_path.rglob("lock")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)

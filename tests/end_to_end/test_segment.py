@@ -30,3 +30,11 @@ def test_mistakes_are_named(tmp_path):
     ]
     for arguments, word in cases:
         assert word in run("segment.py", *arguments, cwd=tmp_path, status=2).stderr
+
+
+def test_a_method_without_clip_loads_none(tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
+    given = ("segmentor=segearth_ov3", "concepts=demo", "clip=no_such_clip")
+    done = run("segment.py", "photo.png", "--classes", "cat, kitten; dog", *given, cwd=tmp_path)
+    assert "cat, kitten" in done.stdout
+    assert Image.open(tmp_path / "segmented/photo.segearth_ov3.labels.png").size == (40, 30)

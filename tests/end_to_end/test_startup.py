@@ -13,6 +13,17 @@ from ovss_bench.runs.load import result_paths
 from ovss_bench.runs.store import RunStore, read_counts, read_result
 
 HEAVY = ("torch", "torchvision", "mmcv", "mmseg", "open_clip", "timm", "transformers", "diffusers", "sklearn", "skimage")
+# Command lines of an evaluation with an unknown name.
+UNKNOWN = [
+    ["segmentor=nope"],
+    ["segmentor=[sclip,nope]"],
+    ["dataset=nope"],
+    ["dataset=suite/nope"],
+    ["table=nope"],
+    ["refine=nope"],
+    ["segmentor=sclip", "recipe.nope=1"],
+    ["segmentor=sclip", "vfm=dino"],
+]
 # Runs command lines one after another in one process, and tells after each its status and what is imported by then.
 SEVERAL = """
 import json, runpy, sys
@@ -77,6 +88,7 @@ def test_tools_that_read_files_import_nothing_heavy(folder, tmp_path):
         # And Hydra.
         (0, ["eval.py", "--help"]),
         (2, ["eval.py", "segmentr=sclip"]),
+        *((2, ["eval.py", *words]) for words in UNKNOWN),
     ]
     after, printed = imported(lines, tmp_path)
     assert not after[-1] & set(HEAVY)

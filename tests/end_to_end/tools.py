@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 
+from forked import Forked
 from ovss_bench.cli.evaluation import main
 from ovss_bench.cli.overrides import checked
 from ovss_bench.files import CONFIGS
@@ -20,19 +21,19 @@ def command(tool: str, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
 
 
-def run(tool: str, *arguments: object, cwd: Path, status: int = 0, **options) -> subprocess.CompletedProcess:
-    """Runs a tool and checks its exit status; whatever happens there is no traceback."""
+def run(tool: str, *arguments: object, cwd: Path, status: int = 0) -> subprocess.CompletedProcess:
+    """Runs a tool in a process of its own and checks its exit status; whatever happens there is no traceback."""
     environment = {key: value for key, value in os.environ.items() if key not in KEPT}
-    done = subprocess.run(
-        command(tool, *arguments), cwd=cwd, env=environment, capture_output=True, text=True, check=False, **options
-    )
+    process = Forked(tool, *arguments, cwd=cwd, env=environment)
+    out, err = process.communicate()
+    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done
 
 
-def evaluate(*arguments: object, cwd: Path, status: int = 0, **options) -> subprocess.CompletedProcess:
-    return run("eval.py", "runtime.threads=1", *arguments, cwd=cwd, status=status, **options)
+def evaluate(*arguments: object, cwd: Path, status: int = 0) -> subprocess.CompletedProcess:
+    return run("eval.py", "runtime.threads=1", *arguments, cwd=cwd, status=status)
 
 
 def evaluate_here(*arguments: object) -> int:

@@ -19,8 +19,8 @@ from fuzz.common import SCALARS, VALUES, damaged, inputs, outcome
 from fuzz.test_pictures import encoded, picture
 from miniatures.drawing import write_files
 from ovss_bench.cli.options import Option, Text, Texts, parse_options
-from ovss_bench.config.recipe import DEPTHS, RECIPE_VALUES, compose_recipe
-from ovss_bench.config.registry import RECIPES
+from ovss_bench.config.recipe import RECIPE_VALUES, compose_recipe
+from ovss_bench.config.segmentor_file import DEPTHS, RECIPES
 from ovss_bench.config.validation import Count, Whole
 from ovss_bench.datasets.config import KEYS
 from ovss_bench.files import CONFIGS, config_names, load_config

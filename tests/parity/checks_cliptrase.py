@@ -53,7 +53,7 @@ def dbscan_labels(reference: Reference, array: str) -> Tensor:
 
 def cluster_map(reference: Reference, array: str) -> Tensor:
     own, *rest = clusters(reference, array)
-    return own.regions(*rest)
+    return own.voting_regions(*rest)
 
 
 def label_map(reference: Reference, array: str) -> Tensor:

@@ -49,7 +49,9 @@ def first_pass(reference: Reference, array: str) -> tuple:
     """The segmentor and the query of each patch of the square window."""
     own, batch = segmentor(reference, array), ob.WindowBatch(reference.pixels("square"))
     trunk = own.trunk(batch)
-    x = own.last_block(own.clip.block(-1, trunk.grid), trunk.tokens, own.middle_attention(trunk))
+    block = own.clip.block(-1, trunk.grid)
+    qkv, middle = block.qkv(block.ln_1(trunk.tokens)), own.middle_attention(trunk)
+    x = own.last_block(block, trunk.tokens, qkv, middle)
     return own, own.patch_labels(own.cosines(x, trunk.grid)[0], batch.pixels[0])
 
 

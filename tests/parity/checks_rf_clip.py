@@ -61,7 +61,7 @@ def square(reference: Reference, array: str) -> tuple:
 
 def image_cosines(reference: Reference, array: str) -> Tensor:
     own, encoded = square(reference, array)
-    return own.class_cosines(encoded)[0]
+    return (own.clip.head(encoded.last[:, 0]) @ own.text.T)[0]
 
 
 def masked(reference: Reference, array: str) -> Tensor:

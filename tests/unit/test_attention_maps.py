@@ -7,7 +7,7 @@ import ovss_bench as ob
 from ovss_bench.inference.engine import predict
 from ovss_bench.inference.trunk_cache import TrunkCache
 from parity.seeded import rgb_image
-from stand_ins import METHODS, sources_of
+from stand_ins import ON_CLIP, sources_of
 
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
 IMAGES = {f"image{n}": rgb_image(90 + n, *size) for n, size in enumerate([(100, 120), (90, 90)])}
@@ -28,11 +28,11 @@ def label_maps(segmentor, **options):
 
 
 def test_the_methods_that_declare_blocks(tiny_clip, tiny_vocabulary):
-    declared = {name for name in METHODS if build(name, tiny_clip, tiny_vocabulary).needs_qkv}
+    declared = {name for name in ON_CLIP if build(name, tiny_clip, tiny_vocabulary).needs_qkv}
     assert {"cliper", "corrclip", "gem", "resclip"} <= declared
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ON_CLIP)
 def test_maps_are_those_recomputed_from_the_inputs(name, tiny_clip, tiny_vocabulary):
     segmentor = build(name, tiny_clip, tiny_vocabulary)
     trunk = segmentor.trunk(windows())
@@ -106,3 +106,11 @@ def test_the_example_of_the_docs(tiny_clip, tiny_vocabulary, tmp_path):
     for _ in ("filled", "read"):
         found = label_maps(segmentor, trunk_cache=TrunkCache(tmp_path, 1e9))
         assert all(torch.equal(found[key], expected[key]) for key in IMAGES)
+
+
+def test_queries_and_values_alone(tiny_clip):
+    tokens, grid = tiny_clip.embed_patches(windows().pixels)
+    block = tiny_clip.block(0, grid)
+    queries, _, values = block.qkv(tokens)
+    torch.testing.assert_close(block.queries(tokens), queries, rtol=0, atol=1e-6)
+    torch.testing.assert_close(block.values(tokens), values, rtol=0, atol=1e-6)

@@ -1,6 +1,5 @@
-"""CLIPer: balancing, windows joined patch by patch, compensation, decision, and the recipes of both backbones."""
+"""CLIPer: balancing, compensation, decision, and the recipes of both backbones."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,8 @@ import ovss_bench as ob
 from ovss_bench.config.recipe import compose_recipe
 from ovss_bench.files import CONFIGS
 from ovss_bench.inference.engine import make_context
-from ovss_bench.ops.patchwise import join_windows
+from ovss_bench.ops.attention import strong_attention
+from ovss_bench.ops.compose import TILE_BYTES
 from ovss_bench.types import ImageContext
 from ovss_bench.vocabulary import TEMPLATES, read_names
 from parity.seeded import CLIP_MEAN, CLIP_STD, query_features, rgb_image
@@ -111,44 +111,10 @@ def test_distractors_are_background_words(tiny_clip, tiny_vocabulary):
     assert torch.equal(without.label_map, expected)
 
 
-def run_windows(pixels):
-    """A stand-in for a method: mean colours of the patches, and products of pairs of patches."""
-    cells = F.avg_pool2d(pixels, 8)
-    flat = cells.flatten(2)
-    return torch.stack([cells, cells**2]), flat.transpose(1, 2).square() @ flat.square()
-
-
-def test_joined_windows_are_means_over_visits(monkeypatch):
-    monkeypatch.setattr("ovss_bench.ops.patchwise.WINDOWS_PER_PASS", 2)
-    pixels = windows(1, 43, 56)[0]
-    maps, between = join_windows(pixels, 24, 16, 8, run_windows)
-    total, count = torch.zeros(2, 3, 5, 7), torch.zeros(5, 7)
-    pairs, shown = torch.zeros(5, 7, 5, 7), torch.zeros(5, 7, 5, 7)
-    for y, x in itertools.product((0, 2), (0, 2, 4)):
-        own, among = run_windows(pixels[None, :, 8 * y : 8 * y + 24, 8 * x : 8 * x + 24])
-        total[:, :, y : y + 3, x : x + 3] += own[:, 0]
-        count[y : y + 3, x : x + 3] += 1
-        cells = [(y + i, x + j) for i in range(3) for j in range(3)]
-        for (a, one), (b, other) in itertools.product(enumerate(cells), repeat=2):
-            pairs[(*one, *other)] += among[0, a, b]
-            shown[(*one, *other)] += 1
-    pairs = (pairs / (shown + 1e-5)).view(35, 35)
-    torch.testing.assert_close(maps, total / count)
-    torch.testing.assert_close(between, pairs / pairs.sum(1, keepdim=True))
-
-
-def test_a_window_of_the_whole_image_is_joined_to_itself():
-    pixels = windows(1)[0]
-    maps, between = join_windows(pixels, 64, 32, 8, run_windows)
-    own, among = run_windows(pixels[None])
-    torch.testing.assert_close(maps, own[:, 0])
-    torch.testing.assert_close(between, among[0] / among[0].sum(1, keepdim=True))
-
-
 @pytest.mark.parametrize("options", [{"window": 64, "stride": 24}, {"window": 72, "stride": 32}])
 def test_windows_must_be_whole_patches(options, tiny_clip, tiny_vocabulary):
     with pytest.raises(ob.OvssError, match=rf"window={options['window']}, stride={options['stride']}.*multiples of the patch"):
-        ob.segment(build(tiny_clip, tiny_vocabulary, short_side=160, **options), IMAGE)
+        build(tiny_clip, tiny_vocabulary, **options)
 
 
 def cut(a, threshold):
@@ -169,6 +135,48 @@ def test_compensation_multiplies_the_maps_in_their_order(refinement, side, clipe
     result = segmentor.compensate(maps, make_context(IMAGE, segmentor))
     torch.testing.assert_close(result, (product @ m).T.view(4, side, side))
     assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
+
+
+def test_attention_is_applied_in_parts(monkeypatch):
+    heads, maps = attention(8)[0][0], torch.rand(64, 5)
+    monkeypatch.setitem(TILE_BYTES, "cpu", 4 * 64 * 7)  # seven rows at a time
+    torch.testing.assert_close(strong_attention(heads, maps, 0.3), cut(heads, 0.3) @ maps)
+    assert (cut(heads, 0.3) == 0).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("sources", [{}, {"diffusion": lambda _: attention(5)}, {"window": 64, "stride": 32}])
+def test_a_class_that_is_left_out_early_could_not_win(sources, tiny_clip, tiny_vocabulary):
+    """The planes are those of all classes, without the ones whose final peak is too low."""
+    every = build(tiny_clip, tiny_vocabulary, **OPEN | sources)
+    context = make_context(IMAGE, every)
+    maps = every.segmentation(context.pixels)
+    before = maps.amax((1, 2))
+    after = (every.compensate(maps, context) if every.diffusion else maps).amax((1, 2))
+    peak, planes = (before + after) / 2, every.image_scores(context)
+    assert (after <= before * 1.000001).all()
+    for bound in peak.sort().values.tolist():
+        some = build(tiny_clip, tiny_vocabulary, **OPEN | sources | {"score_threshold": bound * 1.001})
+        left = planes * (peak > bound * 1.001)[:, None, None]
+        torch.testing.assert_close(some.image_scores(make_context(IMAGE, some)), left)
+
+
+@pytest.mark.parametrize("background", [0.0, 1e-30])
+@pytest.mark.parametrize("share", [0.5, 1.5])  # of the highest peak: some classes are left, or none
+def test_the_classes_that_are_left_decide_alone(share, background, tiny_clip, tiny_vocabulary):
+    """As all planes do; where a step refines planes, all of them are computed."""
+    every = build(tiny_clip, tiny_vocabulary, **OPEN)
+    peak = share * float(every.segmentation(make_context(IMAGE, every).pixels).max())
+    segmentor = build(tiny_clip, tiny_vocabulary, **OPEN | {"score_threshold": peak, "bkg_thre": background})
+    context = make_context(IMAGE, segmentor)
+    left, few = segmentor.planes(context)
+    planes, (labels, best) = segmentor.image_scores(context), segmentor.image_labels(context)
+    assert len(few) < len(planes) == 4
+    assert (len(few) > 0) == (share < 1)
+    assert torch.equal(planes[left], few)
+    assert torch.equal(labels, segmentor.decide(planes, context))
+    assert torch.equal(best, planes.amax(0))
+    segmentor.__class__ = type("Refined", (type(segmentor),), {"refine_scores": lambda self, planes, _: planes})
+    assert segmentor.image_labels(context) is None
 
 
 def test_diffusion_maps_may_be_arrays_of_half_precision(tiny_clip, tiny_vocabulary):

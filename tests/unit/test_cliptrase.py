@@ -1,11 +1,13 @@
 """CLIPtrase: the correlation, the vote, the order of the queries, windows, and the recipes; and the vote inside regions."""
 
 import pytest
+import scipy.ndimage
 import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
 from ovss_bench.ops.vote import majority_vote
+from ovss_bench.segmentors.cliptrase import medians
 from parity.seeded import query_features, rgb_image
 
 IMAGE = rgb_image(71, 90, 130)
@@ -96,11 +98,18 @@ def test_every_region_gets_one_label(tiny_clip, tiny_vocabulary):
     scene = ob.make_context(IMAGE, voting)
     correlation = voting.correlation(voting.state(scene))
     clusters = voting.clusters(correlation)
-    regions = voting.regions(correlation, clusters, scene)
+    regions = voting.voting_regions(correlation, clusters, scene)
     assert clusters.unique().tolist() == list(range(-1, 10))
     assert regions.shape == (160, 160)
     labels = ob.segment(plain, IMAGE).label_map
     assert torch.equal(ob.segment(voting, IMAGE).label_map, majority_vote(labels, regions))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7, 11])
+@pytest.mark.parametrize("shape", [(3, 20, 17), (2, 4, 3), (1, 1, 9)])  # also maps smaller than the squares
+def test_medians_equal_scipys(shape, side):
+    maps = torch.randn(shape, generator=generator(6)).numpy()
+    assert (medians(maps, side) == scipy.ndimage.median_filter(maps, (1, side, side))).all()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_values_that_cluster_nothing_are_refused(name, tiny_clip, tiny_vocabular
 
 def test_of_equally_frequent_labels_the_background_loses(tiny_clip, tiny_vocabulary, monkeypatch):
     segmentor = build(tiny_clip, tiny_vocabulary)
-    monkeypatch.setattr(type(segmentor), "regions", lambda *_: torch.zeros(2, 2, dtype=torch.int64))
+    monkeypatch.setattr(type(segmentor), "voting_regions", lambda *_: torch.zeros(2, 2, dtype=torch.int64))
     scene = ob.make_context(IMAGE, segmentor)
     assert segmentor.vocabulary.background == 0
     for labels, expected in (([[0, 3], [3, 0]], 3), ([[0, 2], [3, 0]], 0), ([[1, 2], [2, 1]], 1)):

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -38,11 +39,11 @@ def kinds(name):
 @pytest.fixture
 def edited(monkeypatch):
     """`edited(file)`: the rows whose digest changes by a comment in that file of the package."""
-    of = {row: kinds(row[0]) for row in ROWS}
+    of, content = {row: kinds(row[0]) for row in ROWS}, cache(Path.read_bytes)
 
     def digests(changed=None):
         comment = {PACKAGE / changed: b"\n# a comment\n"} if changed else {}
-        monkeypatch.setattr(code, "_content", lambda path: path.read_bytes() + comment.get(path, b""))
+        monkeypatch.setattr(code, "_content", lambda path: content(path) + comment.get(path, b""))
         return {row: source_digest(*known_code(*row, of[row])) for row in ROWS}
 
     before = digests()
@@ -66,7 +67,7 @@ def test_a_comment_invalidates_the_rows_that_it_can_concern(edited):
         assert edited(file) == set(), file
     assert edited("segmentors/scclip.py") == methods("scclip")
     assert edited("segmentors/gem.py") == methods("gem", "gem_original", "freecp", "freecp_clearclip")
-    assert edited("segmentors/naclip.py") == methods("naclip", "resclip", "cass")  # which take a function of it
+    assert edited("segmentors/naclip.py") == methods("naclip", "floss", "resclip", "cass")  # the last two take a function of it
     assert edited("auxiliary/foreground.py") == methods("clip_diy")
     assert edited("datasets/demo/scenes.py") == {row for row in ROWS if row[1] == "demo"}
     assert edited("datasets/coco.py") == {row for row in ROWS if row[1] == "coco_object_2014"}

@@ -314,3 +314,14 @@ def test_results_hold_all_that_comparisons_read(two_results):
     assert len(names) == len(set(names))
     assert {"recipe.logit_scale", "packages torch", "source_digest"} <= set(names)
     assert len(list(checklist(run.result))) >= 9
+
+
+def test_every_result_and_its_counts_are_read_once(two_results, copied, monkeypatch):
+    read = []
+    for name in ("read_result", "read_counts"):
+        original = getattr(compare, name)
+        monkeypatch.setattr(compare, name, lambda path, *rest, original=original: read.append(path) or original(path, *rest))
+    other = copied("other")
+    assert len(compare_paths(two_results, other)) == 2
+    results = [*result_paths(two_results), *result_paths(other)]
+    assert sorted(read) == sorted([*results, *(path.with_suffix(".npz") for path in results)])

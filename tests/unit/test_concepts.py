@@ -1,5 +1,9 @@
 """The concept segmenter on the tiny network, and what the methods on it skip."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +12,16 @@ import ovss_bench as ob
 from ovss_bench.auxiliary.words import canonical, hypernyms
 from ovss_bench.encoders.concepts import ConceptSegmenter, load_concepts, tokens
 from ovss_bench.files import config_names, load_config
+from ovss_bench.inference.engine import predict
+from ovss_bench.ops.concept_maps import BestTwo
 from ovss_bench.types import ImageContext
 from parity.seeded import rgb_image
+from stand_ins import METHODS, ON_CLIP, PRESETS
 from stand_ins import concepts as function
 
 IMAGE = rgb_image(22, 60, 84)
 WORDS = ["background", "aeroplane", ["boat", "ship"], "person", "wall-brick", "sky", "grass", "dog", "tie"]
-METHODS = ["sam3", "sam3_paint", "sam3_fused_once", "sam3_semantic", "segearth_ov3", "active_sam"]
+METHODS = [name for name in [*METHODS, *PRESETS] if name not in ON_CLIP]
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +185,32 @@ def test_folders_of_the_image_and_of_the_video_model_load(tiny, tmp_path, monkey
     assert load_concepts("sam3").digest == own.digest
     assert not own.stand_in
     assert tiny.stand_in
-    (tmp_path / "sam3" / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(ob.OvssError, match="not a complete SAM 3"):
-        load_concepts(tmp_path / "sam3")
+
+
+# What may be wrong with a folder: the file that is changed, its new content (None: none) and the error.
+BROKEN = {
+    "damaged weights": (
+        "model.safetensors",
+        "broken",
+        r"is not a complete SAM 3 .*: SafetensorError: .*[^.]\. Copy or download",
+    ),
+    "no weights": ("model.safetensors", None, r"is not a complete SAM 3 .*: OSError: .*[^.]\. Copy or download it again\.$"),
+    "no configuration": ("config.json", None, r"is not a complete SAM 3 .*: config\.json cannot be read \(FileNotFoundError"),
+    "no JSON": ("config.json", "{", r"is not a complete SAM 3 .*: config\.json cannot be read \(JSONDecodeError"),
+    "no type": ("config.json", "[]", r"is not a complete SAM 3 .*: config\.json cannot be read \(TypeError"),
+    "another model": ("config.json", '{"model_type": "bert"}', r"holds a model of type 'bert', not a SAM 3\. Give the folder"),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_wrong_folder_is_one_line(file, content, words, tiny, tmp_path):
+    tiny.model.save_pretrained(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(ob.OvssError, match=words) as caught:
+        load_concepts(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_errors(monkeypatch, tmp_path):
@@ -215,3 +245,93 @@ def test_names_are_rewritten():
     ]
     assert hypernyms("scissors", "active_sam") == ["compound lever", "edge tool"]
     assert hypernyms("no such word", "active_sam") == []
+
+
+SHARED = [
+    ({}, 1),
+    ({"geometry_token": [True, False, True]}, 1),  # made of the same features
+    ({"autocast": ["fp32", "bf16", "fp16"]}, 3),
+    ({"mirror": [False, True, True]}, 5),  # views are not kept
+]
+
+
+@pytest.mark.parametrize(("options", "passes"), SHARED, ids=str)
+def test_the_methods_of_a_run_encode_an_image_once(tiny, options, passes):
+    """If network and precision are the same; the maps are those of a run with one method."""
+    network, names = counting(tiny), ("sam3", "sam3_paint", "active_sam")
+    given = [{name: values[number] for name, values in options.items()} for number in range(len(names))]
+    segmentors = [build(name, network, **each) for name, each in zip(names, given, strict=True)]
+    images = [("a", IMAGE), ("b", IMAGE[::-1].copy())]
+    together = dict(predict(segmentors, images))
+    assert network.encoded == {168: passes * len(images)}
+    for number, segmentor in enumerate(segmentors):
+        for key, (alone,) in predict([segmentor], images):
+            assert torch.equal(together[key][number].label_map, alone.label_map)
+
+
+def test_the_preview_is_shared_too(tiny):
+    network = counting(tiny)
+    small = {"pruner_max_active": 4, "quantile_alpha": 0.5}
+    segmentors = [build("sam3", network), *(build("active_sam", network, **small, confidence=value) for value in (0.2, 0.3))]
+    dict(predict(segmentors, [("a", IMAGE)]))
+    assert network.encoded == {168: 1, 112: 1}
+
+
+@pytest.mark.parametrize("values", [2, 3, 1000])
+def test_the_best_two_classes_are_those_of_all_maps(values):
+    """With many equal values and several maps of a class, in any order."""
+    draw = torch.Generator().manual_seed(values)
+    maps = torch.randint(values, (12, 9, 11), generator=draw) / values
+    classes = torch.randint(5, (12,), generator=draw).tolist()
+    leading, planes = BestTwo((9, 11), maps), torch.zeros(5, 9, 11)
+    for c, plane in zip(classes, maps, strict=True):
+        leading.add(c, plane)
+        planes[c] = torch.maximum(planes[c], plane)
+        assert torch.equal(leading.labels, planes.argmax(0))
+        assert torch.equal(torch.stack([leading.best, leading.second]), planes.topk(2, 0).values)
+
+
+@pytest.mark.parametrize("options", [{}, {"prob_thd": 0.45}, {"mirror": True, "prob_thd": 0.3}, {"slide_crop": 64}], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_labels_without_class_maps_are_those_of_the_class_maps(tiny, name, options):
+    options = {"confidence": 0.2, "slide_stride": 32} | options
+    whole, labels = (build(name, counting(tiny, 3), **options) for _ in range(2))
+    ((_, (expected,)),) = predict([whole], [("a", IMAGE)], keep_scores=True)
+    ((_, (given,)),) = predict([labels], [("a", IMAGE)])
+    assert given.scores is None
+    assert len(given.label_map.unique()) > 1
+    assert torch.equal(given.label_map, expected.label_map)
+    assert whole.observed == labels.observed
+
+
+def test_a_subclass_with_a_rule_of_its_own_gets_all_class_maps(tiny):
+    class Least(ob.SEGMENTORS.get("sam3")):
+        def decide(self, scores, context):
+            return scores.argmin(0)
+
+    plain = build("sam3", tiny)
+    own = Least(plain.clip, plain.vocabulary, plain.recipe, plain.sources)
+    ((_, (given,)),) = predict([own], [("a", IMAGE)])
+    assert torch.equal(given.label_map, ob.segment(own, IMAGE).scores.argmin(0))
+
+
+MANY = """
+import numpy as np, torch
+import ovss_bench as ob
+from ovss_bench.bench.memory import peak_memory
+from ovss_bench.inference.engine import predict
+names = [f"class {number}" for number in range(847)]
+segmentor = ob.build_segmentor("sam3", vocabulary=names, concepts="demo", confidence=0.2)
+image = np.random.RandomState(0).randint(0, 256, (480, 640, 3)).astype(np.uint8)
+found = peak_memory(lambda: list(predict([segmentor], [(0, image)])), torch.device("cpu"))
+assert segmentor.observed["prompts_without_masks"] < 847
+print(found["peak"] - found["before"])
+"""
+
+
+def test_847_classes_take_less_memory_than_their_maps():
+    """MiB for 640 x 480 pixels, where the maps of all classes would take 993, and other passes of the tiny network 200."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 600

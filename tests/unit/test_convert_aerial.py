@@ -29,7 +29,7 @@ UAVID = {"000000": 0, "800000": 1, "804080": 2, "c000c0": 3, "008000": 4, "80800
 
 def prepared(name, root):
     MINIATURES[name](root)
-    prepare(name, root, quiet=True)
+    prepare(name, root, quiet=True, workers=1)
     return root / FOLDERS.get(name, "LoveDA")
 
 

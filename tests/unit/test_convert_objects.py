@@ -46,7 +46,7 @@ MASKS = {
 
 def prepared(name, root):
     MINIATURES[name](root)
-    prepare(name, root, quiet=True)
+    prepare(name, root, quiet=True, workers=1)
     return ob.load_dataset(name, root)
 
 
@@ -166,12 +166,12 @@ def test_the_list_of_wbs_si_grows_with_its_images(tmp_path):
 def test_a_second_run_does_nothing_and_an_interrupted_one_goes_on(name, tmp_path):
     dataset = prepared(name, tmp_path)
     before = files_of(dataset)
-    prepare(name, tmp_path, quiet=True)
+    prepare(name, tmp_path, quiet=True, workers=1)
     assert files_of(dataset) == before
     lost = dataset.samples[1].label_path
     content = lost.read_bytes()
     lost.unlink()
-    prepare(name, tmp_path, quiet=True)
+    prepare(name, tmp_path, quiet=True, workers=1)
     assert lost.read_bytes() == content
     assert {path for path, time in files_of(dataset).items() if before[path] != time} <= {
         sample.label_path for sample in dataset.samples if sample.id.startswith("vienna3")

@@ -11,7 +11,7 @@ from ovss_bench.auxiliary.bank import load_bank
 from ovss_bench.inference.engine import predict
 from ovss_bench.ops.nearest import torch_nearest
 from ovss_bench.ops.vote import majority_vote
-from ovss_bench.segmentors.merged_regions import PADDING
+from ovss_bench.segmentors.merged_regions import PADDING, joint_attention, region_attention
 from parity.seeded import query_features, rgb_image
 from stand_ins import regions, sources_of, vfm
 
@@ -83,6 +83,46 @@ def test_region_tokens_are_those_of_a_joint_masked_pass(tiny_clip, tiny_vocabula
     expected = tiny_clip.project(tokens[:, :3])[0][parts.flatten()]
     with torch.inference_mode():
         torch.testing.assert_close(segmentor.semantic_branch(trunk, parts[None])[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_patches_see_their_region_and_similar_unsegmented_ones_and_no_other_similarity_is_computed():
+    generator = torch.Generator().manual_seed(9)
+    unit = F.normalize(torch.randn(10, 4, generator=generator) + 0.5, dim=1)
+    ids = torch.tensor([3, 9, 4, 4, 9, 3, 4, 9, 4, 4])  # two of ten are unsegmented
+    similarity = unit @ unit.T
+    loose = (ids == 3)[:, None] | (ids == 3)
+    allowed = torch.where(loose, similarity > similarity.mean(), ids[:, None] == ids) | torch.eye(10, dtype=torch.bool)
+    assert (loose & allowed).any()
+    assert (loose & ~allowed).any()
+    expected = (4 * similarity).masked_fill(~allowed, -torch.inf).softmax(-1)
+    torch.testing.assert_close(joint_attention(unit, ids, 4.0), expected, atol=1e-6, rtol=0)
+    for part_bytes in (1, 2**20):
+        parts = list(region_attention(unit, ids, 4.0, part_bytes))
+        assert sum(part.numel() for _, _, part in parts) == 2 * 10 + 3 * (3 + 2) + 5 * (5 + 2)
+        assert sorted(torch.cat([rows for rows, _, _ in parts]).tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_the_branches_equal_attention_to_enlarged_values(beta, tiny_clip, tiny_vocabulary):
+    """The plain computation: values enlarged, attended to, and projected last."""
+    segmentor = build("corrclip", tiny_clip, tiny_vocabulary, alpha=0.7, beta=beta)
+    batch = ob.WindowBatch(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(8)))
+    with torch.inference_mode():
+        trunk, features = segmentor.trunk(batch), segmentor.features(batch)
+        grid, block = tuple(features.shape[2:]), tiny_clip.block(-1, trunk.grid)
+        assert grid != trunk.grid
+        found = [
+            segmentor.correlation(window.flatten(1).T, torch_nearest(segments, grid))
+            for window, segments in zip(features, segmentor.window_regions(batch), strict=True)
+        ]
+        mean = torch.stack([trunk.states[i] for i in segmentor.spatial_states]).mean(0)
+        attention, embeddings = torch.stack([each for _, each in found]), 0
+        for states, weight in ((trunk.tokens, 1), (mean, 0.7)):
+            mixed = attention @ block.value_map(states, grid)
+            embeddings = embeddings + weight * tiny_clip.project(block.project(mixed[:, None]))
+        if beta:
+            embeddings = embeddings + beta * segmentor.semantic_branch(trunk, torch.stack([each for each, _ in found]))
+        torch.testing.assert_close(segmentor.patch_logits(batch), segmentor.compare(embeddings, grid), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

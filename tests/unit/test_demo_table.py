@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import ovss_bench as ob
-from ovss_bench.auxiliary.sources import SOURCES
+from ovss_bench.auxiliary import SOURCES
 from ovss_bench.config.steps import OPTIONS as STEP_OPTIONS
 from ovss_bench.encoders.vit import PlainViT
 from ovss_bench.reports.papers import load_table
 from ovss_bench.runs.evaluate import make_job, run_jobs
-from ovss_bench.runs.plan import OUTSIDE, job_of_plan, plans_of
+from ovss_bench.runs.jobs import job_of_plan
+from ovss_bench.runs.plan import OUTSIDE, plans_of
 from ovss_bench.runs.store import read_counts
 
 FAST = {"resize": "none", "pamr_steps": 0}
@@ -72,6 +73,7 @@ def test_rows_with_the_same_windows_share_a_pass_whatever_their_order(passes):
     of_windows = next(names for names in passes if "sclip" in names)
     assert of_windows[:7] == ["maskclip", "sclip", "clearclip", "naclip", "gem", "cliptrase", "scclip"]
     assert {"sfp", "pearl", "clip_dinoiser"} <= set(of_windows)
+    assert any({"lposs", "lposs_plus"} <= set(names) for names in passes)
     assert any(names[:4] == ["resclip", "proxyclip", "corrclip", "corrclip_v2"] for names in passes)  # whoever states the patch
 
 

@@ -10,8 +10,10 @@ import yaml
 from PIL import Image
 
 import ovss_bench as ob
+from ovss_bench.config.recipe import paper_method, parts
 from ovss_bench.files import config_names, load_config
 from ovss_bench.runs.evaluate import make_job, run_jobs
+from ovss_bench.runs.published import published_figures
 from pages import PAGES, ROOT, blocks
 
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -41,6 +43,15 @@ def test_links_and_anchors_resolve(page):
 def test_files_that_pages_name_exist(page):
     for path in re.findall(r"`((?:ovss_bench|configs|tests|tools|docs|results/published)/[\w./-]*)`", page.read_text()):
         assert re.search("[A-Z]{4,}", path) or "my_" in path or "valueclip" in path or (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_contributing_names_every_table_of_modules():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    tables = [
+        path for path in ROOT.glob("ovss_bench/**/__init__.py") if re.search("^MODULES = ", path.read_text(), re.MULTILINE)
+    ]
+    assert len(tables) == 4
+    assert not [path for path in tables if f"`{path.relative_to(ROOT)}`" not in text]
 
 
 def test_a_corruption_of_images_goes_where_contributing_says(tmp_path, voc):
@@ -91,11 +102,52 @@ def test_tables_are_those_that_are_generated():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    for path, parts in generate.tables().items():
-        assert generate.filled(path.read_text(), parts) == path.read_text(), f"{path}: run python docs/generate.py"
-    recipes = {name: load_config("segmentor", name) for name in config_names("segmentor")}
-    methods = {recipe.get("method", name).rpartition("+")[2] for name, recipe in recipes.items()}
-    assert set(generate.with_page()) == methods
+    for path, tables in generate.tables().items():
+        assert generate.filled(path.read_text(), tables) == path.read_text(), f"{path}: run python docs/generate.py"
+    assert set(generate.with_page()) == set(map(paper_method, config_names("segmentor")))
+
+
+def test_the_guide_has_a_figure_of_each_method_that_has_any_and_says_who_measured_it(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    field, figures = importlib.import_module("field"), published_figures()
+    for method in field.with_page():
+        every = figures[figures["method"] == method]
+        on_benchmarks = every[every["dataset"].isin(list(field.BENCHMARKS))]
+        own = every if on_benchmarks.empty else on_benchmarks
+        others = " others" if on_benchmarks.empty else ""
+        found = re.fullmatch(
+            rf"([\d.]+) on (\d){others}( \(`mIoU_\w+`\))?, (?:authors|quoted by (?:[\w.-]+|a listing))(; no run here)?",
+            field.published(method),
+        )
+        assert bool(found) == bool(len(own)), method
+        if found:
+            here = own[(own["segmentor"] == method) & (own["overrides"].map(len) == 0) & (own["backbone"] == "ViT-B-16")]
+            assert bool(found[4]) == here.empty, method
+            assert own["miou"].min() <= float(found[1]) + 0.05, method
+            assert float(found[1]) <= own["miou"].max() + 0.05, method
+            assert int(found[2]) <= own["dataset"].nunique(), method
+
+
+def test_the_guide_has_the_venue_that_a_recipe_states(monkeypatch):
+    """Before pages, volume and number on arXiv, with or without a year, in one word or two."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    field = importlib.import_module("field")
+    for method in field.with_page():
+        paper, about = parts(method)[0]["paper"], field.about(method)
+        dated = re.findall(r", ([A-Z]{2,}[A-Za-z ]*) (\d{4})\b", paper)
+        undated = re.findall(r", ([A-Z]{2,})(?=,|$)", paper)
+        if dated or undated:
+            assert about["venue"].split()[0] == (dated or [undated])[-1][0].split()[0], method
+            assert all(word in paper.split() or f"{word}," in paper.split() for word in about["venue"].split()), method
+        else:
+            assert about["venue"] in ("arXiv", ""), method
+        assert not dated or about["year"] == dated[-1][1], method
+
+
+@pytest.mark.parametrize("table", sorted({*config_names("table")} & {*config_names("segmentor")}))
+def test_the_title_of_a_table_and_the_recipe_state_the_same_paper(table):
+    stated = re.search(r"\(([^()]+)\)$", load_config("table", table)["title"])
+    assert not stated or f", {stated[1]}" in parts(table)[0]["paper"]
 
 
 def test_all_data_sets_and_options_are_somewhere():

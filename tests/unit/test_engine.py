@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ovss_bench as ob
+from ovss_bench.bench.cases import on_clip_alone
 from ovss_bench.bench.official import official_label_map
 from ovss_bench.encoders.clip import default_precision
 from ovss_bench.inference import finish
@@ -26,6 +27,7 @@ from stand_ins import sources_of
 SMALL = {"short_side": 80, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original", "pamr_steps": 0}
 IMAGES = {f"image{n}": rgb_image(70 + n, *size) for n, size in enumerate([(120, 150), (50, 31), (100, 260), (90, 90)])}
 CACHED = ["clip", "maskclip", "sclip", "clearclip", "naclip", "gem", "scclip", "resclip", "cliptrase", "corrclip", "proxyclip"]
+WITHOUT_TRUNK = {"rf_clip", "tagclip_training_free"}  # no input of a block of theirs is that of the other methods
 
 
 def build(name, clip, vocabulary, **options):
@@ -110,6 +112,43 @@ def test_thresholds_share_the_logits(tiny_clip, tiny_vocabulary, monkeypatch):
         alone = label_maps([segmentor], batch=5)
         assert all(torch.equal(maps[place], alone[key][0]) for key, maps in together.items())
     assert not equal({key: maps[:1] for key, maps in together.items()}, {key: maps[2:] for key, maps in together.items()})
+
+
+def test_methods_in_one_run_share_the_trunk_and_give_the_labels_that_each_gives_alone(tiny_clip, tiny_vocabulary, passes):
+    shared = {"pad": "none", "position": "offset", "normalize": "clip", "activation": None, "resize": "keep_ratio"}
+    shared |= {"long_side": 2048, "threshold": 0}
+    segmentors = {}
+    for name in on_clip_alone():
+        options = {key: value for key, value in shared.items() if key not in ob.SEGMENTORS.get(name).unused()}
+        segmentors[name] = build(name, tiny_clip, tiny_vocabulary, **options)
+    images = {key: IMAGES[key] for key in ("image0", "image1")}  # one of several windows, one smaller than a window
+    together = label_maps(list(segmentors.values()), images, batch=5)
+    windows = Counter(passes)
+    alone = {}
+    for name, segmentor in segmentors.items():
+        passes.clear()
+        found = label_maps([segmentor], images, batch=5)
+        alone[name] = Counter(passes)
+        place = list(segmentors).index(name)
+        assert all(torch.equal(maps[place], found[key][0]) for key, maps in together.items()), name
+    own = sum((alone[name] - alone["clip"] for name in segmentors), Counter())
+    assert windows == alone["clip"] + own  # beside the shared trunk, what methods encode apart: altered windows, whole images
+    assert {name for name in segmentors if alone[name] != alone["clip"]} == {"cliptrase", "itaclip", *WITHOUT_TRUNK}
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_score_of_a_whole_image_that_is_not_finite_is_an_error(bad, tiny_clip, tiny_vocabulary, monkeypatch):
+    segmentor = build("tagclip_training_free", tiny_clip, tiny_vocabulary)
+    original = type(segmentor).image_scores
+
+    def damaged(self, context):
+        scores = original(self, context).clone()
+        scores[1, 3, 7] = bad
+        return scores
+
+    monkeypatch.setattr(type(segmentor), "image_scores", damaged)
+    with pytest.raises(ob.OvssError, match=r"non-finite scores .* in image image0"):
+        label_maps([segmentor])
 
 
 @pytest.mark.parametrize("batch", [None, 16])

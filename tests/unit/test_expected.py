@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_outside_world():
 def test_either_list_of_context_is_complete(name):
     config = dataset_config(name)[1]
     assert [expected.number(config, found) for found in (5104, 5105, 4996, 5103)] == [5104, 5105, 5104, 5104]
-    assert [bool(expected.of_other_number(config, found)) for found in (5104, 5105, 4996, 0)] == [False, False, True, True]
+    assert [bool(expected.wrong_count(config, found)) for found in (5104, 5105, 4996, 0)] == [False, False, True, True]
     images = {"evaluated": 5104, "failed": {}}
     for count, mark in ((5104, "ok"), (5105, "suspicious")):  # of a list of 5105 one is missing then
         result = {"dataset": name, "images": images | {"expected": count}, "per_class": [], "dataset_fingerprint": "0"}
@@ -159,9 +159,9 @@ def test_complete_data_in_the_layout_that_is_read_need_no_preparation(name, prep
         ("voc21", ["2007_000033"], ["000033"]),
     ],
 )
-def test_ids_of_other_splits_are_known(name, own_ids, others):
+def test_ids_foreign_ids_are_known(name, own_ids, others):
     config = dataset_config(name)[1]
-    assert expected.of_other_splits(config, [*own_ids, *others]) == others
+    assert expected.foreign_ids(config, [*own_ids, *others]) == others
 
 
 def test_every_miniature_has_ids_of_its_split(prepared):
@@ -194,7 +194,7 @@ def test_tiles_of_the_training_split_are_noticed(prepared, tmp_path, monkeypatch
 
 def test_the_number_of_another_split_is_named():
     config = dataset_config("loveda")[1]
-    assert expected.of_other_number(config, 2522).endswith("2522 is the number of train")
+    assert expected.wrong_count(config, 2522).endswith("2522 is the number of train")
     assert expected.doubts(config, [str(number) for number in range(2522, 4191)]) == []
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 import ovss_bench as ob
 from end_to_end.tools import first_version
+from ovss_bench import files
 from ovss_bench.auxiliary.bank import load_bank
-from ovss_bench.config.recipe import compose_recipe
+from ovss_bench.config.recipe import compose_recipe, segmentor_config
 from ovss_bench.config.training import IMAGES_SEEN, NAMES_SEEN, SUPERVISION, Training, checked_facts, training_of
 from ovss_bench.datasets.suites import Average, Suite
 from ovss_bench.files import config_names, load_config
@@ -21,13 +22,16 @@ from ovss_bench.reports.markdown import markdown
 from ovss_bench.reports.report import make_report, select
 from ovss_bench.reports.results import averages_table, results_table
 from ovss_bench.runs.evaluate import run_jobs
+from ovss_bench.runs.exports import tags_of
 from ovss_bench.runs.fairness import GROUPS, class_of, fairness, mark_of, mixed, overlap
-from ovss_bench.runs.jobs import fingerprint, make_job
+from ovss_bench.runs.jobs import fingerprint, job_of, make_job
 from ovss_bench.runs.load import frame_of
 from ovss_bench.runs.schema import schema, validate_result
+from stand_ins import concepts
 
 FAST = {"resize": "none", "window": 48, "stride": 48}
 TRAINED = ("clip_dinoiser", "denseclip", "maskclip_plus", "pacl", "segearth_ov", "tagclip", "tagclip_cross", "zegclip")
+TRAINED += ("floss", "floss_maskclip", "floss_clip_dinoiser")  # the templates are ranked on images
 GROUPS_AND_CLIP = ("clip", *GROUPS.values())
 NETWORKS = [(group, name) for group in GROUPS_AND_CLIP for name in config_names(group)]
 
@@ -54,9 +58,16 @@ def stated(segmentor, dataset="voc21", clip="vit_b16", sources=None, **overrides
 
 @pytest.mark.parametrize("segmentor", config_names("segmentor"))
 def test_every_segmentor_states_its_training(segmentor):
-    facts = training_of(load_config("segmentor", segmentor)["training"], segmentor)
+    facts = training_of(segmentor_config(segmentor)[0]["training"], segmentor)
     assert (facts != Training("none")) == (segmentor in TRAINED)
     assert "checkpoint" not in compose_recipe(segmentor, clip="vit_b16").hyperparameters or segmentor in TRAINED
+
+
+@pytest.mark.parametrize(("group", "name"), NETWORKS, ids=map("/".join, NETWORKS))
+def test_a_configuration_is_its_readers_own(group, name):
+    before = copy.deepcopy(config := load_config(group, name))
+    config.clear()
+    assert load_config(group, name) == before
 
 
 @pytest.mark.parametrize(("group", "name"), NETWORKS, ids=map("/".join, NETWORKS))
@@ -122,6 +133,24 @@ def test_a_network_in_a_file_has_its_facts_beside_it(tmp_path):
     indexed = {"regions": {"name": "maps", "generator": "entityseg"}}
     tags = fairness(stated("corrclip", sources=indexed, regions="maps"))
     assert (tags["supervision"], tags["target_images_seen"]) == ("masks without classes", "unknown")
+
+
+@pytest.mark.parametrize("segmentor", ["sam3", "segearth_ov3", "active_sam"])
+def test_a_folder_of_a_concept_segmenter_is_one_that_concept_labels_have_trained(segmentor, tmp_path):
+    """Whatever its name: only a network of this layout can be loaded from it."""
+    folder = tmp_path / "mine"
+    tags = fairness(stated(segmentor, clip="none", concepts=str(folder)))
+    assert mark_of({"fairness": tags}) == "concept labels and masks (concepts)"
+    assert class_of({"fairness": tags}).startswith("concept labels and masks; target images unknown")
+    (tmp_path / "mine.tags.yaml").write_text("supervision: masks")
+    assert fairness(stated(segmentor, clip="none", concepts=str(folder)))["supervision"] == "masks"
+
+
+@pytest.mark.parametrize("segmentor", ["sam3", "segearth_ov3", "active_sam"])
+def test_a_concept_segmenter_that_is_a_function_may_be_anything(segmentor):
+    data = ob.load_dataset("demo")
+    built = ob.build_segmentor(segmentor, vocabulary=data.vocabulary(), concepts=concepts)
+    assert tags_of(job_of(built, data, "paper", {}, kept=False), ())["networks"]["concepts"]["supervision"] == "unknown"
 
 
 def test_values_tuned_for_the_data_set_are_listed():
@@ -190,8 +219,7 @@ def test_tags_are_no_part_of_the_fingerprint(tmp_path, monkeypatch):
     data = ob.load_dataset("demo")
     job = make_job("pacl", ob.load_clip("demo"), data)
     before = fingerprint(job, data.samples)
-    load_config("segmentor", "pacl")  # read and cached
-    monkeypatch.setitem(load_config("segmentor", "pacl"), "training", {"supervision": "masks"})
+    monkeypatch.setitem(files._config("segmentor", "pacl"), "training", {"supervision": "masks"})
     job = make_job("pacl", ob.load_clip("demo"), data)
     assert fingerprint(job, data.samples) == before
     assert not {"training", "supervision"} & set(job.segmentor.recipe.values())

@@ -84,7 +84,7 @@ def test_descriptions_replace_prompts_where_there_are_some(tmp_path):
     torch.testing.assert_close(described.described, torch.stack([plain.text[0], expected]))
     path.write_text("[1]")
     broken = ob.build_segmentor("sclip", descriptions=path, **values)
-    with pytest.raises(ob.OvssError, match=r"texts\.json: expected a JSON file"):
+    with pytest.raises(ob.OvssError, match=r"^descriptions=.*texts\.json: expected \{name"):
         _ = broken.described
 
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ovss_bench.ops import graphs
-from ovss_bench.ops.graphs import lab, patch_affinity, pixel_affinity, pixel_product, propagate_patches, propagate_pixels
+from ovss_bench.ops.graphs import lab, patch_affinity, pixel_matrix, pixel_product, propagate_patches, propagate_pixels
+from ovss_bench.ops.solve import conjugate_gradients
 from parity.seeded import rgb_image
 
 
@@ -77,19 +78,35 @@ def dense_pixels(image, reach, tau):
     return root[:, None] * weights * root
 
 
-@pytest.mark.parametrize(("size", "reach", "tau"), [((9, 7), 1, 0.5), ((7, 11), 2, 0.3), ((1, 5), 3, 0.3), ((1, 1), 6, 0.1)])
+SIZES = [((9, 7), 1, 0.5), ((7, 11), 2, 0.3), ((1, 5), 3, 0.3), ((5, 3), 6, 0.3), ((1, 1), 6, 0.1)]
+
+
+@pytest.mark.parametrize(("size", "reach", "tau"), SIZES)
 def test_a_product_over_pixels_equals_that_of_a_dense_matrix(size, reach, tau, monkeypatch):
-    monkeypatch.setattr(graphs, "ROWS_PER_PASS", 4)
+    """Rows of the image taken together may be fewer or more than the reach."""
     image, rows = rgb_image(3, *size), randn(size[0] * size[1], 3)
-    found = pixel_product(pixel_affinity(lab(image), reach, tau), rows, size, reach)
-    torch.testing.assert_close(found, dense_pixels(image, reach, tau).float() @ rows)
+    matrix, products = pixel_matrix(lab(image), reach, tau, 0.9), []
+    for together in (1, 4, 100):
+        monkeypatch.setitem(graphs.ROWS_PER_PASS, "cpu", together)
+        products.append(pixel_product(matrix, rows, size, reach, torch.empty_like(rows)))
+        torch.testing.assert_close(products[-1], rows - 0.9 * dense_pixels(image, reach, tau).float() @ rows)
+        assert torch.equal(products[-1], products[0])
 
 
-def test_products_over_rows_of_the_image_at_a_time():
-    """More rows than are taken together."""
-    image, rows = rgb_image(3, 2 * graphs.ROWS_PER_PASS + 5, 3), randn((2 * graphs.ROWS_PER_PASS + 5) * 3, 2)
-    found = pixel_product(pixel_affinity(lab(image), 2, 0.3), rows, image.shape[:2], 2)
-    torch.testing.assert_close(found, dense_pixels(image, 2, 0.3).float() @ rows)
+@pytest.mark.parametrize("alpha", [0.5, 0.95])
+def test_a_few_steps_equal_those_with_dense_matrices_in_float64(alpha):
+    """As in the official code, whose iterates are the result."""
+
+    def dense(matrix, rows):
+        return conjugate_gradients(lambda z: z - alpha * (matrix @ z), rows.double(), iterations=4, tolerance=1e-6, over=(0,))
+
+    image, maps = rgb_image(3, 8, 9), randn(5, 8, 9)
+    expected = dense(dense_pixels(image, 2, 0.3), maps.flatten(1).T).T.view(5, 8, 9)
+    found = propagate_pixels(maps, image, tau=0.3, r=5, alpha=alpha, iterations=4)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    affinity, scores = patch_affinity(*patches(), 5, 3.0, 0.01, 1.0), randn(14, 6, seed=2)
+    found = propagate_patches(scores, affinity, alpha, 4, 1e-6)
+    torch.testing.assert_close(found, dense(affinity.double(), scores).float())
 
 
 def test_maps_are_propagated_over_pixels_each_by_itself(monkeypatch):

@@ -18,8 +18,9 @@ from ovss_bench.process import Ended
 from ovss_bench.segmentors.hooks import HOOKS
 
 # What a method calls or has, and does not override.
-NO_HOOKS = {"checked_recipe", "_check_thresholds", "_repr_html_", "hyperparameters", "with_recipe", "trunk", "compare", "own"}
+NO_HOOKS = {"checked_recipe", "check", "_repr_html_", "hyperparameters", "with_recipe", "trunk", "compare", "own"}
 NO_HOOKS |= {"cosines", "tensor", "unused", "embed", "window_embeddings", "image_embedding", "encode_text", "begin", "indices"}
+NO_HOOKS |= {"decides_as", "image_labels", "check_windows", "enriched", "once", "image_cosines"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
 
 RAISES = """

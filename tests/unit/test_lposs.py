@@ -1,10 +1,13 @@
 """LPOSS and LPOSS+: the places of patches, synonyms, other grids, and what follows the patches."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import ovss_bench as ob
+from ovss_bench.inference.engine import predict
 from ovss_bench.ops.graphs import cell_centres, patch_affinity, propagate_patches, propagate_pixels
 from ovss_bench.ops.windows import SlidingWindow
 from parity.seeded import query_features, rgb_image
@@ -57,6 +60,19 @@ def test_one_graph_joins_all_windows(tiny_clip):
     assert not torch.allclose(found[:1], other[:1], atol=1e-3)
 
 
+def test_lposs_and_lposs_plus_propagate_once(tiny_clip):
+    """Any other setting or vocabulary has scores of its own; each image has, too."""
+    given = [{}, {"name": "lposs_plus", "tau": 0.2, "r": 5}, {"k": 9}, {"vfm": lambda batch: vfm(batch)}, {"group": (0, 1, 1)}]
+    segmentors = [build(tiny_clip, **options) for options in given]
+    images = {"first": IMAGE, "second": rgb_image(8, 80, 100)}
+    expected = [{name: ob.segment(s, image).label_map for name, image in images.items()} for s in segmentors]
+    with mock.patch("ovss_bench.segmentors.lposs.propagate_patches", wraps=propagate_patches) as propagated:
+        for name, found in predict(segmentors, images.items()):
+            for prediction, maps in zip(found, expected, strict=True):
+                assert torch.equal(prediction.label_map, maps[name])
+    assert propagated.call_count == 4 * len(images)
+
+
 def test_without_propagation_it_is_maskclip(tiny_clip):
     batch = all_windows(build(tiny_clip))
     own = build(tiny_clip, alpha=0.0, vfm=lambda batch: vfm(batch)[:, :, ::2, ::2])
@@ -84,7 +100,8 @@ def test_it_is_composed_a_second_time_only_where_the_order_matters(tiny_clip):
     assert build(tiny_clip, group=(0, 1, 2), name="lposs_plus").refines
     one_each = build(tiny_clip, group=(0, 1, -1, 2))
     assert not one_each.refines
-    one_each.image_logits(batch := all_windows(one_each))
+    logits = one_each.image_logits(batch := all_windows(one_each))
+    batch.contexts[0].by_products["logits"] = logits
     refined = one_each.refine(torch.zeros(4, 80, 100), batch.contexts[0])
     scores = one_each.scores(refined, batch.contexts[0])
     torch.testing.assert_close(ob.segment(one_each, IMAGE).scores, scores, rtol=0, atol=1e-5)

@@ -5,18 +5,19 @@ import re
 import pytest
 
 import ovss_bench as ob
-from ovss_bench.config.recipe import segmentor_config
-from ovss_bench.files import CONFIGS, config_names, load_config
+from ovss_bench.config.recipe import paper_method, segmentor_config
+from ovss_bench.config.steps import OPTIONS
+from ovss_bench.files import CONFIGS, config_names
 
 PAGES = CONFIGS.parent / "docs" / "methods"
-RECIPES = {name: load_config("segmentor", name).get("method", name) for name in config_names("segmentor")}
-METHODS = sorted({method.rpartition("+")[2] for method in RECIPES.values()})  # the page of a step is that of its method
+METHODS = sorted(set(map(paper_method, config_names("segmentor"))))
 HEADINGS = [
     "Idea",
     "Settings",
     "Differences from the official code",
     "Ablation switches",
     "Parity",
+    "Cost",
 ]
 # What published figures may owe to the precision and the memory of the GPU that they were measured on.
 CAVEATS = {
@@ -50,7 +51,7 @@ def test_a_page_names_all_hyperparameters_and_nothing_else(method):
     assert re.findall(r"^## (.+)", text, re.MULTILINE) == HEADINGS
     own = segmentor_config(method)[1].hyperparameters()
     assert [name for name in own if not re.search(rf"\b{name}\b", text)] == []
-    known = {*own, *ob.compose_recipe(method).values()}
+    known = {*own, *ob.compose_recipe(method).values(), *OPTIONS}
     switches = text.partition("## Ablation switches")[2].partition("## Parity")[0]
     assert {name.removeprefix("recipe.") for name in re.findall(r"[`\s]([\w.]+)=", switches)} <= known
 

@@ -10,7 +10,7 @@ import pytest
 from mmseg.registry import DATASETS as MMSEG
 
 import ovss_bench as ob
-from ovss_bench.config.recipe import compose_recipe
+from ovss_bench.config.recipe import compose_recipe, segmentor_config
 from ovss_bench.datasets.base import SegDataset
 from ovss_bench.datasets.config import dataset_config, names_path
 from ovss_bench.files import CONFIGS, config_names, load_config
@@ -89,7 +89,7 @@ def test_recipes_are_for_data_sets_that_exist(group, name):
 @pytest.mark.parametrize("protocol", config_names("protocol"))
 @pytest.mark.parametrize("segmentor", config_names("segmentor"))
 def test_every_name_in_a_recipe_is_a_file_of_its_data_set(segmentor, protocol):
-    clips = [None, *(load_config("segmentor", segmentor).get("per_clip_dataset") or {})]
+    clips = [None, *(segmentor_config(segmentor)[0].get("per_clip_dataset") or {})]
     for clip, dataset in itertools.product(clips, DATASETS):
         names = compose_recipe(segmentor, clip=clip, dataset=dataset, protocol=protocol).names
         if names is not None:
@@ -133,6 +133,8 @@ USED = {
     "lposs_plus": LPOSS,
     "pacl": {},
     **dict.fromkeys(("freecp", "freecp_clearclip"), FREECP),
+    "floss": dict.fromkeys(("voc20", "coco_stuff", "ade20k", "cityscapes"), "sclip"),
+    **dict.fromkeys(("floss_maskclip", "floss_clip_dinoiser"), dict.fromkeys(("voc20", "context59"), "clip_dinoiser")),
     "pearl": SCLIP_EIGHT,
     "clip_dinoiser": dict.fromkeys(("voc21", "coco_object", "voc20", "context60", "context59"), "clip_dinoiser"),
     "gem_original": {},

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 import ovss_bench as ob
 from miniatures.drawing import write_files
 from ovss_bench.cli.eval_options import checked_options
-from ovss_bench.cli.options import Option, Text, Texts, is_place, parse_options
+from ovss_bench.cli.options import Option, Text, Texts, is_positional, parse_options
 from ovss_bench.cli.overrides import SEVERAL, TEXTS, literal
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.files import CONFIGS, config_names
@@ -148,10 +148,10 @@ def test_what_is_no_text_stays_hydras():
 def test_words_that_are_places_are_no_options(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a=1").mkdir()
-    assert is_place(f"{tmp_path}/a=1")
-    assert is_place("~/a=1")
-    assert is_place("runs")
-    assert not is_place("out=1")
+    assert is_positional(f"{tmp_path}/a=1")
+    assert is_positional("~/a=1")
+    assert is_positional("runs")
+    assert not is_positional("out=1")
 
 
 def test_texts_in_yaml_are_texts(tmp_path):

@@ -1,6 +1,7 @@
 """What holds for every registered segmentor, found by enumeration."""
 
 import ast
+import copy
 import inspect
 from pathlib import Path
 
@@ -9,15 +10,20 @@ import pytest
 import torch
 
 import ovss_bench as ob
+from ovss_bench.encoders.concepts import ConceptSegmenter, load_concepts
 from ovss_bench.inference.engine import predict
 from parity.seeded import clip_state_dict, query_features, rgb_image
-from stand_ins import METHODS, sources_of
+from stand_ins import METHODS, ON_CLIP, PRESETS, method_of, sources_of
 
-FILES = sorted({Path(inspect.getsourcefile(ob.SEGMENTORS.get(name))) for name in METHODS})
+RECIPES = [*METHODS, *PRESETS]
+# With what several methods derive from.
+CLASSES = {cls for name in METHODS for cls in method_of(name).mro() if cls.__module__.startswith("ovss_bench.segmentors.")}
+FILES = sorted({Path(inspect.getsourcefile(cls)) for cls in CLASSES} - {Path(inspect.getsourcefile(ob.Segmentor))})
 SMALL = {"short_side": 80, "long_side": 2048, "window": 64, "stride": 32, "pad_multiple": None, "scored_at": "original"}
-IN_WINDOWS = [name for name in METHODS if ob.SEGMENTORS.get(name).image_scores is None]
+IN_WINDOWS = [name for name in METHODS if method_of(name).image_scores is None]
 # Their windows do not see each other.
-ALONE = [name for name in IN_WINDOWS if ob.SEGMENTORS.get(name).image_logits is None]
+ALONE = [name for name in IN_WINDOWS if method_of(name).image_logits is None]
+WITHOUT_CLIP = [name for name in RECIPES if name not in ON_CLIP]
 # Their planes are not class probabilities, or what comes after the scores changes the labels.
 OWN_DECISION = {"cliper", "clip_diy", "cliptrase", "corrclip", "corrclip_v2", "itaclip", "lposs", "maskclip_plus"}
 OWN_DECISION |= {"trident", "ov_stitcher", "tagclip_training_free"}
@@ -25,7 +31,7 @@ OWN_DECISION |= {"trident", "ov_stitcher", "tagclip_training_free"}
 DISCRETE = {"cliper", "cliptrase", "corrclip", "corrclip_v2", "gla_clip", "ov_stitcher", "resclip", "rf_clip", "scclip", "sfp"}
 DISCRETE |= {"cass", "lavg", "tagclip_training_free", "trident"}
 # Several windows each, one image smaller than a window, one with a side below a patch, one that is a window.
-SIZES = [(120, 150), (50, 31), (100, 260), (64, 64), (12, 90), (140, 130), (160, 120)]
+SIZES = [(120, 150), (50, 31), (100, 200), (64, 64), (12, 30), (140, 130), (160, 120)]
 IMAGES = {f"image{number}": rgb_image(50 + number, *size) for number, size in enumerate(SIZES)}
 
 
@@ -35,7 +41,9 @@ def build(name, clip, vocabulary, **options):
         other["resize"] = "keep_ratio"
     if "empty_rows" in recipe.hyperparameters:  # the official rule sets labels, not scores: test_proxyclip.py
         other["empty_rows"] = "diagonal"
-    used = {key: value for key, value in SMALL.items() if key not in ob.SEGMENTORS.get(name).unused()}
+    if "preview_resolution" in recipe.hyperparameters:  # a preview, of the tiny network
+        other |= {"preview_resolution": 112, "pruner_max_active": 5, "quantile_alpha": 0.5}
+    used = {key: value for key, value in SMALL.items() if key not in method_of(name).unused()}
     return ob.build_segmentor(name, clip=clip, vocabulary=vocabulary, **(used | other | sources_of(name) | options))
 
 
@@ -54,7 +62,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=RECIPES)
 def segmentor(request, tiny_clip, tiny_vocabulary):
     return build(request.param, tiny_clip, tiny_vocabulary)
 
@@ -72,7 +80,9 @@ def alone(request, tiny_clip, tiny_vocabulary):
 def test_the_methods_are_found():
     assert {"clip", "maskclip", "sclip", "clearclip", "naclip", "gem"} <= set(IN_WINDOWS)
     assert {"cliptrase", "resclip", "scclip", "proxyclip", "corrclip", "corrclip_v2"} <= set(IN_WINDOWS)
-    assert {"cliper", "clip_diy", "maskclip_plus"} <= set(METHODS) - set(IN_WINDOWS)
+    assert {"cliper", "clip_diy", "maskclip_plus"} <= set(ON_CLIP) - set(IN_WINDOWS)
+    assert {"sam3", "sam3_paint", "sam3_fused_once", "sam3_semantic"} <= set(RECIPES)
+    assert {"segearth_ov3", "active_sam"} <= set(METHODS)
 
 
 def test_outputs_are_finite_and_in_range(segmentor):
@@ -109,7 +119,7 @@ NOISE = np.random.RandomState(0).randint(0, 256, (70, 90, 3)).astype(np.uint8)
     ],
     ids=["flat", "black", "one-row", "unsegmented", "one-region", "no-foreground", "all-foreground", "flat-features"],
 )
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_degenerate_images_get_a_label_map(name, image, sources, tiny_clip, tiny_vocabulary):
     known = sources_of(name)
     if not sources.keys() <= known.keys():
@@ -121,7 +131,7 @@ def test_degenerate_images_get_a_label_map(name, image, sources, tiny_clip, tiny
 
 
 @pytest.mark.parametrize("background", [True, False])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_vocabulary_of_one_class_gives_that_class(name, background, tiny_clip):
     vocabulary = ob.Vocabulary.from_features(query_features(31, 2), [0, 0], background=background)
     labels = ob.segment(build(name, tiny_clip, vocabulary, threshold=0.0), IMAGES["image1"]).label_map
@@ -147,12 +157,27 @@ def test_methods_differ(tiny_clip, tiny_vocabulary):
         assert all((one - other).abs().max() > 1e-4 for other in logits[:i]), IN_WINDOWS[i]
 
 
-def test_order_and_readers_change_nothing(segmentor):
-    expected = label_maps(segmentor, batch=7)
-    assert len(expected) == len(IMAGES)
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
+@pytest.fixture
+def expected(segmentor, known):
+    """The label maps of a method's segmentor, computed once."""
+    name = segmentor.recipe.segmentor
+    if name not in known:
+        known[name] = label_maps(segmentor, batch=7)
+    return known[name]
+
+
+def test_order_and_readers_change_nothing_but_the_order_of_the_results(segmentor, expected):
     keys = list(IMAGES)
+    assert list(expected) == keys
     for order, workers in ((keys[::-1], 2), (keys[3:] + keys[:3], 1), (keys, 2)):
-        assert equal(label_maps(segmentor, {key: IMAGES[key] for key in order}, batch=7, workers=workers), expected)
+        found = label_maps(segmentor, {key: IMAGES[key] for key in order}, batch=7, workers=workers)
+        assert list(found) == order
+        assert equal(found, expected)
 
 
 def test_every_batch_of_full_windows_has_the_same_shape(tiny_clip, tiny_vocabulary, monkeypatch):
@@ -167,8 +192,7 @@ def test_every_batch_of_full_windows_has_the_same_shape(tiny_clip, tiny_vocabula
     assert set(shapes) == {(7, 3, 64, 64)}
 
 
-def test_an_image_alone_gets_the_same_labels(segmentor):
-    expected = label_maps(segmentor, batch=7)
+def test_an_image_alone_gets_the_same_labels(segmentor, expected):
     for key in ("image2", "image4"):
         assert torch.equal(label_maps(segmentor, {key: IMAGES[key]}, batch=7)[key], expected[key])
 
@@ -191,11 +215,12 @@ def test_batches_and_threads_change_rounding_only(segmentor):
         assert agreement(result, expected) >= least, (batch, threads)
 
 
-def test_a_shared_trunk_gives_what_each_gives_alone(tiny_clip, tiny_vocabulary):
+@pytest.mark.parametrize("names", [ON_CLIP, WITHOUT_CLIP], ids=["on-clip", "without-clip"])
+def test_a_shared_run_gives_what_each_gives_alone(names, tiny_clip, tiny_vocabulary):
     same = {"resize": "keep_ratio", "pad": "center", "position": "offset", "pamr_steps": 0}
     same |= {"normalize": "clip", "activation": None}
-    chosen = {name: same.keys() - ob.SEGMENTORS.get(name).unused() for name in METHODS}
-    segmentors = [build(name, tiny_clip, tiny_vocabulary, **{key: same[key] for key in chosen[name]}) for name in METHODS]
+    chosen = {name: same.keys() - method_of(name).unused() for name in names}
+    segmentors = [build(name, tiny_clip, tiny_vocabulary, **{key: same[key] for key in chosen[name]}) for name in names]
     together = [[p.label_map for p in predictions] for _, predictions in predict(segmentors, IMAGES.items(), batch=7)]
     for number, segmentor in enumerate(segmentors):
         alone = list(label_maps(segmentor, batch=7).values())
@@ -232,12 +257,8 @@ def test_a_prior_that_is_the_same_for_all_queries_changes_nothing_and_one_may_ex
     assert all(excluded not in labels for labels in found.values())
 
 
-def test_results_come_in_the_order_of_the_images(segmentor):
-    assert list(label_maps(segmentor, batch=5)) == list(IMAGES)
-
-
 @pytest.mark.parametrize("weight", ["visual.conv1.weight", "visual.transformer.resblocks.0.mlp.c_proj.bias", "visual.proj"])
-@pytest.mark.parametrize("name", [name for name in METHODS if not ob.SEGMENTORS.get(name).own_network])
+@pytest.mark.parametrize("name", [name for name in ON_CLIP if not method_of(name).own_network])
 def test_nan_in_the_weights_names_image_and_window(name, weight, tiny_vocabulary):
     if (name, weight) == ("pacl", "visual.proj"):
         pytest.skip("has a projection of its own")
@@ -246,6 +267,25 @@ def test_nan_in_the_weights_names_image_and_window(name, weight, tiny_vocabulary
     segmentor = build(name, ob.load_clip(state_dict=weights), tiny_vocabulary)
     window = r".*\(y, x\) = \(0, 0\)" if name in IN_WINDOWS else ""
     with pytest.raises(ob.OvssError, match=r"non-finite.*image image4" + window):
+        label_maps(segmentor, {"image4": IMAGES["image4"]})
+
+
+@pytest.fixture(scope="module")
+def concepts():
+    return load_concepts("demo")
+
+
+@pytest.mark.parametrize(
+    "weight", ["vision_encoder.backbone", "text_encoder", "detr_decoder.presence_head", "mask_decoder.pixel_decoder"]
+)
+@pytest.mark.parametrize("name", WITHOUT_CLIP)
+def test_nan_in_the_weights_of_a_network_without_clip_names_the_image(name, weight, concepts, tiny_vocabulary):
+    """Whichever part gives it: a presence or score that is no number is not one below the threshold."""
+    model = copy.deepcopy(concepts.model)
+    next(values for key, values in model.named_parameters() if key.startswith(weight)).view(-1)[5:].fill_(torch.nan)
+    damaged = ConceptSegmenter(model, name="damaged", identity="damaged")
+    segmentor = build(name, None, tiny_vocabulary, concepts=damaged, confidence=0.0)
+    with pytest.raises(ob.OvssError, match=r"non-finite.*image image4"):
         label_maps(segmentor, {"image4": IMAGES["image4"]})
 
 

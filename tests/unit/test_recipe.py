@@ -12,8 +12,11 @@ import yaml
 import ovss_bench as ob
 from ovss_bench.config.hyperparameters import declared
 from ovss_bench.config.recipe import RECIPE_VALUES, compose_recipe, segmentor_config
+from ovss_bench.encoders.clip_loading import patch_size_of
+from ovss_bench.encoders.clip_spec import ClipSpec
 from ovss_bench.errors import OvssError
 from ovss_bench.files import CONFIGS, PACKAGE, config_names, load_config
+from ovss_bench.segmentors.base import Segmentor
 from trained_networks import weights_of
 
 from .test_names import outline
@@ -103,6 +106,9 @@ GEOMETRY = {  # short sides and windows on the eight benchmarks, then the stride
     "lposs": (8 * (448,), 8 * (224,), 112),
     "lposs_plus": (8 * (448,), 8 * (224,), 112),
     "clip_dinoiser": (8 * (448,), 8 * (448,), 224),
+    "floss": ((*SMALL[:7], 560), (224, "whole", *6 * (224,)), 112),
+    "floss_maskclip": (8 * (448,), 8 * (448,), 224),
+    "floss_clip_dinoiser": (8 * (448,), 8 * (448,), 224),
     "itaclip": ((*SMALL[:5], 448, 336, 560), 8 * (224,), 28),
 }
 THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
@@ -125,6 +131,7 @@ THRESHOLDS = {  # voc21, context60, coco_object; 0 elsewhere
     "lposs": (0, 0, 0),  # no threshold in this method
     "lposs_plus": (0, 0, 0),
     "clip_dinoiser": (0, 0, 0),  # apply_found
+    **dict.fromkeys(("floss", "floss_maskclip", "floss_clip_dinoiser"), (0, 0, 0)),  # no data set with a background
     "itaclip": (0.1, 0.1, 0.1),
 }
 
@@ -289,14 +296,18 @@ def clips_of(segmentor, protocol):
 
 @pytest.mark.parametrize("protocol", config_names("protocol"))
 @pytest.mark.parametrize("segmentor", SEGMENTORS)
-def test_every_recipe_composes(segmentor, protocol, tiny_clip):
+def test_every_recipe_composes(segmentor, protocol, tiny_clip, monkeypatch):
+    method, check_windows = segmentor_config(segmentor)[1], Segmentor.check_windows.__func__
+    monkeypatch.setattr(Segmentor, "check_windows", lambda *_: None)  # the tiny CLIP has other patches
     for name, clip in itertools.product(DATASETS, clips_of(segmentor, protocol)):
         weights = weights_of(segmentor)
         recipe = compose_recipe(segmentor, clip=clip, dataset=name, protocol=protocol, overrides=weights)
         assert set(recipe.origins) == set(recipe.values())
         assert all(recipe.origins.values())
         vocabulary = vocabulary_of(name, recipe.names, recipe.templates)
-        built = segmentor_config(segmentor)[1](tiny_clip, vocabulary, recipe)  # shares its weights with the next
+        if method.joins_patches and clip and (patch := patch_size_of(ClipSpec.of(clip))):
+            check_windows(method, recipe, patch)
+        built = method(tiny_clip, vocabulary, recipe)  # shares its weights with the next
         assert built.vocabulary.classes == outline(name).classes
 
 

@@ -11,8 +11,7 @@ from ovss_bench.inference.engine import predict
 from ovss_bench.runs.jobs import refuse_idle
 from ovss_bench.segmentors.base import NEUTRAL, WITHOUT_EFFECT
 from parity.seeded import query_features, rgb_image
-from stand_ins import sources_of
-from unit.test_properties import METHODS
+from stand_ins import METHODS, sources_of
 
 IMAGE = rgb_image(5, 44, 150)  # so long that the long side counts
 # A setting at which every value counts: windows that need padding, an image with a background, PAMR.

@@ -62,7 +62,7 @@ def test_a_missing_image_names_the_folder_and_the_command(made, scene):
         OvssError, match=rf"{made} has no regions for this image of 40 x 56.*regions.py dataset=voc21 regions=demo"
     ):
         load_regions(made)(scene)
-    with pytest.raises(OvssError, match="precomputed: leave scale out"):
+    with pytest.raises(OvssError, match="come in files and have no settings: leave scale out"):
         load_regions(made, scale=3)
 
 

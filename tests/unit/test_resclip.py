@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 import ovss_bench as ob
 from ovss_bench.errors import OvssError
+from ovss_bench.ops.compose import TILE_BYTES
+from ovss_bench.ops.pamr import PAMR
+from ovss_bench.ops.vote import tally
 from parity.seeded import query_features
 
 OFF = {"use_rcs": False, "use_sfr": False}
@@ -138,6 +141,23 @@ def test_a_patch_takes_the_most_frequent_query_of_its_pixels(tiny_clip):
     ]
     assert segmentor.patch_labels(cosines, pixels).tolist() == torch.tensor(expected).tolist()
     assert (build(tiny_clip, vocabulary, temp_thd=1.1, sfr_pamr_steps=0).patch_labels(cosines, pixels) == 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10**6])
+def test_pixels_are_labelled_in_the_order_of_pamr_and_in_parts(rows, tiny_clip, monkeypatch):
+    """Equal to labels of full-size maps; more queries than PAMR refines at a time."""
+    cosines, pixels = 0.3 * randn(70, 3, 4), randn(3, 52, 70)
+    refined = PAMR(pixels, 10, (8, 16))(F.interpolate(cosines[None], (52, 70), mode="bilinear")[0])
+    probability, labels = (30 * refined).softmax(0).max(0)
+    least = float(probability.median())
+    labels[probability < least] = 0
+    tiles = labels[:48, :64].unfold(0, 16, 16).unfold(1, 16, 16).flatten(2)
+    vocabulary = ob.Vocabulary.from_features(query_features(36, 70))
+    segmentor = build(tiny_clip, vocabulary, temp_thd=least, logit_scale=30, sfr_pamr_steps=10, pamr_dilations=(8, 16))
+    monkeypatch.setitem(TILE_BYTES, "cpu", 4 * 70 * rows)
+    result = segmentor.patch_labels(cosines, pixels)
+    assert result.unique().numel() > 3
+    assert torch.equal(result, tally(tiles, 70).argmax(-1))
 
 
 def test_windows_of_a_batch_do_not_touch_each_other(tiny_clip, tiny_vocabulary):

@@ -215,8 +215,17 @@ def test_images_without_enough_foreground_are_left_out_where_the_official_codes_
 
 def test_methods_whose_own_code_runs_in_fp32_do_so_on_a_gpu_too(tiny_clip, voc):
     own = {name for name in config_names("segmentor") if ob.compose_recipe(name).precision == "fp32"}
-    trained = {"clip_dinoiser", "denseclip", "maskclip_plus", "tagclip", "tagclip_cross", "zegclip"}
-    free = {"cliptrase", "cliptrase_336", "maskclip_original", "gem_original", "clip_diy", "lposs", "lposs_plus"}
+    trained = {"clip_dinoiser", "denseclip", "maskclip_plus", "tagclip", "tagclip_cross", "zegclip", "floss_clip_dinoiser"}
+    free = {
+        "cliptrase",
+        "cliptrase_336",
+        "maskclip_original",
+        "gem_original",
+        "clip_diy",
+        "lposs",
+        "lposs_plus",
+        "floss_maskclip",
+    }
     assert own == trained | free | {"tagclip_training_free"}
     assert all(ob.compose_recipe(name, protocol="unified").precision is None for name in own)
     dataset = ob.load_dataset("voc21", voc)

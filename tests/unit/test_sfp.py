@@ -146,8 +146,8 @@ def test_blocks_that_the_clip_does_not_have_are_refused(given, tiny_clip, tiny_v
 
 
 def test_a_quantile_is_a_share(tiny_clip, tiny_vocabulary):
-    with pytest.raises(OvssError, match=r"lof_quantile=1\.5: expected a share"):
-        build(tiny_clip, tiny_vocabulary, detector="lof", lof_quantile=1.5).patch_logits(ob.WindowBatch(pixels()))
+    with pytest.raises(OvssError, match=r"lof_quantile=1\.5 of sfp: expected a share"):
+        build(tiny_clip, tiny_vocabulary, detector="lof", lof_quantile=1.5)
 
 
 def test_published_settings_are_reached():

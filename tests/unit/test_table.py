@@ -184,3 +184,11 @@ def test_a_suite_averages_the_rows_of_each_segmentor(tmp_path):
     written = pd.read_csv(tmp_path / "sclip8.csv").set_index("segmentor")
     assert written.loc["sclip", "all eight"] == round(values.mean(), 2)
     assert "–" in (tmp_path / "sclip8.md").read_text()
+
+
+def test_marks_of_a_cell_are_in_the_order_of_the_footnotes():
+    notes = [f"note {number}" for number in range(28)]  # a to z, aa, ab
+    rows = [Row([Text("first", notes)]), Row([Text("second", [notes[27], notes[3], notes[25], notes[0]])])]
+    table = Table([Column("run")], rows)
+    assert lines(table)[2] == "second (a,d,z,ab)"
+    assert "second<sup>a,d,z,ab</sup>" in markdown(table)

@@ -79,16 +79,18 @@ def test_a_tight_box_leaves_out_the_last_row_and_column(rows, columns, expected)
     assert tight_box(np.zeros((6, 7), bool)) is None
 
 
-def test_grad_cam_is_that_of_hooks_and_autograd(tiny_clip):
-    """By the whole last block, with a gradient for each text from a pass of its own."""
+def test_grad_cam_is_that_of_hooks_and_autograd(tiny_clip, monkeypatch):
+    """By the whole last block, with a gradient from a pass of its own for each text that has a map."""
     pixels = torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
     text = query_features(4, 5)
-    trunk = tiny_clip.trunk(pixels)
-    with torch.inference_mode():
-        found = grad_cam(tiny_clip, trunk, text, 20.0)
+    trunk, passes, grad = tiny_clip.trunk(pixels), [], torch.autograd.grad
+    with torch.inference_mode(), monkeypatch.context() as patched:
+        patched.setattr(torch.autograd, "grad", lambda *args, **options: passes.append(1) or grad(*args, **options))
+        found = grad_cam(tiny_clip, trunk, text, 20.0, 3)
+    assert len(passes) == len(found) == 3
     block = tiny_clip.block(-1, trunk.grid)
     tokens = trunk.tokens.clone()
-    for number in range(5):
+    for number in range(3):
         y = block.ln_1(tokens).requires_grad_()
         q, k, v = block.qkv(y)
         x = tokens + block.project((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v)

@@ -1,10 +1,14 @@
 """Checkpoints of trained networks: wrappers, sizes from shapes, and tensors that do not fit."""
 
+import shutil
+
 import pytest
 import torch
 
 import ovss_bench as ob
+from ovss_bench.encoders import checkpoints
 from ovss_bench.encoders.trained import read_trained
+from stand_ins import METHODS, sources_of
 
 REQUIRED = {"head.weight": ("D", 4), "blocks.*.qkv.weight": ("3D", "D"), "blocks.*.qkv.bias": ("3D",)}
 
@@ -100,3 +104,16 @@ def test_whole_numbers_are_no_weights(state, tmp_path):
 
 def test_code_in_a_checkpoint_is_not_run(state, tmp_path):
     assert "cannot be read safely" in error(state | {"head.weight": print}, tmp_path)
+
+
+TRAINED = [name for name in METHODS if "checkpoint" in ob.SEGMENTORS.get(name).hyperparameters()]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_checkpoint_is_read_once(name, tiny_clip, tiny_vocabulary, tmp_path, monkeypatch):
+    read, paths = checkpoints._read, []
+    monkeypatch.setattr(checkpoints, "_read", lambda path: paths.append(path) or read(path))
+    sources = sources_of(name)
+    sources["checkpoint"] = shutil.copy(sources["checkpoint"], tmp_path)  # no other test has its network
+    ob.build_segmentor(name, clip=tiny_clip, vocabulary=tiny_vocabulary, **sources)
+    assert [*map(str, paths)] == [sources["checkpoint"]]

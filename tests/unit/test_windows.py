@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovss_bench.ops.compose import axis_matrix, compose
+from ovss_bench.ops.compose import axis_matrix, compose, composed_maps
 from ovss_bench.ops.windows import SlidingWindow, axis
 
 LENGTHS = (1, 7, 16, 31, 47, 48, 49, 63, 71, 72, 73, 96, 97, 100, 143, 200)
@@ -148,6 +148,35 @@ def test_tiles_cover_every_pixel_once_and_are_small(tile_bytes):
         joined[rows, columns] = tile
     assert (covered == 1).all()
     torch.testing.assert_close(joined, whole, rtol=0, atol=1e-6)
+
+
+def test_no_thread_waits_for_another_in_a_tile(monkeypatch):
+    windows, threads, product = SlidingWindow.of(60, 70, 48, 24, 8, "none"), set(), torch.mm
+
+    def watched(*arguments, **options):
+        threads.add(torch.get_num_threads())
+        return product(*arguments, **options)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch, "mm", watched)
+    try:
+        torch.set_num_threads(2)
+        for _ in compose(torch.rand(len(windows.origins), 2, 6, 6), windows, (75, 90), 3000):
+            assert torch.get_num_threads() == 2  # what is done with the tile may use all threads
+    finally:
+        torch.set_num_threads(before)
+    assert threads == {1}
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_composed_maps_are_all_tiles_in_the_layout_asked_for(contiguous):
+    windows = SlidingWindow.of(60, 70, 48, 24, 8, "none")
+    grids = torch.rand(len(windows.origins), 900, 6, 6, generator=torch.Generator().manual_seed(3))  # several tiles
+    maps, tiles = composed_maps(grids, windows, (75, 90), contiguous), list(compose(grids, windows, (75, 90)))
+    assert len(tiles) > 1
+    assert (maps if contiguous else maps.movedim(0, -1)).is_contiguous()
+    for rows, columns, tile in compose(grids, windows, (75, 90)):
+        assert torch.equal(maps[:, rows, columns].movedim(0, -1), tile)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

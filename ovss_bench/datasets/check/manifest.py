@@ -1,4 +1,4 @@
-"""The report of a check, in the terminal and as a manifest, with which two users compare their copies of a data set."""
+"""The report of a check, in the terminal and as a manifest, by which two users compare their copies of a data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...files import read_json
 from ..base import SegDataset
 from ..config import dataset_config
 
-SHOWN = 5  # files of each kind of mistake
+SHOWN = 5  # files shown for each kind of mistake
 Histogram = dict[Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,18}$")], int]
 KEYS = {  # of a manifest; all but `dataset` are optional
     **dict.fromkeys(("dataset", "source", "ids_sha256"), str),
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a check. `histogram`: value after the data set's rules -> pixels; `labels`: id -> digest of the label map;
+    """The result of a check. `histogram`: class index -> pixels; `labels`: id -> digest of the label map;
     `fingerprint`: as in result files, None if files are missing; `ids_digest`: SHA-256 of the sorted ids, one per line; `notes`
     are not mistakes."""
 
@@ -58,10 +58,6 @@ class Report:
     ids_digest: str
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def classes_present(self) -> list[int]:
-        return [value for value in self.histogram if 0 <= value < len(self.classes)]
-
     def manifest(self) -> dict[str, Any]:
         """The facts that are compared between two copies."""
         return {
@@ -75,7 +71,7 @@ class Report:
 
 
 def read_manifest(path: Path, name: str) -> dict[str, Any]:
-    """A manifest of this data set, which may hold only some of `KEYS`. Raises OvssError if it cannot be used."""
+    """A manifest of this data set. Raises OvssError if it cannot be used."""
     dataset, hint = dataset_config(name)[0], "Expected a file written by check with out=FILE, or one of datasets/manifests."
     with reading(f"manifest {path}", hint):
         manifest = read_json(path)
@@ -91,7 +87,7 @@ def read_manifest(path: Path, name: str) -> dict[str, Any]:
 
 
 def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> Iterator[Finding]:
-    """The differences from a manifest, as far as it has facts."""
+    """The differences from the facts that a manifest states."""
     hint = "One of the two copies is not the official data: check both."
     paths = {sample.id: sample.label_path for sample in dataset.listed}
     here, there = report.labels, theirs.get("labels", report.labels)

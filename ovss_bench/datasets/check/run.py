@@ -1,7 +1,7 @@
-"""`tools/datasets.py check`: reads every image and label of a data set, and reports every mistake with its repair.
+"""`tools/datasets.py check`: reads every image and label of a data set, and reports every mistake with a fix.
 
-`CHECKS` lists the checks in order. The first one that reports a label map explains it, and later ones skip it, since one
-mistake may have several symptoms.
+`CHECKS` lists the checks in order. A label map that one of them reports is skipped by later ones, since one mistake may have
+several symptoms.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .. import expected
 from ..base import Sample, SegDataset, load_dataset
 from ..config import pattern_of
 from ..layout import data_root
-from ..lists import twice
+from ..lists import repeated
 from .manifest import Finding, Report, compare, read_manifest
 from .survey import IMAGES, Found, Pair, Survey, mistake, read_pair
 from .values import NOT_AS_STORED, UNLIKELY, notes
 
-# JPEG scatters values along outlines: pixels with at most one neighbour of the same value. A value is stray if most of its
-# pixels are scattered. A label counts as compressed if half of its values are stray, or a tenth of its pixels of no class are
+# JPEG scatters values along outlines: a pixel is scattered if at most one neighbour has its value, and a value is stray if most
+# of its pixels are. A label counts as compressed if half of its values are stray, or a tenth of its pixels of no class
 # scattered.
 STRAY_VALUES, STRAY_SHARE, SCATTERED_OUTSIDE = 3, 0.5, 0.1
 SPLITS = re.compile("train|val|test")
@@ -44,16 +44,14 @@ Place = str | Path | None
 )
 def number_of_images(survey: Survey) -> Found:
     lists = {path.name: len(ids) for path, ids in _sibling_lists(survey)}
-    wrong = expected.of_other_number(survey.config, len(survey.ids), lists)
-    if wrong:
+    if wrong := expected.wrong_count(survey.config, len(survey.ids), lists):
         yield survey.list_file or survey.image_folder, wrong
 
 
 @mistake("ids listed twice", "List every id once: such an image would count twice.")
 def ids_twice(survey: Survey) -> Found:
-    repeated = list(twice(survey.pairs))
-    if repeated:
-        yield survey.list_file, f"{len(repeated)} images are listed more than once: {_some(repeated)}"
+    if twice := list(repeated(survey.pairs)):
+        yield survey.list_file, f"{len(twice)} images are listed more than once: {_some(twice)}"
 
 
 @mistake(
@@ -87,7 +85,7 @@ def image_without_label(survey: Survey) -> Found:
 
 @mistake("ids of another split", "These files are not in the split that the papers report on: use only that one, from {link}.")
 def unlike_the_split(survey: Survey) -> Found:
-    foreign = set(expected.of_other_splits(survey.config, survey.ids))
+    foreign = set(expected.foreign_ids(survey.config, survey.ids))
     for pair in survey.pairs:
         if pair.id in foreign:
             yield pair.image_path, f"the id {pair.id} does not match this split ({expected.pattern(survey.config)})"
@@ -95,7 +93,7 @@ def unlike_the_split(survey: Survey) -> Found:
 
 @mistake(
     "list of another split",
-    "A list of the training or test split was taken for this one, or they are mixed: restore the official list.",
+    "This is the list of the training or test split, or a mixture: restore the official list.",
 )
 def ids_of_another_split(survey: Survey) -> Found:
     for path, ids in _sibling_lists(survey):
@@ -124,7 +122,7 @@ def unreadable_label(survey: Survey) -> Found:
 
 @mistake(
     "labels saved as JPEG",
-    "The labels went through JPEG, which changes class numbers irreversibly: convert the official ones again, to PNG. {again}",
+    "JPEG compression changes class numbers irreversibly: convert the official labels again, to PNG. {again}",
 )
 def jpeg(survey: Survey) -> Found:
     by_format = survey.config["label_suffix"].lower() not in (".jpg", ".jpeg")
@@ -164,7 +162,8 @@ def several_channels(survey: Survey) -> Found:
 
 @mistake(
     "16 bits saved in 8",
-    "Class numbers above 255 do not fit into 8 bits, and were folded or cut: convert the labels again to 16 bits. {again}",
+    "Class numbers above 255 do not fit into 8 bits, and have wrapped around or were clipped: convert the labels again to 16 "
+    "bits. {again}",
 )
 def sixteen_bits_in_eight(survey: Survey) -> Found:
     folded = 255 in survey.pixels and max(survey.pixels) <= 255 and survey.ignored > 255
@@ -177,13 +176,13 @@ def sixteen_bits_in_eight(survey: Survey) -> Found:
 
 @mistake(
     "zero label reduced twice",
-    "The data set's rules ignore 0 and lower every other number, but this is already done here. Use the labels of the "
+    "The data set's rules ignore 0 and lower every other number by one, but this is already done here. Use the labels of the "
     "official archive. {again}",
 )
 def reduced_twice(survey: Survey) -> Found:
     ignored, count = survey.ignored, survey.count
     if not survey.shifts or ignored not in survey.pixels or count in survey.pixels or set(survey.pixels) <= {0, ignored}:
-        return  # with no other value everything is ignored
+        return  # everything is ignored, see all_ignored
     # Official labels of a data set with a label map hold 255 too, but nearly all of them also 0, the background.
     if survey.dataset.label_map and 2 * sum(0 in pair.values for pair in survey.labels) >= len(survey.labels):
         return
@@ -219,8 +218,7 @@ def values_outside(survey: Survey) -> Found:
 
 @mistake(
     "ignored pixels missing",
-    "Pixels without a label or on outlines must be {ignored}; an image editor or a conversion may have made another class "
-    "of them. {again}",
+    "Pixels without a label or on outlines must be {ignored}; an image editor or a conversion may have changed them. {again}",
 )
 def ignored_missing(survey: Survey) -> Found:
     read = {pair.label_path for pair in survey.pairs if pair.values}
@@ -235,7 +233,7 @@ def ignored_missing(survey: Survey) -> Found:
 )
 def ignored_there(survey: Survey) -> Found:
     for pair in survey.labels if survey.facts.get("ignored") is False else ():
-        pixels = sum(n for value, n in pair.values.items() if survey.ruled[value] == survey.ignored)
+        pixels = sum(n for value, n in pair.values.items() if survey.class_of[value] == survey.ignored)
         if pixels:
             what = f"{pixels / sum(pair.values.values()):.1%} of the pixels are ignored ({survey.ignored})"
             yield pair.label_path, f"{what}; the official labels have no such pixels"
@@ -243,7 +241,7 @@ def ignored_there(survey: Survey) -> Found:
 
 @mistake(
     "labels of another size",
-    "Labels must be at the original size of the image, not turned or resized. Is it the label of another image? {again}",
+    "Labels must have the original size of the image, neither rotated nor resized. Is it the label of another image? {again}",
 )
 def other_size(survey: Survey) -> Found:
     for pair in survey.pairs:
@@ -307,7 +305,7 @@ def _report(survey: Survey, placeholders: dict[str, object]) -> Report:
 
 
 def _placeholders(name: str, dataset: SegDataset, root: Place) -> dict[str, object]:
-    """Placeholder in the hints -> text."""
+    """The values of the placeholders in hints."""
     config = dataset.config
     again = f"Get them again from {config.get('link', 'the source of the data set')}."
     if "prepare" in config:
@@ -320,7 +318,7 @@ def _placeholders(name: str, dataset: SegDataset, root: Place) -> dict[str, obje
 
 
 def _sibling_lists(survey: Survey) -> Iterator[tuple[Path, set[str]]]:
-    """The lists of other splits beside this one, e.g. train.txt and test.txt beside val.txt, not trainval.txt."""
+    """The lists of other splits beside this one, e.g. train.txt and test.txt beside val.txt, but not trainval.txt."""
     if survey.list_file is None:
         return
     this = set(SPLITS.findall(survey.list_file.stem))
@@ -339,7 +337,7 @@ def _below(survey: Survey, path: Path) -> str:
 
 
 def _similar(path: Path) -> str:
-    """In words, the files with the name of a missing one but another suffix."""
+    """For messages, the files with the name of a missing one but another suffix."""
     stem = path.name.partition(".")[0]
     others = [other.name for other in data_files(path.parent, f"{escape(stem)}*") if other.suffix.lower() in IMAGES]
     return f"; but there is {_some(others)}" if others else ""

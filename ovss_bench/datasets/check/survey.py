@@ -1,4 +1,4 @@
-"""Reads a whole data set for its checks: facts of each image and label, and their totals."""
+"""Reads a whole data set for its checks: facts about each image and label, and totals."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ...files import data_files
 from ..base import Sample, SegDataset
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-COLOURS = 64  # number of colours of a label, the most frequent ones, that are looked up in the palette
+COLOURS = 64  # most frequent colours of a label that are looked up in the palette
 
 
 @dataclass(frozen=True)
 class Pair(Sample):
-    """An image and its label as read; for missing files sizes are None and errors empty.
+    """Facts about an image and its label; for missing files sizes are None and errors empty.
 
     `mode` is Pillow's, `bits` the bits per pixel in the file, `palette` the colours of the stored values in the file's palette.
     `values`: stored value -> pixels. `colours`: colour -> pixels, for a label with several channels. `stray`: the number of
-    values whose pixels are mostly scattered; `scattered_outside`: the share of scattered pixels among those of no class.
+    values with mostly scattered pixels (see run.py); `scattered_outside`: the share of scattered ones among pixels of no class.
     """
 
     image_size: tuple[int, int] | None = None
@@ -71,7 +71,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _read_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
     facts, palette = {}, None
-    # A data set class may read files that are no images; damage is reported when the whole file is read.
+    # Labels of a data set class need not be images; damage is reported when the whole file is read.
     with suppress(Exception), Image.open(sample.label_path) as image:
         palette = image.getpalette() if image.mode == "P" else None
         facts |= {"format": image.format, "mode": image.mode, "bits": _bits(image, sample.label_path)}
@@ -82,7 +82,7 @@ def _read_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
     values, scattered = _count(label), _count(label[_equal_neighbours(label) <= 1])
     if palette is not None:
         facts["palette"] = {v: tuple(palette[3 * v : 3 * v + 3]) for v in values if 0 <= 3 * v < len(palette)}
-    foreign = [value for value in values if not _is_valid(dataset, _ruled(dataset, value))]
+    foreign = [value for value in values if not _is_valid(dataset, _class_of(dataset, value))]
     outside = sum(values[value] for value in foreign)
     return facts | {
         "values": values,
@@ -104,12 +104,12 @@ def _bits(image: Image.Image, path: Path) -> int:
 
 
 def _overrides_label(dataset: SegDataset) -> bool:
-    """Whether the data set class has its own `label`, which then applies its rules."""
+    """Whether the data set class overrides `label`, which then yields class indices."""
     return type(dataset).label is not SegDataset.label
 
 
-def _ruled(dataset: SegDataset, value: int) -> int:
-    return value if _overrides_label(dataset) else int(dataset.ruled(np.array([value]))[0])
+def _class_of(dataset: SegDataset, value: int) -> int:
+    return value if _overrides_label(dataset) else int(dataset.class_indices(np.array([value]))[0])
 
 
 def _is_valid(dataset: SegDataset, value: int) -> bool:
@@ -128,7 +128,7 @@ def _count(label: np.ndarray) -> dict[int, int]:
 
 
 def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
-    """The most frequent colours of (H, W, channels), without alpha."""
+    """Colour -> pixels of (H, W, channels) without alpha, for the most frequent colours."""
     label = label[..., : 3 if label.shape[2] >= 3 else 1].astype(np.int64)
     channels = label.shape[2]
     packed = sum(label[..., channel] << 16 * channel for channel in range(channels))  # faster to sort than rows
@@ -138,7 +138,7 @@ def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
 
 
 def _equal_neighbours(label: np.ndarray) -> np.ndarray:
-    """(H, W): how many of the four neighbours have the pixel's value; those beyond the border count as equal."""
+    """(H, W): how many of the four neighbours have the pixel's value; those beyond the border count."""
     framed = np.pad(label, 1, "edge")
     neighbours = framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]
     return np.sum([label == shifted for shifted in neighbours], 0, np.uint8)
@@ -149,7 +149,7 @@ Found = Iterator[tuple[Path | None, str]]
 
 @dataclass(frozen=True)
 class Check:
-    """A mistake: `find` yields files and descriptions; `hint` is the repair, with the placeholders of `run._placeholders`."""
+    """A kind of mistake: `find` yields files and descriptions; `hint` is the fix, with placeholders of `run.py`."""
 
     kind: str
     find: Callable[[Survey], Found]
@@ -161,7 +161,7 @@ def mistake(kind: str, hint: str) -> Callable[[Callable[[Survey], Found]], Check
 
 
 class Survey:
-    """Everything read from a data set, for the checks. `explained`: files whose mistake is known."""
+    """Everything read from a data set, for the checks. `explained`: files with a mistake that is already reported."""
 
     def __init__(self, dataset: SegDataset, pairs: list[Pair]) -> None:
         self.dataset, self.pairs, self.explained = dataset, pairs, set[Path]()
@@ -173,31 +173,31 @@ class Survey:
         self.pixels: Counter[int] = Counter()  # stored value -> pixels
         for pair in pairs:
             self.pixels.update(pair.values)
-        self.ruled = {value: _ruled(dataset, value) for value in self.pixels}
-        self.foreign = {value for value, ruled in self.ruled.items() if not _is_valid(dataset, ruled)}
+        self.class_of = {value: _class_of(dataset, value) for value in self.pixels}
+        self.foreign = {value for value, c in self.class_of.items() if not _is_valid(dataset, c)}
         total: Counter[int] = Counter()
         for value, pixels in self.pixels.items():
-            total[self.ruled[value]] += pixels
+            total[self.class_of[value]] += pixels
         self.histogram = dict(sorted(total.items()))
         # Whether the data set's rules ignore 0 and lower other values by one.
-        self.shifts = not _overrides_label(dataset) and _ruled(dataset, 0) == self.ignored
-        # Whether no image is missing, or, if the full number is unknown, there are at least as many images as classes.
+        self.shifts = not _overrides_label(dataset) and _class_of(dataset, 0) == self.ignored
+        # Whether no image is missing; if their number is unknown, whether there are at least as many as classes.
         expected = dataset.expected_images
         self.whole = len(self.ids) >= (self.count if expected is None else expected)
 
     @property
     def labels(self) -> list[Pair]:
-        """The label maps that were read and are not yet explained."""
+        """The readable label maps without a mistake so far."""
         return [pair for pair in self.pairs if pair.values and pair.label_path not in self.explained]
 
     @property
     def coloured(self) -> list[Pair]:
-        """The label maps of several channels that are not yet explained."""
+        """The label maps of several channels without a mistake so far."""
         return [pair for pair in self.pairs if pair.colours is not None and pair.label_path not in self.explained]
 
     @property
     def unexplained(self) -> bool:
-        """Whether most label maps that were read have no mistake yet."""
+        """Whether most readable label maps have no mistake so far."""
         return 2 * len(self.labels) > sum(bool(pair.values) for pair in self.pairs)
 
     @cached_property
@@ -208,7 +208,7 @@ class Survey:
     def orphans(self) -> Iterator[tuple[Path, Path]]:
         """(image, label) of labels whose image is not listed; none for data sets with a list of ids."""
         images, suffix = {pair.image_path for pair in self.pairs}, self.config["label_suffix"]
-        known = images | {pair.label_path for pair in self.pairs}  # images may be in the same folder
+        known = images | {pair.label_path for pair in self.pairs}  # images and labels may share a folder
         for label in data_files(self.label_folder, f"**/*{suffix}") if self.list_file is None else ():
             if label not in known:
                 name = label.relative_to(self.label_folder).as_posix().removesuffix(suffix)

@@ -1,4 +1,4 @@
-"""Checks of label values: values changed by the file format, and data sets that lost classes.
+"""Checks of label values: values changed by the file format, and classes lost in a conversion.
 
 Common converters of iSAID and UAVid write `Image.fromarray(array, mode="P")` without a palette, which newer versions of Pillow
 save as PNG files of one bit: all classes become 0 or 1 (mmsegmentation, issues 1504 and 1733).
@@ -10,12 +10,14 @@ from collections.abc import Iterator
 
 from .survey import Found, Pair, Survey, mistake
 
-MOST, TENTH, FEW, MAPS = 0.9, 10, 4, 3  # a share of the pixels; classes for one that occurs; few classes; label maps
+LARGE_SHARE = 0.9  # of the pixels
+FEW_CLASSES = 4  # below, a large share of one class is usual
+FEWEST_MAPS = 3  # label maps; shares over fewer of them mean little
 
 
 @mistake(
     "grey of fewer than 8 bits",
-    "PNG and TIFF files of 2 or 4 bits hold brightness, which is read as 0 to 255. Save the class numbers with 8 bits a "
+    "Grey PNG and TIFF files of 2 or 4 bits hold brightness, which is read as 0 to 255. Save the class numbers with 8 bits a "
     "pixel, or with a palette. {again}",
 )
 def stretched_grey(survey: Survey) -> Found:
@@ -28,7 +30,7 @@ def stretched_grey(survey: Survey) -> Found:
 
 @mistake(
     "too few bits for the classes",
-    'Class numbers were cut when the files were written. Converters that use Image.fromarray(array, mode="P") do so with '
+    'Class numbers were truncated when the files were written. Converters that use Image.fromarray(array, mode="P") do so with '
     "newer versions of Pillow: write Image.fromarray(array) instead, and convert again. {again}",
 )
 def too_few_bits(survey: Survey) -> Found:
@@ -44,7 +46,7 @@ def too_few_bits(survey: Survey) -> Found:
 
 @mistake(
     "palette of another order",
-    "Numbers and colours of these files contradict each other. If the colours are right, number the classes anew "
+    "Numbers and colours of these files contradict each other. If the colours are right, renumber the classes "
     "(ovss_bench.datasets.prepare.conversion.by_colour); if the numbers are, the palette does no harm. {again}",
 )
 def other_palette(survey: Survey) -> Found:
@@ -64,8 +66,8 @@ def other_palette(survey: Survey) -> Found:
 
 def _class_colours(survey: Survey, pair: Pair, count: int) -> dict[int, tuple[int, tuple[int, ...]]]:
     """Stored value -> (class, its colour in the file), for the first `count` classes and colours other than black."""
-    ruled = {value: (survey.ruled[value], colour) for value, colour in (pair.palette or {}).items() if any(colour)}
-    return {value: entry for value, entry in ruled.items() if 0 <= entry[0] < count}
+    classes = {value: (survey.class_of[value], colour) for value, colour in (pair.palette or {}).items() if any(colour)}
+    return {value: entry for value, entry in classes.items() if 0 <= entry[0] < count}
 
 
 @mistake(
@@ -89,12 +91,11 @@ def all_ignored(survey: Survey) -> Found:
 
 @mistake(
     "hardly any classes",
-    "The labels of a whole data set hold more: a converter has probably cut them, or these are masks of something else. "
-    "{again}",
+    "A whole data set has more: a converter has probably lost them, or these are masks of something else. {again}",
 )
 def few_classes(survey: Survey) -> Found:
     count, present = survey.count, len(_counted(survey))
-    if present and survey.whole and survey.unexplained and (present * TENTH < count or present == 1 < count):
+    if present and survey.whole and survey.unexplained and (10 * present < count or present == 1 < count):
         yield survey.label_folder, f"{present} of {count} classes occur in {len(survey.ids)} images"
 
 
@@ -103,17 +104,17 @@ def few_classes(survey: Survey) -> Found:
 )
 def one_class(survey: Survey) -> Found:
     name, share, usual = _largest(survey)
-    if share > MOST and not usual and survey.unexplained and len(survey.labels) >= MAPS:
+    if share > LARGE_SHARE and not usual and survey.unexplained and len(survey.labels) >= FEWEST_MAPS:
         yield survey.label_folder, f"{share:.1%} of the pixels that are not ignored are {name}"
 
 
 def notes(survey: Survey) -> Iterator[str]:
-    """Observations that may be correct or mistakes."""
+    """Observations that may or may not be mistakes."""
     name, share, usual = _largest(survey)
-    if share > MOST and usual:
+    if share > LARGE_SHARE and usual:
         yield (
             f"{share:.1%} of the pixels that are not ignored are {name}; with few classes, or small objects before a "
-            "background, that is usual. If it is not so here, other classes were lost, or masks are inverted"
+            "background, that is usual. Otherwise classes were lost, or masks are inverted"
         )
 
 
@@ -123,7 +124,7 @@ def _largest(survey: Survey) -> tuple[str, float, bool]:
     if not counted:
         return "", 0.0, True
     value = max(counted, key=counted.get)
-    usual = value == dataset.background or len(dataset.classes) < FEW
+    usual = value == dataset.background or len(dataset.classes) < FEW_CLASSES
     return f"{value} {dataset.classes[value]}", counted[value] / sum(counted.values()), usual
 
 

@@ -1,4 +1,4 @@
-"""The embedded demo: scenes drawn from a seed and written once to the cache, as PNG files in an ordinary layout."""
+"""The embedded demo: scenes drawn from a seed, once, and stored in the cache as PNG files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PALETTE = [[128, 128, 128], *np.clip(SHADES, 0, 255).astype(int).tolist()]
 
 @DATASETS.register_module(name="demo")
 class DemoDataset(SegDataset):
-    """`scenes` drawn scenes, each of several cloths; with `every`, only the first of every so many. Class 0 is the ground, 1 to
-    36 the cloths, 255 their outlines."""
+    """`scenes` drawn scenes of several cloths each; with `every: N`, only every N-th of them. Class 0 is the ground, 1 to 36
+    the cloths, 255 their outlines."""
 
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         layout = {"folders": ["."], "images": "images", "labels": "labels", "image_suffix": ".png", "label_suffix": ".png"}
@@ -41,7 +41,7 @@ class DemoDataset(SegDataset):
         super().__init__(name, config | layout | facts, root)
 
     def locate(self, root: str | Path | None) -> Path:
-        """In the cache: the scenes need no data root. They are redrawn when the code that draws them changes."""
+        """The folder in the cache; there is no data root. Scenes are redrawn when the code that draws them changes."""
         drawn = self.config["seed"], self.config["scenes"], self.config.get("every", 1)
         parts = (scenes, draw_demo, scenes_digest)
         key = digest(*map(inspect.getsource, parts), repr(drawn))
@@ -80,8 +80,8 @@ def _whole(folder: Path) -> bool:
 
 
 def draw_demo(folder: Path, seed: int, count: int, every: int = 1) -> None:
-    """Draws `count` scenes, and writes the first of `every` so many into images/ and labels/ (palette PNG). Every cloth occurs
-    about equally often."""
+    """Draws `count` scenes and writes one in `every` into images/ and labels/ (palette PNG). All cloths occur about equally
+    often."""
     rng = np.random.RandomState(seed)
     (folder / "images").mkdir()
     (folder / "labels").mkdir()

@@ -1,8 +1,8 @@
-"""Drawn scenes: irregular pieces of patterned cloth on textured grounds, from a seed, with exact index maps.
+"""Scenes drawn from a seed: irregular pieces of patterned cloth on textured grounds, with exact index maps.
 
 They replace photographs in the embedded demo, in the training of the demo encoders, and in the miniature data sets of the
-tests. All randomness is from `numpy.random.RandomState`, whose streams NumPy keeps unchanged, so the same seed gives the same
-scene on every machine.
+tests. All random numbers are from `numpy.random.RandomState`, whose streams are stable, so the same seed gives the same scene
+on every machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The first six of each make the 36 classes of `dataset=demo`; the others occur in training only.
+# The first six of each are combined to the 36 classes of `dataset=demo`; the others occur in training only.
 PATTERNS = ("plain", "striped", "checked", "dotted", "zigzag", "speckled", "latticed", "marbled")
 COLOURS = {
     "red": (205, 45, 40),
@@ -41,7 +41,7 @@ class Cloth:
 
     @property
     def seen(self) -> bool:
-        """Whether the pair occurs in the training of the demo CLIP. One of six does not, one per row and column of the 36."""
+        """Whether the pair occurs in the training of the demo CLIP. One in six does not, one per row and column of the 36."""
         return (self.pattern + self.colour) % 6 != 1
 
 
@@ -76,7 +76,7 @@ def draw_scene(
 
 
 def void_border(index: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels with a 4-neighbour of another index, the unlabelled outline that VOC draws around objects."""
+    """(H, W) bool: pixels with a 4-neighbour of another index: unlabelled outlines as in VOC."""
     framed = np.pad(index, 1, "edge")
     vertical = (index != framed[:-2, 1:-1]) | (index != framed[2:, 1:-1])
     return vertical | (index != framed[1:-1, :-2]) | (index != framed[1:-1, 2:])

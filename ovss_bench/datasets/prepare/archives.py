@@ -1,7 +1,7 @@
-"""The official archives: downloading, and unpacking without ever writing outside the data set's folder.
+"""Downloading and unpacking of official archives, never outside the data set's folder.
 
 `tarfile.extractall(filter="data")` and `zipfile` neither write files atomically nor detect truncated tar archives or two
-members that become one file, so members are checked and written here.
+members with the same target, so members are checked and written here.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOF
 # The temporary files of `write_atomic`, which a killed process leaves behind.
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.[^.]*)?")
 CHUNK = 1 << 20
-Member = tuple[str, int, Callable[[], IO[bytes]]]  # a regular file of an archive: its name, its size in bytes, and its opener
+Member = tuple[str, int, Callable[[], IO[bytes]]]  # a regular file of an archive: name, size in bytes, function that opens it
 
 
 @dataclass(frozen=True)
 class Archive:
-    """`paths`: files or folders of the archive -> targets below the data set's folder; `url`: if no form must be filled in."""
+    """`paths`: files or folders of the archive -> targets below the data set's folder; `url`: for direct downloads."""
 
     file: str
     paths: Mapping[str, str]
@@ -92,7 +92,7 @@ def _fetch(archive: Archive, file: IO[bytes], progress: Progress) -> None:
 
 
 def is_official(path: Path, archive: Archive) -> bool:
-    """Whether the checksum is the published one; True if none is known: damage then shows when the archive is unpacked."""
+    """Whether the checksum is the published one; True if none is known, as unpacking detects damage."""
     if archive.md5 is None:
         return True
     with path.open("rb") as file:
@@ -103,7 +103,7 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
     """Unpacks `archive.paths` into `folder`, each file atomically. Existing files of the same size are kept unless `overwrite`.
 
     Hidden files and those of operating systems are left out. Raises OvssError for a damaged or truncated archive, and, before
-    anything is written, for names that lead outside the folder, for links, and for two members that would become one file.
+    anything is written, for names that lead outside the folder, for links, and for two members with the same target.
     """
     found = set()
     with opened(path) as members:
@@ -163,7 +163,7 @@ def _write(target: Path, size: int, read: Callable[[], IO[bytes]]) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[list[Member]]:
-    """The regular files of a zip or tar archive. All names are checked first. Errors of reading them become OvssErrors."""
+    """The regular files of a zip or tar archive, with all names checked. Errors of reading them become OvssErrors."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
@@ -195,7 +195,7 @@ def _zip_members(path: Path, file: zipfile.ZipFile) -> Iterator[Member]:
 def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[Member]:
     members = file.getmembers()
     file.fileobj.seek(file.offset)
-    if file.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile accepts both
+    if file.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile accepts such archives
         raise tarfile.ReadError("it ends early, or the header of a file is damaged")
     while file.fileobj.read(CHUNK):  # the checksum of a compressed file is at its end
         pass

@@ -1,4 +1,4 @@
-"""Pieces that the converters share: reading and writing label maps, tables of values and colours, tiles."""
+"""What the converters share: reading and writing label maps, tables of values and colours."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from ...config.registry import Registry
 from ...errors import OvssError
 from ...files import data_files, read_lines, write_atomic, write_text
 
-# The share of a map's pixels that may belong to no class: a scratch, not another encoding.
-FEW = 0.01
+FOREIGN = 0.01  # share of a map's pixels of no class: more of them mean another encoding
 UNPACK = "Unpack the official archive again."
 Image.MAX_IMAGE_PIXELS = None  # aerial images exceed Pillow's limit
 
@@ -26,7 +25,7 @@ CONVERTERS = Registry("converter")
 
 @dataclass(frozen=True)
 class Task:
-    """`make(*arguments)` writes `targets` (atomically, by `write_label` or `write_image`), in a worker process."""
+    """`make(*arguments)` writes `targets`, atomically and in a worker process."""
 
     make: Callable[..., None]
     arguments: tuple[Any, ...]
@@ -37,7 +36,7 @@ class Task:
 
     @property
     def sources(self) -> list[Path]:
-        """The raw files: the paths among the arguments that are not written."""
+        """The raw files: paths among the arguments other than `targets`."""
         return [argument for argument in self.arguments if isinstance(argument, Path) and argument not in self.targets]
 
 
@@ -58,18 +57,17 @@ def words(path: Path) -> list[str]:
     return [word for line in list_lines(path) for word in line.split()]
 
 
-# Notes on the label map that this process is converting.
-_notes: list[tuple[str, int]] = []
+_notes: list[tuple[str, int]] = []  # on the label map that this process is converting
 
 
 def note_pixels(number: int, what: str) -> None:
-    """Notes a number of unexpected pixels in this label map, and how they count ("are ..."), for the summary at the end."""
+    """Notes for the final summary that a number of pixels of the current label map are unexpected, and how they count."""
     if number:
         _notes.append((what, int(number)))
 
 
 def noted() -> list[tuple[str, int]]:
-    """The notes since the last call, which are discarded."""
+    """Returns and clears the notes."""
     notes = _notes.copy()
     _notes.clear()
     return notes
@@ -107,7 +105,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def lookup_table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size: int = 256) -> np.ndarray:
-    """A look-up table of `size` entries: the given values, `default` elsewhere."""
+    """A look-up table of `size` entries: `values`, and `default` elsewhere."""
     result = np.full(size, default, dtype)
     result[list(values)] = list(values.values())
     return result

@@ -1,4 +1,4 @@
-"""One run of a preparation: its options, and the kind of images where a data set offers several."""
+"""One run of `prepare`: its options, and the kind of images where a data set offers several."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...files import config_names, data_files, write_text
 from ...progress import Progress
 from ..config import dataset_config
 
-KIND = ".images"  # the file that records the kind of the images in a folder
+KIND = ".images"  # name of the file in a folder that records the kind of its images
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """`folder` is the data set's, `command` resumes the run, `images` the kind of images or None without a choice."""
+    """`folder`: the data set's; `command`: resumes the run; `images`: the kind of images, None if there is no choice."""
 
     name: str
     config: dict[str, Any]
@@ -44,7 +44,7 @@ class Preparation:
             raise OvssError("\n".join([str(error), *self.terms()])) from error
 
     def record_images(self) -> None:
-        """Records the kind of images, if there is a choice, in their folder while it is still empty."""
+        """Records the kind of images in their folder while it is still empty, if there is a choice."""
         if not self.images:
             return
         folder = self.folder / self.config["images"]
@@ -66,7 +66,7 @@ def check_choice(name: str, config: dict[str, Any], images: str | None) -> None:
 
 
 def choose_images(config: dict[str, Any], folder: Path, images: str | None, rerun: bool) -> str | None:
-    """The kind of images to make; None without a choice. Raises OvssError if images of another kind exist: never mix them."""
+    """The kind of images to make; None without a choice. Raises OvssError rather than mix two kinds."""
     choices = config.get("prepare", {}).get("images")
     if not choices:
         return None
@@ -78,7 +78,7 @@ def choose_images(config: dict[str, Any], folder: Path, images: str | None, reru
 
 
 def recorded_images(config: dict[str, Any], folder: Path) -> str:
-    """The kind of images that a preparation made; empty if not recorded, as for the output of MESS's scripts."""
+    """The recorded kind of images; empty if there is no record, as for the output of MESS's scripts."""
     path = folder / config["images"] / KIND
     with reading(path, "Delete it."):
         return path.read_text(encoding="utf-8").strip() if path.is_file() else ""

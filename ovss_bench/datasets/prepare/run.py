@@ -1,7 +1,7 @@
-"""From the official archives to the files that the loaders read, by unpacking and conversion.
+"""Unpacks and converts official archives to the files that the loaders read.
 
 Preparation is resumable, and a half-prepared data set is never accepted: while a folder is being written it holds a file
-`.unfinished...`, which the loaders refuse. Every file is written atomically, so resuming means writing the missing ones.
+`.unfinished...`, which the loaders refuse. Files are written atomically, so resuming means writing the missing ones.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..base import SegDataset
 from ..config import dataset_config
 from ..layout import UNFINISHED, data_root, prepared_folder, root_hint, unfinished
 from .archives import Archive, download, extract, is_official
-from .convert import convert
 from .preparation import Preparation, check_choice, choose_images, recorded_images
+from .run_tasks import convert
 
 
 def prepare(
@@ -39,10 +39,9 @@ def prepare(
     """Prepares a data set of configs/dataset below the data root (`layout.data_root`), or of a user's YAML file in its folder.
 
     Archives are taken from `source` (default: the data root); missing ones are downloaded if their licence permits it and `yes`
-    accepts it. `rerun` writes existing files again. Without it, a complete data set needs neither archives nor raw files, and
-    so does one with another number of images. `images` is for data sets whose configuration offers a choice
-    (`prepare: {images: [mess, original]}`); the default is the existing kind, or the first. Raises OvssError that says what is
-    missing and what to do.
+    accepts it. `rerun` writes existing files again; without it, data sets that lack no file need neither archives nor raw
+    files. `images` is for data sets whose configuration offers a choice (`prepare: {images: [mess, original]}`); the default is
+    the existing kind, or the first. Raises OvssError with what is missing and what to do.
     """
     given, (name, config, beside) = str(name), dataset_config(name)
     progress, base = Progress(quiet), data_root(root or beside)
@@ -89,7 +88,7 @@ def _say_ready(dataset: SegDataset, progress: Progress) -> None:
 
 
 def _unpacked(archive: Archive, folder: Path) -> bool:
-    """Whether all wanted parts of an archive are in the data set's folder."""
+    """Whether all needed parts of an archive are in the data set's folder."""
     targets = [folder / outside for outside in archive.paths.values()]
     return all(target.exists() and not (target / f"{UNFINISHED}-archive").exists() for target in targets)
 
@@ -121,5 +120,5 @@ def _instructions(preparation: Preparation, absent: list[Archive], where: str) -
     if all(archive.url for archive in absent):
         lines.append(f"To accept the licence and download them: {preparation.command} yes=true")
     else:
-        lines.append("They must be fetched by hand; put them there, then: " + preparation.command)
+        lines.append(f"They must be downloaded by hand; put them there, then run: {preparation.command}")
     return "\n".join(lines)

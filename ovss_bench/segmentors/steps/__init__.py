@@ -3,6 +3,9 @@
 MODULES = {
     "floss": "floss",
     "freecp": "freecp",
+    "image_engineering": "image_engineering",
+    "lposs_pixels": "lposs_pixels",
     "pamr": "pamr",
     "region_vote": "region_vote",
+    "tlp": "tlp",
 }

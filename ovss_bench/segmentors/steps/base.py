@@ -16,11 +16,12 @@ class Step(Segmentor):
     PixelStep, ScoreStep or LabelStep."""
 
     option = "refine"  # or "text"
+    place = 0  # in the order in which the stages run, whatever the order of names
 
     @classmethod
     def refusal(cls, base: type[Segmentor]) -> str | None:
         """Why the step makes no sense with a base method, or None."""
-        if not base.uses_clip:
+        if base.outside:
             return "the label maps come from outside, and no step of this project sees how they are made"
         return None
 
@@ -37,16 +38,20 @@ class WindowStep(_InWindows):
     """Acts on single windows: define `patch_logits`, and call `super().patch_logits(batch)` for the cosines (B, Q, h, w), which
     may also be given a changed batch. If the base method takes all windows of an image together, so does the step."""
 
+    place = 2
+
 
 class TextStep(WindowStep):
     """Acts on the side of the texts: override `text` or `encode_text`, and `patch_logits` to join several classifiers."""
 
-    option = "text"
+    option, place = "text", 1
 
 
 class PixelStep(_InWindows):
     """Acts on the cosines (Q, H, W) of the whole image at the size of the result, with the image: define `refine`, and begin
     with `super().refine(cosines, context)`."""
+
+    place = 3
 
     @property
     def refines(self) -> bool:
@@ -61,6 +66,8 @@ class ScoreStep(Step):
     """Acts on the planes (P, H, W) that are decided on, with the image: define `refine_scores`, and begin with
     `super().refine_scores(planes, context)`."""
 
+    place = 4
+
     def refine_scores(self, planes: Tensor, context: ImageContext) -> Tensor:
         base = super().refine_scores
         return base(planes, context) if base else planes
@@ -68,6 +75,8 @@ class ScoreStep(Step):
 
 class LabelStep(Step):
     """Acts on the label map (H, W): define `correct`, and begin with `super().correct(label_map, context)`."""
+
+    place = 5
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         base = super().correct

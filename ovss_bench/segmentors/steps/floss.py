@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
+from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.hyperparameters import File
+from ...config.recipe import Recipe
 from ...config.registry import STEPS
 from ...errors import OvssError
 from ...files import read_json
+from ...ops.experts import fused_cosines, fused_logits
 from ...progress import Progress
-from ...types import WindowBatch
+from ...types import ImageContext, WindowBatch
+from ..base import Segmentor
+from ..clip_dinoiser import CLIPDINOiser
+from ..features import extent
 from ..maskclip import MaskCLIP
-from .base import TextStep
+from .base import Step, TextStep
+
+# FLOSS's official code does not normalise the means over templates again with these hosts, unlike with NACLIP.
+NOT_UNIT = (MaskCLIP, CLIPDINOiser)
 
 
 @STEPS.register_module(name="floss")
@@ -27,8 +40,9 @@ class FLOSS(TextStep):
 
     `ranking`: a JSON file in the format of the official repository, whose template numbers count the recipe's templates.
     `floss_scale`: factor of the cosines. `unit_text` normalises the means over templates again: the official code does so with
-    NACLIP, and not with MaskCLIP (None: as it does). A class that no template predicts is an error, but has an expert of
-    all templates with MaskCLIP, as in the official code. The fused probabilities take the place of cosines in what follows.
+    NACLIP, and not with MaskCLIP and CLIP-DINOiser (None: as it does). A class that no template predicts is an error, but has
+    an expert of all templates with these two, as in the official code. The fused probabilities take the place of cosines in
+    what follows.
     """
 
     requires = ("ranking",)
@@ -39,16 +53,31 @@ class FLOSS(TextStep):
     floss_scale: float = 100.0
     unit_text: bool | None = None
 
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        if recipe.hyperparameters.get("apply_found"):  # of CLIP-DINOiser
+            raise OvssError(f"{recipe.segmentor}: the experts know no background of apply_found. Set apply_found=false.")
+
+    @classmethod
+    def refusal(cls, base: type[Segmentor]) -> str | None:
+        impossible = base.image_scores and not base.image_cosines
+        reason = "the method has no cosines of all queries at one place, which the experts are fused by"
+        return Step.refusal(base) or (reason if impossible else None)
+
+    # Classifiers
+
     def encode_text(self, progress: Progress | None = None) -> None:
         super().encode_text(progress)
-        self.bank = self.classifiers(progress)
+        self.experts = self.classifiers(progress)
+        self.hosts = [self.with_text(classifier) for classifier in self.experts]
 
     def classifiers(self, progress: Progress | None = None) -> Tensor:
         """(1 + Q, Q, E): the usual classifier, then the expert of each query; those of distractors never fire."""
         vocabulary, name = self.vocabulary, self.recipe.segmentor
         if vocabulary.given_features is not None:
             raise OvssError(f"{name}: floss needs names of classes, but the vocabulary has text features. Give names.")
-        unit = self.unit_text if self.unit_text is not None else not isinstance(self, MaskCLIP)
+        unit = self.unit_text if self.unit_text is not None else not isinstance(self, NOT_UNIT)
         ranked, every = read_ranking(self.ranking, len(vocabulary.prompts)), list(range(len(vocabulary.prompts)))
         chosen = [every]
         for c in vocabulary.group:
@@ -59,7 +88,9 @@ class FLOSS(TextStep):
             for t in sorted({t for templates in chosen for t in templates})
         }
         means = torch.stack([torch.stack([by_template[t] for t in templates]).mean(0) for templates in chosen])
-        return F.normalize(means, dim=-1) if unit else means
+        texts = F.normalize(means, dim=-1) if unit else means
+        limited = [replace(vocabulary, prompts=tuple(vocabulary.prompts[t] for t in templates)) for templates in chosen]
+        return torch.stack([self.enriched(*pair, progress) for pair in zip(texts, limited, strict=True)])
 
     def templates_of(self, name: str, ranked: dict[str, list[int]]) -> list[int]:
         """The templates of a class; none for all of them."""
@@ -68,47 +99,76 @@ class FLOSS(TextStep):
             raise OvssError(
                 f"{self.recipe.segmentor}: the ranking {self.ranking} has no class '{name}'. Use that of the data set."
             )
-        if not templates and not isinstance(self, MaskCLIP):
+        if not templates and not isinstance(self, NOT_UNIT):
             what = f"no template of the ranking {self.ranking} predicts class '{name}'"
             raise OvssError(f"{self.recipe.segmentor}: {what}. Rank the templates on more images.")
         return templates[: self.top_n]
 
-    def compare(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
-        cosines = super().compare(embeddings, grid)
-        self.compared = cosines, F.normalize(embeddings.float(), dim=-1), grid
-        return cosines
+    def with_text(self, text: Tensor) -> FLOSS:
+        """The method with other text features (Q, E), and without what it has derived from its own."""
+        host = copy(self)
+        for name in [name for name in vars(host) if isinstance(getattr(type(host), name, None), cached_property)]:
+            delattr(host, name)
+        host._text, host.observed = text, Counter()
+        return host
+
+    # Fusion
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
-        """Fused probabilities (B, Q, H, W) at the size of the windows."""
-        cosines = super().patch_logits(batch)
-        compared, features, grid = self.compared
-        if cosines is not compared:
-            raise OvssError(
-                f"{self.recipe.segmentor}: floss needs the cosines of patches with texts, and the base method changes these. "
-                "Leave floss out, or use another segmentor."
-            )
-        del self.compared
-        height, width = batch.pixels.shape[2:]
-        return torch.stack([self.fused(window, grid, (height, width)) for window in features])
+        """Fused probabilities (B, Q, H, W) at the size of the windows, or of the whole image for one grid over it."""
+        return self.fused("patch_logits", batch)
 
-    def fused(self, features: Tensor, grid: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Features (N, E) of one window -> probabilities (Q, H, W), one expert at a time, as all of them would be large."""
+    @torch.inference_mode()
+    def image_cosines(self, context: ImageContext) -> Tensor:
+        """Fused probabilities (1, Q, H, W) at the size of the resized image."""
+        return self.fused("image_cosines", context)
 
-        def probabilities(classifier: Tensor) -> Tensor:
-            patches = (self.floss_scale * (features @ classifier.T)).softmax(-1)
-            return F.interpolate(patches.T.unflatten(1, tuple(grid))[None], size, mode="bilinear")[0]
+    def fused(self, hook: str, seen: WindowBatch | ImageContext) -> Tensor:
+        """Of what the base method's hook gives with each classifier."""
+        _ = self.text  # encodes the texts, if they are not yet
+        run = partial(self.with_classifier, hook, seen, {})
+        usual, compared = run(0)
+        queries = [query for query, c in enumerate(self.vocabulary.group) if c >= 0]  # distractors have no expert
+        size = size_of(seen, len(usual))
+        if compared is not None and (compared[0] is usual or self.gives_probabilities):  # plain cosines
+            _, embeddings, grid = compared
+            unit = F.normalize(embeddings.float(), dim=-1)
+            return fused_cosines(unit, grid, self.experts, queries, self.floss_scale, size)
+        return fused_logits(usual, lambda query: run(1 + query)[0], queries, self.floss_scale, size)
 
-        result = probabilities(self.bank[0])
-        best = torch.zeros_like(result[0])
-        for query, c in enumerate(self.vocabulary.group):
-            if c < 0:
-                continue
-            of_expert = probabilities(self.bank[1 + query])
-            fires = (of_expert.argmax(0) == query) & (of_expert[query] > best)  # of equal ones the first stays
-            best = torch.where(fires, of_expert[query], best)
-            result = torch.where(fires, of_expert, result)
-        return result
+    def with_classifier(
+        self, hook: str, seen: WindowBatch | ImageContext, computed: dict[int, Any], number: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, tuple[int, int]] | None]:
+        """The base method's hook with a classifier, and what it called `compare` for last: cosines, embeddings and grid."""
+        host = self.hosts[number]
+        host.computed, host.turn, host.compared = computed, count(), None
+        try:
+            return getattr(super(FLOSS, host), hook)(seen), host.compared
+        finally:  # their memory is needed
+            host.computed = host.compared = None
+
+    def compare(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        cosines = super().compare(embeddings, grid)
+        self.compared = cosines, embeddings, grid
+        return cosines
+
+    def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """The result for the first classifier: a method computes the same parts in the same order for all."""
+        part = next(self.turn)
+        if part not in self.computed:
+            self.computed[part] = super().once(compute, *arguments)
+        return self.computed[part]
+
+
+def size_of(seen: WindowBatch | ImageContext, grids: int) -> tuple[int, int]:
+    """The pixels under each of some grids: of a window, or of all windows together."""
+    if isinstance(seen, ImageContext):
+        return seen.resized.shape[0], seen.resized.shape[1]
+    if grids < len(seen.pixels):
+        top, left, bottom, right = extent(seen)
+        return bottom - top, right - left
+    return seen.pixels.shape[2], seen.pixels.shape[3]
 
 
 def read_ranking(path: Path, count: int) -> dict[str, list[int]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +14,11 @@ from torch import Tensor
 from ...config.hyperparameters import File
 from ...config.registry import STEPS
 from ...encoders.clip import BlockView
+from ...encoders.text import read_sentences
 from ...errors import OvssError
+from ...ops.attention import balanced
 from ...ops.boxes import in_boxes, outline_boxes
+from ...ops.scores import best_of_classes
 from ...types import ImageContext, Trunk, WindowBatch
 from ..base import IMAGES_PER_PASS, LastBlockSegmentor, Segmentor
 from ..gem import GEM
@@ -73,7 +74,7 @@ class Purification(WindowStep):
     def described(self) -> Tensor:
         """Unit features (K, E) of the descriptions."""
         features = self.text[self.indices(self.foreground)].clone()
-        known = read_descriptions(self.descriptions) if self.descriptions else {}
+        known = read_sentences("descriptions", self.descriptions) if self.descriptions else {}
         for row, query in enumerate(self.foreground):
             if sentences := known.get(self.vocabulary.queries[query]):
                 features[row] = F.normalize(self.clip.encode_text(sentences).mean(0), dim=-1)
@@ -108,11 +109,7 @@ class Purification(WindowStep):
         for i in range(self.clip.depth - 1):
             attention = self.clip.attention(trunk, i)[..., 1:, 1:].float()
             total = total + (attention[:, 0] if isinstance(self, GEM) else attention.mean(1))
-        total = total / (self.clip.depth - 1)
-        for _ in range(3):
-            total = total / total.sum(1, keepdim=True)
-            total = total / total.sum(2, keepdim=True)
-        total = (total + total.transpose(1, 2)) / 2
+        total = balanced(total)  # the sum instead of the mean: only ratios count
         return total @ total
 
     def refined(self, cosines: Tensor, trunk: Trunk) -> tuple[Tensor, Tensor]:
@@ -143,7 +140,8 @@ class Purification(WindowStep):
     def unambiguous(self, refined: Tensor, kept: Tensor, batch: WindowBatch) -> Tensor:
         """The classes (B, K) of those `kept` that win a crop, or overlap with no other."""
         linked = (self.overlaps(refined) >= self.ap_thres) & kept[:, :, None] & kept[:, None]
-        links, stay = linked.numpy(force=True), kept.numpy(force=True).copy()
+        both = torch.cat([linked, kept[:, None]], 1).numpy(force=True)  # a GPU is waited for once
+        links, stay = both[:, :-1], both[:, -1].copy()
         crops, groups = [], []
         for b in range(len(refined) - batch.padding):
             count, label = connected_components(links[b], directed=False)
@@ -173,25 +171,11 @@ class Purification(WindowStep):
 
     def scores(self, cosines: Tensor, context: ImageContext) -> Tensor:
         """Maps (Q, ...) -> a plane for each class, the highest of its queries; of the background 1 - the highest of all."""
-        planes = cosines.new_zeros(len(self.vocabulary.classes), *cosines.shape[1:])
-        for query in self.foreground:
-            c = self.vocabulary.group[query]
-            planes[c] = torch.maximum(planes[c], cosines[query])
-        if self.vocabulary.background is not None:
-            planes[self.vocabulary.background] = 1 - planes.amax(0)
+        planes, background = best_of_classes(cosines, self.vocabulary), self.vocabulary.background
+        if background is not None:
+            planes[background] = 0
+            planes[background] = 1 - planes.amax(0)
         return planes
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         return scores.max(0).indices
-
-
-def read_descriptions(path: Path) -> dict[str, list[str]]:
-    """Raises OvssError for a file of another form."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        good = all(isinstance(each, list) and each and all(isinstance(text, str) for text in each) for each in content.values())
-    except (OSError, ValueError, AttributeError):
-        good, content = False, {}
-    if not good:
-        raise OvssError(f"descriptions {path}: expected a JSON file {{class name: [sentence, ...]}}.")
-    return content

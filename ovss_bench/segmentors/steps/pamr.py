@@ -1,12 +1,11 @@
 """PAMR (Araslanov and Roth, CVPR 2020, arXiv 2005.08104) on the cosines at full size, as in NACLIP's code."""
 
-from typing import Any
-
-import torch.nn.functional as F
 from torch import Tensor
 
+from ...config.recipe import Recipe
 from ...config.registry import STEPS
 from ...errors import OvssError
+from ...ops.enlarge import resized_maps
 from ...ops.pamr import PAMR
 from ...types import ImageContext
 from .base import PixelStep
@@ -22,16 +21,17 @@ class PAMRStep(PixelStep):
 
     pamr_iterations: int = 10
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if steps := self.recipe.pamr_steps:
-            origin = self.recipe.origins.get("pamr_steps", "the caller")
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        if steps := recipe.pamr_steps:
+            origin = recipe.origins.get("pamr_steps", "the caller")
             raise OvssError(
-                f"{self.recipe.segmentor}: the recipe applies PAMR already (pamr_steps={steps} from {origin}). Leave the step "
+                f"{recipe.segmentor}: the recipe applies PAMR already (pamr_steps={steps} from {origin}). Leave the step "
                 "pamr out, or set pamr_steps=0."
             )
 
     def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
         cosines = super().refine(cosines, context)
-        guide = F.interpolate(context.pixels[None].to(cosines.device), context.size, mode="bilinear")[0]
+        guide = resized_maps(context.pixels.to(cosines.device), context.size)
         return PAMR(guide, self.pamr_iterations, self.recipe.pamr_dilations)(cosines)

@@ -1,14 +1,14 @@
 """CorrCLIP's map correction (Zhang et al., ICCV 2025, arXiv 2411.10086, section 3.4): a majority vote in every region."""
 
-from typing import Any
-
 from torch import Tensor
 
+from ...config.recipe import Recipe
 from ...config.registry import STEPS
 from ...errors import OvssError
 from ...ops.nearest import torch_nearest
 from ...ops.vote import majority_vote
 from ...types import ImageContext
+from ..base import Segmentor
 from .base import LabelStep
 
 
@@ -21,11 +21,18 @@ class RegionVote(LabelStep):
 
     regions: str | None = None
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if getattr(self, "correction", False):  # of CorrCLIP
+    @classmethod
+    def refusal(cls, base: type[Segmentor]) -> str | None:
+        if "regions" in base.hyperparameters() and "regions" not in base.requires:  # LaVG
+            return "the regions of the vote would replace the method's own masks"
+        return super().refusal(base)
+
+    @classmethod
+    def check(cls, recipe: Recipe, has_background: bool) -> None:
+        super().check(recipe, has_background)
+        if recipe.hyperparameters.get("correction"):  # of CorrCLIP
             hint = "Leave region_vote out, or set correction=false."
-            raise OvssError(f"{self.recipe.segmentor}: the base method votes in regions already. {hint}")
+            raise OvssError(f"{recipe.segmentor}: the base method votes in regions already. {hint}")
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         label_map = super().correct(label_map, context)

@@ -215,7 +215,7 @@ def empty_labels_of_a_set_that_is_reduced(dataset):
     return [dataset.root / dataset.config["labels"]]
 
 
-@mistake("hardly any classes", "cryonuseg", "1 of 2 classes occur in 30 images", hint="a converter has probably cut them")
+@mistake("hardly any classes", "cryonuseg", "1 of 2 classes occur in 30 images", hint="a converter has probably lost them")
 def masks_without_an_object(dataset):
     """Of a whole set: of a part, it says nothing."""
     for path in label_paths(dataset):
@@ -241,7 +241,7 @@ def a_row_is_missing(dataset):
     return [path]
 
 
-@mistake("labels of another size", "voc21", "pixels (height x width), its image", hint="not turned")
+@mistake("labels of another size", "voc21", "pixels (height x width), its image", hint="neither rotated")
 def a_label_turned(dataset):
     path = label_paths(dataset)[0]
     altered(path, lambda label: np.ascontiguousarray(label.T))

@@ -9,8 +9,8 @@ import pytest
 
 import ovss_bench as ob
 from ovss_bench.datasets.prepare.conversion import Task
-from ovss_bench.datasets.prepare.convert import run_task
 from ovss_bench.datasets.prepare.run import prepare
+from ovss_bench.datasets.prepare.run_tasks import run_task
 
 from .common import YAML, described, is_ready, tree
 
@@ -39,7 +39,14 @@ def test_a_missing_archive_is_asked_for(toy):
     (toy.parent / "toy.zip").unlink()
     with pytest.raises(ob.OvssError) as error:
         prepare(toy, quiet=True)
-    for words in ("toy.zip", str(toy.parent / "images"), "toy/masks", "for tests only", "Where: a test", "fetched by hand"):
+    for words in (
+        "toy.zip",
+        str(toy.parent / "images"),
+        "toy/masks",
+        "for tests only",
+        "Where: a test",
+        "downloaded by hand",
+    ):
         assert words in str(error.value)
     assert str(error.value).endswith(f"python tools/datasets.py prepare {toy} data_root={toy.parent}")
     assert set(tree(toy.parent)) == {toy.name}

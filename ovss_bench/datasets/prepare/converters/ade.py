@@ -44,7 +44,7 @@ def write_pair(image_path: Path, label_path: Path, image_target: Path, label_tar
 
 
 def train_ids(colours: np.ndarray, path: Path) -> np.ndarray:
-    """(H, W, 3) RGB -> (H, W) uint16: the label of the class id 256 * floor(R / 10) + G; 65535 if not among the 847."""
+    """(H, W, 3) RGB -> (H, W) uint16: the label of class id 256 * floor(R / 10) + G, 65535 if it is none of the 847."""
     if colours.ndim != 3:
         raise OvssError(f"{path} has one channel, expected the colours of the full release (ADE20K_2021_17_01).")
     red, green = colours[..., 0].astype(np.int32), colours[..., 1]

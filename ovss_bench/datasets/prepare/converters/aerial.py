@@ -14,16 +14,16 @@ import numpy as np
 from PIL import Image
 
 from ....errors import OvssError
-from ....image import refuse_odd
+from ....image import refuse_ambiguous
 from ..conversion import CONVERTERS, Task, by_colour, copied, files, lookup_table, numbered, require, words, write_image
 from .values import decoded, image_size
 
 Box = tuple[int, int, int, int]  # the SIDES in pixels
 SIDES = ("top", "bottom", "left", "right")
 
-# Names of tiles: corners as (x, y), or sides of rows before those of columns.
+# Patterns of the names of tiles.
 COLUMNS_FIRST, ROWS_FIRST = "{name}_{left}_{top}_{right}_{bottom}", "{name}_{top}_{bottom}_{left}_{right}"
-ISAID_SUFFIX = "_instance_color_RGB.png"  # of label maps
+ISAID_SUFFIX = "_instance_color_RGB.png"  # label maps
 POTSDAM_VAL = ["5_15", "6_15", "6_13", "3_13", "4_14", "6_14", "5_14", "2_13", "4_15", "2_14", "5_13", "4_13", "3_14", "7_13"]
 VAIHINGEN_VAL = [f"area{number}" for number in (6, 24, 35, 16, 14, 22, 10, 4, 2, 20, 8, 31, 33, 27, 38, 12, 29)]
 
@@ -53,7 +53,7 @@ def vaihingen(folder: Path) -> Iterator[Task]:
 
 
 def _isprs(folder: Path, val: list[str], parts: slice) -> Iterator[Task]:
-    """Tiles of 512 without overlap (mmseg's "stride" of 256 only counts them). The `parts` of a file's name are its area."""
+    """Tiles of 512 without overlap (mmseg's "stride" of 256 only counts them). The `parts` of a file name are its area."""
     images, labels = (
         {"_".join(path.stem.split("_")[parts]): path for path in files(folder / "raw" / kind, "**/top_*.tif")}
         for kind in ("images", "labels")
@@ -91,13 +91,13 @@ def isaid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
 
 @CONVERTERS.register_module(name="uavid")
 def uavid(folder: Path) -> Iterator[Task]:
-    """Tiles of 1280 x 1080 (width x height) beside each other of raw/test_gt/<sequence>/{Images,Labels}."""
+    """Adjacent tiles of 1280 x 1080 (width x height) of raw/test_gt/<sequence>/{Images,Labels}."""
     grid = partial(boxes, tile=(1080, 1280), step=(1080, 1280))
     return tiled(uavid_sources(folder / "raw/test_gt"), split_folders(folder, "test"), ROWS_FIRST, grid, uavid_label)
 
 
 def uavid_sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Name, image and label map of each raw image: those of all sequences have the same names."""
+    """Name, image and label map of each raw image; the sequence is part of the name, as file names repeat."""
     for path in files(folder, "*/Images/*.png"):
         yield f"{path.parts[-3]}_{path.stem}", path, path.parent.with_name("Labels") / path.name
 
@@ -117,8 +117,8 @@ def openearthmap(folder: Path) -> Iterator[Task]:
 
 
 def boxes(size: tuple[int, int], tile: tuple[int, int], step: tuple[int, int]) -> list[Box]:
-    """The tiles of an image; all arguments are (height, width). They start every `step` pixels, the last flush with the border;
-    they extend beyond the image where it is smaller than a tile."""
+    """The tiles of an image; all arguments are (height, width). They start every `step` pixels, the last ones flush with the
+    border; where the image is smaller than a tile, tiles extend beyond it."""
     rows, columns = (
         sorted({min(start, max(0, length - side)) for start in range(0, max(0, length - side) + stride, stride)})
         for length, side, stride in zip(size, tile, step, strict=True)
@@ -167,7 +167,7 @@ def cut_tiles(source: Path, places: dict[Path, Box], read: Callable[[Path], np.n
 
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, 3) RGB of an 8-bit image of any mode. Raises OvssError for other depths, which Pillow would clip."""
-    refuse_odd(f"image {path}", path.read_bytes())
+    refuse_ambiguous(f"image {path}", path.read_bytes())
     with Image.open(path) as image:
         if image.mode[0] in "IF":
             raise OvssError(f"image {path} has one band of 16 bits or more, expected 8. Unpack the official archive again.")

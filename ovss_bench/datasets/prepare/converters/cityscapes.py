@@ -20,7 +20,7 @@ IDS = (
     *("traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "caravan"),
     *("trailer", "train", "motorcycle", "bicycle"),
 )
-NOT_DRAWN = "license plate"  # its id is -1
+NOT_DRAWN = "license plate"  # id -1
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # 255 is -1 in 8 bits.
 TRAIN_IDS = dict.fromkeys([*range(len(IDS)), 255], 255) | {value: new for new, value in enumerate(EVALUATED)}

@@ -91,7 +91,7 @@ DRAM = {old: new for new, old in enumerate((3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 1
 
 @CONVERTERS.register_module(name="dram")
 def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """Other classes than the eleven become background, 11. Names are prefixed with the artist, the name of the folder."""
+    """Classes other than the eleven become background, 11. Names are prefixed with the folder, which is the artist."""
     raw = folder / "raw/images"
     read = partial(some_numbers, codes=DRAM, others=11)
     for image in files(raw, "**/*.jpg"):
@@ -112,7 +112,7 @@ POTSDAM = numbered("ffffff 0000ff 00ffff 00ff00 ffff00 ff0000")  # without the b
 
 
 def potsdam_tiles(folder: Path, orthophotos: str, kind: str) -> Iterator[Task]:
-    """The existing images of mmsegmentation's val split, with the labels that include boundaries."""
+    """The images of mmsegmentation's val split that exist, with the labels that include boundaries."""
     images, labels = (
         {path.name: path for path in files(folder / "raw" / where, "**/top_potsdam_*.tif")}
         for where in (orthophotos, "5_Labels_all")

@@ -18,7 +18,7 @@ Reader = Callable[[Path], np.ndarray]  # raw label map -> (H, W) uint8 classes
 
 
 def two_columns(path: Path) -> list[tuple[str, str]]:
-    """The two columns of a list: number and value."""
+    """The rows (number, value) of a list."""
     rows = [line.split() for line in list_lines(path)]
     if wrong := [" ".join(row) for row in rows if len(row) != 2]:
         raise OvssError(f"{path} has the line '{wrong[0]}', expected a number and a value. Unpack the official archive.")
@@ -39,14 +39,14 @@ def one_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
 
 
 def pictured(source: Path, target: Path, images: str = "original") -> Task:
-    """A copy; or the same pixels in another format, if the target has another suffix; or, for `mess`, the JPEG file saved again
-    as by MESS's scripts, at Pillow's quality of 75 and without the EXIF orientation: pixels differ by up to 40."""
+    """A copy; if the target has another suffix, the same pixels in another format; for `mess`, the JPEG file recompressed as by
+    MESS's scripts, at Pillow's quality of 75 and without the EXIF orientation, which changes pixels by up to 40."""
     make = copy if images == "original" and source.suffix == target.suffix else recode
     return Task(make, (source, target), (target,))
 
 
 def recode(source: Path, target: Path) -> None:
-    """Saves the picture, not an array: Pillow keeps the JPEG comment, as in MESS's scripts; it is part of the fingerprint."""
+    """Saves the Pillow image, not an array, to keep the JPEG comment as in MESS's scripts; the fingerprint depends on it."""
     read_picture(source)  # refuses depths that Pillow would clip
     with Image.open(source) as image:
         picture = image.convert("RGB")

@@ -1,7 +1,7 @@
 """Buildings, roads and water in aerial images: masks of one class, binarised as by likyoo/SegEarth-OV's converters.
 
-Folders are those of SegEarth-OV's dataset_prepare.md and converters; those ending in `_cvt` or `_pre` are written here. The raw
-folders have several names in use, which configs/dataset lists (`prepare.raw`: images, masks).
+Folders are those of SegEarth-OV's dataset_prepare.md and converters; those ending in `_cvt` or `_pre` are written here.
+configs/dataset lists the names in use for the raw folders (`prepare.raw`: images, masks).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from ..conversion import CONVERTERS, Task, copied, files, labelled, words, write
 from .aerial import COLUMNS_FIRST, boxes, split_folders, tiled
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-# JPEG masks may be slightly coloured: the largest difference between channels.
-NOISE = 48
+NOISE = 48  # largest difference between channels of a grey mask: JPEG masks may be slightly coloured
 
 
 def binarised(name: str, folder: Path) -> Iterator[Task]:
@@ -33,7 +32,7 @@ def binarised(name: str, folder: Path) -> Iterator[Task]:
 
 
 def satellite_roads(name: str, folder: Path) -> Iterator[Task]:
-    """Images <id>_sat.jpg and masks <id>_mask.png lose these endings."""
+    """Removes the endings of images <id>_sat.jpg and masks <id>_mask.png."""
     images, source = raw(name, folder, "*_sat")
     ids = [path.stem.removesuffix("_sat") for path in images]
     for image, key in zip(images, ids, strict=True):
@@ -49,7 +48,7 @@ for _name in ("chn6_cug", "deepglobe_road"):
 
 @CONVERTERS.register_module(name="xbd")
 def xbd(folder: Path) -> Iterator[Task]:
-    """The images from before the disasters; targets hold 1 (after a disaster, the damage) for buildings."""
+    """The images from before the disasters, in whose targets buildings are 1 (afterwards they hold the damage)."""
     images, source = raw("xbd", folder, "*pre*")
     for path in images:
         yield copied(path, folder / "images_pre" / path.name)

@@ -1,4 +1,4 @@
-"""PAXRay: chest X-rays with 166 binary masks each in one file; MESS uses four of them."""
+"""PAXRay: chest X-rays with a file of 166 binary masks each, of which MESS uses four."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of raw label maps: a file -> (H, W) classes. Values that official maps never hold are errors that name the file."""
+"""Readers of raw label maps: a file -> (H, W) class indices. Values that official maps never hold are errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 from scipy.io import loadmat
 
 from ....errors import OvssError, reading
-from ..conversion import FEW, UNPACK, by_colour, lookup_table, note_pixels, read_pixels
+from ..conversion import FOREIGN, UNPACK, by_colour, lookup_table, note_pixels, read_pixels
 
-# Masks that were resized or saved as JPEG may hold more grey pixels than this share, if they hold enough white ones.
+# A larger share of grey pixels is accepted only with enough white ones, as in masks that were resized or saved as JPEG.
 FEW_GREY, GREY_TO_WHITE = 0.001, 4
 
 
@@ -23,7 +23,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def numbers(path: Path, codes: Mapping[int, int]) -> np.ndarray:
-    """Grey values or palette indices, each with its class."""
+    """Grey values or palette indices, all of which must be in `codes`."""
     return replace(read_pixels(path), codes, path)
 
 
@@ -61,7 +61,7 @@ def first_channel(path: Path) -> np.ndarray:
 
 
 def black_or_white(path: Path) -> np.ndarray:
-    """The first channel divided by 255 and truncated: grey is black. Raises OvssError if white is rare compared with grey."""
+    """The first channel divided by 255 and truncated, so grey counts as black. Raises OvssError for much grey."""
     channel = first_channel(path)
     is_grey = (channel != 0) & (channel != 255)
     white, grey = np.count_nonzero(channel == 255), np.count_nonzero(is_grey)
@@ -77,7 +77,7 @@ def brighter(path: Path, threshold: int, number: int) -> np.ndarray:
     return np.where(first_channel(path) > threshold, np.uint8(number), np.uint8(0))
 
 
-def decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], other: int = 255, most: float = FEW) -> np.ndarray:
+def decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], other: int = 255, most: float = FOREIGN) -> np.ndarray:
     """The classes `values(rgb)` of a map in colours; see `_checked`. Decoded in blocks of rows to save memory."""
     image = coloured(path)
     label = np.concatenate([values(image[top : top + 128]) for top in range(0, len(image), 128)])
@@ -85,12 +85,12 @@ def decoded(path: Path, values: Callable[[np.ndarray], np.ndarray], other: int =
 
 
 def by_rounded_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int]) -> np.ndarray:
-    """As `by_colour`, after channels above 128 became 255 and the others 0."""
+    """`by_colour`, with channels above 128 rounded to 255 and others to 0."""
     return by_colour(np.where(image > 128, np.uint8(255), np.uint8(0)), colours)
 
 
 def luminance(path: Path, codes: Mapping[int, int]) -> np.ndarray:
-    """Classes by the grey value into which Pillow turns a colour."""
+    """Classes by the grey value to which Pillow converts a colour."""
     grey = np.array(Image.fromarray(coloured(path)).convert("L"))
     return _checked(lookup_table(codes, 255)[grey], grey, "value", path)
 
@@ -103,8 +103,8 @@ def coloured(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def _checked(label: np.ndarray, raw: np.ndarray, kind: str, path: Path, other: int = 255, most: float = FEW) -> np.ndarray:
-    """Pixels of no class (255) become `other`, with a note. Raises OvssError, with `raw` values, if more than `most` are."""
+def _checked(label: np.ndarray, raw: np.ndarray, kind: str, path: Path, other: int = 255, most: float = FOREIGN) -> np.ndarray:
+    """Pixels of no class (255) become `other`, with a note. Raises OvssError, with `raw` values, for a share above `most`."""
     foreign = label == 255
     if foreign.mean() > most:
         found = np.unique(raw[foreign][:10_000], axis=0)[:8].tolist()

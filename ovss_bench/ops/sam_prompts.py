@@ -8,9 +8,9 @@ import numpy as np
 def class_prompts(
     labels: np.ndarray, scores: np.ndarray, least: float = 0.0, minimal_area: int = 1
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For each class of labels (h, w) with a score of at least `least` somewhere: its number, and for each of its 8-connected
-    components of `minimal_area` pixels or more the box (n, 4), as first and last (x1, y1, x2, y2), and the place (n, 2) of the
-    best score, as (x, y). `scores` (C, h, w); labels beyond C are no class."""
+    """For each class in `labels` (h, w) whose `scores` (C, h, w) reach `least`: its index; and of its 8-connected components of
+    at least `minimal_area` pixels the boxes (n, 4), as inclusive (x1, y1, x2, y2), and the positions (n, 2) of the highest
+    score, as (x, y). Labels of C and above belong to no class."""
     from skimage.measure import label, regionprops
 
     for c, of_class in enumerate(scores):

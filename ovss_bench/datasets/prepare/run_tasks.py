@@ -20,7 +20,7 @@ DAMAGED = "If they are damaged, unpack the official archive again."
 
 
 def convert(preparation: Preparation, keep: bool) -> None:
-    """Writes the missing files, or all with `rerun`. Raises OvssError for missing raw files unless `keep`, and for bad ones."""
+    """Writes the missing files, with `rerun` all. Raises OvssError for damaged raw files; without `keep`, for missing ones."""
     name, config, folder, rerun = preparation.name, preparation.config, preparation.folder, preparation.rerun
     converter, say = config["prepare"]["converter"], preparation.progress.say
     options = {"images": preparation.images} if preparation.images else {}
@@ -51,7 +51,7 @@ def convert(preparation: Preparation, keep: bool) -> None:
 
 
 def _targets(tasks: list[Task]) -> set[Path]:
-    """The files to write. Raises OvssError for a file of two tasks: raw files with the same name in several folders."""
+    """The files to write. Raises OvssError for a target of two tasks: raw files with the same name in several folders."""
     makers: dict[Path, Task] = {}
     for task in tasks:
         for target in task.targets:
@@ -61,7 +61,7 @@ def _targets(tasks: list[Task]) -> set[Path]:
 
 
 def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) -> None:
-    """Runs the tasks in processes; errors of single tasks are raised together after the others have finished."""
+    """Runs the tasks in processes; errors are raised together at the end, after all other tasks."""
     failed: list[str] = []
     odd: dict[str, list[tuple[int, str]]] = {}  # note -> pixels and raw files
     sweep(target for task in tasks for target in task.targets)
@@ -83,7 +83,7 @@ def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) 
 
 
 def run_task(task: Task) -> list[tuple[str, int]]:
-    """Runs a task and returns its notes; errors of reading and decoding become an OvssError that names the file."""
+    """Runs a task and returns its notes; errors of reading and decoding become an OvssError with the name of the file."""
     noted()  # discards the notes of a failed task
     with reading(task, DAMAGED):
         task.make(*task.arguments)
