@@ -25,6 +25,7 @@ from ..datasets.base import SegDataset, load_dataset
 from ..datasets.demo.scenes import DEMO_CLOTHS, draw_scene
 from ..encoders.clip import PRECISIONS, DenseCLIP, default_precision
 from ..encoders.clip_loading import load_clip
+from ..encoders.clip_spec import check_name
 from ..errors import OvssError, unknown
 from ..files import config_names
 from ..image import normalize, resize
@@ -151,8 +152,7 @@ def graphed(encode: Callable[[torch.Tensor], torch.Tensor], windows: torch.Tenso
 def clip_of(case: Case) -> DenseCLIP:
     if case.clip in config_names("clip"):
         return load_clip(case.clip, precision=case.precision, device=case.device)
-    if case.clip not in open_clip.list_models():
-        raise unknown("clip", case.clip, [*config_names("clip"), *open_clip.list_models()])
+    check_name(case.clip)
     precision = case.precision or default_precision(case.device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)

@@ -44,12 +44,16 @@ class Method:
     """The annotated class attributes of a method are its hyperparameters, with their defaults. They must not have names of the
     class that derives directly from this one, which is the contract of all methods."""
 
+    uses_clip = True
+
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Annotations and defaults by name, in the order of declaration. `owner` is the name of the class."""
+    """Annotations and defaults by name, in the order of declaration. `owner` is the name of the class, and `uses_clip` its
+    attribute."""
 
     owner: str
+    uses_clip: bool
     hints: dict[str, Any]
     defaults: dict[str, Any]
 
@@ -88,7 +92,7 @@ def _bounded(hint: Any) -> Any:
 
 
 def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]]:
-    """Hyperparameters as JSON: the class of each method, and by hyperparameter [default, a union of KINDS or the choices]."""
+    """Hyperparameters as JSON: the facts of each method, and by hyperparameter [default, a union of KINDS or the choices]."""
     words = {hint: kind for kind, hint in KINDS.items()}
 
     def kind(hint: Any) -> str | list[str]:
@@ -96,10 +100,11 @@ def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]
             return list(get_args(hint))
         return words.get(hint) or " | ".join(words[part] for part in get_args(hint))
 
-    return {
-        name: {"class": method.owner} | {key: [default, kind(method.hints[key])] for key, default in method.defaults.items()}
-        for name, method in methods.items()
-    }
+    def entry(method: Hyperparameters) -> dict[str, Any]:
+        values = {key: [default, kind(method.hints[key])] for key, default in method.defaults.items()}
+        return {"class": method.owner, "uses_clip": method.uses_clip} | values
+
+    return {name: entry(method) for name, method in methods.items()}
 
 
 def from_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Hyperparameters]:
@@ -110,9 +115,10 @@ def from_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Hyperparamet
 
     methods = {}
     for name, entry in table.items():
-        values = {key: value for key, value in entry.items() if key != "class"}
+        values = {key: value for key, value in entry.items() if key not in ("class", "uses_clip")}
         defaults = {key: tuple(value) if isinstance(value, list) else value for key, (value, _) in values.items()}
-        methods[name] = Hyperparameters(entry["class"], {key: hint(kind) for key, (_, kind) in values.items()}, defaults)
+        hints = {key: hint(kind) for key, (_, kind) in values.items()}
+        methods[name] = Hyperparameters(entry["class"], entry["uses_clip"], hints, defaults)
     return methods
 
 

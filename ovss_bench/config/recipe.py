@@ -226,7 +226,7 @@ def of_class(method: type) -> Hyperparameters:
     for name in sorted(defaults.keys() & {*RECIPE_VALUES, "clip", "vocabulary", "recipe", "sources", *dir(contract)}):
         taken = "a recipe value" if name in RECIPE_VALUES else "an attribute of every segmentor"
         raise OvssError(f"{where} declares the hyperparameter '{name}', which is the name of {taken}. Give it another name.")
-    return Hyperparameters(method.__name__, hints, defaults)
+    return Hyperparameters(method.__name__, method.uses_clip, hints, defaults)
 
 
 def own_recipe(name: str) -> str:

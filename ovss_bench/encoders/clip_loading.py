@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, load_config, user_path
+from ..files import WEIGHTS, config_names, load_config
 from ..torch_defaults import ordinary_torch
 from .checkpoints import as_float32, read_weights, weight_errors
 from .clip import ACTIVATIONS, LAYER_NORM_EPS, PRECISIONS, DenseCLIP, default_precision
-from .clip_spec import ClipSpec, clip_label
+from .clip_spec import ClipSpec, architectures, check_name, clip_label, refuse_path, weights_file
 from .deferred import deferred
 from .hub import download_failed, hub
 from .known_weights import known_weights
@@ -106,7 +105,7 @@ def patch_size_of(spec: ClipSpec) -> int | None:
     if not spec.pretrained and (bundled := WEIGHTS / entry.get("pretrained", "")).is_file():
         stated = _stated_architecture(read_weights(bundled)[1])
     if not isinstance(stated, dict):
-        stated = open_clip.get_model_config(stated) if stated in open_clip.list_models() else None
+        stated = open_clip.get_model_config(stated) if stated in architectures() else None
     return stated["vision_cfg"].get("patch_size") if stated else None
 
 
@@ -121,20 +120,17 @@ def _find(name: str | Path | None, pretrained: str | Path | None) -> tuple[str |
         architecture, pretrained = entry.get("architecture"), pretrained or entry["pretrained"]
     elif name is not None and Path(name).is_file():
         pretrained = name
-    elif name in open_clip.list_models():
-        architecture = str(name)
     else:
-        _refuse_path(name)
-        raise unknown("clip", name, [*config_names("clip"), *open_clip.list_models()])
+        check_name(str(name))
+        architecture = str(name)
     tags = open_clip.list_pretrained_tags_by_model(architecture) if architecture else []
     if pretrained is None:
         raise OvssError(f"clip '{name}' needs weights: give pretrained=TAG (one of {', '.join(tags)}) or a file.")
     pretrained = str(pretrained)
-    for path in (user_path(pretrained), WEIGHTS / pretrained):
-        if path.is_file():
-            return architecture, path, entry.get("activation"), True
+    if path := weights_file(pretrained):
+        return architecture, path, entry.get("activation"), True
     if architecture is None or pretrained not in tags:
-        _refuse_path(pretrained)
+        refuse_path(pretrained)
         raise unknown(f"weights tag for {architecture}", pretrained, tags)
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     try:
@@ -147,13 +143,6 @@ def _find(name: str | Path | None, pretrained: str | Path | None) -> tuple[str |
     return architecture, path, entry.get("activation") or ("quick_gelu" if config.get("quick_gelu") else "gelu"), False
 
 
-def _refuse_path(name: str | Path | None) -> None:
-    """Raises OvssError for a name that can only be a path."""
-    if os.sep in str(name) or Path(name or "").suffix:
-        problem = "are a folder" if user_path(name or "").is_dir() else "do not exist"
-        raise OvssError(f"weights {name} {problem}. Give the path of a file (safetensors, .pt or .bin).")
-
-
 def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]) -> dict[str, Any]:
     if isinstance(architecture, dict):
         return dict(architecture)
@@ -163,7 +152,7 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
 
     if config := open_clip.get_model_config(architecture):
         return dict(config)
-    raise unknown("open_clip architecture", architecture, open_clip.list_models())
+    raise unknown("open_clip architecture", architecture, architectures())
 
 
 @cache

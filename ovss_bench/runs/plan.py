@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..auxiliary import SOURCES
 from ..config.plugin_errors import plugin_errors
-from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters, segmentor_config
+from ..config.recipe import RECIPE_HINTS, Recipe, compose_recipe, hyperparameters
 from ..config.steps import OPTIONS, with_steps
 from ..config.validation import is_list
 from ..datasets.base import MissingData, SegDataset, load_dataset
@@ -60,9 +60,9 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
         cells = [(name, str(options["clip"]), dataset, {}, False) for dataset in datasets for name in names]
     overrides = split_overrides(dict.fromkeys(segmentor for segmentor, *_ in cells), given)
     known = {dataset: dataset_config(dataset)[0] for _, _, dataset, *_ in cells}
-    plans, protocol = [], options["protocol"]  # from here on classes of methods are imported, and torch
+    plans, protocol = [], options["protocol"]
     for segmentor, text, dataset, values, first in cells:
-        uses_clip = segmentor_config(segmentor)[1].uses_clip
+        uses_clip = hyperparameters(segmentor)[1].uses_clip
         clip, name = ClipSpec.of(text, options["weights"]) if uses_clip else NO_CLIP, known[dataset]
         for chosen in overrides[segmentor]:
             recipe = compose_recipe(segmentor, clip=clip.label, dataset=name, protocol=protocol, overrides=values | chosen)

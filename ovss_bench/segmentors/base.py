@@ -84,7 +84,6 @@ class Segmentor(Method):
     joins_patches = False
     in_fp32 = ()
     uses = ()
-    uses_clip = True
     outside = False
     attention_maps = 0
     scores_sum_to_one = False

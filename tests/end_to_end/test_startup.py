@@ -13,8 +13,8 @@ from ovss_bench.runs.load import result_paths
 from ovss_bench.runs.store import RunStore, read_counts, read_result
 
 HEAVY = ("torch", "torchvision", "mmcv", "mmseg", "open_clip", "timm", "transformers", "diffusers", "sklearn", "skimage")
-# Command lines of an evaluation with an unknown name.
-UNKNOWN = [
+# Command lines of an evaluation with an unknown name or a wrong value.
+WRONG = [
     ["segmentor=nope"],
     ["segmentor=[sclip,nope]"],
     ["dataset=nope"],
@@ -23,6 +23,17 @@ UNKNOWN = [
     ["refine=nope"],
     ["segmentor=sclip", "recipe.nope=1"],
     ["segmentor=sclip", "vfm=dino"],
+    ["segmentor=proxyclip", "beta=x"],
+    ["recipe.window=abc"],
+    ["recipe.window=224", "recipe.stride=300"],
+    ["recipe.window=[224,336,abc]"],
+    ["clip=ViT-B-17"],
+    ["clip=nope.pt"],
+    ["weights=nope.pt"],
+    ["protocol=nope"],
+    ["shard=3/2"],
+    ["runtime.batch=no"],
+    ["plugins=[nope.py]"],
 ]
 # Runs command lines one after another in one process, and tells after each its status and what is imported by then.
 SEVERAL = """
@@ -88,7 +99,7 @@ def test_tools_that_read_files_import_nothing_heavy(folder, tmp_path):
         # And Hydra.
         (0, ["eval.py", "--help"]),
         (2, ["eval.py", "segmentr=sclip"]),
-        *((2, ["eval.py", *words]) for words in UNKNOWN),
+        *((2, ["eval.py", *words]) for words in WRONG),
     ]
     after, printed = imported(lines, tmp_path)
     assert not after[-1] & set(HEAVY)
