@@ -31,25 +31,27 @@ def run(words: list[str]) -> None:
     names = [[name.strip() for name in entry.split(",")] for entry in (options["classes"] or "").split(";") if entry.strip()]
     if len(names) < 2:
         raise OvssError('give at least two classes, e.g. classes="cat; grass, lawn; sky": every pixel gets one of them.')
-    import numpy as np
-
-    import ovss_bench as ob
-
-    from ..config.recipe import segmentor_config
-    from ..encoders.clip_loading import load_spec
+    from ..config.recipe import compose_recipe, hyperparameters
     from ..encoders.clip_spec import NO_CLIP, ClipSpec
-    from ..figures import legend_picture, palette, palette_image
     from ..image import read_image
-    from ..progress import Progress
 
     photo, method = user_path(positional[0]), options["segmentor"]
-    image = read_image(photo)
-    uses_clip = segmentor_config(method)[1].uses_clip
+    uses_clip = hyperparameters(method)[1].uses_clip
     spec = ClipSpec.of(options["clip"], options["weights"]) if uses_clip else NO_CLIP
     overrides: dict[str, Any] = options["recipe"] | {
         name: options[name] for name in (*SOURCES, "text", "refine") if options[name] is not None
     }
-    recipe = ob.compose_recipe(method, clip=spec.label, overrides=overrides)
+    recipe = compose_recipe(method, clip=spec.label, overrides=overrides)
+    image = read_image(photo)
+
+    import numpy as np
+
+    import ovss_bench as ob
+
+    from ..encoders.clip_loading import load_spec
+    from ..figures import legend_picture, palette, palette_image
+    from ..progress import Progress
+
     clip = load_spec(spec, recipe.precision) if uses_clip else None
     if recipe.resize == "center_crop":  # the protocol of a benchmark, but a photo is segmented as a whole
         overrides = {"resize": "keep_ratio"} | overrides

@@ -35,6 +35,7 @@ WRONG = [
     ["runtime.batch=no"],
     ["plugins=[nope.py]"],
 ]
+SEGMENT_WRONG = [["segmentor=nope"], ["clip=nope"], ["recipe.window=abc"]]
 # Runs command lines one after another in one process, and tells after each its status and what is imported by then.
 SEVERAL = """
 import json, runpy, sys
@@ -100,6 +101,7 @@ def test_tools_that_read_files_import_nothing_heavy(folder, tmp_path):
         (0, ["eval.py", "--help"]),
         (2, ["eval.py", "segmentr=sclip"]),
         *((2, ["eval.py", *words]) for words in WRONG),
+        *((2, ["segment.py", "nope.jpg", "classes=cat; dog", *words]) for words in ([], *SEGMENT_WRONG)),
     ]
     after, printed = imported(lines, tmp_path)
     assert not after[-1] & set(HEAVY)
