@@ -42,7 +42,7 @@ def reproducible() -> dict[str, set[str]]:
 def methods_list() -> str:
     """Links to the pages of all methods, grouped by what they need."""
     outside = "[label maps, other programs, mmsegmentation](docs/outside.md)"
-    groups: dict[str, list[str]] = {"CLIP alone": [], "with other models": [], "trained": [], "from outside": [outside]}
+    groups: dict[str, list[str]] = {"CLIP alone": [], "with other models": [], "trained": [], "external": [outside]}
     for method in with_page():
         trained = "checkpoint" in segmentor_config(method)[1].hyperparameters()
         group = "trained" if trained else "with other models" if beside_clip(method) else "CLIP alone"
