@@ -12,27 +12,26 @@ UNMEASURED = "No measurement is stored: run `python tools/bench.py {} out=result
 
 
 def speed_tables() -> str:
-    """For each machine what it is, how it was measured, and the ratios of all methods."""
+    """For each machine: its description, how it was measured, and the ratios of all methods."""
     parts = []
     for measured in speed():
         machine, cases = measured["machine"], of_methods(measured["cases"])
-        if not cases:  # of whole runs only
+        if not cases:  # this machine measured whole runs only
             continue
-        threads, rounds = (
-            sorted({find(case) for case in cases.values()})
-            for find in (lambda case: case["threads"], lambda case: len(case["seconds"][METHOD]))
-        )
+        threads = sorted({case["threads"] for case in cases.values()})
+        rounds = [len(case["seconds"][METHOD]) for case in cases.values()]
+        spread = " to ".join(map(str, sorted({min(rounds), max(rounds)})))
         load = median(load for case in cases.values() for load in case["load"])
         parts.append(
-            f"{machine['device']} with {machine['processors']} processors, {', '.join(map(str, threads))} threads, torch "
-            f"{machine['packages']['torch']}, Python {machine['python']}; medians of {' or '.join(map(str, rounds))} rounds; "
+            f"{machine['device']} with {machine['processors']} CPUs, {', '.join(map(str, threads))} threads, torch "
+            f"{machine['packages']['torch']}, Python {machine['python']}; medians of {spread} rounds; "
             f"load average {load:.0f} (median).\n\n{methods_view(cases)}"
         )
     return "\n".join(parts).strip()
 
 
 def run_tables() -> str:
-    """The cases of configs/bench that were measured, on each machine."""
+    """The measured cases of configs/bench, on each machine."""
     tables = []
     for measured in speed():
         cases = {name: case for name, case in measured["cases"].items() if not case["case"]["method"]}
@@ -42,17 +41,16 @@ def run_tables() -> str:
 
 
 def prompts_table() -> str:
-    """How many prompts the decoders of methods on a concept segmenter saw."""
+    """How many prompts the methods on a concept segmenter decode."""
     tables = [prompts_view(each["cases"]).strip() for each in speed()]
     return next(filter(None, tables), UNMEASURED.format("sam3 segearth_ov3 active_sam"))
 
 
 def shared_table() -> str:
-    """What methods on CLIP alone share in one run."""
-    found = next(
-        (each["cases"][CLIP_ALONE] for each in speed() if FILES in each["cases"].get(CLIP_ALONE, {}).get("seconds", {})), None
-    )
-    return shared_view(found).strip() if found else UNMEASURED.format(CLIP_ALONE)
+    """The cost of the methods on CLIP alone in one run, and in separate runs."""
+    cases = (each["cases"].get(CLIP_ALONE, {}) for each in speed())
+    measured = next((case for case in cases if FILES in case.get("seconds", {})), None)
+    return shared_view(measured).strip() if measured else UNMEASURED.format(CLIP_ALONE)
 
 
 def cost(method: str) -> str:
@@ -73,14 +71,12 @@ def _sentences(name: str) -> str:
         others = f" and {counts['other_passes']} of other networks" if counts["other_passes"] else ""
         needed = f"the bare encoder passes that it needs, {counts['clip_windows']} of CLIP{others}"
     elif "prompts" in counts:
-        needed = (
-            f"the bare passes over image, texts and {counts['prompts']} prompts, of which {counts['skipped']:.0%} got no masks"
-        )
+        needed = f"the bare passes over image, texts and {counts['prompts']} prompts ({counts['skipped']:.0%} need no masks)"
     given = ", with features and attention maps given" if name.endswith(":given") else ""
     where = f"on {case['height']} × {case['width']} pixels with `threads={result['threads']}`"
     parts = [f"{result['ratios'][METHOD]['median']:.2f} times {needed}{given}, {where}."]
     if operations:
-        parts.append(f"Outside of the encoders, `{operations[0][0]}` takes most of the time, {operations[0][1]:.0%}.")
+        parts.append(f"Outside the encoders, `{operations[0][0]}` takes the most time ({operations[0][1]:.0%} of the total).")
     if result.get("memory_mib"):
         height, width = MEMORY_SIZE
         parts.append(f"Peak memory of the process at {height} × {width} pixels: {result['memory_mib']['peak']} MiB.")

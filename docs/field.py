@@ -61,13 +61,13 @@ def with_page() -> list[str]:
 
 
 def variants(method: str) -> list[str]:
-    """The recipes of a method, or with its step, its own first."""
+    """The recipes of a method or a step, the one of the same name first."""
     recipes = (name for name in config_names("segmentor") if paper_method(name) == method)
     return sorted(recipes, key=lambda name: (name != method, name))
 
 
 def beside_clip(method: str) -> str:
-    """The models that a method takes beside CLIP, with the default of its recipe."""
+    """The models that a method uses beside CLIP, with the defaults of its recipe."""
     values = ob.compose_recipe(method).values()
     return " ".join(f"`{kind}={values[kind]}`" if values[kind] else f"`{kind}`" for kind in BESIDE_CLIP if kind in values)
 
@@ -82,20 +82,20 @@ def supervision(method: str) -> str:
 
 @cache
 def speed() -> list[dict[str, Any]]:
-    """The measurements of tools/bench.py that are committed, a file per machine and number of threads, the largest first."""
+    """The committed measurements of tools/bench.py, one file per machine and number of threads, most cases first."""
     files = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "bench").glob("*.json"))]
     return sorted(files, key=lambda measured: -len(measured["cases"]))
 
 
 def measured_case(name: str) -> dict[str, Any] | None:
-    """A method's case in the first file that has it."""
+    """The measurement of a case, from the first file that has it."""
     return next((each["cases"][name] for each in speed() if name in of_methods(each["cases"])), None)
 
 
 def guide() -> str:
     """The table, in markdown."""
     demo = pd.read_csv(ROOT / "results" / "demo" / "table.csv").set_index("segmentor")["mIoU"]
-    demo.index = demo.index.str.split().str[0]  # without what stands beside the name, as "(stand-in regions)"
+    demo.index = demo.index.str.split().str[0]  # drops remarks such as "(stand-in regions)"
     checks = "".join(path.read_text() for path in (ROOT / "tests" / "parity").glob("checks_*.py"))
     checked = set(re.findall(r'"(\w+)"', " ".join(re.findall(r"^METHODS = \(.*\)", checks, re.MULTILINE))))
     rows = []
@@ -127,9 +127,11 @@ def guide() -> str:
 
 
 def published(method: str) -> str:
-    """The mean of a method's published figures on the benchmarks, else on other data sets; their number, and who measured them:
-    of the source that has most of them, its authors before others. Figures of a run with ViT-B/16 and the method's own recipe
-    come first; without any, those of one variant that no run here reproduces."""
+    """The mean of a method's published figures on the benchmarks, else on other data sets; how many; who measured them.
+
+    Figures of one source count: with ViT-B/16 before larger models, of the authors before others, on as many data sets as
+    possible. They are those that a run of the method's recipe reproduces; if there are none, those of one variant that no run
+    here reproduces."""
     figures = published_figures()
     figures = figures.assign(larger=figures["backbone"] != "ViT-B-16")
     on_benchmarks = figures["dataset"].isin(list(BENCHMARKS))
@@ -149,7 +151,7 @@ def published(method: str) -> str:
 
 
 def quoting(source: str) -> str:
-    """Who quotes figures of others, from the words of a source."""
+    """Who quotes the figures of others, as named in a source."""
     known = re.search(r"quoted by ([^\s(;,]+)|^README of (\w+)|^([\w.-]+\.com) ", source)
     if known:
         return next(filter(None, known.groups()))

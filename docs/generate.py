@@ -1,6 +1,6 @@
-"""Writes what README and docs state from the code: `python docs/generate.py` after a change of recipes or figures.
+"""Writes the generated parts of README and docs: run `python docs/generate.py` after a change of recipes or figures.
 
-The tables stand between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_docs.py finds those that are out of date.
+They lie between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_docs.py fails if one is out of date.
 """
 
 import re
@@ -33,16 +33,16 @@ SCENES, METHODS = (21, 60, 77), ("clip", "naclip", "corrclip")
 
 
 def reproducible() -> dict[str, set[str]]:
-    """Data sets for which a figure is published that a run of ours reproduces, by recipe."""
+    """By recipe, the data sets with a published figure that a run here reproduces."""
     figures = published_figures()
     figures = figures[figures["segmentor"] != ""]
-    return {name: set(of["dataset"]) for name, of in figures.groupby("segmentor")}
+    return {name: set(rows["dataset"]) for name, rows in figures.groupby("segmentor")}
 
 
 def methods_list() -> str:
-    """Links to the pages of all methods, by what they need."""
+    """Links to the pages of all methods, grouped by what they need."""
     outside = "[label maps, other programs, mmsegmentation](docs/outside.md)"
-    groups: dict[str, list[str]] = {"CLIP alone": [], "with other models": [], "trained": [], "from outside": [outside]}
+    groups: dict[str, list[str]] = {"CLIP alone": [], "with other models": [], "trained": [], "external": [outside]}
     for method in with_page():
         trained = "checkpoint" in segmentor_config(method)[1].hyperparameters()
         group = "trained" if trained else "with other models" if beside_clip(method) else "CLIP alone"
@@ -51,7 +51,7 @@ def methods_list() -> str:
 
 
 def methods_table() -> str:
-    """Methods, what they take beside CLIP, and the benchmarks with a published figure of the very same run."""
+    """Methods, their models beside CLIP, and the benchmarks with a published figure that a run here reproduces."""
     published = reproducible()
     lines = [["method", "beside CLIP", *BENCHMARKS.values(), "also"], ["---", "---", *[":-:"] * len(BENCHMARKS), "---"]]
     for method in with_page():
@@ -63,7 +63,7 @@ def methods_table() -> str:
 
 
 def datasets_table() -> str:
-    """All data sets, and the recipes of which figures are published on them."""
+    """All data sets, and the recipes with a published figure that a run here reproduces."""
     suites = {name: set(load_suite(name).datasets) for name in config_names("dataset/suite")}
     published = reproducible()
     lines = ["| data set | | suite | published figures of |", "| --- | --- | --- | --- |"]
@@ -76,7 +76,7 @@ def datasets_table() -> str:
 
 
 def demo_models() -> str:
-    """The models of the rows of the demo, beside those that the same methods take on a published CLIP."""
+    """The models that methods use in the demo, beside those that they use with a published CLIP."""
     rows: dict[tuple[str, str], list[str]] = {}
     for row in load_config("table", "demo")["rows"]:
         values = {clip: ob.compose_recipe(row["segmentor"], clip=clip).values() for clip in ("vit_b16", "demo")}
@@ -91,7 +91,7 @@ def demo_models() -> str:
 
 
 def field_rows(part: dict, name: str = "") -> list[str]:
-    """The fields of result files with their descriptions in the schema."""
+    """The fields of result files, with their descriptions from the schema."""
     rows = [f"| `{name}` | {part['description']} |"] if name and part.get("description") else []
     inner = {f"{name}.{key}".lstrip("."): value for key, value in part.get("properties", {}).items()}
     inner |= {f"{name}[]": part.get("items"), f"{name}.*": part.get("additionalProperties")}
@@ -99,7 +99,7 @@ def field_rows(part: dict, name: str = "") -> list[str]:
 
 
 def tables() -> dict[Path, dict[str, str]]:
-    """Text by marker, by file."""
+    """By file, the text for each marker."""
     demo = {name: (ROOT / "results" / name / "table.md").read_text().strip() for name in ("demo", "demo_full")}
     return {
         ROOT / "README.md": {"methods": methods_list()},
@@ -117,7 +117,7 @@ def tables() -> dict[Path, dict[str, str]]:
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """The text with each part between its markers."""
+    """The text, with each part put between its markers."""
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
         text, found = re.subn(f"{begin}.*?{end[1:]}", lambda _, new=begin + part + end: new, text, flags=re.DOTALL)

@@ -18,15 +18,15 @@ from ..reports.table import Table
 from ..segmentors.base import LastBlockSegmentor
 from .ways import ALONE, FILES, METHOD, OFFICIAL
 
-# Ratios to the bare encoder passes that the project aims at; methods that change nothing but CLIP's last block: LAST_BLOCK.
+# Goals for the ratio to the bare encoder passes. Methods that change nothing but CLIP's last block have the goal LAST_BLOCK.
 GOALS = {"resclip": 1.3, "scclip": 1.3, "cliptrase": 1.3, "clip_diy": 1.1, "cliper:given": 1.3}
 GOALS |= {"proxyclip:given": 1.3, "corrclip:given": 1.3, "corrclip_v2:given": 1.3}
 LAST_BLOCK = 1.1
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, a row per case and way: seconds per image, their ratio to the bare encoder in the same round (median, minimum
-    to maximum), peak memory, and the share of pixels with equal labels in the official-style loop and our run."""
+    """Markdown, a row per case and measured way: seconds per image, their ratio to the bare encoders in the same round (median,
+    minimum to maximum), peak memory, and the share of pixels with equal labels in the official-style loop and our run."""
     rows = []
     for name, result in results.items():
         for way, ratio in result["ratios"].items():
@@ -35,20 +35,19 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             rows.append(
                 {
                     "case": name,
-                    "way": way,
+                    "measured": way,
                     "s / image": f"{median(result['seconds'][way]) / result['case']['images']:.3f}",
-                    "bare = 1": f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})",
+                    "ratio": f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})",
                     "MiB": f"{result['peak_memory_mib'][way]}",
-                    "same labels": f"{min(equal):.4f} %" if equal else "",
+                    "equal labels": f"{min(equal):.4f} %" if equal else "",
                 }
             )
     return markdown(Table.of(rows))
 
 
 def methods_view(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, a row per case of a method: its ratio to the bare encoder passes in wall time (median, minimum to maximum) and
-    in processor time, its goal, the official style's ratio, equal labels, peak memory, and the operations and stages that take
-    most of its time."""
+    """Markdown, a row per case of a method: its ratio to the bare encoder passes (median, minimum to maximum), the ratio of the
+    official-style loop, its ratio in CPU time, its goal, equal labels, peak memory, slowest functions, and stages."""
     rows = []
     for name, result in of_methods(results).items():
         ratio, official = result["ratios"][METHOD], result["ratios"].get(OFFICIAL)
@@ -59,26 +58,26 @@ def methods_view(results: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append(
             {
                 "method": name,
-                "official style": f"{official['median']:.2f}" if official else "–",
-                "ours": f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})",
-                "processor time": f"{result['processor_ratios'][METHOD]['median']:.2f}",
+                "ovss-bench": f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})",
+                "official-style loop": f"{official['median']:.2f}" if official else "–",
+                "CPU time": f"{result['processor_ratios'][METHOD]['median']:.2f}",
                 "goal": f"{most:.1f}{missed}" if most else "–",
-                "same labels": f"{min(equal):.4f} %" if equal else "–",
-                "MiB": f"{result['memory_mib']['peak']}" if result.get("memory_mib") else "–",
-                "own operations": ", ".join(f"{each} {100 * share:.0f} %" for each, share in own(result)[:2]) or "–",
+                "equal labels": f"{min(equal):.4f} %" if equal else "–",
+                "peak MiB": f"{result['memory_mib']['peak']}" if result.get("memory_mib") else "–",
+                "slowest functions": ", ".join(f"{each} {100 * share:.0f} %" for each, share in own(result)[:2]) or "–",
                 "stages": ", ".join(f"{stage} {100 * spent / total:.0f} %" for stage, spent in longest if spent > 0.02 * total),
             }
         )
-    return markdown(Table.of(rows, right=["official style", "ours", "processor time", "same labels", "MiB"]))
+    return markdown(Table.of(rows, right=["ovss-bench", "official-style loop", "CPU time", "equal labels", "peak MiB"]))
 
 
 def own(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The operations outside of the encoders with their shares of the time, the largest first."""
+    """The functions outside the encoders with their shares of the time, the largest first."""
     return sorted(result.get("operations", {}).items(), key=lambda operation: -operation[1])
 
 
 def goal(case: str) -> float | None:
-    """The ratio that a method's case aims at, if there is one."""
+    """The goal for the ratio of a method's case, if it has one."""
     method = SEGMENTORS.get(case) if case in SEGMENTORS.names else None
     only_last = method and issubclass(method, LastBlockSegmentor) and method.patch_logits is LastBlockSegmentor.patch_logits
     return GOALS.get(case, LAST_BLOCK if only_last and method and not method.refine else None)
@@ -101,20 +100,20 @@ def prompts_view(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def shared_view(result: Mapping[str, Any]) -> str:
-    """Markdown, a row per method of a case that measured several in one run and each in a run of its own: processor time, that
-    of `clip` = 1, or of the cheapest run; then all together, and their sum."""
+    """Markdown, a row per method of a case that measured several in one run and each in a separate run: CPU time
+    relative to `clip`, or to the cheapest run; then all together, and the sum of the separate runs."""
     times = {name: median(each) for name, each in result["processor_seconds"].items() if name == FILES or name.endswith(ALONE)}
     together = times.pop(FILES)
     unit = times.get(f"clip{ALONE}", min(times.values()))
-    rows = [{"run": name.removesuffix(ALONE), "processor time": f"{spent / unit:.2f}"} for name, spent in times.items()]
-    rows.append({"run": "all in one run", "processor time": f"{together / unit:.2f}"})
-    rows.append({"run": "sum of the runs one by one", "processor time": f"{sum(times.values()) / unit:.2f}"})
-    return markdown(Table.of(rows, right=["processor time"]))
+    rows = [{"run": name.removesuffix(ALONE), "CPU time": f"{spent / unit:.2f}"} for name, spent in times.items()]
+    rows.append({"run": "all in one run", "CPU time": f"{together / unit:.2f}"})
+    rows.append({"run": "sum of separate runs", "CPU time": f"{sum(times.values()) / unit:.2f}"})
+    return markdown(Table.of(rows, right=["CPU time"]))
 
 
 def rates_view(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, a row per case in the shape of a data set: images per second of each method; and the seconds that all images
-    of these data sets take at this rate."""
+    """Markdown, a row per case with the image size of a data set: images per second of each method; then the seconds that all
+    images of these data sets take at this rate."""
     rows, total = [], Counter[str]()
     shaped = [result for result in results.values() if result["case"].get("shape")]
     for result in shaped:

@@ -79,7 +79,7 @@ def folder(tmp_path, monkeypatch):
     (code,) = [block for block in blocks("yaml") if block.startswith("images: photos")]
     (tmp_path / "my_data.yaml").write_text(code)
     for command in ALL:
-        for given in options(command.words).keys() & {"recipe.checkpoint", "recipe.ranking"}:
+        for given in options(command.words).keys() & {"recipe.checkpoint", "recipe.ranking", "weights"}:
             if "/" not in (file := options(command.words)[given]):  # others are the project's
                 (tmp_path / file).touch()
     return tmp_path

@@ -38,7 +38,7 @@ def costs(monkeypatch):
     return measured
 
 
-def test_the_table_says_which_goals_are_missed_and_what_is_in_the_way():
+def test_the_table_says_which_goals_are_missed_and_which_functions_are_slowest():
     operations = {"ops/pamr.py pamr": 0.31, "ops/compose.py compose": 0.4}
     text = methods_view({"resclip": result(1.6, operations=operations), "naclip": result(1.05), "lavg": result(3.0)})
     lavg, naclip, resclip = (line.replace("\\", "") for line in text.strip().splitlines()[2:])
@@ -58,17 +58,17 @@ def test_methods_that_change_the_last_block_only_have_a_goal_of_their_own():
 def test_runs_one_by_one_are_compared_with_one_run():
     times = {BARE: [1.0], FILES: [5.0], f"clip{ALONE}": [2.0], f"gem{ALONE}": [6.0], "ours, in memory": [4.0]}
     rows = [line.strip("| ").split(" | ") for line in shared_view({"processor_seconds": times}).strip().splitlines()[2:]]
-    assert rows == [["clip", "1.00"], ["gem", "3.00"], ["all in one run", "2.50"], ["sum of the runs one by one", "4.00"]]
+    assert rows == [["clip", "1.00"], ["gem", "3.00"], ["all in one run", "2.50"], ["sum of separate runs", "4.00"]]
 
 
 def test_a_page_states_cost_memory_and_the_largest_operation(costs):
     counted = {"clip_windows": 6, "other_passes": 1}
     text = costs(gem=result(1.25, operations={"ops/attention.py attend": 0.125}, counts=counted)).cost("gem")
     assert text.startswith("1.25 times the bare encoder passes that it needs, 6 of CLIP and 1 of other networks, on 512 × 683")
-    assert "`ops/attention.py attend` takes most of the time, 12%" in text
+    assert "`ops/attention.py attend` takes the most time (12% of the total)" in text
     assert "448 × 598 pixels: 1234 MiB" in text
     prompts = {"prompts": 150, "skipped": 0.25}
-    assert "150 prompts, of which 25% got no masks" in costs(sam3=result(0.8, counts=prompts)).cost("sam3")
+    assert "150 prompts (25% need no masks)" in costs(sam3=result(0.8, counts=prompts)).cost("sam3")
 
 
 def test_a_page_without_measurement_says_so(costs):
