@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ovss_bench as ob
-from ovss_bench.encoders.clip_spec import architectures
+from ovss_bench.encoders.clip_spec import ClipSpec, architectures
 from ovss_bench.encoders.text import TEXT_TOKENS, text_tower
 from parity.seeded import clip_state_dict
 
@@ -193,6 +193,13 @@ def test_files_that_hold_no_state_dict_are_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ob.OvssError):
         ob.load_clip(tmp_path / "other.pt")
+
+
+def test_files_are_found_in_the_home_folder(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(weights, tmp_path / "mine.pt")
+    spec = ClipSpec.of("~/mine.pt")
+    assert (spec.label, ob.load_clip(spec.name).name) == ("mine", "mine")
 
 
 @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.99])
