@@ -235,6 +235,16 @@ def test_a_folder_of_features_is_known_by_their_content(tmp_path):
     assert len(digests | {ob.load_vision(str(tmp_path)).digest}) == 3
 
 
+def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "image.npz", features=np.ones((2, 3, 3)))
+    torch.save({"keys": torch.ones(2, 3), "values": torch.ones(2, 4)}, tmp_path / "bank.pt")
+    assert ob.load_vision("~").digest == ob.load_vision(str(tmp_path)).digest
+    with pytest.raises(ob.OvssError, match="Leave @image out"):
+        ob.load_vision("~@image")
+    assert load_bank("~/bank.pt").digest == load_bank(tmp_path / "bank.pt").digest
+
+
 def test_a_missing_bank_is_named(tiny_clip, tiny_vocabulary):
     segmentor = build("corrclip_v2", tiny_clip, tiny_vocabulary, bank="nowhere.pt")
     with pytest.raises(ob.OvssError, match=r"nowhere\.pt does not exist"):
