@@ -1,4 +1,4 @@
-"""Label maps in files of any program: PNG of 8 or 16 bits, .npy, and run lengths in COCO's JSON."""
+"""Label maps in files from any program: PNG of 8 or 16 bits, .npy, and run lengths in COCO's JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of label maps of any program, with an optional manifest.json, checked before it is scored.
+"""A folder of label maps from any program, with an optional manifest.json, checked before it is scored.
 
 The stored values become classes of a data set; the number of classes C stands for "no class"."""
 
@@ -31,8 +31,8 @@ INVALID = -1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder states about its maps. `classes`: their names in the order of the values. `class_map`: from names to those
-    of the data set where they differ, or null if it has no such class; if given, classes are identified by name, in any order.
+    """What a folder states about its maps. `classes`: their names in the order of the values. `class_map` maps names to those
+    of the data set where they differ, or to null if it lacks the class; if given, classes are identified by name, in any order.
     `label_offset` is added to the stored values; negative sums mean "no class". `void`: the values that mean "no class". The
     other fields describe where the maps come from."""
 

@@ -20,8 +20,8 @@ STAGES = {"vfm": "vision encoder", "regions": "regions", "foreground": "foregrou
 
 
 class NamedSource:
-    """An auxiliary model by name: an entry of configs/vision, regions, foreground, diffusion or concepts, or a file. It is
-    loaded on first use; attributes and calls are those of the loaded model. `feature`: see `VisionEncoder`."""
+    """An auxiliary model by name: an entry of configs/vision, regions, foreground, diffusion, sam or concepts, or a path.
+    It is loaded on first use; attributes and calls are those of the loaded model. `feature`: see `VisionEncoder`."""
 
     def __init__(self, kind: str, name: str, feature: str | None, precision: str, device: str) -> None:
         self.named = (kind, name, feature, precision, device)

@@ -77,7 +77,7 @@ class BlockView:
         return self._block.mlp.c_proj(self._activation(self._block.mlp.c_fc(y)))
 
     def attention(self, x: Tensor) -> Tensor:
-        """The block's own attention maps (B, K, T, T) for the tokens (B, T, D) that enter it; rows sum to 1."""
+        """The block's original attention maps (B, K, T, T) for the tokens (B, T, D) that enter it; rows sum to 1."""
         return attention_maps(*self.qkv(self.ln_1(x))[:2])
 
     def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -208,7 +208,7 @@ class DenseCLIP:
         return trunk.qkv[index]
 
     def attention(self, trunk: Trunk, index: int, windows: slice = slice(None)) -> Tensor:
-        """The attention maps (B, K, T, T) of a block as for `qkv`. Rows sum to 1. The maps are large: select `windows`."""
+        """The attention maps (B, K, T, T) of such a block; rows sum to 1. As they are large, `windows` may select some."""
         q, k, _ = self.qkv(trunk, index)
         return attention_maps(q[windows], k[windows])
 

@@ -36,7 +36,7 @@ def separable(inner: int, outer: int, dilation: int) -> nn.Sequential:
 class ResNetV1c(nn.Module):
     """A ResNet with a stem of three 3 x 3 convolutions and stages with strides 1, 2, 1, 1 and dilations 1, 1, 2, 4: an output
     stride of 8. The first block of a dilated stage has half its dilation (`contract_dilation`). `width`: channels of the stem's
-    output, 64 in all published models. The 3 x 3 convolutions have the stride (PyTorch's style), as in torchvision."""
+    output, 64 in all published models. The stride is in the 3 x 3 convolutions (PyTorch's style), as in torchvision."""
 
     def __init__(self, blocks: tuple[int, ...], width: int, stem: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class SummedASPP(nn.Module):
 
 
 class SeparableASPP(nn.Module):
-    """DeepLabv3+'s head: the mean of the image and four branches, concatenated, with details of the first stage."""
+    """DeepLabv3+'s head: the mean of the image and four branches, concatenated, with details from the first stage."""
 
     def __init__(self, inner: int, outer: int, first: int, detail: int) -> None:
         super().__init__()

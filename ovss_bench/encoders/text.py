@@ -25,7 +25,7 @@ def encode_tokens(model: nn.Module, tokens: Tensor, device: torch.device, advanc
     number of prompts encoded by each pass.
 
     Equal prompts are encoded once. If attention is causal and the embedding is that of the end-of-text token, the padding
-    behind it is left out, which changes rounding only; prompts of similar length share a pass.
+    after it is left out, which changes rounding only; prompts of similar length share a pass.
     """
     tokens, places = tokens.unique(dim=0, return_inverse=True)
     repeats = places.bincount(minlength=len(tokens))
@@ -67,7 +67,7 @@ def _encode_cut(tower: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
 
 
 def read_sentences(option: str, path: str | Path) -> dict[str, list[str]]:
-    """Sentences by name, from the JSON file given for an option. Raises OvssError for a file of another form."""
+    """Sentences by name, from the JSON file given for an option. Raises OvssError for any other content."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:

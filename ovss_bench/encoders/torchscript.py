@@ -27,7 +27,7 @@ DECLARED = re.compile(r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is such an archive rather than one of torch.save, by the same entry as torch.load."""
+    """Whether a file is such an archive rather than one of torch.save. Like torch.load, this looks for constants.pkl."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -40,7 +40,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         names = archive.namelist()
         (folder,) = {name.partition("/")[0] for name in names}
         if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
-            raise ValueError("it was written on a machine of another byte order")
+            raise ValueError("it was written on a machine with another byte order")
         code = f"{folder}/code/"
         declared = {}
         for name in names:

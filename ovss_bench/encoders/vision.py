@@ -1,4 +1,4 @@
-"""Vision encoders beside CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, from any of their published formats."""
+"""Vision encoders besides CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, from any of their published formats."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class FeatureFolder:
         self.digest = digest("features", *(f"{file.name} {_checksums(file)}" for file in data_files(folder, "*.npz")))
 
     def __call__(self, batch: WindowBatch) -> Tensor:
-        """(1, C, h, w) of a batch that is a single whole image."""
+        """The features (1, C, h, w) for a batch that is a single whole image."""
         if batch.contexts is None or batch.origins is not None or len(batch.contexts) != 1:
             what = f"the features in {self.folder} are of whole images, but the method passes windows to its encoder"
             raise OvssError(f"{what}. Give a vision encoder: vfm=NAME.")
@@ -200,7 +200,7 @@ def load_vision(
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
     tensors. `heads`: from the entry, the file's metadata, or the width of a published model; else it must be given.
     `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled, `offset` (the code
-    of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO it is
+    of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO, it is
     never resampled if the number of patches agrees and the input is square. `feature`: see `VisionEncoder`. The file of an
     entry is looked up in $OVSS_WEIGHTS, in the package and in torch's or huggingface's cache, or downloaded to the latter.
 
@@ -249,7 +249,7 @@ def load_vision(
 
 
 def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """The model, built by the names and shapes of the tensors, and the tensors under the model's names."""
+    """The model that the names and shapes of the tensors determine, and the tensors under the model's names."""
     eps = settings.get("layer_norm_eps")
     if any(map(SAM2.fullmatch, state_dict)):
         state = sam2_names(state_dict)
@@ -307,7 +307,7 @@ def local_weights(group: str, name: str | Path | None) -> tuple[Path | None, dic
 
 
 def _download(group: str, name: str, entry: Mapping[str, Any]) -> Path:
-    """The entry's file in the usual cache, downloaded if necessary."""
+    """The entry's file in torch's or huggingface's cache, downloaded if necessary."""
     if "url" not in entry and "hub" not in entry:
         raise OvssError(f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing: reinstall.")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]

@@ -1,5 +1,7 @@
 """What parity does not cover: regions of windows, the region tokens, ablations, the bank."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from safetensors.torch import save_file
 
 import ovss_bench as ob
 from ovss_bench.auxiliary.bank import load_bank
+from ovss_bench.encoders.clip_spec import ClipSpec
+from ovss_bench.files import WEIGHTS
 from ovss_bench.inference.engine import predict
 from ovss_bench.ops.nearest import torch_nearest
 from ovss_bench.ops.vote import majority_vote
@@ -243,6 +247,9 @@ def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
     with pytest.raises(ob.OvssError, match="Leave @image out"):
         ob.load_vision("~@image")
     assert load_bank("~/bank.pt").digest == load_bank(tmp_path / "bank.pt").digest
+    shutil.copy(WEIGHTS / "demo_clip.safetensors", tmp_path / "mine.safetensors")
+    spec = ClipSpec.of("~/mine.safetensors")
+    assert (spec.label, ob.load_clip(spec.name).name) == ("mine", "mine")
 
 
 def test_a_missing_bank_is_named(tiny_clip, tiny_vocabulary):

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import open_clip
 import pytest
 
 import ovss_bench as ob
+from ovss_bench.encoders.clip_spec import architectures
 from ovss_bench.encoders.deferred import deferred
 
 
@@ -82,3 +84,10 @@ print(type(model.visual).__name__, "timm" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["TimmModel", "True"], done.stderr
+
+
+def test_architectures_are_known_without_open_clip(monkeypatch):
+    known = [name for name in open_clip.list_models() if not name.startswith("tiny-")]  # registered by test_clip.py
+    monkeypatch.delitem(sys.modules, "open_clip")
+    assert sorted(architectures()) == sorted(known)
+    assert "open_clip" not in sys.modules
