@@ -1,6 +1,6 @@
-"""Auxiliary models, which methods use beside CLIP. MODULES: by kind the module whose function load_<last part of its name>
-loads them, and whose function find_<...> refuses the same names without reading weights. A run imports only the modules that it
-needs, and only their code is part of its fingerprint (runs/code.py)."""
+"""Auxiliary models, which methods use besides CLIP. MODULES maps each kind to a module, whose function load_<last part of its
+name> loads such models and whose find_<...> refuses the same names without reading weights. A run imports only the modules that
+it needs, and only their code is part of its fingerprint (runs/code.py)."""
 
 MODULES = {
     "vfm": "encoders.vision",

@@ -1,4 +1,4 @@
-"""RegionBank: CLIP embeddings of regions of unlabelled images, retrieved by features of a vision encoder (CorrCLIPv2)."""
+"""RegionBank: CLIP embeddings of regions in unlabelled images, retrieved by features of a vision encoder (CorrCLIPv2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..encoders.clip import DenseCLIP
 from ..encoders.clip_loading import load_spec
 from ..encoders.clip_spec import ClipSpec
 from ..errors import OvssError
-from ..files import digest
+from ..files import digest, user_path
 from ..progress import Progress
 from ..torch_defaults import ordinary_torch
 from ..vocabulary import Vocabulary
@@ -59,7 +59,7 @@ class RegionBank:
         self._aux_texts: dict[str, Tensor] = {}
 
     def encode_text(self, vocabulary: Vocabulary, progress: Progress | None = None) -> Any:
-        """Text features (Q, F) for the auxiliary values, None without these; those of a CLIP are encoded once."""
+        """Text features (Q, F) for the auxiliary values, None without these. A CLIP encodes a vocabulary once."""
         aux = self.aux_vocabulary
         if not isinstance(aux, DenseCLIP):
             return aux.given_features if isinstance(aux, Vocabulary) else aux
@@ -92,18 +92,19 @@ def _compare(text: Tensor, values: Tensor, found: Tensor) -> Tensor:
 
 
 def find_bank(path: str | Path) -> Path:
-    """Raises OvssError for a file that does not exist."""
-    if not Path(path).is_file():
+    """The path of a bank. Raises OvssError if the file does not exist."""
+    file = user_path(path)
+    if not file.is_file():
         hint = "Give the path of a safetensors file with tensors keys, values and optionally aux_values, or leave bank out."
         raise OvssError(f"the region bank {path} does not exist. {hint}")
-    return Path(path)
+    return file
 
 
 @ordinary_torch()
 def load_bank(path: str | Path, device: str = "cpu") -> RegionBank:
-    """A bank from a safetensors or .pt file with tensors `keys`, `values` and optionally `aux_values`. For the latter the
-    metadata entry `aux_clip` names their CLIP, in the form of `clip=`: NAME or NAME:TAG. The metadata entry `images` may
-    list the image files of the regions, one a line or as a JSON list.
+    """A bank from a safetensors or .pt file with tensors `keys`, `values` and optionally `aux_values`. For the latter, the
+    metadata entry `aux_clip` names their CLIP in the form of `clip=`: NAME or NAME:TAG. The metadata entry `images` may list
+    the image files of the regions, one per line or as a JSON list.
 
     The authors' FAISS indices hold compressed keys: reconstruct these (`index.reconstruct_n`) and store the result.
     """

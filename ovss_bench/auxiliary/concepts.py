@@ -1,4 +1,4 @@
-"""What methods take of a concept segmenter (`concepts=`): the network of encoders/concepts.py, or any function of image and
+"""Concept segmenters as methods use them (`concepts=`): the network of encoders/concepts.py, or any function of image and
 prompts."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..ops.device import whole_numbers
 
 class GivenConcepts:
     """A function (image (H, W, 3) uint8, K prompts) -> logits of masks (K, N, h, w), semantic maps (K, h, w), objects (K, N)
-    and presence (K,), with the calls of a `ConceptSegmenter`. It is called once for all prompts of an image. For another side
-    than its own, the side in pixels is its third argument."""
+    and presence (K,), with the methods of a `ConceptSegmenter`. It is called once per image with all prompts. If a method asks
+    for another input size, its side in pixels is the third argument."""
 
     def __init__(self, source: Callable[..., Any]) -> None:
         self.source = source
@@ -47,7 +47,7 @@ def concepts_of(source: Any, *, geometry_token: bool, precision: str) -> Any:
 
 
 def chosen(texts: Any, places: Sequence[int]) -> Any:
-    """Some of the encoded prompts, or of the texts of a function."""
+    """Some of the encoded prompts, or of the texts for a function."""
     if isinstance(texts, ConceptPrompts):
         return texts[whole_numbers(tuple(places), like=texts.features)]
     return tuple(texts[place] for place in places)

@@ -1,4 +1,4 @@
-"""Files of label maps that any program may have written: PNG of 8 or 16 bits, .npy, and run lengths in COCO's JSON."""
+"""Label maps in files from any program: PNG of 8 or 16 bits, .npy, and run lengths in COCO's JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..files import DAMAGES, read_json
 
 SUFFIXES = (".png", ".npy")
 UNREADABLE = (*DAMAGES, SyntaxError, Image.DecompressionBombError)
-WHOLE = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")  # Pillow's modes of one channel of whole numbers
+WHOLE = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")  # Pillow's modes for a single channel of integers
 
 
 class BadMap(OvssError):
-    """A label map that cannot be scored. `kind` is what is wrong, the same for all maps of that kind; the message is about this
-    one."""
+    """A label map that cannot be scored. `kind` describes the problem, the same for all maps that have it; the message is about
+    this map."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class BadMap(OvssError):
 
 
 def read_values(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The stored whole numbers (H, W), and the palette (N, 3) of a PNG that has one. Raises BadMap."""
+    """The stored integers (H, W), and the palette (N, 3) of a PNG that has one. Raises BadMap."""
     try:
         if path.suffix == ".npy":
             return _checked(path, np.load(path, allow_pickle=False)), None
@@ -50,18 +50,18 @@ def _checked(path: Path, values: np.ndarray) -> np.ndarray:
 
 
 def read_run_lengths(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """By file name of the image the entries of a JSON list as detectron2's semantic evaluator writes it: {file_name,
+    """The entries of a JSON list by file name of the image, as detectron2's semantic evaluator writes it: {file_name,
     category_id, segmentation: {size, counts}}. Raises OvssError if it is not such a list."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
     try:
         for entry in read_json(path):
             if not isinstance(entry["category_id"], int) or len(entry["segmentation"]["size"]) != 2:
                 raise ValueError(f"category_id or size of an entry is wrong: {str(entry)[:80]}")
-            found[str(entry["file_name"])].append(entry)
+            by_image[str(entry["file_name"])].append(entry)
     except (*DAMAGES, AttributeError) as error:
         expected = "Expected a list of {file_name, category_id, segmentation: {size, counts}}"
         raise OvssError(f"label maps {path} cannot be read: {type(error).__name__}: {error}. {expected}.") from error
-    return dict(found)
+    return dict(by_image)
 
 
 def painted(path: Path, entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -90,8 +90,8 @@ def mask(segmentation: Mapping[str, Any]) -> np.ndarray:
 
 
 def run_lengths(text: str) -> list[int]:
-    """The compressed form of run lengths (cocoapi, maskApi.c, rleFrString): digits of five bits from "0" on, the lowest first,
-    with a sixth bit where more follow, in two's complement; from the fourth number on, differences to the number two before."""
+    """Decodes compressed run lengths (cocoapi, maskApi.c, rleFrString): characters from "0" on hold five bits, lowest first,
+    and a sixth where more follow, in two's complement. From the fourth number on, they are differences to the last but one."""
     numbers: list[int] = []
     value = shift = 0
     for letter in text:
@@ -106,6 +106,6 @@ def run_lengths(text: str) -> list[int]:
 
 
 def name_parts(file: str) -> list[str]:
-    """The names of an image's file without its suffix, from the one with all folders to the one without any."""
+    """The names of an image's file without its suffix, from that with all folders to that with none."""
     parts = PurePosixPath(file.replace("\\", "/")).with_suffix("").parts
     return ["/".join(parts[start:]) for start in range(len(parts))]

@@ -1,4 +1,4 @@
-"""A folder of label maps that any program may have written, with an optional manifest.json, checked before it is scored.
+"""A folder of label maps from any program, with an optional manifest.json, checked before it is scored.
 
 The stored values become classes of a data set; the number of classes C stands for "no class"."""
 
@@ -22,7 +22,7 @@ from ..process import in_threads
 from .label_files import SUFFIXES, BadMap, name_parts, painted, read_run_lengths, read_values
 
 MANIFEST = "manifest.json"
-VALUES = 2**16  # of a 16-bit file
+VALUES = 2**16  # in a 16-bit file
 READERS = 4  # threads
 SHOWN = 10  # files of each kind of problem in an error
 COMPARED = 16  # images whose ground truth is compared with the shifted labels
@@ -31,10 +31,10 @@ INVALID = -1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder states about its maps. `classes`: their names in the order of the values. `class_map`: the data set's name
-    of those that it names differently, or null if it has no such class; if given, classes are identified by name, in any order.
-    `label_offset` is added to the stored values; where it makes them negative, there is no class. `void`: the values that mean
-    "no class". The other fields describe where the maps come from."""
+    """What a folder states about its maps. `classes`: their names in the order of the values. `class_map` maps names to those
+    of the data set where they differ, or to null if it lacks the class; if given, classes are identified by name, in any order.
+    `label_offset` is added to the stored values; negative sums mean "no class". `void`: the values that mean "no class". The
+    other fields describe where the maps come from."""
 
     classes: tuple[str, ...] | None = None
     class_map: dict[str, str | None] | None = None
@@ -65,18 +65,19 @@ class Manifest:
         stated = {name: value for name, value in asdict(self).items() if value is not None}
         write_text(folder / MANIFEST, json.dumps(stated, indent=1, ensure_ascii=False) + "\n")
 
-    def voids(self, classes: int) -> set[int]:
-        """The stored values that mean "no class"; unless stated, the largest of 8 and 16 bits that no class has, and -1."""
+    def voids(self, end: int) -> set[int]:
+        """The stored values that mean "no class". Unless stated, these are -1, 65535 and, if no class has it, 255. `end`: 1
+        plus the largest value of a class."""
         if self.void is not None:
             return {self.void} if isinstance(self.void, int) else set(self.void)
-        return {-1, 255, VALUES - 1} if classes <= 255 else {-1, VALUES - 1}
+        return {-1, 255, VALUES - 1} if end <= 255 else {-1, VALUES - 1}
 
 
 class LabelMaps:
-    """The label maps of a data set in a folder, or in a JSON file: `read` one, after `check` of all.
+    """The label maps of a data set in a folder, or in a JSON file. Call `check` on all before `read` on one.
 
-    A map is `<image id>.png` or .npy, in the folder or in one of the data set's name below it; other `foreign_names` of the
-    image are found, too. `label_offset` overrides the manifest's; `allow_missing` gives no class to all pixels of an image
+    A map is `<image id>.png` or .npy, in the folder or in its subfolder with the data set's name; other `foreign_names` of the
+    image are found, too. `label_offset` overrides the manifest's; `allow_missing` gives "no class" to all pixels of an image
     without a file; `any_size` accepts maps of another size than the image."""
 
     def __init__(
@@ -101,7 +102,8 @@ class LabelMaps:
         self.lengths_file = self._lengths_file()
         self.lengths = self._lengths() if self.lengths_file else {}
         self.order = self._order()
-        self.voids = self.manifest.voids(max(self.count, len(self.order))) | ({-1} if self.lengths_file else set())
+        end = max(self.count, len(self.order)) - self.offset
+        self.voids = self.manifest.voids(end) | ({-1} if self.lengths_file else set())
         self.table = self._table()
         self.colours = {tuple(colour): c for c, colour in enumerate(dataset.palette)}
 
@@ -160,7 +162,7 @@ class LabelMaps:
         return None
 
     def _values(self, image: str) -> tuple[str, np.ndarray, np.ndarray | None] | None:
-        """The file of an image, its values and its palette, if any; None without a file."""
+        """The file of an image's map, its values and its palette, if any; None without a file."""
         if self.lengths_file:
             entries = self.lengths.get(image)
             return (f"{self.lengths_file.name}: {image}", painted(self.lengths_file, entries), None) if entries else None
@@ -172,7 +174,7 @@ class LabelMaps:
         return None
 
     def _lengths_file(self) -> Path | None:
-        """The JSON file, given by its path, or the only one in the folder."""
+        """The JSON file given by its path, or else the only one in the folder."""
         if self.path.is_file():
             return self.path
         files = [file for file in sorted(self.folder.glob("*.json")) if file.name != MANIFEST]
@@ -184,12 +186,12 @@ class LabelMaps:
         """The run lengths by image id."""
         assert self.lengths_file is not None
         owners = {name: image for image, names in self.stems.items() for name in names}
-        found = {}
+        lengths: dict[str, list[dict[str, Any]]] = {}
         for file, entries in read_run_lengths(self.lengths_file).items():
             image = next((owners[name] for name in name_parts(file) if name in owners), None)
             if image is not None:
-                found.setdefault(image, []).extend(entries)
-        return found
+                lengths.setdefault(image, []).extend(entries)
+        return lengths
 
     def _order(self) -> list[int]:
         """The class of each entry of `classes` in the manifest, C for none."""
@@ -226,7 +228,7 @@ class LabelMaps:
         return table
 
     def _check_palette(self, where: str, values: np.ndarray, palette: np.ndarray) -> None:
-        """Raises BadMap if most values have the colour of another class: a picture in colours that was reduced to a palette."""
+        """Raises BadMap if most values have the colour of another class, as in a colour picture reduced to a palette."""
         used = [v for v in np.unique(values).tolist() if v < len(palette) and self.table[v] < self.count]
         classes = [(v, self.colours.get(tuple(palette[v].tolist()))) for v in used]
         other = [(v, c) for v, c in classes if c is not None and c != self.table[v]]
@@ -236,7 +238,7 @@ class LabelMaps:
             raise BadMap(kind, f"{where} (index {value} has the colour of class {c}, {self.dataset.classes[c]})")
 
     def _shift(self, samples: Sequence[Sample]) -> str:
-        """Whether most labels agree with the ground truth if they are shifted by one, in words."""
+        """A problem in words if most labels agree with the ground truth only when shifted by one, else empty."""
         agree, pixels = dict.fromkeys((-1, 0, 1), 0), 0
         chosen = {int(n) for n in np.linspace(0, len(samples) - 1, min(COMPARED, len(samples)))}
         for sample in (samples[n] for n in sorted(chosen)):

@@ -1,4 +1,4 @@
-"""The automatic mask generators of SAM and SAM 2 on the networks of transformers: a grid of points, one or three masks for each
+"""The automatic mask generators of SAM and SAM 2 on the networks of transformers: a grid of points, one or three masks per
 point, filters, and a map on which larger masks cover smaller ones (CorrCLIP).
 
 Shapes: image (H, W, 3); S side of the networks' square input; N masks.
@@ -28,7 +28,7 @@ from ..files import digest, user_path, weights_folders
 from ..image import normalize
 from ..ops.pictures import in_frame
 
-MASKS_AT_ONCE = 32  # upsampled to the size of the image together: bounds the memory
+MASKS_AT_ONCE = 32  # upsampled to the size of the image at once: bounds the memory
 
 
 @dataclass(eq=False)
@@ -120,7 +120,7 @@ class Sam:
         return ((a, b) for a, b in zip(logits.split(MASKS_AT_ONCE), iou.split(MASKS_AT_ONCE), strict=True) if len(a))
 
     def stable(self, logits: Tensor) -> Tensor:
-        """(N,) bool for masks (N, H, W): whether those of a higher and a lower threshold have a high IoU; false if empty."""
+        """(N,) bool for masks (N, H, W): whether a higher and a lower threshold give masks of high IoU; false if empty."""
         if self.stability_score_thresh == 0:
             return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         higher, lower = ((logits > self.mask_threshold + sign * self.stability_score_offset).sum((1, 2)) for sign in (1, -1))
@@ -200,9 +200,9 @@ def paint(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def load_network(network: str, weights: str) -> nn.Module:
-    """A network of transformers in float32 from a folder, from below OVSS_WEIGHTS, or from huggingface.co (cached).
+    """A network of transformers in float32 from a folder, from OVSS_WEIGHTS, or from huggingface.co (cached).
 
-    Raises OvssError if it is missing, damaged, or another network.
+    Raises OvssError for missing or damaged weights, or those of another network.
     """
     import transformers
 

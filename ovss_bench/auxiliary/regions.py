@@ -1,7 +1,7 @@
 """Region maps, for `regions=`: superpixels of scikit-image, masks of SAM and SAM 2, and precomputed maps in files.
 
 Sources map an image (H, W, 3) uint8 RGB to (H, W) int32: regions count from 1, 0 marks pixels in no region. Maps from files are
-not changed: methods take their smallest value as "no region", which is -1 in some of CorrCLIP's files.
+not changed: methods take the smallest value as "no region", which is -1 in some of CorrCLIP's files.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Superpixels:
 @dataclass(eq=False)
 class Felzenszwalb(Superpixels):
     """Felzenszwalb and Huttenlocher, Efficient Graph-Based Image Segmentation, IJCV 2004. `scale`: larger values
-    give larger regions; `sigma`: of the Gaussian filter before; `min_size`: pixels of the smallest region."""
+    give larger regions; `sigma`: of the preceding Gaussian blur; `min_size`: pixels of the smallest region."""
 
     kind: ClassVar[str] = "felzenszwalb"
     scale: Number
@@ -76,7 +76,7 @@ class Felzenszwalb(Superpixels):
 
 @dataclass(eq=False)
 class Slic(Superpixels):
-    """SLIC (Achanta et al., TPAMI 2012): about `n_segments`, squarer with larger `compactness`; `sigma`: of a Gaussian blur."""
+    """SLIC (Achanta et al., TPAMI 2012): about `n_segments`, squarer for larger `compactness`; `sigma`: of a Gaussian blur."""
 
     kind: ClassVar[str] = "slic"
     n_segments: Count
@@ -96,12 +96,12 @@ KINDS = {kind.kind: kind for kind in (Felzenszwalb, Slic, Sam, Sam2)}
 def load_regions(
     name: str | Path, *, device: str | torch.device = "cpu", **settings: Any
 ) -> Felzenszwalb | Slic | Sam | Sam2 | RegionFolder:
-    """A source of regions: an entry of configs/regions (`felzenszwalb`, `sam2_8`, ...), whose settings keywords override, or a
-    folder of region maps with the index that tools/regions.py makes.
+    """A source of regions: an entry of configs/regions (`felzenszwalb`, `sam2_8`, ...), with settings that keywords override,
+    or a folder of region maps with the index that tools/regions.py makes.
 
     It maps an image (H, W, 3) uint8 RGB to (H, W) int32; `digest` is SHA-256 over its kind, settings and weights, `stand_in`
-    marks the demo's substitute for a better one. An entry whose generator no library provides refers to the indexed folders of
-    its maps below OVSS_WEIGHTS. Raises OvssError for unknown names and settings, bad values, missing weights or maps, or a
+    marks the demo's substitute for a better one. For an entry whose generator no library provides, maps come from the indexed
+    folders below OVSS_WEIGHTS. Raises OvssError for unknown names and settings, bad values, missing weights or maps, or a
     folder without an index.
     """
     found = find_regions(name)
@@ -122,7 +122,7 @@ def load_regions(
 
 def find_regions(name: str | Path) -> dict[str, Any] | RegionFolder:
     """The entry of a generator in configs/regions, or the maps of an entry without one or of a folder. Raises OvssError for an
-    unknown name, and for maps that are missing or have no index."""
+    unknown name, or for maps that are missing or have no index."""
     if str(name) in config_names("regions"):
         config = load_config("regions", str(name))
         return _published_maps(str(name), config["source"]) if config["kind"] == "files" else config
@@ -153,9 +153,9 @@ def _published_maps(name: str, source: str) -> RegionFolder:
 class RegionFolder:
     """Precomputed region maps, looked up by the content of the image; `digest` is that of their generator, or of the files.
 
-    `generator` is the entry of configs/regions that made them, by the index and by its settings there; None if it is not stated
-    or its settings were changed. `unconfirmed` is that entry's note on unpublished settings, only for maps that this project
-    made: others have the settings of their publisher.
+    `generator` is the entry of configs/regions that made them, by the index and its settings; None if it is not stated or its
+    settings differ. `unconfirmed` is that entry's note on unpublished settings, only for maps that this project made: others
+    have the settings of their publisher.
     """
 
     def __init__(self, *folders: str | Path) -> None:
@@ -195,7 +195,7 @@ def map_digest(regions: np.ndarray) -> str:
 
 
 def _generator(index: Mapping[str, Any]) -> str | None:
-    """The entry of configs/regions that generated the maps of an index."""
+    """The entry of configs/regions that generated the maps of an index, None if unknown."""
     made_by = index["regions"]
     if made_by is None:
         return index["generator"]
@@ -208,7 +208,7 @@ def _generator(index: Mapping[str, Any]) -> str | None:
 
 def read_index(folder: Path) -> dict[str, Any] | None:
     """{digest, regions, generator, settings, stand_in, command, images: {key of the image: file}, contents: {file:
-    `map_digest`}}; None without an index. `regions` is the entry of configs/regions by which this project made the maps,
+    `map_digest`}}; None without an index. `regions` is the entry of configs/regions with which this project made the maps,
     `generator` the one stated for maps from elsewhere; both may be None. Earlier versions had no `generator` and `contents`."""
     path = folder / INDEX
     if not path.is_file():
@@ -242,7 +242,7 @@ def write_regions(path: Path, regions: np.ndarray) -> None:
 
 
 def read_regions(path: Path, size: tuple[int, int] | None = None, content: str | None = None) -> np.ndarray:
-    """(H, W) int32 from `instance_mask` of an npz file or from a PNG of 8 or 16 bits, values unchanged.
+    """(H, W) int32 from `instance_mask` in an npz file or from a PNG of 8 or 16 bits, values unchanged.
 
     Raises OvssError if the file is missing or damaged, not a map of whole numbers, or differs from `size` or the digest
     `content`.

@@ -53,8 +53,8 @@ class PromptedSam:
 
 
 class Encoded:
-    """SAM's output for an image: `values` (K, d, h, w) of the last block, its `attention`, of which `attention[k]` is
-    (h*w, h*w) with rows of the whole grid, and `decode`."""
+    """SAM's output for an image: `values` (K, d, h, w) of the last block, its `attention`, where `attention[k]` is (h*w, h*w),
+    cut from a softmax over the whole grid, and `decode`."""
 
     def __init__(
         self, sam: PromptedSam, entering: Tensor, embedding: Tensor, inside: tuple[int, int], size: tuple[int, ...]
@@ -73,7 +73,7 @@ class Encoded:
 
     @torch.inference_mode()
     def __getitem__(self, head: int) -> Tensor:
-        """The attention of a head; computed when asked for, as those of all heads take a gigabyte."""
+        """The attention of a head, computed on request: all heads would take a gigabyte."""
         q, block = self.q[head], self.block
         logits = (q * block.scale) @ self.k[head].T
         if block.use_rel_pos:
@@ -85,8 +85,9 @@ class Encoded:
 
     @torch.inference_mode()
     def decode(self, boxes: Tensor, points: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits (n, H, W) of one mask for each prompt and its predicted IoU (n,): a box (n, 4) of (x1, y1, x2, y2) and a
-        point (n, 2) inside, in pixels of an image whose long side is 1024, and a mask (256, 256) or less that all share."""
+        """The logits (n, H, W) of one mask per prompt and its predicted IoU (n,). A prompt is a box (n, 4) of (x1, y1, x2, y2)
+        and a point (n, 2) inside, in pixels of an image whose long side is 1024, and a mask of at most (256, 256), the same for
+        all."""
         model, sam = self.sam.model, self.sam
         scale, points, boxes = sam.side / FRAME, points.to(sam.device).float(), boxes.to(sam.device).float()
         side = model.prompt_encoder.image_embedding_size[0] * 4

@@ -1,4 +1,4 @@
-"""Auxiliary models, which methods use beside CLIP, by kind and name; and the cache of their outputs."""
+"""Auxiliary models, which methods use besides CLIP, by kind and name; and the cache of their outputs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STAGES = {"vfm": "vision encoder", "regions": "regions", "foreground": "foregrou
 
 
 class NamedSource:
-    """An auxiliary model by name: an entry of configs/vision, regions, foreground, diffusion or concepts, or a file. It is
-    loaded on first use; attributes and calls are those of the loaded model. `feature`: see `VisionEncoder`."""
+    """An auxiliary model by name: an entry of configs/vision, regions, foreground, diffusion, sam or concepts, or a path.
+    It is loaded on first use; attributes and calls are those of the loaded model. `feature`: see `VisionEncoder`."""
 
     def __init__(self, kind: str, name: str, feature: str | None, precision: str, device: str) -> None:
         self.named = (kind, name, feature, precision, device)
@@ -41,7 +41,7 @@ class NamedSource:
 
 
 def check_source(kind: str, name: str) -> None:
-    """Raises the OvssError of loading a model by this name, as far as it is known without its weights."""
+    """Raises the OvssError that loading a model by this name would, as far as is known without its weights."""
     _function("find", kind)(name)
 
 
@@ -51,8 +51,8 @@ def _function(verb: str, kind: str) -> Callable[..., Any]:
 
 
 def named_source(kind: str, name: str, feature: str | None, precision: str, device: str) -> NamedSource:
-    """Segmentors that name the same model share it, unless its file or folder has changed."""
-    file = Path(str(name).removesuffix("@image"))  # see encoders.vision.OncePerImage
+    """The model of a name, which segmentors share unless its file or folder has changed."""
+    file = user_path(str(name).removesuffix("@image"))  # see encoders.vision.OncePerImage
     changed = file.stat().st_mtime_ns if file.exists() else None
     feature = feature if kind == "vfm" else None
     return _named_source(kind, name, feature, precision, device, changed)
@@ -76,14 +76,14 @@ def describe(source: Any) -> str:
 
 
 def stated(name: str | None, source: Any) -> dict[str, Any]:
-    """The record in a result of a model that its recipe calls `name`; for a folder of region maps, also their generator."""
+    """A result's record of the model that its recipe calls `name`; for a folder of region maps, also their generator."""
     facts = {"name": name, "digest": getattr(source, "digest", None), "stand_in": getattr(source, "stand_in", False)}
     more = {key: getattr(source, key, None) for key in ("generator", "unconfirmed")}
     return facts | {key: value for key, value in more.items() if value is not None}
 
 
 class FeatureCache:
-    """Arrays that depend on one image, kept in a folder by the digest of `maker` (weights, settings), code and image."""
+    """Keeps arrays that depend on one image in a folder, by the digest of `maker` (weights, settings), code and image."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = user_path(folder)

@@ -1,4 +1,4 @@
-"""Tables of words (configs/words): the names under which a method asks for classes, and more general words for them."""
+"""Word tables (configs/words): the prompts that a method uses for class names, and more general words for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _tables(name: str) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def canonical(name: str, tables: str) -> str:
-    """The name that stands for this one in the table, whatever its case, spaces and hyphens; else the name itself."""
+    """The word that the table has for this name, ignoring case and all but letters and digits; else the name itself."""
     return _tables(tables)[0].get(re.sub("[^a-z0-9]", "", name.lower()), name)
 
 

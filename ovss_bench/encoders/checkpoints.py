@@ -22,13 +22,13 @@ from ..files import digest
 from .torchscript import is_torchscript, read_torchscript
 
 Network = TypeVar("Network", bound=nn.Module)
-# Keys under which training codes store the state dict (DINO: the teacher; FOUND: its decoder).
+# Keys under which training code stores the state dict (DINO: the teacher; FOUND: its decoder).
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "decoder")
 
 
 @contextmanager
 def weight_errors(what: str) -> Iterator[None]:
-    """Turns any exception but OvssErrors and GPUs running out of memory into an OvssError that begins with `what`."""
+    """Turns any exception except OvssError and OutOfMemoryError into an OvssError that begins with `what`."""
     try:
         yield
     except (OvssError, torch.OutOfMemoryError):
@@ -39,7 +39,7 @@ def weight_errors(what: str) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and its metadata: that of safetensors, JSON parsed, or the activation of OpenAI's archives."""
+    """The tensors of a file and its metadata: parsed JSON from safetensors, or the activation of OpenAI's archives."""
     path = Path(path)
     try:
         content, metadata = _read(path)
@@ -53,7 +53,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or _is_expanded(tensor):
                 raise ValueError(f"{name!r} is not a plain tensor")
         return content, metadata
-    except Exception as error:  # from a safetensors file, a zip file, a pickle, or a web page saved under such a name
+    except Exception as error:  # of any parser, for example for a web page saved as weights
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "Expected safetensors, a state dict saved by torch.save, or one of OpenAI's TorchScript archives."
         raise OvssError(f"weights {path} cannot be read safely: {reason}. {hint}") from error
@@ -79,13 +79,13 @@ def _parsed(text: str) -> Any:
 
 
 def _is_expanded(tensor: Tensor) -> bool:
-    """Whether a tensor claims more elements than its storage has: a few bytes could claim to be a terabyte."""
+    """Whether a tensor claims more elements than its storage holds: a file of a few bytes could claim a terabyte."""
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def shared(load: Callable[..., Network]) -> Callable[..., Network]:
-    """Decorates a function that loads a network from a file, its first argument: equal calls give the same network for as long
-    as one is in use, unless the file has changed."""
+    """Decorates a function that loads a network from a file, its first argument. Equal calls return the same network while it
+    is in use and the file is unchanged."""
     networks: WeakValueDictionary[tuple[Any, ...], Network] = WeakValueDictionary()
 
     @wraps(load)
@@ -114,7 +114,7 @@ def on_meta(model: nn.Module, *inputs: Any, **options: Any) -> Tensor:
 
 
 def renamed(state_dict: Mapping[str, Tensor], stem: str, rules: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors below a prefix, without it, their names changed by all rules (pattern, replacement) in order."""
+    """The tensors whose names begin with `stem`, without it, renamed by all rules (pattern, replacement) in order."""
     for name, tensor in state_dict.items():
         if name.startswith(stem):
             name = name.removeprefix(stem)

@@ -1,4 +1,4 @@
-"""DenseCLIP: an open_clip ViT taken apart into its blocks (loaded by clip_loading.py). Methods are in segmentors/.
+"""DenseCLIP: an open_clip ViT split into its blocks (loaded by clip_loading.py). Methods are in segmentors/.
 
 Shapes: B windows, T tokens (class token first), N = h*w patches, D width, K heads, d = D/K, E joint width, Q queries.
 """
@@ -77,7 +77,7 @@ class BlockView:
         return self._block.mlp.c_proj(self._activation(self._block.mlp.c_fc(y)))
 
     def attention(self, x: Tensor) -> Tensor:
-        """The block's own attention maps (B, K, T, T) for the tokens (B, T, D) that enter it; rows sum to 1."""
+        """The block's original attention maps (B, K, T, T) for the tokens (B, T, D) that enter it; rows sum to 1."""
         return attention_maps(*self.qkv(self.ln_1(x))[:2])
 
     def value_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -94,7 +94,7 @@ class BlockView:
 
     def run(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, QKV]:
         """The block's original forward pass (B, T, D) -> (B, T, D), and its queries, keys and values. With a `mask` (B, 1, T,
-        T) bool, tokens see only those that are True in their row."""
+        T) bool, a token sees only the tokens that are True in its row."""
         qkv = self.qkv(self.ln_1(x))
         x = x + self.project(F.scaled_dot_product_attention(*qkv, attn_mask=mask))
         return x + self.mlp(self.ln_2(x)), qkv
@@ -115,7 +115,7 @@ class DenseCLIP:
         self.tokenizer, self.name = tokenizer, name
         self.activation = self.text_activation = activation
         self.layer_norm_eps = self._loaded_eps = layer_norm_eps
-        self.changed: dict[str, str | float] = {}  # options of `load_clip` that differ from the training of the weights
+        self.changed: dict[str, str | float] = {}  # options of `load_clip` that differ from training
         self._run_block: Callable[[BlockView, Tensor], tuple[Tensor, QKV]] = BlockView.run
         self.patch_size: int = self.model.visual.patch_size[0]
         self.stored_grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
@@ -147,7 +147,7 @@ class DenseCLIP:
         self.model.to(device)
 
     def compile(self) -> None:
-        """Compiles the trunk's blocks by torch.compile, at the first batch of each shape."""
+        """Compiles the trunk's blocks with torch.compile, at the first batch of each shape."""
         self._run_block = torch.compile(BlockView.run, dynamic=False)
 
     @property
@@ -208,7 +208,7 @@ class DenseCLIP:
         return trunk.qkv[index]
 
     def attention(self, trunk: Trunk, index: int, windows: slice = slice(None)) -> Tensor:
-        """The attention maps (B, K, T, T) of such a block, rows of sum 1; for some `windows` only, as they are large."""
+        """The attention maps (B, K, T, T) of such a block; rows sum to 1. As they are large, `windows` may select some."""
         q, k, _ = self.qkv(trunk, index)
         return attention_maps(q[windows], k[windows])
 
@@ -219,8 +219,8 @@ class DenseCLIP:
 
     @torch.inference_mode()
     def region_embeddings(self, pixels: Tensor, inside: Tensor, position: str = "offset") -> Tensor:
-        """Embeddings of regions, unit rows (B, E) float32: class tokens that see only the patches `inside` (B, h, w) bool of
-        their image, in every block. Patches see all tokens."""
+        """Embeddings of regions, unit rows (B, E) float32. In every block, the class token sees only itself and the patches
+        `inside` (B, h, w) bool; patches see all tokens."""
         embeddings = []
         for some, patches in zip(pixels.split(REGIONS_PER_PASS), inside.split(REGIONS_PER_PASS), strict=True):
             x, grid = self.embed_patches(some, position)
@@ -261,5 +261,5 @@ def attention_maps(q: Tensor, k: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float) -> Tensor:
-    """LayerNorm in float32, in any precision of x, as in the official fp16 codes."""
+    """LayerNorm computed in float32 whatever the precision of x, as in the official fp16 code."""
     return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), eps).to(x.dtype)

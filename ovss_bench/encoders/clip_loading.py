@@ -1,4 +1,4 @@
-"""`load_clip`: a CLIP by name, by open_clip's tag, from a file or from a state dict, whose sizes follow from its tensors."""
+"""`load_clip`: a CLIP by name, by open_clip tag, from a file, or from a state dict, whose tensors determine the sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OvssError, unknown
-from ..files import WEIGHTS, config_names, load_config
+from ..files import WEIGHTS, config_names, load_config, user_path
 from ..torch_defaults import ordinary_torch
 from .checkpoints import as_float32, read_weights, weight_errors
 from .clip import ACTIVATIONS, LAYER_NORM_EPS, PRECISIONS, DenseCLIP, default_precision
@@ -21,9 +21,9 @@ from .deferred import deferred
 from .hub import download_failed, hub
 from .known_weights import known_weights
 
-# Imports of open_clip for models other than plain ViTs, and of torchvision for one function; they take several seconds.
+# What open_clip imports for models other than plain ViTs, and torchvision for one function. It takes several seconds.
 OTHERS = ("timm", "timm.layers", "transformers", "transformers.modeling_outputs", "torch._dynamo.utils")
-# The keys of open_clip's configuration of a plain ViT.
+# The keys of open_clip's configuration for a plain ViT.
 SIZES = {
     "": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"),
     "vision_cfg": ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"),
@@ -46,7 +46,7 @@ def load_clip(
 
     `name`: an entry of configs/clip (`demo`, `vit_b16`, ...), an open_clip architecture (`ViT-B-16`), or a file whose
     architecture follows from its tensors (OpenAI's TorchScript archives and state dicts) or is given in its metadata.
-    `pretrained`: open_clip's tag or a local file for that architecture. `state_dict`: a state dict in OpenAI's naming.
+    `pretrained`: an open_clip tag or a local file for that architecture. `state_dict`: a state dict in OpenAI's naming.
     `activation`: `quick_gelu` or `gelu`; by default the one that the weights were trained with (QuickGELU for a state dict or
     file that does not state it, as for OpenAI's). Weights are cast to `precision`, by default fp32 on a CPU and fp16 on a GPU.
 
@@ -97,7 +97,7 @@ def load_spec(spec: ClipSpec, precision: str | None = None, device: str = "cpu")
 
 
 def patch_size_of(spec: ClipSpec) -> int | None:
-    """In pixels, by the architecture or the metadata of bundled weights; None for a file, which would have to be read."""
+    """In pixels, from the architecture or the metadata of bundled weights; None for a file, which would have to be read."""
     with deferred(*OTHERS):
         import open_clip
     entry = load_config("clip", spec.name) if spec.name in config_names("clip") else {}
@@ -110,15 +110,15 @@ def patch_size_of(spec: ClipSpec) -> int | None:
 
 
 def _find(name: str | Path | None, pretrained: str | Path | None) -> tuple[str | None, Path, str | None, bool]:
-    """open_clip's architecture, the weights file, the activation of its training, and whether the file is local, not downloaded
-    by tag. Architecture and activation are None if neither configs/clip nor open_clip's table of tags states them."""
+    """open_clip's architecture, the weights file, the activation it was trained with, and whether the file is local rather than
+    downloaded. Architecture and activation are None if neither configs/clip nor open_clip's table of tags states them."""
     import open_clip
 
     entry, architecture = {}, None
     if name in config_names("clip"):
         entry = load_config("clip", str(name))
         architecture, pretrained = entry.get("architecture"), pretrained or entry["pretrained"]
-    elif name is not None and Path(name).is_file():
+    elif name is not None and user_path(name).is_file():
         pretrained = name
     else:
         check_name(str(name))
@@ -157,7 +157,7 @@ def _model_config(architecture: str | dict | None, state_dict: dict[str, Tensor]
 
 @cache
 def _tokenizer(architecture: str | None, context_length: int) -> Callable:
-    """open_clip's tokenizer of an architecture, else OpenAI's; cached, as reading a vocabulary is slow."""
+    """open_clip's tokenizer for an architecture, else OpenAI's; cached, as reading a vocabulary is slow."""
     import open_clip
 
     return open_clip.get_tokenizer(architecture) if architecture else open_clip.SimpleTokenizer(context_length=context_length)
@@ -165,7 +165,7 @@ def _tokenizer(architecture: str | None, context_length: int) -> Callable:
 
 def _stated_architecture(metadata: Mapping[str, Any]) -> str | dict[str, Any] | None:
     """The architecture in a file's metadata: open_clip's name, or a configuration. Raises OvssError for entries other than
-    sizes, since they can make open_clip download models."""
+    sizes: they can make open_clip download models."""
     stated = metadata.get("architecture")
     if isinstance(stated, str | None):
         return stated
@@ -184,7 +184,7 @@ def _check_sizes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) ->
     vision, text = config["vision_cfg"], config["text_cfg"]
     needed = [text["vocab_size"] * text["width"], text["context_length"] ** 2, vision["width"] * vision["patch_size"] ** 2]
     needed += [config["embed_dim"] * tower["width"] for tower in (vision, text)]
-    needed += [4 * tower["layers"] * tower["width"] ** 2 for tower in (vision, text)]  # of attention
+    needed += [4 * tower["layers"] * tower["width"] ** 2 for tower in (vision, text)]  # attention
     needed.append((vision["image_size"] // vision["patch_size"]) ** 2 * vision["width"])
     available = sum(tensor.numel() for tensor in state_dict.values())
     if min(needed) <= 0 or sum(needed) > available:
@@ -192,7 +192,7 @@ def _check_sizes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) ->
 
 
 def _openai_architecture(state_dict: dict[str, Tensor]) -> dict[str, Any]:
-    """open_clip's configuration of a ViT in OpenAI's naming, inferred from the shapes; as in all of theirs, width/64 heads."""
+    """open_clip's configuration for a ViT in OpenAI's naming, inferred from the shapes. All of OpenAI's have width/64 heads."""
     state_dict = _clean(state_dict)
     needed = "visual.conv1.weight visual.proj visual.positional_embedding ln_final.weight text_projection positional_embedding"
     if missing := [name for name in [*needed.split(), "token_embedding.weight"] if name not in state_dict]:
@@ -219,15 +219,15 @@ def _adapted(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     """The tensors under the names of an open_clip model, in float32."""
     import open_clip
 
-    whole = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}  # counters of a ResNet
-    state_dict = {name: t if name in whole else as_float32(name, t) for name, t in _clean(state_dict).items()}
+    counters = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}  # of a ResNet
+    state_dict = {name: t if name in counters else as_float32(name, t) for name, t in _clean(state_dict).items()}
     if isinstance(model, open_clip.CustomTextCLIP) and "positional_embedding" in state_dict:
         state_dict = open_clip.model.convert_to_custom_text_state_dict(state_dict)
     return {name: t.reshape(model.state_dict()[name].shape) if name == "logit_scale" else t for name, t in state_dict.items()}
 
 
 def _clean(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix of distributed training and the extra entries of OpenAI's archives."""
+    """Removes the prefix of distributed training and the extra entries of OpenAI's archives."""
     extra = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask"}
     named = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     return {name: tensor for name, tensor in named.items() if name not in extra and not name.endswith("position_ids")}

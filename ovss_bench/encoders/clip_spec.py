@@ -1,4 +1,4 @@
-"""Which CLIP is meant by a name, and which names there are, known without loading it or importing torch."""
+"""Resolves the name of a CLIP without loading it or importing torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ClipSpec:
 
     @classmethod
     def of(cls, text: str | Path, weights: str | None = None) -> ClipSpec:
-        """From NAME, NAME:TAG or a file, and optionally a file of `weights`. Raises OvssError for an unknown name and for a
-        path without a file."""
-        name, _, tag = (str(text), "", "") if os.path.isfile(text) else str(text).partition(":")
-        if not os.path.isfile(name):
+        """From NAME, NAME:TAG or a file, and optionally a file of `weights`. Raises OvssError for an unknown name or a path
+        without a file."""
+        name, _, tag = (str(text), "", "") if user_path(text).is_file() else str(text).partition(":")
+        if not user_path(name).is_file():
             check_name(name)
         pretrained = weights or tag or None
         if pretrained and not weights_file(pretrained):
@@ -34,18 +34,18 @@ class ClipSpec:
         return cls(name, pretrained, clip_label(name, pretrained))
 
 
-NO_CLIP = ClipSpec("none", None, "none")  # of segmentors that use none
+NO_CLIP = ClipSpec("none", None, "none")  # for segmentors that use no CLIP
 
 
 def check_name(name: str) -> None:
-    """Raises OvssError for a name that neither configs/clip nor open_clip has."""
+    """Raises OvssError for a name that neither configs/clip nor open_clip knows."""
     if name not in config_names("clip") and name not in architectures():
         refuse_path(name)
         raise unknown("clip", name, [*config_names("clip"), *architectures()])
 
 
 def weights_file(name: str) -> Path | None:
-    """The file of this path, or of this name among the bundled weights."""
+    """The file at this path, or the bundled weights of this name; None if there is neither."""
     return next((path for path in (user_path(name), WEIGHTS / name) if path.is_file()), None)
 
 
@@ -57,10 +57,10 @@ def refuse_path(name: str | Path) -> None:
 
 
 def architectures() -> list[str]:
-    """The names of open_clip's architectures: of its files, or, once it is imported, with those that plug-ins have added."""
+    """The names of open_clip's architectures: from its files or, once it is imported, with those that plug-ins added."""
     if open_clip := sys.modules.get("open_clip"):
         return open_clip.list_models()
-    spec = find_spec("open_clip") or import_module("open_clip").__spec__  # which fails if it is not installed
+    spec = find_spec("open_clip") or import_module("open_clip").__spec__  # raises if it is not installed
     folders = (spec.submodule_search_locations or []) if spec else []
     return sorted(path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json"))
 
@@ -73,4 +73,4 @@ def clip_label(name: str | Path | None, pretrained: str | Path | None = None) ->
         config = load_config("clip", entry)
         if name == entry or (name, pretrained) == (config.get("architecture"), config["pretrained"]):
             return entry
-    return Path(name).stem if Path(name).is_file() else str(name)
+    return Path(name).stem if user_path(name).is_file() else str(name)

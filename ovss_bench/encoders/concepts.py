@@ -1,9 +1,9 @@
-"""SAM 3 as a concept segmenter, for `concepts=`: an image and short noun phrases -> for each phrase instance masks with scores,
-a semantic mask, and the presence of the phrase (Carion et al., ICLR 2026, arXiv 2511.16719; facebookresearch/sam3).
+"""SAM 3 as a concept segmenter, for `concepts=`: an image and short noun phrases -> for each phrase, instance masks with
+scores, a semantic mask, and the presence of the phrase (Carion et al., ICLR 2026, arXiv 2511.16719; facebookresearch/sam3).
 
 transformers' `Sam3Model`, run in parts: the image once, the texts once per vocabulary, then presence before masks.
 
-Shapes: image (H, W, 3); K prompts, T tokens of a prompt, D width; N object queries; (h, w) mask grid.
+Shapes: image (H, W, 3); K prompts, T tokens per prompt, D width; N object queries; (h, w) mask grid.
 """
 
 # transformers' models are not typed.
@@ -26,17 +26,17 @@ import torch
 from torch import Tensor
 
 from ..errors import OvssError, unknown
-from ..files import config_names, digest, load_config, user_path, weights_folders
+from ..files import config_names, digest, load_config, user_path
 from ..ops.device import to_device, whole_numbers
 from ..stages import within
 from ..torch_defaults import ordinary_torch
 from .checkpoints import state_digest
 from .clip import PRECISIONS
-from .hub import WEIGHTS_FOLDER, hub, short, whole_network
+from .hub import WEIGHTS_FOLDER, hub, local_repository, short, whole_network
 
-TOKENS = 32  # of a prompt, in the official code
-PASS_BYTES = {"cpu": 2**31, "cuda": 2**34}  # of the activations of the prompts in one pass; on a GPU at most MEMORY_SHARE
-MEMORY_SHARE = 0.25  # the network in fp32 and the maps of 847 classes fit beside it on a GPU of 8 GB
+TOKENS = 32  # per prompt, as in the official code
+PASS_BYTES = {"cpu": 2**31, "cuda": 2**34}  # activations of the prompts in one pass; on a GPU at most MEMORY_SHARE
+MEMORY_SHARE = 0.25  # leaves room for the network in fp32 and the maps of 847 classes on an 8 GB GPU
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -54,7 +54,7 @@ class ConceptPrompts:
         return len(self.features)
 
     def joined(self, other: ConceptPrompts) -> ConceptPrompts:
-        """The same prompts with the tokens of the others after theirs."""
+        """These prompts, each followed by the tokens of its counterpart in `other`."""
         return ConceptPrompts(torch.cat([self.features, other.features], 1), torch.cat([self.valid, other.valid], 1))
 
 
@@ -71,8 +71,8 @@ class ConceptImage:
 
 @dataclass
 class Concepts:
-    """What is known of K prompts before any mask exists: `objects` (K, N) and `presence` (K,), logits; an object's score is
-    the product of both sigmoids. `state` is what the mask decoder needs."""
+    """The detections for K prompts, before any mask is decoded: logits of `objects` (K, N) and `presence` (K,). An object's
+    score is the product of both sigmoids. `state` is the input of the mask decoder."""
 
     objects: Tensor
     presence: Tensor
@@ -89,16 +89,16 @@ class Concepts:
         return self.objects.float().sigmoid() * self.present[:, None]
 
     def on_host(self) -> Concepts:
-        """The same numbers on the CPU, without the state: for decisions, none of which then waits for a GPU."""
+        """The logits on the CPU, without the state: decisions based on them do not wait for a GPU."""
         objects, presence = torch.cat([self.objects.float(), self.presence.float()[:, None]], 1).cpu().tensor_split([-1], 1)
         return Concepts(objects, presence[:, 0])
 
 
 class ConceptSegmenter:
-    """A `Sam3Model` behind four calls: `image`, `texts`, `detect`, `masks`; `masks` only for the prompts that need them.
+    """A `Sam3Model` behind four calls: `image`, `texts`, `detect` and, only for the prompts that need them, `masks`.
 
-    `geometry_token`: the official predictor's, which transformers leaves out. `precision`: autocast of the network's passes;
-    weights stay in fp32. `decoded` counts the prompts of each call of `detect` and `masks`, `encoded` images by their side.
+    `geometry_token`: whether to use the official predictor's, which transformers leaves out. `precision`: of autocast; weights
+    stay in fp32. `decoded` counts the prompts passed to `detect` and to `masks`, `encoded` the images by side.
     """
 
     def __init__(self, model: Any, *, name: str, identity: str, precision: str = "fp32", stand_in: bool = False) -> None:
@@ -106,7 +106,7 @@ class ConceptSegmenter:
         self.geometry_token, self.prompts_per_pass = True, None
         self.decoded, self.encoded = {"detect": 0, "masks": 0}, Counter()
         self._encoders = {self.side: model.vision_encoder}
-        self._texts: dict[Any, ConceptPrompts] = {}  # encoded for the latest vocabularies
+        self._texts: dict[Any, ConceptPrompts] = {}  # of the latest vocabularies
 
     @property
     def device(self) -> torch.device:
@@ -114,14 +114,14 @@ class ConceptSegmenter:
 
     @property
     def side(self) -> int:
-        """Of the network's input, in pixels."""
+        """Side of the network's input in pixels."""
         return self.model.config.vision_config.backbone_config.image_size
 
     def chunk(self, side: int | None = None) -> int:
         """How many prompts share a pass: `prompts_per_pass`, or as many as fit into PASS_BYTES.
 
-        A prompt holds a copy of the three FPN levels, about three maps of the pixel decoder, and the masks, all of the finest
-        level's size or below (about half a gigabyte at 1008 pixels)."""
+        A prompt holds a copy of the three FPN levels, about three maps of the pixel decoder, and the masks, none larger than
+        the finest level (about half a gigabyte at 1008 pixels)."""
         if self.prompts_per_pass:
             return self.prompts_per_pass
         config, cells = self.model.config, (4 * (side or self.side) // self._patch) ** 2
@@ -141,8 +141,8 @@ class ConceptSegmenter:
 
     @torch.inference_mode()
     def image(self, image: np.ndarray, side: int | None = None, shared: MutableMapping[Any, Any] | None = None) -> ConceptImage:
-        """An image uint8 RGB, both sides squeezed to `side` pixels as in the official code: antialiased, rounded to uint8.
-        `shared`: where features of this image are kept for all with the same network, precision and side."""
+        """Encodes an image, uint8 RGB, resized to a square of `side` pixels as in the official code: antialiased, rounded to
+        uint8. `shared` keeps the features of this image for calls with the same network, precision and side."""
         side, shared = side or self.side, {} if shared is None else shared
         key = "concept image", self.digest, self.precision, side
         with within("concept image"), self._autocast():
@@ -153,7 +153,7 @@ class ConceptSegmenter:
         return replace(seen, geometry=geometry)
 
     def _features(self, image: np.ndarray, side: int) -> ConceptImage:
-        """The same without the geometry token."""
+        """`image` without the geometry token."""
         from torchvision.transforms.v2.functional import resize
 
         self.encoded[side] += 1
@@ -165,24 +165,24 @@ class ConceptSegmenter:
         return ConceptImage(list(seen.fpn_hidden_states[:-1]), seen.fpn_position_encoding[-2], None, pixels)
 
     def _encoder(self, side: int) -> Any:
-        """The vision encoder for inputs of this side. Its rotary tables are fixed when it is made, so another side takes a
-        second encoder, on the same tensors."""
+        """The vision encoder for inputs of this side. Rotary tables are fixed at construction, so another side needs a second
+        encoder, which shares the tensors."""
         if side not in self._encoders:
             config = copy.deepcopy(self.model.config.vision_config)
             if side % self._patch:
                 raise OvssError(
-                    f"side {side}: expected a multiple of the patch of concept segmenter '{self.name}', {self._patch}."
+                    f"side {side}: expected a multiple of {self._patch}, the patch size of concept segmenter '{self.name}'."
                 )
             config.backbone_config.image_size = side
-            own = self.model.vision_encoder
+            encoder = self.model.vision_encoder
             with torch.device(self.device):
-                other = type(own)(config)
-            other.load_state_dict(own.state_dict(), assign=True)
+                other = type(encoder)(config)
+            other.load_state_dict(encoder.state_dict(), assign=True)
             self._encoders[side] = other.eval().requires_grad_(False)
         return self._encoders[side]
 
     def _geometry(self, level: Tensor, position: Tensor) -> Tensor:
-        """The geometry encoder's class token (1, 1, D), which has seen the image. The box beside it is a masked dummy."""
+        """The geometry encoder's class token (1, 1, D), which attends to the image. The box is a masked dummy."""
         hidden = torch.zeros(1, 1, dtype=torch.bool, device=self.device)
         level, position = level.float(), position.float()
         with torch.autocast("cpu", enabled=False):  # torchvision's roi_align refuses half precision there
@@ -193,12 +193,12 @@ class ConceptSegmenter:
                 img_feats=[level],
                 img_pos_embeds=[position],
             )
-        # Valid tokens are moved to the front, so the class token, the only one, is the first.
+        # Valid tokens are moved to the front; the class token is the only one.
         return out.last_hidden_state[:, :1]
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> ConceptPrompts:
-        """Prompts as they are, in lower case; longer ones than 32 tokens are cut, with the end token kept."""
+        """Encodes prompts in lower case, without a template. Those of more than 32 tokens are cut but keep the end token."""
         key = (self.precision, *prompts)
         if key not in self._texts:
             ids, parts = tokens(prompts).to(self.device), []
@@ -211,12 +211,12 @@ class ConceptSegmenter:
         return self._texts[key]
 
     def forget(self) -> None:
-        """Forgets the encoded texts, also those of copies with other settings."""
+        """Clears the encoded texts, which copies with other settings share."""
         self._texts.clear()
 
     @torch.inference_mode()
     def words(self, texts: Sequence[str]) -> Tensor:
-        """The mean of the input embeddings of each text's tokens, start and end included: (K, width of the text encoder)."""
+        """The mean input embedding of each text's tokens, including start and end: (K, width of the text encoder)."""
         ids = tokens(tuple(texts)).to(self.device)
         valid = (ids != 0)[..., None].float()
         rows = self.model.text_encoder.get_input_embeddings()(ids)
@@ -224,7 +224,7 @@ class ConceptSegmenter:
 
     @torch.inference_mode()
     def project(self, vectors: Tensor) -> Tensor:
-        """Vectors of the text encoder's width -> (..., D): the layer behind the text encoder."""
+        """The projection after the text encoder: vectors of its width -> (..., D)."""
         with self._autocast():
             return self.model.text_projection(vectors)
 
@@ -259,7 +259,7 @@ class ConceptSegmenter:
 
     @torch.inference_mode()
     def masks(self, image: ConceptImage, found: Concepts, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Mask logits (R, N, h, w) and semantic logits (R, h, w), float32, of some of the prompts of one call of `detect`."""
+        """Mask logits (R, N, h, w) and semantic logits (R, h, w), float32, for R of the prompts of one call of `detect`."""
         self.decoded["masks"] += len(rows)
         queries, hidden, prompts = found.state
         picked = whole_numbers(tuple(rows), like=queries)
@@ -306,9 +306,9 @@ def load_concepts(name: str | Path, *, precision: str = "fp32", device: str | to
     """A concept segmenter: `name` is an entry of configs/concepts or a folder in transformers' layout (config.json and weights,
     of the image or the video model).
 
-    An entry's repository is searched, under its last name, in the folder given by the environment variable OVSS_WEIGHTS, then
-    in the cache of huggingface_hub, to which it is downloaded. Raises OvssError for an unknown name, a missing or incomplete
-    folder, and without access to a gated repository.
+    An entry's repository is looked up by its last name in the folder given by the environment variable OVSS_WEIGHTS, then in
+    the cache of huggingface_hub, or downloaded to the latter. Raises OvssError for an unknown name, a missing or incomplete
+    folder, or a gated repository without access.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -325,14 +325,13 @@ def load_concepts(name: str | Path, *, precision: str = "fp32", device: str | to
 
 
 def find_concepts(name: str | Path) -> tuple[dict[str, Any], Path | None]:
-    """The entry of configs/concepts (empty for a folder), and the folder of the weights, None if they are to be downloaded or
-    drawn. Raises OvssError for an unknown name, and for a folder of another network."""
+    """The entry of configs/concepts (empty for a folder), and the folder of the weights, None if they are downloaded or
+    random. Raises OvssError for an unknown name or a folder of another network."""
     entry: dict[str, Any] = {}
     folder: Path | None = user_path(name)
     if name in config_names("concepts"):
         entry = load_config("concepts", name)
-        local = (each / entry["repo"].rpartition("/")[2] for each in weights_folders() if "repo" in entry)
-        folder = next((each for each in local if each.is_dir()), None)
+        folder = local_repository(entry["repo"]) if "repo" in entry else None
     elif not folder.is_dir():
         raise unknown("concepts (neither an entry of configs/concepts nor a folder)", str(name), config_names("concepts"))
     if folder:
@@ -341,7 +340,7 @@ def find_concepts(name: str | Path) -> tuple[dict[str, Any], Path | None]:
 
 
 def _read(name: str, repo: str | None, folder: Path | None) -> Any:
-    """The network in a folder, or of a repository of huggingface.co."""
+    """The network from a folder or from a repository on huggingface.co."""
     from transformers import Sam3Model
 
     try:
@@ -351,8 +350,7 @@ def _read(name: str, repo: str | None, folder: Path | None) -> Any:
         raise
     except Exception as error:  # parsers and downloads raise nearly anything
         if folder:
-            what = f"{folder} is not a complete SAM 3 in transformers' layout (config.json, model.safetensors)"
-            raise OvssError(f"{what}: {short(error)}. Copy or download it again.") from error
+            raise _incomplete(folder, short(error)) from error
         page = f"https://huggingface.co/{repo}"
         raise OvssError(
             f"the weights of concept segmenter '{name}' are not on this machine and could not be downloaded from {page} "
@@ -362,12 +360,16 @@ def _read(name: str, repo: str | None, folder: Path | None) -> Any:
         ) from error
 
 
+def _incomplete(folder: Path, reason: str) -> OvssError:
+    what = f"{folder} is not a complete SAM 3 in transformers' layout (config.json, model.safetensors)"
+    return OvssError(f"{what}: {reason}. Copy or download it again.")
+
+
 def _check_kind(folder: Path) -> None:
     """Raises OvssError for another model's folder, which transformers would fill with random weights."""
     try:
         kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        what = f"{folder} is not a complete SAM 3 in transformers' layout (config.json, model.safetensors)"
-        raise OvssError(f"{what}: config.json cannot be read ({short(error)}). Copy or download it again.") from error
+        raise _incomplete(folder, f"config.json cannot be read ({short(error)})") from error
     if not str(kind).startswith("sam3"):
         raise OvssError(f"{folder} holds a model of type {kind!r}, not a SAM 3. Give the folder of facebook/sam3.")

@@ -16,8 +16,8 @@ TABLES = ("embed", "embedding", "presence_token", "reference_points")
 
 
 def random_network(config: Mapping[str, Any], seed: int, gain: Mapping[str, float]) -> Any:
-    """A `Sam3Model` of this configuration. Every tensor is drawn from a seed of its own, by its name; those named in `gain` are
-    multiplied by a number, so that presence and scores vary."""
+    """A `Sam3Model` of this configuration. The seed of every tensor depends on its name. Tensors named in `gain` are multiplied
+    by a factor, so that presence and scores vary."""
     from transformers import Sam3Config, Sam3Model
 
     model = Sam3Model(Sam3Config(**config))

@@ -1,4 +1,4 @@
-"""Imports a library without dependencies that this project never uses, to save seconds at every start.
+"""Imports a library without those of its dependencies that this project never uses, to save seconds at every start.
 
 Written by hand: `importlib.util.LazyLoader` must import the parent packages, and `lazy_loader` requires changes to the library.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def deferred(*modules: str) -> Iterator[None]:
-    """Replaces `modules` not yet imported by placeholders. Their names load the module when called, inspected or checked."""
+    """Replaces `modules` not yet imported by placeholders. Their attributes import the module when they are used."""
     placeholders = {module: _Module(module) for module in modules if module not in sys.modules}
     sys.modules.update(placeholders)
     try:

@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OvssError, unknown
-from ..files import config_names, digest, load_config, user_path, weights_folders
+from ..files import config_names, digest, load_config, user_path
 from ..torch_defaults import ordinary_torch
 from .checkpoints import on_meta, state_digest, weight_errors
 from .clip import PRECISIONS
-from .hub import WEIGHTS_FOLDER, download_failed, hub, short, whole_network
+from .hub import WEIGHTS_FOLDER, download_failed, hub, local_repository, short, whole_network
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -44,7 +44,7 @@ class DiffusionAttention:
     that order, on the device of the model.
 
     `attention_layers` index the attentions of the UNet in order of execution: in each transformer block its self-attention,
-    then its cross-attention; negative ones from the end. `time_step` is an index into the `steps` of the schedule. The image is
+    then its cross-attention; negative ones count from the end. `time_step` indexes the `steps` of the schedule. The image is
     resized to `image_size` square. The noise is drawn on the CPU from `seed`, the same for every image, so that maps do not
     depend on previous images or the device (unseeded in the official code). `stand_in`: the demo's network with random weights.
     """
@@ -69,14 +69,17 @@ class DiffusionAttention:
         self.name, self.image_size, self.seed, self.digest, self.stand_in = name, image_size, seed, identity, stand_in
         scheduler.set_timesteps(steps)
         if not 0 <= time_step < len(scheduler.timesteps):
-            raise OvssError(f"time_step={time_step}: the schedule of diffusion model '{name}' has {len(scheduler.timesteps)}.")
+            count = len(scheduler.timesteps)
+            raise OvssError(f"time_step={time_step}: the schedule of diffusion model '{name}' has {count} steps.")
         self.timestep = scheduler.timesteps[time_step]
         self._order = [int(layer) for layer in attention_layers]
         self._maps: dict[int, Tensor] = {}
         attentions = attentions_of(unet)
         for layer in set(self._order):
             if not -len(attentions) <= layer < len(attentions):
-                raise OvssError(f"attention layer {layer}: the UNet of diffusion model '{name}' has {len(attentions)}.")
+                raise OvssError(
+                    f"attention layer {layer}: the UNet of diffusion model '{name}' has {len(attentions)} attentions."
+                )
             if layer % 2:
                 raise OvssError(f"attention layer {layer} is a cross-attention; self-attentions have even numbers.")
             recorder = _Recorder(attentions[layer].processor, self._maps, layer, len(set(self._order)))
@@ -152,10 +155,10 @@ def load_diffusion(
     seed: int = 0,
 ) -> DiffusionAttention:
     """Self-attention of a diffusion model: `name` is an entry of configs/diffusion or a folder in the layout of diffusers
-    (`unet`, `vae`, `scheduler`, `text_encoder`, `tokenizer`; SDXL two of each of the last).
+    (`unet`, `vae`, `scheduler`, `text_encoder`, `tokenizer`; for SDXL, two each of the last two).
 
-    An entry's repository is searched, under its last name, in the folder given by the environment variable OVSS_WEIGHTS, then
-    in the cache of huggingface_hub, to which it is downloaded. Defaults come from the entry, else they are `attention_layers`
+    An entry's repository is looked up by its last name in the folder given by the environment variable OVSS_WEIGHTS, then in
+    the cache of huggingface_hub, or downloaded to the latter. Defaults come from the entry, else they are `attention_layers`
     [-4, -6], `time_step` 45 (of 50) and the size that the UNet was trained on. See `DiffusionAttention`.
 
     Raises OvssError for an unknown name, a missing or incomplete folder, or layers or time steps that the model lacks.
@@ -200,13 +203,12 @@ def _moved(condition: dict[str, Any], device: str | torch.device, dtype: torch.d
 
 def find_diffusion(name: str | Path) -> tuple[dict[str, Any], str | Path | None]:
     """The entry of configs/diffusion (empty for a folder), and the folder or repository (None for the stand-in). Raises
-    OvssError for an unknown name."""
+    OvssError for an unknown name or a missing folder."""
     if name in config_names("diffusion"):
         entry = load_config("diffusion", name)
         if entry.get("stand_in"):
             return entry, None
-        local = (folder / entry["repo"].rpartition("/")[2] for folder in weights_folders())
-        return entry, next((folder for folder in local if folder.is_dir()), entry["repo"])
+        return entry, local_repository(entry["repo"]) or entry["repo"]
     folder = user_path(name)
     if folder.is_dir():
         return {}, folder
@@ -216,8 +218,8 @@ def find_diffusion(name: str | Path) -> tuple[dict[str, Any], str | Path | None]
 
 
 def _read(source: str, name: str, dtype: torch.dtype, device: str | torch.device) -> tuple[tuple, dict[str, Any], dict]:
-    """UNet, autoencoder and scheduler; the UNet's conditioning on the empty prompt; the text encoders' tensors."""
-    diffusers: Any = import_module("diffusers")  # which exports nothing to type checkers
+    """UNet, autoencoder and scheduler; the UNet's conditioning on the empty prompt; the tensors of the text encoders."""
+    diffusers: Any = import_module("diffusers")  # it exports nothing to type checkers
 
     try:
         options = {"low_cpu_mem_usage": False, "torch_dtype": dtype}  # True would need accelerate

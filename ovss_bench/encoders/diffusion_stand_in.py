@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LATENTS, WIDTH, SIDE = 3, 32, 128  # channels of the latents, of the UNet; pixels of the image
+LATENTS, WIDTH, SIDE = 3, 32, 128  # channels of the latents and of the UNet; side of the image in pixels
 SCALING = 3.0  # factor of the latents, beside which the noise of the time step is small
 SHARPNESS = 16.0  # factor inside the softmax of attention
 BRANCH = 0.2  # scale of residual branches

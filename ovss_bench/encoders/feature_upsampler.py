@@ -1,8 +1,8 @@
 """The trained feature upsamplers of FeatUp and SimFeatUp: joint bilateral upsampling (JBU) with learned, image-guided kernels.
 
-FeatUp: Fu et al., ICLR 2024, arXiv 2403.10516; SimFeatUp: SegEarth-OV, section 3.2. Files hold one step, which is applied again
-and again (JBU-one, `up`), or one for each doubling (JBU-stack, `up1` to `up4`). The official filter is a CUDA extension, which
-equals the weighted sum over the K x K neighbourhood of each pixel computed here.
+FeatUp: Fu et al., ICLR 2024, arXiv 2403.10516; SimFeatUp: SegEarth-OV, section 3.2. Files hold one step, which is applied
+repeatedly (JBU-one, `up`), or one for each doubling (JBU-stack, `up1` to `up4`). The official filter is a CUDA extension; it
+equals the weighted sum over the K x K neighbourhood of each pixel, which is computed here.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .checkpoints import shared
 from .trained import Shape, read_trained
 
 FIXUP = 0.1  # weight of the learned corrections, FeatUp's upsamplers.py
-CHANNELS = {"cpu": 8, "cuda": 512}  # filtered at a time: they stay in a core's cache
+CHANNELS = {"cpu": 8, "cuda": 512}  # filtered at a time, to stay in a core's cache
 
 
 class Upsampler:
-    """Doubles the grid of features as often as it takes to reach the pixels. `steps`: the tensors of each doubling, by name;
+    """Doubles the grid of features until it reaches the size of the pixels. `steps`: the tensors of each doubling, by name;
     `last`: weight (C, C) and bias (C,) of the final correction."""
 
     def __init__(self, steps: list[dict[str, Tensor]], last: tuple[Tensor, Tensor]) -> None:
@@ -66,7 +66,7 @@ def filtered(maps: Tensor, kernel: Tensor) -> Tensor:
 
 
 def neighbours(maps: Tensor, side: int) -> list[Tensor]:
-    """Maps (..., H, W) shifted by every place of a side x side neighbourhood, row by row; reflected at the borders."""
+    """Maps (..., H, W) shifted to every position of a side x side neighbourhood, row by row; reflected at the borders."""
     height, width = maps.shape[-2:]
     rows, columns = (reflected(length, side // 2, like=maps) for length in (height, width))
     padded = maps[..., rows[:, None], columns]
@@ -75,7 +75,7 @@ def neighbours(maps: Tensor, side: int) -> list[Tensor]:
 
 @kept(64)
 def reflected(length: int, radius: int) -> Tensor:
-    """Indices (length + 2 radius,) of a reflected border; of several reflections, where it is longer than the side."""
+    """Indices (length + 2 radius,) that reflect the borders, several times where the radius exceeds the length."""
     period = max(2 * (length - 1), 1)
     index = torch.arange(-radius, length + radius) % period
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
@@ -103,7 +103,7 @@ def shapes_of(name: str) -> dict[str, Shape]:
 
 @shared
 def load_upsampler(path: str | Path, patch: int, device: str) -> Upsampler:
-    """The upsampler of a file for a CLIP with this patch, of JBU-one or JBU-stack. Raises OvssError if it does not fit."""
+    """The JBU-one or JBU-stack in a file, for a CLIP with this patch size. Raises OvssError if it does not fit."""
     doublings = patch.bit_length() - 1
     if patch != 2**doublings:
         raise OvssError(f"upsampler {path} doubles grids, which never fit patches of {patch} pixels. Use a patch of 16.")
@@ -114,7 +114,8 @@ def load_upsampler(path: str | Path, patch: int, device: str) -> Upsampler:
     if len(names) != doublings:
         raise OvssError(f"upsampler {path} doubles grids {len(names)} times, but patches of {patch} pixels take {doublings}.")
     if math.isqrt(sizes["N"]) ** 2 != sizes["N"] or math.isqrt(sizes["N"]) % 2 == 0 or sizes["M"] != sizes["N"] + 3:
-        raise OvssError(f"upsampler {path}: kernels of {sizes['N']} weights are no odd squares. Give the original file.")
+        what = f"upsampler {path} has kernels of {sizes['N']} weights, corrected from {sizes['M']} channels"
+        raise OvssError(f"{what}; expected the square of an odd number, and 3 more. Give the original file.")
     state = {name: to_device(t.flatten(2)[..., 0] if t.dim() == 4 else t, torch.device(device)) for name, t in state.items()}
     steps = [{key.removeprefix(f"{name}."): state[key] for key in shapes_of(name)} for name in names]
     return Upsampler(steps, (state["fixup_proj.1.weight"], state["fixup_proj.1.bias"]))

@@ -9,10 +9,10 @@ from .clip import DenseCLIP
 
 
 def grad_cam(clip: DenseCLIP, trunk: Trunk, text: Tensor, scale: float, count: int) -> Tensor:
-    """Maps (count, h, w) >= 0 of the first `count` of the text features (n, E) for one image: the normalised input of the last
-    block's attention, its channels weighted by the mean gradient over the patches of the text's probability.
+    """Maps (count, h, w) >= 0 of one image for the first `count` of the text features (n, E): the normalised input of the last
+    block's attention, its channels weighted by the gradient of the text's probability, averaged over the patches.
 
-    The probabilities are a softmax of the cosines of all texts with the mean embedding of the patches, times `scale`.
+    The probabilities are the softmax of `scale` times the cosines between all texts and the mean embedding of the patches.
     """
     with torch.inference_mode(False), torch.enable_grad():
         block = clip.block(-1, trunk.grid)

@@ -1,4 +1,4 @@
-"""Networks from huggingface.co: downloads without retries and warnings if the server is unreachable, and errors."""
+"""Networks from huggingface.co: downloads, without retries or warnings if the server is unreachable, and their errors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import OvssError
+from ..files import weights_folders
 
 SECONDS_TO_ANSWER = 5.0
 WEIGHTS_FOLDER = "the folder given by the environment variable OVSS_WEIGHTS"
@@ -34,7 +36,7 @@ def hub() -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    """Whether a server accepts connections; assumed behind a proxy."""
+    """Whether a server accepts connections; behind a proxy, this is assumed."""
     parts = urlsplit(address)
     if parts.scheme in urllib.request.getproxies():
         return True
@@ -46,8 +48,13 @@ def _answers(address: str) -> bool:
         return False
 
 
+def local_repository(repo: str) -> Path | None:
+    """The folder with the last name of a repository in the folders of weights; None if there is none."""
+    return next((path for folder in weights_folders() if (path := folder / repo.rpartition("/")[2]).is_dir()), None)
+
+
 def whole_network(kind: type, source: str, **options: Any) -> Any:
-    """A network of diffusers or transformers with all of its weights: both libraries initialise missing ones at random."""
+    """A network of diffusers or transformers. Raises OvssError for missing weights, which both would initialise at random."""
     model, report = kind.from_pretrained(source, output_loading_info=True, **options)
     if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         what = f"{len(wrong)} tensors of {kind.__name__} are missing or have another shape ({wrong[0]}, ...)"
@@ -57,7 +64,7 @@ def whole_network(kind: type, source: str, **options: Any) -> Any:
 
 
 def short(error: Exception) -> str:
-    """The type and the first line of an error without its full stop, for those of parsers and downloads."""
+    """The type and first line of an error from a parser or a download, without its full stop."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('. ')}"
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 def known_weights(path: Path, addresses: Mapping[str, str] | None = None) -> list[str]:
-    """ARCHITECTURE:TAG of the published weights in a file, by its SHA-256 in their `addresses` (default: open_clip's)."""
+    """ARCHITECTURE:TAG of published weights whose `addresses` (default: open_clip's) contain the SHA-256 of this file."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     stated = {name: stated_digest(url) for name, url in (addresses or open_clip_addresses()).items()}
-    return [name for name, start in stated.items() if start and found.startswith(start)]
+    return [name for name, start in stated.items() if start and sha256.startswith(start)]
 
 
 def open_clip_addresses() -> dict[str, str]:
@@ -24,7 +24,7 @@ def open_clip_addresses() -> dict[str, str]:
 
 
 def stated_digest(url: str) -> str:
-    """The SHA-256 in a URL of OpenAI (a folder), or its first eight digits in one of open_clip (file name); empty elsewhere."""
+    """The SHA-256 in a URL of OpenAI (a folder), or its first eight digits in one of open_clip (file name); else empty."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     start = Path(url).stem.rpartition("-")[2]

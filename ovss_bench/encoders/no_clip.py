@@ -1,4 +1,4 @@
-"""The CLIP of systems that use none."""
+"""A placeholder for segmentors that use no CLIP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .clip import DenseCLIP
 
 
 class NoCLIP(DenseCLIP):
-    """Stands where other segmentors have their CLIP: it states "none", has no weights, and nothing is loaded for it."""
+    """A placeholder named "none", without weights: nothing is loaded for it."""
 
     name, weights_digest, activation, text_activation = "none", "", "", ""
     layer_norm_eps, stored_grid, patch_size, depth, width = 0.0, (1, 1), 1, 1, 1

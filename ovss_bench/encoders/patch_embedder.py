@@ -1,5 +1,5 @@
-"""PACL's trained part (Mukhoti et al., CVPR 2023, arXiv 2212.04994): a vision embedder on CLIP's patch tokens, and how well an
-image fits a text, by which it is trained (section 3).
+"""PACL's trained part (Mukhoti et al., CVPR 2023, arXiv 2212.04994): a vision embedder on CLIP's patch tokens, and the
+compatibility of images and texts that it is trained on (section 3).
 
 Shapes: B images, N patches, D width of CLIP, T texts, J channels of CLIP's text embeddings, E joint channels, H hidden ones.
 """
@@ -28,7 +28,7 @@ IGNORABLE = ("clip_model.*", "visual_projection.2.text_projection.*")
 
 
 class Residual(nn.Module):
-    """A linear path and a network of two layers, added."""
+    """The sum of a linear layer and a two-layer network."""
 
     def __init__(self, width: int, hidden: int, joint: int) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class Residual(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """The embedders of patches, (..., D) -> (..., E), and, if it was trained, of texts, (..., J) -> (..., E). Names of modules
-    are those of checkpoints (NMS05/Patch-Aligned-Contrastive-Learning; the authors published no code)."""
+    """The embedder of patches, (..., D) -> (..., E), and, if one was trained, of texts, (..., J) -> (..., E). Modules are named
+    as in checkpoints (NMS05/Patch-Aligned-Contrastive-Learning; the authors published no code)."""
 
     def __init__(self, width: int, hidden: int, joint: int, text: int | None = None, dropout: float = 0.1) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class PatchEmbedder(nn.Module):
 
     @property
     def text_channels(self) -> int:
-        """Channels of the texts that it takes."""
+        """Channels of the text features that it expects."""
         if self.text_projection:
             return self.text_projection[0].weight.shape[0]
         return self.visual_projection[2].linear_projection[0].weight.shape[0]
@@ -63,14 +63,14 @@ class PatchEmbedder(nn.Module):
 
 
 def load_patch_embedder(path: str | Path, clip: DenseCLIP) -> PatchEmbedder:
-    """The embedders of a checkpoint, on the device of the CLIP that they were trained on. Raises OvssError for tensors that do
-    not fit, and if the checkpoint holds another CLIP."""
+    """The embedders of a checkpoint, on the device of `clip`, the CLIP that they were trained on. Raises OvssError for tensors
+    that do not fit, or if the checkpoint holds another CLIP."""
     vision = {f"visual_projection.{name}": VISION[name] for name in VISION} | {"visual_projection.0.weight": (clip.width,)}
     text = {f"text_projection.{name}": shape for name, shape in TEXT.items()}
-    own = clip.model.visual.proj.float().cpu()
-    state, sizes = read_trained(path, vision, optional=(text, {CLIP: tuple(own.shape)}), ignorable=IGNORABLE)
-    projection = state.pop(CLIP, own)
-    if not torch.allclose(own, projection, rtol=1e-2, atol=1e-3, equal_nan=True):
+    expected = clip.model.visual.proj.float().cpu()
+    state, sizes = read_trained(path, vision, optional=(text, {CLIP: tuple(expected.shape)}), ignorable=IGNORABLE)
+    projection = state.pop(CLIP, expected)
+    if not torch.allclose(expected, projection, rtol=1e-2, atol=1e-3, equal_nan=True):
         raise OvssError(f"checkpoint {path} holds another CLIP than '{clip.name}'. Use the one that it was trained on.")
     with torch.device("meta"):
         embedder = PatchEmbedder(clip.width, sizes["H"], sizes["E"], sizes["J"] if text.keys() <= state.keys() else None)
@@ -81,9 +81,9 @@ def load_patch_embedder(path: str | Path, clip: DenseCLIP) -> PatchEmbedder:
 def compatibility(
     patches: Tensor, texts: Tensor, attention: Literal["softmax", "sigmoid"] = "softmax", scale: float = 1.0
 ) -> Tensor:
-    """How well each image fits each text: embedded patches (B, N, E) and texts (T, E) -> cosines (B, T) of the texts with the
-    mean of the patches, weighted by their similarity to the text. The paper has a softmax over the patches; whether it has a
-    scale is unverified. The public code has a sigmoid with a scale of 10."""
+    """The compatibility of images and texts: embedded patches (B, N, E) and texts (T, E) -> cosines (B, T) of the texts with
+    the mean of the patches, weighted by their similarity to the text. The paper uses a softmax over the patches; whether with a
+    scale is unverified. The public code uses a sigmoid with a scale of 10."""
     similarity = scale * F.normalize(patches, dim=-1) @ F.normalize(texts, dim=-1).T
     weights = similarity.softmax(1) if attention == "softmax" else similarity.sigmoid()
     pooled = weights.transpose(1, 2) @ patches  # (B, T, E)

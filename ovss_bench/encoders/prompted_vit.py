@@ -17,12 +17,12 @@ from .checkpoints import shared, weight_errors
 from .clip import BlockView
 from .trained import Shape, read_trained
 
-DECODER_HEADS = 8  # in all released configurations; no shape shows it
+DECODER_HEADS = 8  # in all released configurations; no tensor's shape reveals it
 HEAD_WIDTH = 64  # in CLIP's image towers
 
 
 class PromptedViT(nn.Module):
-    """CLIP's image tower with T more tokens after the class token, replaced before every block (TagCLIP, section III-B; the
+    """CLIP's image tower with T prompt tokens after the class token, replaced before every block (TagCLIP, section III-B; the
     deep variant of visual prompt tuning)."""
 
     def __init__(self, width: int, depth: int, patch: int, positions: int, joint: int, prompts: int) -> None:
@@ -42,14 +42,14 @@ class PromptedViT(nn.Module):
         self.prompt_proj, self.prompt_norm = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W), cropped to whole patches, or padded to one -> unit features of the image (B, E) and of the
-        patches (B, E, h, w)."""
+        """Pixels (B, 3, H, W), cropped to whole patches, or padded to a single one -> unit features of the image (B, E) and of
+        the patches (B, E, h, w)."""
         missing = (max(self.patch - side, 0) for side in pixels.shape[:1:-1])  # padding of the width first
         x = self.conv1(F.pad(pixels, [part for side in missing for part in (0, side)]))
         grid, count = (x.shape[2], x.shape[3]), self.prompt_embeddings.shape[1]
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
         position = resample_position(self.positional_embedding, grid, self.stored, "bilinear")
-        # The official code adds the class embedding to its own position, too: it counts twice.
+        # The official code also adds the class embedding to its position, so it counts twice.
         x = self.ln_pre(x + torch.cat([position[:1] + self.class_embedding, position[1:]]))
         classes, patches = x[:, :1], x[:, 1:]
         for prompt, block in zip(
@@ -83,7 +83,7 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A transformer decoder's layer with LayerNorms after each part; without self-attention its first norm is unused."""
+    """A transformer decoder layer with post-norm. Without self-attention, it has no first norm."""
 
     def __init__(self, width: int, inner: int, self_attention: bool) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class DecoderLayer(nn.Module):
         return self.norm3(queries + self.linear2(F.relu(self.linear1(queries))))
 
     def masks(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """What the layer attends to: the scores before the softmax, averaged over the heads (B, Q, N)."""
+        """The attention scores before the softmax, averaged over the heads: (B, Q, N)."""
         return self.multihead_attn.scores(self.mixed(queries), memory).mean(1)
 
 
@@ -127,8 +127,8 @@ class MaskHead(nn.Module):
         self.decoder.layers = nn.ModuleList(DecoderLayer(joint, inner, trusty and i == 0) for i in range(layers))
 
     def forward(self, image: Tensor, patches: Tensor, texts: Tensor, with_trusty: bool) -> Tensor:
-        """Image (B, E), patches (B, E, h, w), texts (Q, E) -> mask logits (B, Q, h, w), the trusty token's last if it takes
-        part (B, Q+1, h, w)."""
+        """Image (B, E), patches (B, E, h, w), texts (Q, E) -> mask logits (B, Q, h, w), or (B, Q+1, h, w) with those of the
+        trusty token last."""
         texts = torch.cat([texts, self.disc_token]) if with_trusty else texts
         related = torch.cat([image[:, None] * texts, texts.expand(len(image), -1, -1)], -1)
         queries = (self.relationship_discriptor.q_proj if self.trusty else self.q_proj)(related)
@@ -147,14 +147,14 @@ class PromptedSegmenter(nn.Module):
 
     @property
     def side(self) -> int:
-        """Of the windows that the network was trained on, in pixels."""
+        """Side in pixels of the windows that the network was trained on."""
         return self.backbone.stored[0] * self.backbone.patch
 
     def forward(
         self, pixels: Tensor, texts: Tensor, with_trusty: bool, encode: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     ) -> Tensor:
-        """Pixels (B, 3, H, W) and unit text features (Q, E) -> mask logits, see `MaskHead`. `encode` is called in the place of
-        the tower, whose output it may have kept."""
+        """Pixels (B, 3, H, W) and unit text features (Q, E) -> mask logits, see `MaskHead`. `encode` replaces the tower, for
+        example to reuse its output."""
         return self.decode_head(*(encode or self.backbone)(pixels), texts, with_trusty)
 
 

@@ -1,5 +1,5 @@
 """The target network of MaskCLIP+ (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071, section 3.4): mmsegmentation's DeepLab with a
-dilated ResNet-V1c, whose classifier are text features. Parts are named as in the checkpoints.
+dilated ResNet-V1c, whose classifier consists of text features. Parts are named as in the checkpoints.
 
 Shapes: B images, D channels of the texts, (h, w) the grid at an eighth of the image.
 """
@@ -17,7 +17,7 @@ from .trained import Shape, read_trained
 
 DILATIONS = (6, 12, 18, 24)  # DeepLabv2's head
 SEPARABLE_DILATIONS = (1, 12, 24, 36)  # DeepLabv3+'s head at output stride 8
-EXPANSION = 4  # channels of a bottleneck block's output over its inner ones
+EXPANSION = 4  # output channels of a bottleneck block divided by its inner channels
 
 
 def conv_norm(inner: int, outer: int, size: int = 1, dilation: int = 1, name: str = "conv", **options: int) -> nn.Sequential:
@@ -34,9 +34,9 @@ def separable(inner: int, outer: int, dilation: int) -> nn.Sequential:
 
 
 class ResNetV1c(nn.Module):
-    """A ResNet with three 3 x 3 convolutions as stem, strides 1, 2, 1, 1 and dilations 1, 1, 2, 4 of its stages: an output
-    stride of 8. The first block of a dilated stage has half its dilation (`contract_dilation`). `width`: of the stem's output,
-    64 in all published models. Stages with the stride in their 3 x 3 convolution (PyTorch's style), as torchvision's."""
+    """A ResNet with a stem of three 3 x 3 convolutions and stages with strides 1, 2, 1, 1 and dilations 1, 1, 2, 4: an output
+    stride of 8. The first block of a dilated stage has half its dilation (`contract_dilation`). `width`: channels of the stem's
+    output, 64 in all published models. The stride is in the 3 x 3 convolutions (PyTorch's style), as in torchvision."""
 
     def __init__(self, blocks: tuple[int, ...], width: int, stem: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class SummedASPP(nn.Module):
 
 
 class SeparableASPP(nn.Module):
-    """DeepLabv3+'s head: the mean of the image and four branches, joined, with details of the first stage."""
+    """DeepLabv3+'s head: the mean of the image and four branches, concatenated, with details from the first stage."""
 
     def __init__(self, inner: int, outer: int, first: int, detail: int) -> None:
         super().__init__()
@@ -162,15 +162,15 @@ def _shapes(names: Iterable[str]) -> dict[str, Shape]:
     return _backbone() | _head(with_details) | {"decode_head.text_embeddings": ("K", "D")}
 
 
-# The teacher, and counters of the training.
+# The teacher, and training counters.
 UNUSED = ("decode_head.clip.*", "decode_head.proj.weight", "decode_head.[qkvc]_proj.*", "decode_head._iter_counter")
 UNUSED += ("*.num_batches_tracked",)
 
 
 @shared
 def load_deeplab(path: str, device: str = "cpu") -> DeepLab:
-    """The network of a MaskCLIP+ checkpoint; its tensors say whether the head is DeepLabv2's or v3+'s, and how deep the ResNet
-    is: configurations of ViT teachers build a ResNet-50 under the name of a ResNet-101. Raises OvssError for other tensors."""
+    """The network of a MaskCLIP+ checkpoint. Its tensors determine whether the head is DeepLabv2's or v3+'s, and the ResNet's
+    depth: configurations of ViT teachers call a ResNet-50 a ResNet-101. Raises OvssError for other tensors."""
     state, sizes = read_trained(path, _shapes, optional=[{"decode_head.bg_embeddings": (1, "D")}], ignorable=UNUSED)
     texts = state["decode_head.text_embeddings"]
     background = state.setdefault("decode_head.bg_embeddings", texts[:0])

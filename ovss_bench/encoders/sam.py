@@ -1,4 +1,4 @@
-"""The image encoders of SAM and SAM 2, which give the image embedding, from tensors in the naming of Meta or transformers.
+"""The image encoders of SAM and SAM 2, which give the image embedding, from tensors as named by Meta or transformers.
 
 Both resize the input to the square that they were trained on (bilinear, aspect ratio not kept), as ProxyCLIP does.
 """
@@ -18,7 +18,7 @@ from .checkpoints import as_float32, renamed
 
 # Rules that rename tensors to timm's names, applied in order.
 RENAMED = [
-    (r"\bpatch_embed\.projection\.", "patch_embed.proj."),  # transformers, as the next three
+    (r"\bpatch_embed\.projection\.", "patch_embed.proj."),  # transformers, as the next two
     (r"^layers\.(\d+)\.", r"blocks.\1."),
     (r"\.layer_norm([12])\.", r".norm\1."),
     (r"\.mlp\.(lin1|layers\.0|proj_in)\.", ".mlp.fc1."),  # SAM, SAM 2, transformers' SAM 2

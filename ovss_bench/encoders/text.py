@@ -21,10 +21,11 @@ def text_tower(model: nn.Module) -> nn.Module:
 
 
 def encode_tokens(model: nn.Module, tokens: Tensor, device: torch.device, advance: Callable[[int], None]) -> Tensor:
-    """Unit text embeddings (N, E) float32 of an open_clip model for tokenised prompts (N, L); `advance` gets their number.
+    """Unit text embeddings (N, E) float32 of an open_clip model for tokenised prompts (N, L). `advance` is called with the
+    number of prompts encoded by each pass.
 
     Equal prompts are encoded once. If attention is causal and the embedding is that of the end-of-text token, the padding
-    behind it is left out, which changes rounding only; prompts of similar length share a pass.
+    after it is left out, which changes rounding only; prompts of similar length share a pass.
     """
     tokens, places = tokens.unique(dim=0, return_inverse=True)
     repeats = places.bincount(minlength=len(tokens))
@@ -44,7 +45,7 @@ def encode_tokens(model: nn.Module, tokens: Tensor, device: torch.device, advanc
 
 
 def _ends(tower: nn.Module, tokens: Tensor) -> Tensor | None:
-    """The positions (N,) of the tokens whose embedding is used, or None if tokens behind them may have an influence."""
+    """The positions (N,) of the tokens whose embedding is used, or None if tokens after them may influence it."""
     mask, pool = getattr(tower, "attn_mask", None), getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     causal = isinstance(mask, Tensor) and mask.ndim == 2 and torch.equal(mask.isinf(), torch.ones_like(mask).triu(1).bool())
     if not causal or getattr(tower, "cls_emb", None) is not None:
@@ -66,12 +67,12 @@ def _encode_cut(tower: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
 
 
 def read_sentences(option: str, path: str | Path) -> dict[str, list[str]]:
-    """Sentences by name, from the JSON file given for an option. Raises OvssError for a file of another form."""
+    """Sentences by name, from the JSON file given for an option. Raises OvssError for any other content."""
     try:
-        found = read_json(path)
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise OvssError(f"{option}={path} cannot be read as JSON: {error}. Give a file {{name: [sentence, ...]}}.") from error
-    lists = found.values() if isinstance(found, dict) else [None]
+    lists = content.values() if isinstance(content, dict) else [None]
     if not all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists):
         raise OvssError(f"{option}={path}: expected {{name: [sentence, ...]}}, a list of texts for each name.")
-    return found
+    return content

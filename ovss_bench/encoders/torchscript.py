@@ -1,5 +1,5 @@
 """The state dict of a TorchScript archive (OpenAI's CLIP), read from its pickle and the bytes of its tensors. Unlike
-`torch.jit.load`, it runs no code of the archive: the unpickler knows only tensors and modules.
+`torch.jit.load`, it runs no code from the archive: the unpickler knows only tensors and modules.
 
 An archive is a zip file with a single folder: `data.pkl` is the module tree, `data/N` are the tensors' bytes, and `code/` lists
 the parameters and buffers of each module class (torch/csrc/jit/docs/serialization.md).
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The types of storages, most of them named as in torch.
+# The types of storages. Most names are those of torch's types.
 NAMED = ("Float", "Double", "Half", "BFloat16", "Short", "Int", "Long", "Bool")
 STORAGES = {kind: getattr(torch, kind.lower()) for kind in NAMED} | {"Byte": torch.uint8, "Char": torch.int8}
 # The declaration of a module class: its name, then the names of parameters and buffers.
@@ -27,7 +27,7 @@ DECLARED = re.compile(r'^class (\w+)\(Module\):\n  __parameters__ = \[([\w", ]*)
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether torch.load would take a file for such an archive, not one of torch.save: by the same entry."""
+    """Whether a file is such an archive rather than one of torch.save. Like torch.load, this looks for constants.pkl."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -40,7 +40,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         names = archive.namelist()
         (folder,) = {name.partition("/")[0] for name in names}
         if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
-            raise ValueError("it was written on a machine of another byte order")
+            raise ValueError("it was written on a machine with another byte order")
         code = f"{folder}/code/"
         declared = {}
         for name in names:
@@ -77,7 +77,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BytesIO, read: Callable[[str], bytes]) -> None:
         super().__init__(file)
         self._read, self._storages, self._kinds = read, {}, {}
-        # Made for each pickle, which may modify them.
+        # New functions for each pickle, since a pickle may modify them.
         self._known = {
             ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: _tensor(*arguments),
             ("collections", "OrderedDict"): lambda *items: OrderedDict(*items),

@@ -24,15 +24,15 @@ def read_trained(
     ignorable: Sequence[str] = (),
     prefix: str = "",
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The required tensors of a checkpoint and its optional ones, in float32, and the sizes found in their shapes.
+    """The required and optional tensors of a checkpoint, in float32, and the sizes that follow from their shapes.
 
-    `required` maps names of tensors to shapes, or makes such a map of the names in the file; the groups in `optional` are maps,
-    too, and the file holds all tensors of a group or none. A size is a number, or a name (`"D"`; with a factor, `"3D"`) that
-    stands for the same number in all shapes. A `*` in the name of a tensor stands for the numbers 0 to n-1, as of blocks; n is
-    among the sizes, under the name up to the `*`. `ignorable`: shell patterns of names that are not needed. `prefix`: where
-    some names begin with it, these are the network's, without it, and the others belong to the rest of a training.
+    `required` maps tensor names to shapes, or makes such a map from the names in the file. `optional` lists groups in further
+    maps; a file holds all tensors of a group or none. A size is a number, or a name (`"D"`; with a factor, `"3D"`) that stands
+    for the same number in all shapes. A `*` in a tensor name stands for the numbers 0 to n-1, for example of blocks; n is among
+    the sizes, under the name up to and including the `*`. `ignorable`: shell patterns of names that are not needed.
+    `prefix`: if any name begins with it, only the tensors whose names do are read, without it.
 
-    The state dict may be wrapped (checkpoints.WRAPPERS), and have the prefix `module.` of parallel training. Raises an
+    The state dict may be wrapped (checkpoints.WRAPPERS) and have the prefix `module.` of parallel training. Raises an
     OvssError that names the file and the tensors that are missing, unexpected or of the wrong shape or type.
     """
     state = read_weights(path)[0]
@@ -67,7 +67,7 @@ def _numbered(shapes: Mapping[str, Shape], state: Mapping[str, Tensor], sizes: d
 
 
 def _misfits(shapes: Mapping[str, Shape], state: Mapping[str, Tensor], sizes: dict[str, int]) -> Iterator[str]:
-    """What is wrong with the shapes of tensors. Adds the sizes that they define."""
+    """Yields what is wrong with the shapes, and adds to `sizes` those that they define."""
     origins: dict[str, str] = {}
     for tensor, expected in shapes.items():
         found = tuple(state[tensor].shape)

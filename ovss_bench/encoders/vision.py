@@ -1,4 +1,4 @@
-"""Vision encoders beside CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, from any of their published formats."""
+"""Vision encoders besides CLIP, for `vfm=`: DINO, DINOv2, DINOv3, MAE, SAM and SAM 2, from any of their published formats."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ TOKENS = {"cpu": 8192, "cuda": 65536}  # in one forward pass: bounds the memory
 
 
 class VisionEncoder:
-    """Features of windows or images, float32, on the device of the pixels. On a batch of windows, encoders of the same weights
-    share all blocks but the last.
+    """Features of windows or images, float32, on the device of the pixels. Encoders with the same weights share all blocks but
+    the last on a batch of windows.
 
     `feature`: "tokens" (the output of the last block after the final norm), or "q", "k", "v" or "q+k" of the last block, heads
     concatenated; patches only. "tokens" of SAM and SAM 2 are the image embedding. `digest` depends on weights and settings
@@ -59,15 +59,15 @@ class VisionEncoder:
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Windows (B, 3, H, W) normalised for CLIP -> (B, C, h, w).
 
-        Undoes the normalisation with CLIP's exact statistics, even of windows that were normalised with rounded ones, as the
-        official codes do (ProxyCLIP, CorrCLIP, Trident).
+        Undoes the normalisation with CLIP's exact statistics, even for windows normalised with rounded ones, as in the official
+        code of ProxyCLIP, CorrCLIP and Trident.
         """
         return self.features(_renormalised(batch.pixels), batch.shared)
 
     @torch.inference_mode()
     def joined(self, batch: WindowBatch, join: Callable[[Tensor], Tensor]) -> Tensor:
-        """The last block over the patches of all windows of an image: (C, H, W) on the map that `join` makes of the windows'
-        maps (B, C, h, w). See `PlainViT.last_joined`; other encoders are refused."""
+        """The last block over the patches of all windows of an image: (C, H, W). `join` makes one map of the windows' maps (B,
+        C, h, w), see `PlainViT.last_joined`. Raises OvssError for other encoders."""
         if not isinstance(self.model, PlainViT) or self.model.rotary:
             what = f"vision encoder '{self.name}' has no last block with learned positions to run on all windows together"
             raise OvssError(f"{what}. Use a DINO, DINOv2 or MAE.")
@@ -77,8 +77,8 @@ class VisionEncoder:
 
     @torch.inference_mode()
     def features(self, pixels: Tensor, shared: dict[Any, Any] | None = None) -> Tensor:
-        """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w). `shared` keeps the output of all blocks
-        but the last for these pixels, by encoder."""
+        """Pixels (B, 3, H, W) normalised with ImageNet's statistics -> (B, C, h, w). `shared` keeps, by encoder, the output of
+        all blocks but the last for these pixels."""
         before = self.before_last(pixels, {} if shared is None else shared)
         return torch.cat([self.model.last(*part, self.feature).float() for part in before]).to(pixels.device)
 
@@ -88,7 +88,7 @@ class VisionEncoder:
         return shared[self.trunk_digest]
 
     def parts(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """The pixels in parts that fit into a forward pass."""
+        """The pixels, split into parts that fit into a forward pass."""
         height, width = pixels.shape[2:]
         if min(height, width) < self.patch_size:
             what = f"an image of {height}x{width} pixels is smaller than a patch of vision encoder '{self.name}'"
@@ -109,8 +109,8 @@ def _statistics() -> Tensor:
 
 
 class OncePerImage:
-    """A vision encoder that runs once per resized image instead of once per window. A window's features are those of the image
-    at the places of the window's own grid (bilinear): cheaper where windows overlap, but not what the papers do."""
+    """A vision encoder that runs once per resized image instead of once per window. A window's features are sampled
+    from those of the image at the window's patches (bilinear): cheaper where windows overlap, but not what the papers do."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
         self.encoder, self.patch_size = encoder, encoder.patch_size
@@ -126,7 +126,7 @@ class OncePerImage:
         return torch.cat([self.cut(contexts[image], origin, size) for image, origin in places])
 
     def cut(self, context: ImageContext, origin: Sequence[int], size: Sequence[int]) -> Tensor:
-        """The features (1, C, h, w) of a window of this size (H, W) at its origin (y, x); outside of the image, the nearest."""
+        """The features (1, C, h, w) of a window of this size (H, W) at its origin (y, x); outside the image, the nearest."""
         whole = self.of_image(context)
         points = [
             2 * (first / self.patch_size + torch.arange(side // self.patch_size, device=whole.device) + 0.5) / cells - 1
@@ -147,18 +147,19 @@ class OncePerImage:
 
 class FeatureFolder:
     """Precomputed features of whole images (C-RADIOv3, ...), for methods whose encoder sees the whole image (CorrCLIPv2):
-    `features` (C, h, w) in an npz file for each image, named by its `image_key`."""
+    `features` (C, h, w) in an npz file per image, named by its `image_key`."""
 
-    patch_size = 1  # any size
+    patch_size = 1  # fits images of any size
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.digest = digest("features", *(f"{file.name} {_checksums(file)}" for file in data_files(folder, "*.npz")))
 
     def __call__(self, batch: WindowBatch) -> Tensor:
-        """(1, C, h, w) of a batch that is a single whole image."""
+        """The features (1, C, h, w) for a batch that is a single whole image."""
         if batch.contexts is None or batch.origins is not None or len(batch.contexts) != 1:
-            raise OvssError(f"the features in {self.folder} are of whole images, but the method passes windows to its encoder.")
+            what = f"the features in {self.folder} are of whole images, but the method passes windows to its encoder"
+            raise OvssError(f"{what}. Give a vision encoder: vfm=NAME.")
         image = batch.contexts[0].original
         path = self.folder / f"{image_key(image)}.npz"
         try:
@@ -173,11 +174,11 @@ class FeatureFolder:
 
 
 def _checksums(file: Path) -> list[int]:
-    """Checksums of the arrays in an npz file, from its directory: large files need not be read."""
+    """Checksums of the arrays in an npz file, from its zip directory, so that large files need not be read."""
     try:
         with zipfile.ZipFile(file) as archive:
             return [entry.CRC for entry in archive.infolist()]
-    except (*DAMAGES, NotImplementedError):  # reported when it is read
+    except (*DAMAGES, NotImplementedError):  # reported when the file is read
         return []
 
 
@@ -199,7 +200,7 @@ def load_vision(
     Patch, width, depth, the grid of the positions, registers, layer scale and the kind of feed-forward network follow from the
     tensors. `heads`: from the entry, the file's metadata, or the width of a published model; else it must be given.
     `layer_norm_eps`: by default 1e-6, for DINOv3 1e-5. `position`: how the position embedding is resampled, `offset` (the code
-    of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO it is
+    of DINO and DINOv2), `antialias` (DINOv2 with registers), `size` (MAE) or `bilinear`; see ops/position.py. As in DINO, it is
     never resampled if the number of patches agrees and the input is square. `feature`: see `VisionEncoder`. The file of an
     entry is looked up in $OVSS_WEIGHTS, in the package and in torch's or huggingface's cache, or downloaded to the latter.
 
@@ -213,11 +214,13 @@ def load_vision(
     label, settings = "state_dict", {}
     if state_dict is None and str(name).endswith(ONCE_PER_IMAGE):
         find_vision(name)
-        encoder: Any = load_vision(str(name).removesuffix(ONCE_PER_IMAGE), feature=feature, precision=precision, device=device)
+        options: dict[str, Any] = {"heads": heads, "layer_norm_eps": layer_norm_eps, "position": position, "feature": feature}
+        plain = str(name).removesuffix(ONCE_PER_IMAGE)
+        encoder: Any = load_vision(plain, **options, precision=precision, device=device)
         return OncePerImage(encoder)
     if state_dict is None:
-        if name not in config_names("vision") and Path(name or "-").is_dir():
-            return FeatureFolder(Path(name or "-"))
+        if name and name not in config_names("vision") and user_path(name).is_dir():
+            return FeatureFolder(user_path(name))
         path, settings = find_weights("vision", name)
         state_dict, metadata = read_weights(path)
         settings = {key: metadata[key] for key in ("heads", "layer_norm_eps") if key in metadata} | settings
@@ -233,9 +236,9 @@ def load_vision(
             on_meta(model, pixels, feature if isinstance(model, PlainViT) else "tokens")
     except OvssError as error:
         raise OvssError(f"the weights of vision encoder '{label}' do not fit: {error}") from error
-    found = {"architecture": model.architecture, "patch": model.patch_size}
-    found |= {key: getattr(model, key) for key in ("width", "depth", "heads")}
-    differ = [f"{key} {value} instead of {settings[key]}" for key, value in found.items() if settings.get(key, value) != value]
+    actual = {"architecture": model.architecture, "patch": model.patch_size}
+    actual |= {key: getattr(model, key) for key in ("width", "depth", "heads")}
+    differ = [f"{key} {value} instead of {settings[key]}" for key, value in actual.items() if settings.get(key, value) != value]
     if differ:
         raise OvssError(f"the weights of vision encoder '{label}' differ: {', '.join(differ)}. Give the file of this model.")
     if feature != "tokens" and not isinstance(model, PlainViT):
@@ -246,7 +249,7 @@ def load_vision(
 
 
 def _build(state_dict: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """The model, built by the names and shapes of the tensors, and the tensors under the model's names."""
+    """The model that the names and shapes of the tensors determine, and the tensors under the model's names."""
     eps = settings.get("layer_norm_eps")
     if any(map(SAM2.fullmatch, state_dict)):
         state = sam2_names(state_dict)
@@ -272,7 +275,7 @@ def _sam2_settings(state: dict[str, Tensor]) -> dict[str, Any]:
 def find_vision(name: str | Path | None) -> None:
     """Raises OvssError for a name that `load_vision` does not know, without reading weights."""
     plain = str(name).removesuffix(ONCE_PER_IMAGE)
-    if plain in config_names("vision") or not Path(plain).is_dir():
+    if plain in config_names("vision") or not user_path(plain).is_dir():
         local_weights("vision", plain)
     elif plain != str(name):
         raise OvssError(f"vfm={name}: a folder holds features of whole images. Leave {ONCE_PER_IMAGE} out.")
@@ -285,8 +288,8 @@ def find_weights(group: str, name: str | Path | None) -> tuple[Path, dict[str, A
 
 
 def local_weights(group: str, name: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
-    """The file of a name, None for one that is to be downloaded, and its entry in configs/<group> (empty for files without
-    one). Raises OvssError for a name that is neither an entry nor a file.
+    """The file of a name, None if it must be downloaded, and its entry in configs/<group> (empty for a file without one).
+    Raises OvssError for a name that is neither an entry nor a file.
 
     An entry states its official `file` and its origin: `url`, or `hub`, a repository on huggingface.co.
     """
@@ -304,7 +307,7 @@ def local_weights(group: str, name: str | Path | None) -> tuple[Path | None, dic
 
 
 def _download(group: str, name: str, entry: Mapping[str, Any]) -> Path:
-    """The entry's file in the usual cache, downloaded if necessary."""
+    """The entry's file in torch's or huggingface's cache, downloaded if necessary."""
     if "url" not in entry and "hub" not in entry:
         raise OvssError(f"the weights of '{name}' belong to the package, but {WEIGHTS / entry['file']} is missing: reinstall.")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry["file"]

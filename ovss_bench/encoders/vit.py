@@ -45,7 +45,7 @@ RENAMED = [
 ]
 STEM = re.compile(r"(|.*\.)(patch_embed\.proj|embeddings\.patch_embeddings(\.projection)?)\.weight")
 UNUSED = re.compile(r"(mask_token|head|pooler|decoder|local_cls_norm)\b.*|decoder_.*|rope.*")
-# At these widths every published model has heads of 64 channels; at others the number of heads must be given.
+# At these widths, every published model has heads of 64 channels; at others, the number of heads must be given.
 KNOWN_WIDTHS = (384, 768, 1024, 1536)
 
 
@@ -102,7 +102,7 @@ def _join(state: dict[str, Tensor], block: str) -> None:
 
 
 class PlainViT(nn.Module):
-    """timm's blocks behind a stem written here, since timm resamples positions by another rule.
+    """timm's blocks after a stem that is written here, since timm resamples positions by another rule.
 
     `position` is a rule of ops/position.py; models without a position embedding have rotary positions (DINOv3). `square` first
     resizes the input to a square, as for MAE.
@@ -145,7 +145,7 @@ class PlainViT(nn.Module):
             )
             self.norm = nn.LayerNorm(self.width, eps=eps)
         quarter = self.width // self.heads // 4
-        # DINOv3's files hold them rounded to bfloat16; other files lack them, and they are computed.
+        # DINOv3's files hold the periods rounded to bfloat16; for other files they are computed.
         self.periods = state.get("periods", 100 ** (torch.arange(quarter) / quarter))
         for name, shape in {"cls_token": (1, 1, self.width), "periods": (quarter,)}.items():
             if name in state and state[name].shape != shape:
@@ -198,11 +198,11 @@ class PlainViT(nn.Module):
         return x[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
 
     def last_joined(self, x: Tensor, grid: tuple[int, int], join: Callable[[Tensor], Tensor]) -> Tensor:
-        """The last block over the patches of all windows, for what `before_last` returns: `join` makes one map (D, H, W) of the
-        maps of the windows (B, D, h, w). Not normalised at the end.
+        """The last block over the patches of all windows, from the output of `before_last`. `join` makes one map (D, H, W) of
+        the windows' maps (B, D, h, w). The result is not normalised.
 
-        As in OV-Stitcher's code, the residual has passed the final norm already, and queries, keys and values are joined, not
-        tokens. There are no other tokens than patches.
+        As in OV-Stitcher's code, the residual first passes the final norm, `join` takes queries, keys and values instead of
+        tokens, and only patches take part.
         """
         last: Any = self.blocks[-1]
         maps = [

@@ -55,7 +55,7 @@ def predict(
     """Yields (key, one prediction per segmentor) for each (key, image), in this order.
 
     An image is anything that `as_image` accepts, or a function that returns it, called in one of `workers` reader threads; if
-    reading raises an OvssError, that is yielded instead of the predictions. All segmentors must share the CLIP and
+    reading raises an OvssError, it is yielded instead of the predictions. All segmentors must share the CLIP and
     `recipe.trunk_key`; the trunk runs once for all, and not for images whose tokens are in the `trunk_cache`. `batch`: windows
     per forward pass, halved when out of memory; `pad_last` fills the last one with zeros, so that results do not depend on the
     position in the queue. `cache` keeps arrays that depend on one image only. Groups (`Segmentor.group`) are counted from the
@@ -85,7 +85,7 @@ def predict(
                     ready.append((forward.passes, image[0], lambda error=image[1]: error))
                 else:
                     ready.append((forward.passes, image.key, finish(segmentors, image, keep_scores=keep_scores, stages=stages)))
-        idle = not forward.on_windows  # no batches to wait for: an image is delivered after the next one
+        idle = not forward.on_windows  # without batches to wait for, an image is delivered after the next one
         while ready and (end or not forward.on_gpu or ready[0][0] < forward.passes or (idle and len(ready) > 1)):
             _, key, deliver = ready.popleft()
             yield key, deliver()
@@ -110,7 +110,7 @@ def predict(
 
 @torch.inference_mode()
 def _set_groups(segmentors: Sequence[Segmentor], images: Sequence[PendingImage | tuple[Any, OvssError]]) -> None:
-    """Computes `group_features` for the images, the first of which begins a group; unreadable images are left out."""
+    """Computes `group_features` for the images. The first begins a group; unreadable images are left out."""
     for number, segmentor in enumerate(segmentors):
         for start in range(0, len(images) if segmentor.group_features else 0, segmentor.group):
             group = [image for image in images[start : start + segmentor.group] if isinstance(image, PendingImage)]

@@ -29,7 +29,7 @@ PART_BYTES = {"cpu": 2**26, "cuda": 2**30}  # full-size cosines that PAMR refine
 def finish(
     segmentors: Sequence[Segmentor], image: PendingImage, *, keep_scores: bool, stages: Stages
 ) -> Callable[[], list[Prediction]]:
-    """Computes the predictions for an image without missing windows; returns a function that waits for the GPU."""
+    """Computes the predictions for an image without missing windows. The returned function waits for the GPU."""
     try:
         results = [_predict(segmentor, image, n, keep_scores, stages) for n, segmentor in enumerate(segmentors)]
     except RuntimeError as error:
@@ -122,7 +122,7 @@ def _labels(
 
 
 def _like(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Memory for planes of a larger size, in which those of a pixel are side by side if they are in `planes`."""
+    """Uninitialised planes of a larger size; the values of a pixel are adjacent in memory if they are in `planes`."""
     count = len(planes)
     return planes.new_empty(*size, count).movedim(-1, 0) if planes.stride(0) == 1 else planes.new_empty(count, *size)
 
@@ -177,7 +177,7 @@ def _is_refined(segmentor: Segmentor) -> bool:
 def _refined(
     segmentor: Segmentor, grids: Tensor, windows: SlidingWindow, context: ImageContext, order: Tensor
 ) -> Iterator[Tensor]:
-    """Refined cosines (n, H, W) of the queries in `order`: some at a time for PAMR, all together for the hook `refine`."""
+    """Refined cosines (n, H, W) of the queries in `order`: in parts for PAMR, all together for the hook `refine`."""
     recipe, smooth = segmentor.recipe, None
     if recipe.pamr_steps:
         guide = resized_maps(context.pixels.to(grids.device), context.size)
@@ -203,7 +203,7 @@ def _to_host(result: Tensor) -> Tensor:
 
 
 def _all_finite(scores: Tensor) -> Tensor:
-    """bool (), in one pass without temporary planes: a NaN is both the least and the largest value."""
+    """bool (), in one pass without temporary planes: with a NaN, both minimum and maximum are NaN."""
     return torch.stack(scores.aminmax()).isfinite().all() if scores.numel() else scores.new_ones((), dtype=torch.bool)
 
 

@@ -22,7 +22,7 @@ from ..stages import Stages
 from ..types import ImageContext, Trunk, WindowBatch
 from .trunk_cache import TrunkCache, maker_digest
 
-# Enough tokens to keep two cores, or a GPU, busy; more would only cost memory.
+# Enough tokens to keep two cores or a GPU busy; more would only cost memory.
 TOKENS_PER_BATCH = {"cpu": 2560, "cuda": 65536}
 MEMORY_SHARE = 0.5  # of a GPU's free memory that a batch may take
 VECTORS_PER_TOKEN = 32  # activations inside a block, in vectors of the block's width
@@ -31,7 +31,7 @@ VECTORS_PER_TOKEN = 32  # activations inside a block, in vectors of the block's 
 @dataclass(eq=False)
 class PendingImage:
     """An image in the queue, with a context for each segmentor. `grids[segmentor][window]` (Q, h, w) are filled in until no
-    window is `missing`. `known`: the trunk's tokens by block, from the trunk cache. `states`: tokens collected for that cache,
+    window is `missing`. `known`: the trunk's tokens by block, from the trunk cache. `states`: tokens collected for that cache
     or for methods that get all windows of an image together."""
 
     key: Any
@@ -63,7 +63,7 @@ class Forward:
         self.on_gpu = self.clip.device.type == "cuda"
         self.on_windows = [number for number, segmentor in enumerate(segmentors) if segmentor.granularity != "image"]
         self.at_once = [number for number in self.on_windows if segmentors[number].granularity == "image windows"]
-        # By number of a segmentor the first with the same logits: those that differ only in their decision share them.
+        # Number of a segmentor -> the first with the same logits: those that differ only in their decision share them.
         self.shares_logits = {
             number: next(n for n in self.on_windows if n == number or _same_logits(segmentors[n], segmentors[number]))
             for number in self.on_windows
@@ -157,7 +157,7 @@ class Forward:
         return image.windows.cut(pixels, fill)
 
     def _take(self, items: Sequence[_Item], trunk: Trunk | None, logits: dict[int, Tensor]) -> None:
-        """Stores the results of a pass in the images that its windows belong to."""
+        """Stores the results of a pass in the images of its windows."""
         self.passes += 1
         states = {**trunk.states, self.clip.depth - 1: trunk.tokens} if trunk else {}
         for row, item in enumerate(items):
@@ -246,7 +246,7 @@ def batch_size(windows: SlidingWindow, clip: DenseCLIP) -> int:
 
 
 def _same_logits(one: Segmentor, other: Segmentor) -> bool:
-    """Whether two segmentors have the same patch logits, and none of them has by-products."""
+    """Whether two segmentors have the same patch logits, and neither has by-products."""
     return (
         type(one) is type(other)
         and one.only_logits

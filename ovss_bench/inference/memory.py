@@ -1,4 +1,4 @@
-"""Checks before an image is processed whether it fits into memory: an error is better than swapping or the OOM killer."""
+"""Checks whether an image fits into memory before it is processed: an error is better than swapping or the OOM killer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def free_memory(device: torch.device) -> int | None:
         facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
         limits.append(1024 * int(facts["MemAvailable"].split()[0]))
         limits.append(int((CGROUP / "memory.max").read_text("utf-8")) - int((CGROUP / "memory.current").read_text("utf-8")))
-    except (OSError, KeyError, ValueError):  # no Linux, an old kernel, no cgroup, or one without a limit ("max")
+    except (OSError, KeyError, ValueError):  # not Linux, an old kernel, no cgroup, or one without a limit ("max")
         pass
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:

@@ -21,7 +21,7 @@ SHOWN = 8  # classes in the repr
 @dataclass(repr=False)
 class Prediction:
     """`label_map` (H, W) int64: indices into `classes`, or len(classes) for "no class"; `scores` (P, h, w) float32, optional:
-    the planes on which the decision is based, for most methods one per class; `image_size` (height, width) of the image."""
+    the planes that the decision is based on, for most methods one per class; `image_size` (height, width) of the image."""
 
     label_map: Tensor
     image_size: tuple[int, int]

@@ -20,7 +20,7 @@ from ..errors import OvssError
 from ..files import code, digest, user_path
 from ..image import image_key
 
-HEADER = 1024  # upper bound of the bytes of a file besides the tokens
+HEADER = 1024  # upper bound of a file's bytes besides the tokens
 BEGAN = time.time()
 CODE = ("encoders/clip.py", "ops/position.py", "image.py", "ops/windows.py")
 
@@ -86,6 +86,6 @@ class TrunkCache:
 
 
 def maker_digest(clip: DenseCLIP, trunk_key: tuple) -> str:
-    """A digest of everything that tokens depend on besides the image."""
+    """A digest of everything besides the image that tokens depend on."""
     encoder = (clip.weights_digest, clip.precision, clip.activation, clip.layer_norm_eps, clip.device.type)
     return digest(repr(encoder), repr(trunk_key), torch.__version__, code(*CODE))

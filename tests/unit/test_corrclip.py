@@ -1,5 +1,7 @@
 """What parity does not cover: regions of windows, the region tokens, ablations, the bank."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from safetensors.torch import save_file
 
 import ovss_bench as ob
 from ovss_bench.auxiliary.bank import load_bank
+from ovss_bench.encoders.clip_spec import ClipSpec
+from ovss_bench.files import WEIGHTS
 from ovss_bench.inference.engine import predict
 from ovss_bench.ops.nearest import torch_nearest
 from ovss_bench.ops.vote import majority_vote
@@ -233,6 +237,19 @@ def test_a_folder_of_features_is_known_by_their_content(tmp_path):
         digests.add(ob.load_vision(str(tmp_path)).digest)
     (tmp_path / "image.npz").write_bytes(b"damaged")
     assert len(digests | {ob.load_vision(str(tmp_path)).digest}) == 3
+
+
+def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "image.npz", features=np.ones((2, 3, 3)))
+    torch.save({"keys": torch.ones(2, 3), "values": torch.ones(2, 4)}, tmp_path / "bank.pt")
+    assert ob.load_vision("~").digest == ob.load_vision(str(tmp_path)).digest
+    with pytest.raises(ob.OvssError, match="Leave @image out"):
+        ob.load_vision("~@image")
+    assert load_bank("~/bank.pt").digest == load_bank(tmp_path / "bank.pt").digest
+    shutil.copy(WEIGHTS / "demo_clip.safetensors", tmp_path / "mine.safetensors")
+    spec = ClipSpec.of("~/mine.safetensors")
+    assert (spec.label, ob.load_clip(spec.name).name) == ("mine", "mine")
 
 
 def test_a_missing_bank_is_named(tiny_clip, tiny_vocabulary):

@@ -87,7 +87,7 @@ print(type(model.visual).__name__, "timm" in sys.modules)
 
 
 def test_architectures_are_known_without_open_clip(monkeypatch):
-    known = [name for name in open_clip.list_models() if not name.startswith("tiny-")]  # those are from test_clip.py
+    known = [name for name in open_clip.list_models() if not name.startswith("tiny-")]  # registered by test_clip.py
     monkeypatch.delitem(sys.modules, "open_clip")
     assert sorted(architectures()) == sorted(known)
     assert "open_clip" not in sys.modules

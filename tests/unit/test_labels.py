@@ -77,6 +77,13 @@ def test_shifted_classes_score_nothing_and_are_noticed(demo, tmp_path):
     assert score(demo, folder, label_offset=0).metrics["mIoU"] < 1
 
 
+def test_a_class_may_be_stored_as_255(demo, tmp_path):
+    offset = len(demo.classes) - 256
+    folder = write(demo, tmp_path, lambda t: np.where(t == 255, 0, t - offset), limit=None)
+    assert max(np.max(Image.open(path)) for path in folder.rglob("*.png")) == 255
+    assert score(demo, folder, limit=None, label_offset=offset).metrics["mIoU"] == 100
+
+
 def test_maps_without_a_class_score_nothing(demo, tmp_path):
     result = score(demo, write(demo, tmp_path, lambda t: np.full_like(t, 255)))
     assert (result.metrics["mIoU"], result.metrics["aAcc"]) == (0, 0)

@@ -305,3 +305,5 @@ def test_the_name_says_that_it_runs_once_per_image(once, tmp_path):
         load_vision(f"{tmp_path}@image")
     with pytest.raises(ob.OvssError, match="no_such"):
         load_vision("no_such@image")
+    with pytest.raises(ob.OvssError, match="number of heads for a width of"):
+        load_vision("demo@image", heads=5)  # options reach the encoder
