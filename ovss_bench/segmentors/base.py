@@ -147,8 +147,8 @@ class Segmentor(Method):
 
     @classmethod
     def check(cls, recipe: Recipe, has_background: bool) -> None:
-        """Raises OvssError for recipe values that make no sense, alone, together or without a background class. Runs before
-        weights and images are read, so `dry_run=true` reports these errors, too."""
+        """Raises OvssError for recipe values that make no sense, alone, together or without a background class. It needs
+        neither weights nor images, so `dry_run=true` reports these errors, too."""
         values = recipe.hyperparameters
         for name in ("threshold", "area_threshold"):
             value = getattr(recipe, name)
