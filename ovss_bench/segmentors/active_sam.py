@@ -24,11 +24,13 @@ WORDS = "active_sam"  # configs/words
 @SEGMENTORS.register_module(name="active_sam")
 class ActiveSAM(SegEarthOV3):
     """Prompts are canonical names. Each gets tokens of its `neighbor_tokens` most similar prompts and of up to
-    `hypernym_tokens` more general words. With more than `pruner_max_active` prompts, the presence of each in the image at
-    `preview_resolution` pixels decides: those in the upper `quantile_alpha` are decoded, at most `pruner_max_active`. Pixels
-    whose energy, best class value times the root of its margin, is below `prob_thd` to the power of `mabc_exponent` become
-    background.
+    `hypernym_tokens` more general words. With more than `pruner_max_active` prompts, a preview of the image at
+    `preview_resolution` pixels chooses: those whose presence is in the upper `quantile_alpha` are decoded, at most
+    `pruner_max_active`. A pixel becomes background if its energy, the best class value times the square root of its margin,
+    is below `prob_thd` to the power of `mabc_exponent`.
     """
+
+    positive = ("preview_resolution",)
 
     neighbor_tokens: int = 2
     hypernym_tokens: int = 2
@@ -41,11 +43,13 @@ class ActiveSAM(SegEarthOV3):
     def check(cls, recipe: Recipe, has_background: bool) -> None:
         super().check(recipe, has_background)
         values = recipe.hyperparameters
-        for name in ("neighbor_tokens", "hypernym_tokens", "pruner_max_active"):
-            if values[name] < (name == "pruner_max_active"):
-                raise OvssError(f"{name}={values[name]} of active_sam: expected a count.")
+        for name, least in (("neighbor_tokens", 0), ("hypernym_tokens", 0), ("pruner_max_active", 1)):
+            if values[name] < least:
+                raise OvssError(f"{name}={values[name]} of {recipe.segmentor}: expected {least} or more.")
         if not 0 < (share := values["quantile_alpha"]) <= 1:
-            raise OvssError(f"quantile_alpha={share}: expected a share of the prompts, above 0 and up to 1.")
+            raise OvssError(
+                f"quantile_alpha={share} of {recipe.segmentor}: expected a share of the prompts, above 0 and up to 1."
+            )
 
     @property
     def best_decides(self) -> bool:
@@ -54,7 +58,7 @@ class ActiveSAM(SegEarthOV3):
 
     @cached_property
     def names(self) -> list[str]:
-        """The canonical name of each of `rows`."""
+        """The canonical name of each query in `rows`."""
         return [canonical(self.vocabulary.queries[query], WORDS) for query in self.rows]
 
     @cached_property
@@ -74,8 +78,8 @@ class ActiveSAM(SegEarthOV3):
 
     @cached_property
     def context(self) -> ConceptPrompts:
-        """Neighbour tokens (most similar first), then hypernym tokens: mean input embeddings of the words, through the linear
-        layer that SAM 3 has for the outputs of its text encoder, as in the official code. Missing ones are 0 and masked."""
+        """Neighbour tokens (most similar first), then hypernym tokens: mean input embeddings of the words, projected by the
+        linear layer that SAM 3 applies to outputs of its text encoder, as in the official code. Missing ones are 0, masked."""
         network = self.segmenter
         means, count = network.words(self.names), len(self.names)
         similarity = F.normalize(means, dim=-1) @ F.normalize(means, dim=-1).T
@@ -94,18 +98,18 @@ class ActiveSAM(SegEarthOV3):
         return ConceptPrompts(torch.cat(tokens, 1), torch.cat(valid, 1))
 
     def active(self, image: np.ndarray, shared: dict[Any, Any] | None = None) -> list[int]:
-        """The prompts that the preview chooses; all if they are few."""
+        """The prompts that the preview chooses; all of them up to `pruner_max_active`."""
         if len(self.rows) <= self.pruner_max_active:
             return super().active(image)
         presence = self.preview(image, shared)
-        picked = ~(presence < torch.quantile(presence, 1 - self.quantile_alpha))  # NaN is chosen, and found in the image
+        picked = ~(presence < torch.quantile(presence, 1 - self.quantile_alpha))  # so NaN is chosen, and reported later
         best = presence.topk(self.pruner_max_active).indices
         among = torch.zeros_like(picked).scatter_(0, best, True)
         return (picked & among).nonzero()[:, 0].tolist()
 
     @torch.inference_mode()
     def preview(self, image: np.ndarray, shared: dict[Any, Any] | None = None) -> Tensor:
-        """Presence (K,) of all names in the small image; no masks are made."""
+        """Presence (K,) of all names in the image at `preview_resolution`, without masks."""
         network, side = self.segmenter, self.preview_resolution
         seen, step = network.image(image, side, shared), network.chunk(side)
         starts = range(0, len(self.rows), step)

@@ -1,6 +1,7 @@
-"""Segmentor: the contract of a method, and LastBlockSegmentor, for methods that change CLIP's last block only.
+"""Segmentor: the base class of all methods, and LastBlockSegmentor, for methods that change CLIP's last block only.
 
-Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, Q queries, C classes, (h, w) patch grid.
+Shapes: B windows, T tokens (class token first), D width, K heads, d = D/K, E joint space of images and texts, Q queries,
+C classes, P planes, (h, w) any grid, (H, W) the result.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..auxiliary import SOURCES
 from ..config.hyperparameters import File, Method
+from ..config.plugin_errors import is_outside
 from ..config.recipe import RECIPE_VALUES, Recipe, of_class
 from ..datasets.base import SegDataset
 from ..datasets.lists import Sample
@@ -37,45 +39,49 @@ IMAGES_PER_PASS = 32  # bounds the memory of the encoder
 # Values that switch a step off, so they are allowed in the recipe of any method.
 NEUTRAL = {"threshold": 0, "area_threshold": 0, "pamr_steps": 0, "logit_scale": 1, "window": "whole", "pad": "none"}
 NEUTRAL |= {"pad_multiple": None}
-# The recipe values that the engine applies only for methods without the hook. A method with the hook whose code reads some of
-# them names these in `uses`.
+# By hook, the recipe values that the engine does not apply for a method that defines it. If the method's code reads some of
+# them, it lists these in `uses`.
 REPLACED = {
     "image_scores": ("window", "stride", "pad", "pad_multiple", "position", "pamr_steps", "pamr_dilations", "logit_scale"),
     "scores": ("logit_scale",),
     "decide": ("threshold", "area_threshold"),
 }
 TOWER = ("position", "activation", "layer_norm_eps")  # these change CLIP's image tower only
-WITHOUT_CLIP = ("names", "scored_at", "min_foreground")  # the recipe values that apply to segmentors that use no CLIP
-NOT_DEFINED = cast("Any", None)  # type checkers accept a call of it
+WITHOUT_CLIP = ("names", "scored_at", "min_foreground")  # the only recipe values for segmentors without a CLIP
+NOT_DEFINED = cast("Any", None)  # as `Any`, so that type checkers accept calls of hooks
 NO_BACKGROUND = (
-    "but there is no background class to give the uncertain pixels to. Use 0, or a data set with a background class (voc21, "
-    "context60, coco_object), or make the first of your own classes the background (background=true)."
+    "but there is no background class for the uncertain pixels. Use 0, a data set with a background class (voc21, context60, "
+    "coco_object), or make the first of your classes the background (background=true)."
 )
 T = TypeVar("T")
 WITHOUT_EFFECT = ", without effect on this method"
 
 
 class Segmentor(Method):
-    """A method. Annotated class attributes are its hyperparameters, with their defaults.
+    """The base class of all methods. A method defines the hooks that it needs; docs/extending.md has examples.
 
-    Hyperparameters called `vfm`, `regions`, `foreground`, `diffusion`, `sam` or `bank` name auxiliary models; in a segmentor
-    they hold the loaded object itself, which is passed in `sources`. Declared by class attributes or properties:
+    Annotated class attributes are hyperparameters, with their defaults. Those called `vfm`, `regions`, `foreground`,
+    `diffusion`, `sam`, `bank` or `concepts` name auxiliary models; in an instance they hold the loaded model, from `sources`.
 
-    - `requires`: mandatory sources; `in_fp32`: sources loaded in fp32, as in the official code, whatever CLIP's precision;
-    - `positive`: hyperparameters that must be above 0; `shares`: those that must be from 0 to 1;
+    A method can declare these by class attributes or properties:
+
+    - `requires`: hyperparameters that must not be None, such as auxiliary models and files;
+    - `in_fp32`: auxiliary models loaded in fp32, as in the official code, whatever CLIP's precision;
+    - `positive`, `shares`: hyperparameters that must be above 0, or from 0 to 1;
+    - `uses`: recipe values that the method's code applies itself, because its hooks replace the engine's code (see REPLACED);
+    - `needs`, `needs_qkv`: blocks whose inputs the trunk must keep, the latter with their queries, keys and values;
+    - `attention_maps`: the least number of attention maps (K, T, T) in memory at a time; images that do not fit are refused;
+    - `group`: the number of consecutive images that `group_features` gets together;
     - `joins_patches`: windows are joined patch by patch, so they must not cut through patches;
-    - `uses`: recipe values that the method's hooks read, although they replace the default that applies them (see REPLACED);
-    - `attention_maps`: the least number of maps (K, T, T) held at a time; images too large for the memory are refused;
-    - `scores_sum_to_one`: stored scores are divided by their sum over the classes, as in NACLIP's code;
-    - `group`: the number of consecutive images of the data set that `group_features` gets together;
-    - `uses_clip`: whether it uses CLIP; with False, none is loaded, and no texts are encoded;
-    - `outside`: the label maps are made by another program or library (docs/outside.md);
-    - `gives_probabilities`: `patch_logits` is a softmax of what `compare` gives, not that itself;
-    - `own_network`: images are seen by a network of the method's own only, and CLIP encodes the texts: its trunk does not run,
-      and the recipe values that change its image tower have no effect, unless `uses` names them;
-    - `files`: files of the user that results depend on, by name, beside the hyperparameters that are files.
+    - `scores_sum_to_one`: returned scores are divided by their sum over the classes, as in NACLIP's code;
+    - `gives_probabilities`: `patch_logits` returns a softmax of what `compare` returns, not that itself;
+    - `uses_clip`: with False, no CLIP is loaded and no texts are encoded;
+    - `own_network`: only the method's own network sees images, and CLIP encodes only texts. The trunk does not run, and recipe
+      values for CLIP's image tower have no effect, unless `uses` names them;
+    - `outside`: another program or library makes the label maps (docs/outside.md);
+    - `files`: further files that results depend on, by name, beside the hyperparameters that are files.
 
-    Hooks are None unless a method defines them. They run in this order for every image; docs/extending.md has examples.
+    Hooks that a method does not define are None, and are skipped. For each image they run in the order below.
     """
 
     requires = ()
@@ -93,24 +99,25 @@ class Segmentor(Method):
 
     # (WindowBatch of one or several images) -> cosine similarities (B, Q, h, w) on a grid of any resolution over each window.
     patch_logits = NOT_DEFINED
-    # Alternative to it: (WindowBatch of all windows of one image, row by row) -> the same, or one grid over the whole image
-    # (1, Q, h, w). Windows can see each other.
+    # Instead of `patch_logits`, if windows see each other: (WindowBatch of all windows of one image, row by row) -> the same,
+    # or one grid over the whole image (1, Q, h, w).
     image_logits = NOT_DEFINED
-    # ([ImageContext, ...]) -> anything, kept as `context.group` of each: called once for every `group` consecutive images of
-    # the data set (the last group may be smaller), after the windows of all of them. Images that fail are left out.
+    # ([ImageContext, ...]) -> anything, which becomes `context.group` of each. Called once for every `group` consecutive images
+    # of the data set, after the windows of all; the last group may be smaller. Images that fail are left out.
     group_features = NOT_DEFINED
-    # (ImageContext) -> planes (P, h, w) to decide on. Replaces all hooks up to `scores`, for methods without windows.
+    # Instead of `patch_logits`, `prior`, `refine` and `scores`, for methods without windows: (ImageContext) -> planes (P, h, w)
+    # to decide on.
     image_scores = NOT_DEFINED
-    # (ImageContext) -> cosines (1, Q, h, w) on a grid over the whole image. Not called by the engine: a method whose
-    # `image_scores` calls it lets steps change these cosines.
+    # (ImageContext) -> cosines (1, Q, h, w) on a grid over the whole image. The engine does not call it: `image_scores` may, so
+    # that steps can change these cosines.
     image_cosines = NOT_DEFINED
-    # (ImageContext) -> log-weights (Q,) of the queries in this image, added to the logits in the softmax, or None. A query with
-    # -inf is absent: it wins no pixel and has no part in the softmax, and its cosines may be anything, even infinite.
+    # (ImageContext) -> log-weights (Q,) of the queries in this image, added to their logits in the softmax, or None. A query
+    # with -inf is absent: it is left out of the softmax and wins no pixel; its cosines may be anything, even infinite.
     prior = NOT_DEFINED
     # (cosines (Q, H, W) at the size of the result, ImageContext) -> the same, refined.
     refine = NOT_DEFINED
-    # (cosines (Q, ...), with the prior, of the part `context.part` of the result, ImageContext) -> planes (P, ...) to decide
-    # on; default: `decision.class_scores`. `map[context.part]` is the same part of a full-size map.
+    # (cosines (Q, ...) of a part of the result, prior included, ImageContext) -> planes (P, ...) to decide on; default:
+    # `decision.class_scores`. `map[context.part]` crops a full-size map to the same part.
     scores = NOT_DEFINED
     # (planes (P, h, w) to decide on, ImageContext) -> the same, refined.
     refine_scores = NOT_DEFINED
@@ -126,12 +133,12 @@ class Segmentor(Method):
         self.vocabulary, self.recipe, self.sources = vocabulary, self.checked_recipe(recipe), dict(sources or {})
         self.check(recipe, has_background=vocabulary.background is not None)
         self.check_windows(recipe, clip.patch_size)
-        self.observed: Counter[str] = Counter()  # counts that a method wants reported in results, by name
+        self.observed: Counter[str] = Counter()  # by name, counts that the method adds to results
         if recipe.precision not in (None, clip.precision):
             raise OvssError(
                 f"the recipe of {recipe.segmentor} has precision={recipe.precision} (from "
                 f"{recipe.origins.get('precision', 'the caller')}), but the CLIP was loaded in {clip.precision}. Load it with "
-                f"precision='{recipe.precision}', or set precision={clip.precision} here, too."
+                f"precision='{recipe.precision}', or override precision={clip.precision}."
             )
         values = recipe.hyperparameters
         paths = {name: Path(values[name]) for name in of_class(type(self)).paths if values[name]}
@@ -140,8 +147,8 @@ class Segmentor(Method):
 
     @classmethod
     def check(cls, recipe: Recipe, has_background: bool) -> None:
-        """Raises OvssError for values of the recipe that make no sense, alone, together or without a background class: all
-        that can be known before weights and images are read, so `dry_run=true` reports it, too."""
+        """Raises OvssError for recipe values that make no sense, alone, together or without a background class. It needs
+        neither weights nor images, so `dry_run=true` reports these errors, too."""
         values = recipe.hyperparameters
         for name in ("threshold", "area_threshold"):
             value = getattr(recipe, name)
@@ -159,15 +166,15 @@ class Segmentor(Method):
                 is_file = of_class(cls).paths.get(kind) is File
                 what, given = kind, f"{kind}={'FILE' if is_file else 'VALUE'}"
                 if kind == "checkpoint":
-                    what, given = "trained weights", "checkpoint=FILE (see its page)"
+                    what, given = "trained weights", "checkpoint=FILE (see the page of the method)"
                 elif kind in SOURCES:
                     given = f"a name or a file ({kind}=NAME), or in Python a callable"
                 raise OvssError(f"{recipe.segmentor} needs {what}: give {given}.")
 
     @classmethod
     def check_windows(cls, recipe: Recipe, patch: int) -> None:
-        """Raises OvssError for windows that cut through CLIP's patches of this side in pixels, if the method joins windows
-        patch by patch. A dry run reports it for a CLIP whose patches are known without its weights."""
+        """Raises OvssError if the method joins windows patch by patch, and the recipe's windows cut through CLIP's patches of
+        `patch` pixels. A dry run reports this for a CLIP whose patch size is known without its weights."""
         if cls.joins_patches and recipe.window != "whole" and (recipe.window % patch or recipe.stride % patch):
             raise OvssError(
                 f"window={recipe.window}, stride={recipe.stride}: {recipe.segmentor} joins windows patch by patch, so both "
@@ -176,7 +183,7 @@ class Segmentor(Method):
 
     @classmethod
     def hyperparameters(cls) -> dict[str, Any]:
-        """Names and defaults, in the order in which the classes declare them."""
+        """Names and defaults, in the order of declaration."""
         return dict(of_class(cls).defaults)
 
     @classmethod
@@ -213,20 +220,19 @@ class Segmentor(Method):
 
     @classmethod
     def checked_recipe(cls, recipe: Recipe) -> Recipe:
-        """The recipe. A value without effect is noted in its origin if it was set for all methods of a run; if it was set for
-        this one, raises OvssError."""
+        """The recipe, with a note in the origin of each value that has no effect on this method, if it was set for all methods
+        of a run. Raises OvssError if it was set for this method, unless it is NEUTRAL."""
         origins = dict(recipe.origins)
         for name in sorted(cls.unused()):
             value, origin = getattr(recipe, name), origins.get(name, "the caller")
             if name in recipe.common:
                 origins[name] = f"{origin.removesuffix(WITHOUT_EFFECT)}{WITHOUT_EFFECT}"
             elif name not in NEUTRAL or value != NEUTRAL[name]:
-                hint = f"Leave {name} out, or give it in a run of its own to the methods that use it."
-                if cls.__module__.partition(".")[0] != "ovss_bench":
+                hint = f"Leave {name} out, or set it in a separate run, for the methods that use it."
+                if is_outside(cls):
                     hint = f"Leave {name} out. (If the method does read it, name it in {cls.__name__}.uses.)"
                 raise OvssError(
-                    f"{name}={value} (from {origin}) has no effect on {recipe.segmentor}, which has its own rule instead. "
-                    f"{hint}"
+                    f"{name}={value} (from {origin}) has no effect on {recipe.segmentor}, which does not read it. {hint}"
                 )
         return replace(recipe, origins=origins)
 
@@ -244,11 +250,12 @@ class Segmentor(Method):
         return f"<pre>{escape(repr(self))}</pre>"
 
     def with_recipe(self, recipe: Recipe) -> Segmentor:
+        """The same method with another recipe; it has encoded no texts yet."""
         return type(self)(self.clip, self.vocabulary, recipe, self.sources)
 
     @property
     def text(self) -> Tensor:
-        """Unit text features (Q, E) float32."""
+        """Text features (Q, E) float32, encoded on first use: unit rows, unless `enriched` returns others."""
         if not hasattr(self, "_text"):
             self.encode_text()
         return self._text
@@ -263,12 +270,12 @@ class Segmentor(Method):
             self.sources["bank"].encode_text(self.vocabulary, progress)
 
     def enriched(self, text: Tensor, vocabulary: Vocabulary, progress: Progress | None = None) -> Tensor:
-        """The text features (Q, E) that the method uses, made from those of the queries in the vocabulary's prompts."""
+        """The text features (Q, E) that the method uses, from the unit features of the queries in the vocabulary's prompts."""
         return text
 
     def once(self, compute: Callable[..., T], *arguments: Any) -> T:
-        """`compute(*arguments)`, in `patch_logits` and its alternatives, for what is costly and does not depend on the texts: a
-        step that runs the method with several classifiers does this part only once."""
+        """`compute(*arguments)`. Use it in `patch_logits` and its alternatives for costly parts that do not depend on the
+        texts: a step that runs the method with several classifiers computes them only once."""
         return compute(*arguments)
 
     @property
@@ -276,30 +283,32 @@ class Segmentor(Method):
         return {}
 
     def begin(self, dataset: SegDataset, samples: Sequence[Sample], progress: Progress) -> None:
-        """Called once before the first image of a run, with the images to evaluate; in a run of several processes first in one,
-        with the images of all of them, then in the others, with their own."""
+        """Called once before the first image of a run, with the images to evaluate. With several processes, it is first called
+        in one of them, with the images of all, then in the others, each with its share."""
 
     def image_labels(self, context: ImageContext) -> tuple[Tensor, Tensor] | None:
-        """What `decide` gives for `image_scores` (h, w), and the maximum of these planes (h, w), if the method has a way that
-        holds fewer planes in memory. The engine asks where nobody wants the planes."""
+        """The result of `decide` on `image_scores` (h, w), and the maximum over these planes (h, w), if the method can compute
+        them with fewer planes in memory; else None. The engine calls it if it does not need the planes."""
         return None
 
     def decides_as(self, method: type[Segmentor]) -> bool:
-        """Whether no subclass or step changes what a method does with all planes, so that its `image_labels` is right."""
+        """Whether all planes are made and used as by `method`, with no change by a subclass or step, so that its
+        `image_labels` is right."""
         hooks = ("image_scores", "refine_scores", "decide")
         return all(getattr(type(self), hook) is getattr(method, hook) for hook in hooks)
 
     @property
     def needs(self) -> Set[int]:
-        """Blocks whose inputs the trunk must keep, besides that of the last."""
+        """Blocks, from 0, whose inputs the trunk must keep. It always keeps that of the last."""
         return frozenset()
 
     @property
     def needs_qkv(self) -> Set[int]:
-        """Blocks whose inputs, queries, keys and values the trunk must keep: for `clip.qkv` and `clip.attention`."""
+        """Blocks whose inputs, queries, keys and values the trunk must keep, for `clip.qkv` and `clip.attention`."""
         return frozenset()
 
     def trunk(self, batch: WindowBatch) -> Trunk:
+        """The output of all blocks but the last: computed on first use, then kept in the batch."""
         if batch.trunk is None or not self.needs | self.needs_qkv <= batch.trunk.states.keys():
             with within("encode"):
                 batch.trunk = self.clip.trunk(batch.pixels, self.needs, self.recipe.position, self.needs_qkv)
@@ -351,7 +360,7 @@ class Segmentor(Method):
         return to_device(torch.as_tensor(array), self.clip.device)
 
     def own(self, load: Callable[..., Any], *arguments: Any) -> Any:
-        """A network of the method's own, by a function whose last argument is the device: CLIP's."""
+        """`load(*arguments, device)` with CLIP's device, for a network that only this method uses."""
         return load(*arguments, str(self.clip.device))
 
     def indices(self, values: Iterable[int]) -> Tensor:

@@ -31,14 +31,14 @@ def build_segmentor(
 ) -> Segmentor:
     """A segmentor of configs/segmentor, or a registered one, with its recipe for this CLIP.
 
-    `clip`: a CLIP, or NAME, NAME:TAG or a file to load one from in the recipe's precision; segmentors that use none take only
+    `clip`: a loaded CLIP, or NAME, NAME:TAG or a file to load in the recipe's precision; a segmentor that uses none takes only
     the device of a loaded one. `vocabulary`: a Vocabulary, or the names of the classes (a text or a list of synonyms for each),
     used with the recipe's templates.
 
-    Keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion`, `sam`, `bank` and
+    Other keywords override recipe values and hyperparameters. `vfm`, `regions`, `foreground`, `diffusion`, `sam`, `bank` and
     `concepts` take a name or the model itself: `vfm` a callable WindowBatch -> (B, C, h, w) features; `regions` image (H, W, 3)
     uint8 -> (H, W) integer ids, 0 for unsegmented; `foreground` image -> (H, W) in 0..1; `diffusion` image -> list of
-    (heads, N, N) attention maps; `sam` image -> what auxiliary/sam.py calls `Encoded`; `bank` a RegionBank; `concepts` (image,
+    (heads, N, N) attention maps; `sam` image -> `Encoded` of auxiliary/sam.py; `bank` a RegionBank; `concepts` (image,
     K prompts) -> logits of masks (K, N, h, w), semantic maps (K, h, w), objects (K, N) and presence (K,). `text` and `refine`
     add steps of other methods, one or a list, in order (configs/step). Raises OvssError for unknown names and invalid values.
     """
@@ -68,7 +68,7 @@ def build_segmentor(
     if overrides.get("templates", vocabulary.templates) != vocabulary.templates:
         raise OvssError(
             f"templates={overrides['templates']!r} has no effect: the vocabulary was made with {vocabulary.templates!r}. "
-            "Give the templates to the vocabulary, or a list of class names as the vocabulary."
+            "Make the vocabulary with these templates, or give a list of class names as the vocabulary."
         )
     return instantiate(segmentor_config(recipe.segmentor)[1], loaded, vocabulary, recipe, given)
 
@@ -76,7 +76,7 @@ def build_segmentor(
 def instantiate(
     method: type[Segmentor], clip: DenseCLIP, vocabulary: Vocabulary, recipe: Recipe, given: Mapping[str, Any] | None = None
 ) -> Segmentor:
-    """The method with a composed recipe and the auxiliary models, `given` or else named by the recipe."""
+    """The method with a composed recipe and its auxiliary models: those `given`, else those that the recipe names."""
     values, sources = recipe.hyperparameters, dict(given or {})
     for kind in SOURCES:
         if values.get(kind) and kind not in sources:

@@ -24,19 +24,19 @@ from .naclip import neighbourhood
 
 @SEGMENTORS.register_module(name="cass")
 class CASS(Segmentor):
-    """Keys of both networks are graphs of patches. Each head of the vision encoder is paired with a head of CLIP by their
-    spectra (`k_eigen` eigenvalues); its graph, reduced to `rank` eigenvectors, whose eigenvalues are stretched (`stretch`), is
-    added to CLIP's with the weight `scale_factor` times the distance of the spectra. The sum and a Gaussian (`sigma`) are the
-    attention; no residual, no feed-forward network.
+    """The keys of both networks form graphs of patches. Each head of the vision encoder is paired with a head of CLIP by their
+    spectra (`k_eigen` eigenvalues). Its graph, reduced to `rank` eigenvectors and with stretched eigenvalues (`stretch`), is
+    added to CLIP's with the weight `scale_factor` times the distance of the spectra. The attention is the softmax of this sum
+    and a Gaussian (`sigma`); no residual, no feed-forward network.
 
-    Texts within `h_threshold` are a group. Of each group the one that is most similar to the image moves towards its two best
-    patches, by `mean_vector_weight`; the similarities to the image are mixed in with `global_semantics_weight`. The image is
-    the whole one, or with `whole_image=False` the window. `vfm`: the encoder, by name, or any callable WindowBatch ->
-    (B, C, H, W) whose channels are those of as many heads as CLIP has; it sees the window as a square.
+    Texts are clustered at the distance `h_threshold`. In each cluster, the text most similar to the image moves towards its two
+    most similar patches, by `mean_vector_weight`. Similarities to the image are mixed in with `global_semantics_weight`. The
+    image is the whole one, or with `whole_image=False` the window. `vfm`: the encoder, by name, or any callable WindowBatch ->
+    (B, C, H, W) whose channels divide into as many heads as CLIP has; it sees the window as a square.
 
     As in the official code, the two most *different* heads are paired, and the pair (i, c) takes the i-th head of CLIP and the
-    c-th of the encoder, although rows of the cost are heads of the encoder. Of equal pairings the first is taken, where
-    rounding decides there; the graph is reduced exactly, there by a randomised decomposition.
+    c-th of the encoder, although rows of the cost are heads of the encoder. Unlike there, the first of equal pairings is taken,
+    not the one that rounding decides, and the graph is reduced exactly, not by a randomised decomposition.
     """
 
     requires = ("vfm",)
@@ -87,7 +87,7 @@ class CASS(Segmentor):
 
     def graph(self, k: Tensor, keys: Tensor) -> Tensor:
         """Keys (B, K, N, d) of CLIP and of the encoder -> the logits (B, K, N, N) of the attention."""
-        own = k @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
+        logits = k @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
         values, vectors = graph_spectrum(keys)
         spectra = [self.normalised(values), self.normalised(graph_spectrum(k)[0])]
         distances = torch.cdist(*spectra, p=1)  # rows: heads of the encoder
@@ -97,10 +97,10 @@ class CASS(Segmentor):
         reduced = ((vectors * self.stretched(values)[:, :, None]) @ vectors.transpose(-2, -1)).float()
         reduced.diagonal(dim1=-2, dim2=-1).zero_()
         weight = self.scale_factor * distances.gather(2, pairs[..., None]).float()[..., None]
-        return (weight * to_range(reduced, own, (2, 3)) + own) / (weight + 1)
+        return (weight * to_range(reduced, logits, (2, 3)) + logits) / (weight + 1)
 
     def normalised(self, values: Tensor) -> Tensor:
-        """Eigenvalues (..., n), largest first -> spectra (..., k_eigen) of sum 1; a graph has further eigenvalues of 0."""
+        """Eigenvalues (..., n), largest first -> spectra (..., k_eigen) of sum 1; all further eigenvalues of a graph are 0."""
         values = F.pad(values, (0, self.k_eigen - values.shape[-1]))
         return F.normalize(F.normalize(values, dim=-1), p=1, dim=-1)
 
@@ -110,23 +110,23 @@ class CASS(Segmentor):
         return self.tensor(np.array([best_pairs(cost) for cost in costs]))
 
     def stretched(self, values: Tensor) -> Tensor:
-        """Eigenvalues (..., n), of which the smallest is halved and the largest half again as large."""
-        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+        """Eigenvalues (..., n), mapped linearly: the smallest is halved, the largest multiplied by 1.5."""
         if not self.stretch:
             return values
+        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
         share = (values - low) / (high - low).clamp(min=1e-30)
         return share * (1.5 * high - 0.5 * low) + 0.5 * low
 
     # Section 3.3: texts and the image as a whole
 
     def image_similarity(self, batch: WindowBatch) -> Tensor:
-        """The cosines (B, Q) of unmodified CLIP's embedding of the image, or of each window, with the queries."""
+        """The cosines (B, Q) of the queries with unmodified CLIP's embedding of the image, or of each window."""
         if not self.whole_image or self.recipe.window == "whole" or batch.contexts is None:
             return self.window_embeddings(batch) @ self.text.T
         return torch.stack([self.embedding_of(batch.contexts[image]) for image in batch.images.tolist()]) @ self.text.T
 
     def embedding_of(self, context: ImageContext) -> Tensor:
-        """(E,) of the resized image, whose aspect ratio is kept."""
+        """Unmodified CLIP's embedding (E,) of the whole resized image, whose aspect ratio is kept."""
         if "embedding" not in context.by_products:
             trunk = self.clip.trunk(whole_pixels(self, context), position=self.recipe.position)
             context.by_products["embedding"] = self.clip.embeddings(trunk)[0]
@@ -134,7 +134,7 @@ class CASS(Segmentor):
 
     @cached_property
     def clusters(self) -> list[int]:
-        """The group of each query."""
+        """The cluster of each query."""
         return query_clusters(self.text, self.h_threshold, "ward")
 
     def adjusted_text(self, patches: Tensor, similarity: Tensor) -> Tensor:
@@ -148,22 +148,22 @@ def index_like(index: Tensor, x: Tensor) -> Tensor:
 
 
 def to_range(x: Tensor, other: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """x mapped linearly to the range of another tensor, both taken over `dims`."""
+    """x, mapped linearly from its range over `dims` to that of `other`."""
     (low, high), (least, most) = ((each.amin(dims, keepdim=True), each.amax(dims, keepdim=True)) for each in (x, other))
     return (x - low) / (high - low).clamp(min=1e-30) * (most - least) + least
 
 
 @kept(1)
 def _seen() -> Tensor:
-    """Scale and shift that the official code undoes CLIP's normalisation with, then CLIP's own (4, 3, 1, 1). The third scale is
-    not ImageNet's 0.225."""
+    """(4, 3, 1, 1): the scale and shift by which the official code undoes CLIP's normalisation, then CLIP's mean and standard
+    deviation. The third scale is 0.255 there, not ImageNet's 0.225."""
     rows = [[0.229, 0.224, 0.255], [0.485, 0.456, 0.406], *STATISTICS["clip_exact"]]
     return torch.tensor(rows).view(4, 3, 1, 1)
 
 
 def as_seen(pixels: Tensor) -> Tensor:
-    """Windows (B, 3, H, W) normalised for CLIP -> (B, 3, S, S) as the official code shows them to the encoder: in compressed
-    colours of 8 bits, and as squares. They are normalised again."""
+    """Windows (B, 3, H, W) normalised for CLIP -> (B, 3, S, S) as the official code shows them to the encoder: squares in
+    compressed 8-bit colours, normalised again."""
     scale, shift, mean, std = _seen(like=pixels)
     colours = ((pixels.float() * scale + shift) * 255).clamp(0, 255).byte()
     height, width = colours.shape[2:]

@@ -22,9 +22,9 @@ class CLIPDINOiser(LastBlockSegmentor):
     """The value path of the last block, averaged by patch similarities (section 3).
 
     `checkpoint`: the two convolutions, which read the input of the feed-forward network in block `feats_idx`, counted from the
-    end (-1: the last). Similarities below `gamma` are dropped. `temperature`
-    multiplies the cosines before the softmax. `apply_found`: patches whose best class has less than the
-    probability `delta`, and which the second convolution puts outside of objects, go to the background.
+    end (-1: the last). Similarities below `gamma` are dropped. `temperature` multiplies the cosines before the softmax.
+    `apply_found`: a patch becomes background if the probability of its best class is below `delta` and the second convolution
+    sees no object in it.
     """
 
     requires = ("checkpoint",)
@@ -82,7 +82,7 @@ class CLIPDINOiser(LastBlockSegmentor):
         return self.clip.project(x[:, 1:]).float()
 
     def middle(self, trunk: Trunk) -> Tensor:
-        """What the feed-forward network of block `feats_idx` gets: `ln_2` of the patches (B, D, h, w), float32."""
+        """The input of the feed-forward network in block `feats_idx`, `ln_2` of the patches (B, D, h, w), float32."""
         index = self.middle_block
         block = self.clip.block(index, trunk.grid)
         x = trunk.states[index] + block.project(F.scaled_dot_product_attention(*self.clip.qkv(trunk, index)))
@@ -100,18 +100,18 @@ class CLIPDINOiser(LastBlockSegmentor):
         return similarities @ features / (similarities.sum(-1, keepdim=True) + 1e-6)
 
     def object_logits(self, middle: Tensor) -> Tensor:
-        """Above 0 where an object is (B, 1, h, w)."""
+        """(B, 1, h, w), above 0 where there is an object."""
         return F.conv2d(F.normalize(middle, dim=1), *self.objectness)
 
     def with_background(self, probabilities: Tensor, middle: Tensor) -> Tensor:
-        """Probabilities (B, Q, h, w), that of the background 1 in uncertain patches outside of objects. The other classes keep
-        theirs, so that after the average over windows the background may lose."""
+        """Probabilities (B, Q, h, w) -> the same, with 1 for the background in uncertain patches outside objects. The other
+        classes keep theirs, so the background may lose after windows are averaged."""
         outside = self.object_logits(middle).sigmoid() <= 0.5
         uncertain = probabilities.amax(1, keepdim=True) < self.delta
         background = self.indices(c == self.vocabulary.background for c in self.vocabulary.group).bool()
         return probabilities.masked_fill(outside & uncertain & background[:, None, None], 1)
 
     def scores(self, probabilities: Tensor, context: ImageContext) -> Tensor:
-        """Averaged probabilities (Q, ...) -> those of the classes (C, ...), of which each has one query in the paper: here the
-        maximum over its queries."""
+        """Averaged probabilities (Q, ...) -> those of the classes (C, ...): the maximum over the queries of a class, which are
+        one in the paper."""
         return best_of_classes(probabilities, self.vocabulary)

@@ -38,8 +38,8 @@ class CLIPDIY(Segmentor):
             raise OvssError(f"weights={weights}: give one for each of patch_sizes={sides}.")
         if not 1 <= divisor <= min(sides):
             raise OvssError(
-                f"stride_divisor={divisor}, patch_sizes={sides}: a size divided by the divisor is a "
-                "step in pixels, so both must be positive and no size below the divisor."
+                f"stride_divisor={divisor}, patch_sizes={sides}: the stride is a size divided by stride_divisor, so "
+                "stride_divisor must be at least 1 and at most the smallest size."
             )
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ class CLIPDIY(Segmentor):
         return self.image_cosines(context)[0].softmax(0)
 
     def image_cosines(self, context: ImageContext) -> Tensor:
-        """Times the objectness, at that size."""
+        """Cosines (1, Q, h, w) at the size of the resized image, averaged over the patch sizes, times the objectness."""
         shape = context.resized.shape[:2]
         weighted = zip(self.weights, self.patch_cosines(context), strict=True)
         maps = sum(weight * resized_maps(cosines, shape) for weight, cosines in weighted)

@@ -26,14 +26,15 @@ class CLIPer(Segmentor):
     every layer. Fine-grained compensation: the class maps are propagated along the self-attention of a diffusion model.
 
     Every foreground query is a class until the decision. `select_layer`: the layer whose maps are propagated along CLIP's
-    attention; `attention_thr` cuts these maps and those of the diffusion model. `is_normalize` stretches each map to 0..1;
-    `bkg_thre` is the minimum score of a pixel, `score_threshold` that of a class's maximum over the image. With `bkg_thre=0`
-    the background has a score instead, (1 - the best score of the pixel)^2. `halves`: each half of the image is processed as an
-    image (Cityscapes). With a window in the recipe, predictions of windows are averaged with that of the whole image. Without
-    `diffusion` or `vfm` there is no compensation. `vfm`: a vision encoder instead of `diffusion`, in fp32, on the image at its
-    original size, rounded down to whole patches. Where the official affinity is NaN, patches attend to themselves. Ablations:
-    `fuse_feature=False` uses only `select_layer`, not the mean over the layers; `refinement` combines the diffusion maps of all
-    heads as a product (SFSA) or mean, or takes the one numbered `selection` (official: 1).
+    attention. In these maps and those of the diffusion model, values below `attention_thr` of the maximum become 0.
+    `is_normalize` stretches each map to 0..1; `bkg_thre` is the minimum score of a pixel, `score_threshold` that of a class's
+    maximum over the image. With `bkg_thre=0` the background has a score instead, (1 - the best score of the pixel)^2. `halves`:
+    each half of the image is processed as an image (Cityscapes). With a window in the recipe, predictions of windows are
+    averaged with that of the whole image. With neither `diffusion` nor `vfm` there is no compensation. `vfm`: a vision encoder
+    instead of `diffusion`, in fp32, on the image at its original size, rounded down to whole patches. Where the official
+    affinity is NaN, patches attend to themselves. Ablations: `fuse_feature=False` uses only `select_layer`, not the mean over
+    the layers; `refinement` combines the diffusion maps of all heads as a product (SFSA) or mean, or takes the one numbered
+    `selection` (official: 1).
     """
 
     in_fp32 = ("vfm",)
@@ -61,7 +62,7 @@ class CLIPer(Segmentor):
     def needs_qkv(self) -> frozenset[int]:
         depth = self.clip.depth
         if not -depth <= self.select_layer < depth:
-            raise OvssError(f"select_layer={self.select_layer}: there are {depth} layers to choose from.")
+            raise OvssError(f"select_layer={self.select_layer}: expected {-depth} to {depth - 1}; the CLIP has {depth} layers.")
         return frozenset(range(depth - 1))
 
     @cached_property
@@ -70,7 +71,7 @@ class CLIPer(Segmentor):
 
     @cached_property
     def rows(self) -> Tensor:
-        """Text rows (T, E): the foreground queries, the background words, and the mean of the former as a distractor."""
+        """Text rows (T, E): the foreground queries, the other queries, and the unit mean of the former as a distractor."""
         foreground = self.text[self.foreground_queries]
         others = [q for q in range(len(self.text)) if q not in self.foreground_queries]
         return torch.cat([foreground, self.text[others], F.normalize(foreground.mean(0, keepdim=True), dim=-1)])
@@ -78,7 +79,7 @@ class CLIPer(Segmentor):
     # Early-layer fusion (section 3.2)
 
     def layers(self, batch: WindowBatch, text: Tensor) -> tuple[Tensor, Tensor]:
-        """For each of the N layers the cosines (N, B, T, h, w) of the patches with text rows; of the last layer the attention
+        """The cosines (N, B, T, h, w) of the patches with the text rows in each of the N layers, and the last layer's attention
         between patches (B, h*w, h*w)."""
         trunk = self.trunk(batch)
         last = self.clip.block(-1, trunk.grid)
@@ -147,8 +148,8 @@ class CLIPer(Segmentor):
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
         """A plane (H, W) for each foreground query, 0 below the thresholds."""
-        count, found = len(self.foreground_queries), map(self.planes, self.parts(context))
-        parts = (planes.new_zeros(count, *planes.shape[1:]).index_copy_(0, left, planes) for left, planes in found)
+        count, pairs = len(self.foreground_queries), map(self.planes, self.parts(context))
+        parts = (planes.new_zeros(count, *planes.shape[1:]).index_copy_(0, queries, planes) for queries, planes in pairs)
         return torch.cat([*parts], -1)
 
     @torch.inference_mode()
@@ -163,16 +164,16 @@ class CLIPer(Segmentor):
         return halves(context, self.clip.patch_size) if self.halves else [context]
 
     def planes(self, context: ImageContext) -> tuple[Tensor, Tensor]:
-        """The foreground queries that may win, as their numbers (c,), and their planes (c, H, W); the others are 0."""
+        """The indices (c,) of the foreground queries that may win, and their planes (c, H, W); all other planes are 0."""
         if not self.foreground_queries:
             return self.indices(()), self.text.new_zeros(0, *context.size)
         maps = self.segmentation(self.tensor(context.pixels))
         peak = maps.amax((1, 2), keepdim=True)
-        # What follows takes means of a map, so its peak does not rise: maps that are too low are left out from here on.
-        (left,) = (~(peak <= self.score_threshold)).flatten().nonzero(as_tuple=True)
-        maps, peak = maps[left], peak[left]
-        if not len(left):
-            return left, maps.new_zeros(0, *context.size)
+        # All further steps average values of a map, so its peak does not rise: maps that are too low can be dropped here.
+        (queries,) = (~(peak <= self.score_threshold)).flatten().nonzero(as_tuple=True)
+        maps, peak = maps[queries], peak[queries]
+        if not len(queries):
+            return queries, maps.new_zeros(0, *context.size)
         if self.diffusion is not None or self.vfm is not None:
             maps = self.compensate(maps, context)
         peak = 0.5 * maps.amax((1, 2), keepdim=True) + 0.5 * peak
@@ -181,7 +182,7 @@ class CLIPer(Segmentor):
         if self.is_normalize:
             maps -= maps.amin((1, 2), keepdim=True)
             maps /= maps.amax((1, 2), keepdim=True) + 1e-6
-        return left, maps.masked_fill_((maps < self.bkg_thre) | (peak <= self.score_threshold), 0)
+        return queries, maps.masked_fill_((maps < self.bkg_thre) | (peak <= self.score_threshold), 0)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
         return self.best(self.indices(range(len(scores))), scores)[0]

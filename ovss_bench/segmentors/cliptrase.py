@@ -27,8 +27,8 @@ class CLIPtrase(LastBlockSegmentor):
     query by that of the class token (VOC20 only). Ablations: `denoise=False` does not subtract the class token's similarity
     from the correlation; `vote=False` keeps the labels of the pixels.
 
-    The best query is chosen by its logit, not by a probability: the recipe's thresholds are refused. The official code has no
-    sliding windows; with windows, the regions still come from one pass over the whole image.
+    The best query is chosen by its logit, not by a probability, so the recipe's thresholds are refused. The official code has
+    no sliding windows; with windows, the regions still come from one pass over the whole image.
     """
 
     positive = ("eps", "min_samples", "ratio", "median")
@@ -95,7 +95,7 @@ class CLIPtrase(LastBlockSegmentor):
         return voted.masked_fill(voted == last, background)
 
     def whole(self, context: ImageContext) -> Tensor:
-        """The image (3, H, W) for the regions: padded by zeros at the right and the bottom to a multiple of the patch."""
+        """The image (3, H, W) for the regions, zero-padded at the right and the bottom to a multiple of the patch."""
         down, right = (-side % self.clip.patch_size for side in context.pixels.shape[1:])
         return F.pad(context.pixels, (0, right, 0, down))
 
@@ -107,8 +107,8 @@ class CLIPtrase(LastBlockSegmentor):
         return context.by_products["state"]
 
     def correlation(self, x: Tensor) -> Tensor:
-        """Tokens (T, D) -> D (N, N): the cosine of two patches, averaged over queries, keys, values and heads, minus that of
-        the class token with the second patch, not below 0."""
+        """Tokens (T, D) -> the correlation (N, N): the cosine of two patches, averaged over queries, keys, values and heads,
+        minus that of the class token with the second patch, at least 0."""
         block = self.clip.block(-2, (0, 0))
         vectors = torch.cat(block.qkv(block.ln_1(x[None])), 1)[0].float()
         # The mean of the cosines is the product of all unit vectors side by side.

@@ -1,4 +1,4 @@
-"""Systems from outside: a program of its own interpreter or container, called with a JSON job (docs/outside.md)."""
+"""Systems from outside: a program in its own interpreter or container, called with a JSON job (docs/outside.md)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ..files import below, cache_dir, cannot_write, digest, make_folder, path_di
 from ..progress import Progress
 from .labels import LabelMapSegmentor
 
-JOB = "{job}"  # the place of the job's path in the command
+JOB = "{job}"  # replaced by the path of the job in the command
 SHOWN = 15  # lines of the program's output in an error
-# Variables of this program's interpreter and processes, which would misdirect those of another one.
+# Variables that are meant for this interpreter and its processes, and would misconfigure those of another program.
 NOT_PASSED = {"PYTHONPATH", "PYTHONHOME", "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
 NOT_PASSED |= {"MASTER_PORT"}
 
 
 @SEGMENTORS.register_module(name="command")
 class ForeignProgram(LabelMapSegmentor):
-    """Runs `command` on `images_per_call` images at a time, each call for at most `time_limit` seconds. JOB in the command
-    stands for the path of the job; without it the path comes last. Maps are kept in the cache: images with a map are not run
+    """Runs `command` on `images_per_call` images at a time, each call for at most `time_limit` seconds. JOB in the command is
+    replaced by the path of the job, which is otherwise appended. Maps are kept in the cache: images with a map are not run
     again."""
 
     requires = ("command",)
@@ -47,17 +47,18 @@ class ForeignProgram(LabelMapSegmentor):
         try:
             self.words = shlex.split(self.command or "")
         except ValueError as error:
-            raise OvssError(f"command={self.command}: {error}. Write it as in a shell.") from error
+            raise OvssError(f"command={self.command}: {error}. Quote it as in a shell.") from error
         if not self.words:
             raise OvssError("command is empty. Give a program and its arguments, e.g. command='python infer.py'.")
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """The files among the words of the command, such as a script and its weights; not the program itself."""
+        """The files that the command names, such as a script and its weights; not the program itself."""
         return {word: Path(word) for word in self.words[1:] if Path(word).is_file()}
 
     def begin(self, dataset: SegDataset, samples: Sequence[Sample], progress: Progress) -> None:
-        """Makes the maps of these images. Raises OvssError for a call that fails, takes too long or leaves unusable maps."""
+        """Runs the program on the images without a map. Raises OvssError for a call that fails, takes too long or leaves
+        unusable maps."""
         contents = (part for word, path in sorted(self.files.items()) for part in (word, path_digest(path)))
         key = digest(self.command or "", *contents, dataset.fingerprint, self.vocabulary.digest, *dataset.classes)
         folder = make_folder(cache_dir() / "outside" / key[:16] / "maps")
@@ -81,13 +82,13 @@ class ForeignProgram(LabelMapSegmentor):
                 task.advance(len(some))
 
     def job(self, dataset: SegDataset, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
-        """What the program is to do: `images`, each with the file for its map, and `classes` in the order of the values."""
+        """The job of a call: `images`, each with the path for its map, and `classes` in the order of their values."""
         vocabulary, count = self.vocabulary, len(dataset.classes)
         queries = [(query, c) for query, c in zip(vocabulary.queries, vocabulary.group, strict=True) if c >= 0]
         images = []
         for sample in samples:
             image, label_map = sample.image_path.resolve(), below(folder, f"{sample.id}.png")
-            if type(dataset).image is not SegDataset.image:  # it changes the pixels of the file
+            if type(dataset).image is not SegDataset.image:  # its loader changes the pixels
                 image = below(folder.with_name("images"), f"{sample.id}.png")
                 write_atomic(image, Image.fromarray(dataset.image(sample)).save)
             make_folder(label_map.parent)
@@ -105,8 +106,8 @@ class ForeignProgram(LabelMapSegmentor):
         }
 
     def call(self, job: Path) -> None:
-        """Runs the command for a job, with its output in a file beside it. The program and the processes that it has started
-        end with the call, whatever ends it."""
+        """Runs the command for a job, with its output in a file beside the job. The program and all processes that it started
+        are killed when this returns or raises."""
         words = [word.replace(JOB, str(job)) for word in self.words]
         words += [] if JOB in (self.command or "") else [str(job)]
         environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED | {"OVSS_JOB"}}
@@ -133,7 +134,7 @@ class ForeignProgram(LabelMapSegmentor):
         if status == 0:
             return
         if status is None:
-            hint = "Give it more (recipe.time_limit=SECONDS) or fewer images at a time (recipe.images_per_call=N)"
+            hint = "Allow more (recipe.time_limit=SECONDS), or give it fewer images at a time (recipe.images_per_call=N)"
             what = f"took longer than {self.time_limit:g} s. {hint}"
         else:
             what = f"was killed by {_signal(-status)}" if status < 0 else f"failed with exit status {status}"

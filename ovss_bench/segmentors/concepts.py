@@ -1,4 +1,4 @@
-"""What the methods on a concept segmenter share: windows, maps of the classes, decision.
+"""Base class of the methods on a concept segmenter: windows, class maps, decision.
 
 Shapes: C classes, (H, W) original image.
 """
@@ -21,10 +21,11 @@ from .prompt_maps import PromptMaps
 
 
 class ConceptSegmentor(PromptMaps):
-    """A class has the maximum over the maps of its queries. Pixels whose best class has less than `prob_thd` become background.
+    """The map of a class is the maximum over its queries. Pixels whose best class has a value below `prob_thd` become
+    background.
 
-    `slide_crop`: windows of that many pixels every `slide_stride`, for images with a longer side; 0: none. `mirror`: mean with
-    the mirrored image.
+    `slide_crop`: the side of windows every `slide_stride` pixels, for images with a longer side; 0: none. `mirror`: maps are
+    averaged with those of the mirrored image.
     """
 
     slide_crop: int = 0
@@ -38,12 +39,12 @@ class ConceptSegmentor(PromptMaps):
         if threshold > 0 and not has_background:
             raise OvssError(f"prob_thd={threshold}, {NO_BACKGROUND}")
         if crop < 0 or stride < 1 or 0 < crop < stride:
-            given = f"slide_crop={crop}, slide_stride={stride}"
-            raise OvssError(f"{given}: expected a window of at least the stride, which is at least 1; or slide_crop=0.")
+            expected = "expected slide_stride above 0, and slide_crop of at least that, or 0 for no windows"
+            raise OvssError(f"slide_crop={crop}, slide_stride={stride} of {recipe.segmentor}: {expected}.")
 
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
-        """Class maps (C, H, W): the maximum over the queries of a class. To paint, a query covers all classes before it."""
+        """Class maps (C, H, W). If `combine` is "paint", a query covers all classes before it."""
         size = context.original.shape[:2]
         planes = self.tensor(context.pixels).new_zeros(len(self.vocabulary.classes), *size)
         best = planes.new_zeros(size)
@@ -56,7 +57,7 @@ class ConceptSegmentor(PromptMaps):
 
     @torch.inference_mode()
     def image_labels(self, context: ImageContext) -> tuple[Tensor, Tensor] | None:
-        """From the best two classes of each pixel so far."""
+        """Holds only the best two classes of each pixel so far."""
         if not self.decides_as(ConceptSegmentor):
             return None
         leading = BestTwo(context.original.shape[:2], like=self.tensor(context.pixels))
@@ -67,7 +68,7 @@ class ConceptSegmentor(PromptMaps):
         return self.with_background(leading.labels, leading.best, leading.second), leading.best
 
     def query_maps(self, context: ImageContext, best: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The class and the map (H, W) of each query. `best`: the maximum of the maps so far, which the caller keeps."""
+        """The class and the map (H, W) of each query. `best`: the maximum of the maps so far, which the caller updates."""
         image = context.original
         views = self.views(*image.shape[:2])
         several = len(views) > 1
@@ -77,7 +78,7 @@ class ConceptSegmentor(PromptMaps):
     def mean_maps(self, image: np.ndarray, views: Sequence[tuple[slice, slice, bool]]) -> Iterator[tuple[int, Tensor]]:
         """The queries of `rows` and the means of their maps (H, W) over the views."""
         total: dict[int, Tensor] = {}
-        count = np.zeros(image.shape[:2], np.float32)  # of the views of a pixel
+        count = np.zeros(image.shape[:2], np.float32)  # views of each pixel
         for rows, columns, mirrored in views:
             view = image[rows, columns]
             for query, plane in self.prompt_maps(view[:, ::-1] if mirrored else view):
@@ -99,7 +100,7 @@ class ConceptSegmentor(PromptMaps):
         return labels
 
     def uncertain(self, best: Tensor, second: Tensor) -> Tensor:
-        """Whether a pixel becomes background (H, W), by the values of its best two classes."""
+        """The pixels (H, W) bool that become background, by the values of their best two classes."""
         return best < self.prob_thd
 
     def views(self, height: int, width: int) -> list[tuple[slice, slice, bool]]:

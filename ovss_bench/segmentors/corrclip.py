@@ -56,7 +56,7 @@ class CorrCLIP(Segmentor):
 
     @property
     def spatial_states(self) -> range:
-        """The blocks whose inputs, the outputs of the blocks before, the spatial branch averages."""
+        """The blocks whose inputs (the outputs of the preceding blocks) the spatial branch averages."""
         last = self.clip.depth - 2
         count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
         return range(max(last - count, 0) + 1, last + 1)
@@ -67,7 +67,7 @@ class CorrCLIP(Segmentor):
         grid, block = features.shape[2:], self.clip.block(-1, trunk.grid)
         mean = torch.stack([trunk.states[i] for i in self.spatial_states]).mean(0)
         values = self.clip.qkv(trunk, self.clip.depth - 1)[2], block.values(block.ln_1(mean))
-        # Rows of the attention sum to 1, so the output projection may come first, for fewer places.
+        # Rows of the attention sum to 1, so the output projection may come first, on the coarser grid.
         projected = torch.cat([block.project(each[:, :, 1:]) for each in values], -1)
         regions, mixed = [], []
         for window, segments, of_window in zip(features, self.window_regions(batch), projected, strict=True):
@@ -108,7 +108,7 @@ class CorrCLIP(Segmentor):
     # Section 3.3: value reconstruction, the semantic branch
 
     def semantic_branch(self, trunk: Trunk, regions: Tensor) -> Tensor:
-        """(B, H*W, E): for each place the class token of its region, which attends only to CLS and the patches of it."""
+        """(B, H*W, E): for each place, the class token of its region, which attends only to CLS and the region's patches."""
         tokens, index = class_tokens(self.clip, trunk, regions)
         return at_places(self.clip.project(tokens), index, trunk.grid, regions.shape[1:])
 

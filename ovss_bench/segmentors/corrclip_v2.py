@@ -56,8 +56,8 @@ class CorrCLIPv2(CorrCLIP):
         return (1 - self.support) * cosines + self.support * support
 
     def retrieve(self, context: ImageContext) -> tuple[Tensor, Tensor]:
-        """The regions (h, w) of the resized image, numbered from 0 in the order of their ids, and for each the numbers
-        (regions, num_support) of the most similar regions of the bank."""
+        """The regions (h, w) of the resized image, numbered from 0 in the order of their ids, and the indices
+        (regions, num_support) of the most similar regions in the bank."""
         ids, regions = self.region_map(context, context.resized.shape[:2]).unique(return_inverse=True)
         features = F.normalize(enlarge(self.coarse(context), regions.shape).flatten(1).T, dim=-1)
         keys = F.normalize(region_means(features, regions.flatten(), len(ids)), dim=-1)

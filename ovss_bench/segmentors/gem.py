@@ -30,7 +30,8 @@ class GEM(Segmentor):
     def blocks(self) -> range:
         """The blocks that add to the second stream."""
         if not 2 <= self.depth <= self.clip.depth + 1:
-            raise OvssError(f"depth={self.depth}: with the {self.clip.depth} blocks of this CLIP, 2 to {self.clip.depth + 1}.")
+            blocks = self.clip.depth
+            raise OvssError(f"depth={self.depth}: expected 2 to {blocks + 1}, as this CLIP has {blocks} blocks.")
         return range(self.clip.depth - self.depth + 1, self.clip.depth)
 
     @property

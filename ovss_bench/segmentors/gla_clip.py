@@ -23,8 +23,8 @@ class GLACLIP(Segmentor):
     cosine with it exceeds `rho`. Dynamic normalisation: the shift of the cosines grows with the number of windows, by
     `shift_growth` (lambda_1), and their scale with the rarity of similar keys, by `scale_growth` (lambda_2).
 
-    Ablations: `extension=False` lets every window attend to itself only, there between proxies and, as in the official code,
-    with a fixed shift and scale; `proxies=False` leaves the queries as they are; `dynamic_shift` and `dynamic_scale`.
+    Ablations: `extension=False` lets every window attend only to itself, between proxies and, as in the official code, with a
+    fixed shift and scale; `proxies=False` leaves the queries as they are; `dynamic_shift` and `dynamic_scale`.
     """
 
     requires = ("vfm",)
@@ -45,7 +45,7 @@ class GLACLIP(Segmentor):
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
-        """The same for windows alone: each is an image of one window."""
+        """The same for separate windows: each is an image of one window."""
         return self.logits(batch, 1)
 
     def logits(self, batch: WindowBatch, together: int) -> Tensor:
@@ -77,8 +77,8 @@ class GLACLIP(Segmentor):
         return self.masked((anchors if self.proxies else keys[rows]) @ keys.T, shift, scale)
 
     def anchors(self, keys: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Keys (T, C) -> the proxy anchors (R, C) of some of them, unit vectors after the mean shift, and the number of keys
-        (R,) that the last mean was taken of; a patch without any takes its own key."""
+        """Keys (T, C) -> the proxy anchors (R, C) of some patches, unit vectors after the mean shift, and the number (R,) of
+        keys in the last mean; a patch without similar keys takes its own."""
         anchors = keys[rows]
         near = anchors.new_empty(0)
         for iteration in range(max(self.iterations, 1)):
@@ -90,8 +90,8 @@ class GLACLIP(Segmentor):
         return anchors, near.sum(-1)
 
     def masked(self, cosines: Tensor, shift: float, scale: float | Tensor) -> Tensor:
-        """Cosines (R, T) -> attention (R, T): shifted by the row's mean and scaled, without negative entries; a row that has no
-        others keeps its highest."""
+        """Cosines (R, T) -> attention (R, T): shifted by the row's mean and scaled, without negative entries; a row with only
+        negative ones keeps its highest."""
         weights = scale * (cosines - shift * cosines.mean(-1, keepdim=True).clamp(min=0))
         least = weights.amax(-1, keepdim=True).clamp(max=0)
         return weights.masked_fill(weights < least, -torch.inf).softmax(-1)

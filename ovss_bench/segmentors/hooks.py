@@ -24,7 +24,7 @@ REMOVED = {  # hooks of earlier versions -> their successors
 
 
 def check_declarations(segmentor: Segmentor) -> Segmentor:
-    """The segmentor, if its class passes all checks that are possible before the first image. Raises OvssError."""
+    """The segmentor, after all checks of its class that are possible before the first image. Raises OvssError."""
     method, depth = type(segmentor), segmentor.clip.depth
     name, where = segmentor.recipe.segmentor, _where(type(segmentor))
     if not (method.patch_logits or method.image_logits or method.image_scores):
@@ -57,7 +57,7 @@ def guarded(segmentor: Segmentor) -> Segmentor:
     if not is_outside(type(segmentor)):
         return segmentor
     watched = copy.copy(segmentor)
-    # Elsewhere these names are a method's own.
+    # Other classes may use these two names for anything.
     foreign = () if isinstance(segmentor, LastBlockSegmentor) else ("mix", "last_block")
     for hook in HOOKS.keys() - set(foreign):
         if getattr(type(segmentor), hook, None):
@@ -104,7 +104,7 @@ def _grids(segmentor: Segmentor, result: Any, windows: int) -> str | None:
 def _labels(segmentor: Segmentor, result: Any, size: tuple[int, ...]) -> str | None:
     classes = len(segmentor.vocabulary.classes)
     fits = isinstance(result, Tensor) and result.dtype == torch.int64 and result.shape == size
-    # On a GPU, looking at values would wait for them.
+    # On a GPU, reading the values would synchronise with the device.
     if fits and (result.device.type != "cpu" or not result.numel() or (result.min() >= 0 and result.max() <= classes)):
         return None
     return f"a tensor {tuple(size)} of int64 from 0 to {classes} (the number of classes means no class)"

@@ -21,10 +21,10 @@ class ITACLIP(Segmentor):
     """Self-correlation attention of the last block, averaged with that of `middle_blocks` (counted from 1, as in the paper);
     residual connection, no feed-forward network.
 
-    `img_engineering`: the cosines of five copies of each window, with the weight `img_eng_coefficient` of the copies that keep
-    their orientation. `texts`: a file with a definition or a synonym of each foreground class (see `class_texts`), mixed with
-    the weight `def_coefficient` into the text features of its queries, which are not normalised again; None: class names only.
-    `closing`: a morphological closing of the label map itself, which prefers large class numbers, as published.
+    `img_engineering`: the cosines of five versions of each window are averaged; those that keep its orientation have the weight
+    `img_eng_coefficient`. `texts`: a file with a definition or a synonym of each foreground class (see `class_texts`), mixed
+    with the weight `def_coefficient` into the text features of its queries, which are not normalised again; None: class names
+    only. `closing`: a morphological closing of the label map itself, which prefers large class numbers, as published.
     """
 
     attention_maps = 3
@@ -41,8 +41,8 @@ class ITACLIP(Segmentor):
         """The middle blocks, counted from 0."""
         if not 1 <= min(self.middle_blocks) <= max(self.middle_blocks) < self.clip.depth:
             raise OvssError(
-                f"{self.recipe.segmentor}: middle_blocks={self.middle_blocks}, but this CLIP has the blocks 1 to "
-                f"{self.clip.depth}, of which the last is no middle block. Choose others."
+                f"middle_blocks={self.middle_blocks} of {self.recipe.segmentor}: expected blocks from 1 to "
+                f"{self.clip.depth - 1}, as this CLIP has {self.clip.depth}, and the last is not a middle block."
             )
         return tuple(sorted({block - 1 for block in self.middle_blocks}))
 
@@ -96,6 +96,6 @@ def self_correlation(q: Tensor, k: Tensor) -> Tensor:
 
 
 def closed(label_map: Tensor) -> Tensor:
-    """(H, W) int64 -> the maximum, then the minimum over 3 x 3 pixels, without those outside of the image."""
+    """(H, W) int64 -> the maximum, then the minimum over 3 x 3 pixels, without those outside the image."""
     labels = F.max_pool2d(label_map[None].float(), 3, 1, 1)
     return (-F.max_pool2d(-labels, 3, 1, 1))[0].long()

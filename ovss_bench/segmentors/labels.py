@@ -29,7 +29,7 @@ class LabelMapSegmentor(Segmentor):
         self.maps: LabelMaps | None = None
 
     def accepted_names(self) -> list[set[str]]:
-        """By class its name, and those of its queries."""
+        """For each class, its name and those of its queries."""
         vocabulary = self.vocabulary
         names = [{name} for name in vocabulary.classes]
         for query, c in zip(vocabulary.queries, vocabulary.group, strict=True):
@@ -38,7 +38,7 @@ class LabelMapSegmentor(Segmentor):
         return names
 
     def image_scores(self, context: ImageContext) -> Tensor:
-        """The classes as the only plane (1, H, W)."""
+        """The class indices, as a single plane (1, H, W)."""
         if self.maps is None:
             hint = "Use ob.evaluate or `ovss eval`."
             raise OvssError(f"{self.recipe.segmentor} finds label maps by the images of a data set. {hint}")
@@ -50,9 +50,9 @@ class LabelMapSegmentor(Segmentor):
 
 @SEGMENTORS.register_module(name="labels")
 class Labels(LabelMapSegmentor):
-    """Label maps in the folder `path`, or in a JSON file of run lengths. `label_offset` is added to the stored values;
-    `allow_missing` gives no class to images without a map; `resize_maps` accepts maps of other sizes than their images, which
-    are resized by nearest neighbour."""
+    """Label maps in the folder `path`, or in a JSON file of run-length encodings. `label_offset` is added to the stored values;
+    `allow_missing` gives no class to images without a map; `resize_maps` resizes maps of another size than their image, by
+    nearest neighbour."""
 
     requires = ("path",)
     path: Path | None = None

@@ -26,13 +26,13 @@ from .sclip import SCLIP
 @SEGMENTORS.register_module(name="lavg")
 class LaVG(SCLIP):
     """Each mask of an image gets the mean logits of its pixels in the window; where masks overlap, the first counts. The pixels
-    in no mask are the last mask.
+    outside all masks form the last mask.
 
     The masks are at most `cuts` normalised cuts of the keys of `vfm`, by name or any callable WindowBatch -> (B, C, H, W), on
     the image stretched to a square of `cut_side` pixels; `tau` is the cosine above which two tokens are connected. A dense
     CRF (`crf`) follows, and holes are filled; a mask that loses half of itself is dropped. `regions` replaces the cuts: a
-    name, a folder of region files, or any callable image -> (H, W) ids, of which the smallest means no mask, or masks
-    (n, H, W), the first before the others.
+    name, a folder of region files, or any callable image -> (H, W) ids, where the smallest means no mask, or masks (n, H, W)
+    in the order in which they count.
 
     `clear_background`: inside the last mask, the classes other than the background get the smallest logit of the window
     (VOC21 only).
@@ -77,7 +77,7 @@ class LaVG(SCLIP):
         return masks_at(masks, context.original.shape[:2])
 
     def masks(self, context: ImageContext) -> Tensor:
-        """(1 + n, H, W) bool at the size of the resized image, the pixels in no mask last."""
+        """(n + 1, H, W) bool at the size of the resized image; the last mask is the pixels outside all others."""
         if "masks" not in context.by_products:
             masks = self.tensor(self.proposals(context))
             masks = torch.cat([masks, ~masks.any(0, keepdim=True)])
@@ -111,13 +111,13 @@ class LaVG(SCLIP):
 
     @cached_property
     def foreground(self) -> Tensor:
-        """Which queries are not the background's (Q,) bool."""
+        """The queries (Q,) bool that are not the background's."""
         return self.tensor(np.array([c != self.vocabulary.background for c in self.vocabulary.group]))
 
 
 def fitted(masks: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Masks (n, H, W) bool after a dense CRF on the image (H, W, 3), each by itself; probabilities as in `panoptic_cut/crf.py`
-    of the official code."""
+    """Masks (n, H, W) bool after a dense CRF on the image (H, W, 3), one mask at a time; probabilities as in
+    `panoptic_cut/crf.py` of the official code."""
     planes = torch.from_numpy(np.stack([~masks, masks], 1)).float().softmax(1)
     refined = dense_crf(planes, torch.from_numpy(image).float(), smooth=(3.0, 7.0), bilateral=(50.0, 5.0, 10.0))
     return refined.argmax(1).numpy().astype(bool)

@@ -22,9 +22,9 @@ PIXELS = ("pixel_refine", "tau", "r")  # the hyperparameters of LPOSS+
 
 @SEGMENTORS.register_module(name="lposs")
 class LPOSS(LastBlockSegmentor):
-    """The value path of the last block gives the cosines Y of each patch. On a graph of the patches of all windows, in which
-    overlapping windows have nodes of their own, (I - alpha S) Z = Y is solved by at most `cg_maxiter` steps of conjugate
-    gradients, or to the relative residual `cg_tol`. The scores Z may be negative and exceed 1: classes are compared by them.
+    """The value path of the last block gives the cosines Y of each patch. On a graph of the patches of all windows, with
+    separate nodes for overlapping windows, (I - alpha S) Z = Y is solved by at most `cg_maxiter` steps of conjugate gradients,
+    or to the relative residual `cg_tol`. The scores Z may be negative or exceed 1: they decide without a softmax.
 
     `vfm`: the encoder whose features join patches, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: the output
     of a named encoder. Each patch has edges to its `k` nearest by the cosine of these features: max(cosine, 0)^`gamma`, times
@@ -88,7 +88,7 @@ class LPOSS(LastBlockSegmentor):
 
     @property
     def refines(self) -> bool:
-        """Without synonyms and pixels, everything after the patches is linear."""
+        """Without synonyms and pixel refinement, all steps after the patches are linear."""
         return self.pixel_refine or self.has_synonyms
 
     @property
@@ -97,8 +97,8 @@ class LPOSS(LastBlockSegmentor):
         return len(set(group)) < len(group)
 
     def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
-        """Scores (Q, H, W): pixels are joined, and the best of synonyms is taken, at the size of the resized image. Synonyms
-        become equal."""
+        """Scores (Q, H, W), refined at the size of the resized image: propagated over pixels, then for each query the maximum
+        over the synonyms of its class."""
         maps = self.at_resized(cosines, context)
         if self.pixel_refine:
             maps = propagate_pixels(maps, context.resized, self.tau, self.r, self.alpha, self.cg_maxiter, self.cg_tol)
@@ -108,8 +108,8 @@ class LPOSS(LastBlockSegmentor):
         return resized_maps(maps, context.size)
 
     def at_resized(self, cosines: Tensor, context: ImageContext) -> Tensor:
-        """The scores of the patches composed at the size of the resized image; with PAMR, which has changed the `cosines`,
-        these at that size."""
+        """The patch scores composed at the size of the resized image; with PAMR, the `cosines`, which it has changed, resized
+        to it."""
         size = context.resized.shape[:2]
         if self.recipe.pamr_steps:
             return resized_maps(cosines, size)

@@ -35,7 +35,10 @@ REFUSED = {
         *[(f"segmentor={name}", f"recipe.{share}={value}") for name, share in SHARES for value in (-0.1, 1.1)],
         *[(f"segmentor={name}", "clip=demo", "recipe.window=60", "recipe.stride=30") for name in JOINING],
     ],
-    "ActiveSAM": [("segmentor=active_sam", "concepts=demo", "recipe.quantile_alpha=0")],
+    "ActiveSAM": [
+        ("segmentor=active_sam", "concepts=demo", "recipe.quantile_alpha=0"),
+        ("segmentor=active_sam", "concepts=demo", "recipe.preview_resolution=0"),
+    ],
     "CLIPDINOiser": [("segmentor=clip_dinoiser", "recipe.apply_found=true", *MINE)],
     "CLIPDIY": [("segmentor=clip_diy", "recipe.stride_divisor=0")],
     "ConceptSegmentor": [

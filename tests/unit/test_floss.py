@@ -130,7 +130,7 @@ BAD = {
     "background": (
         GOOD,
         {"apply_found": True},
-        r"^clip_dinoiser\+floss: the experts know no background .* apply_found=false\.$",
+        r"^clip_dinoiser\+floss: the experts skip the background rule .* apply_found=false\.$",
     ),
     "refine": (GOOD, {"text": None, "refine": "floss"}, r"^refine=floss: give this step as text=floss\.$"),
 }

@@ -1,4 +1,4 @@
-"""Steps of methods that compose with other methods, one file each. MODULES: by registered name the module of this package."""
+"""Parts of methods that can be added to others, one file each. MODULES: by registered name the module of this package."""
 
 MODULES = {
     "floss": "floss",

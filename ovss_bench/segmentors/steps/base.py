@@ -1,7 +1,8 @@
-"""Step: a step of one method that composes with any other, and the stages at which steps act.
+"""Step: a part of one method that can be added to others, and the stages at which steps act.
 
-A step overrides the hook of its stage and begins with `super().HOOK(...)`: the earlier steps and the base method. Its annotated
-class attributes become hyperparameters of the segmentor, so their names must not be those of a method's; sources are shared."""
+A step overrides the hook of its stage and begins with `super().HOOK(...)`, which runs the base method and earlier steps. Its
+annotated class attributes become hyperparameters of the segmentor, so no method may have the same names, except those of
+auxiliary models, which are shared."""
 
 from __future__ import annotations
 
@@ -12,15 +13,14 @@ from ..base import Segmentor
 
 
 class Step(Segmentor):
-    """The option that takes the step, and which base methods it refuses. Derive a step from a stage: TextStep, WindowStep,
-    PixelStep, ScoreStep or LabelStep."""
+    """The base class of steps. Derive a step from its stage: TextStep, WindowStep, PixelStep, ScoreStep or LabelStep."""
 
-    option = "refine"  # or "text"
-    place = 0  # in the order in which the stages run, whatever the order of names
+    option = "refine"  # the option that adds the step, this or "text"
+    place = 0  # of the stage, in the order in which stages run
 
     @classmethod
     def refusal(cls, base: type[Segmentor]) -> str | None:
-        """Why the step makes no sense with a base method, or None."""
+        """The reason why the step makes no sense with a base method, or None."""
         if base.outside:
             return "the label maps come from outside, and no step of this project sees how they are made"
         return None
@@ -35,21 +35,21 @@ class _InWindows(Step):
 
 
 class WindowStep(_InWindows):
-    """Acts on single windows: define `patch_logits`, and call `super().patch_logits(batch)` for the cosines (B, Q, h, w), which
-    may also be given a changed batch. If the base method takes all windows of an image together, so does the step."""
+    """Acts on windows: define `patch_logits`, and call `super().patch_logits(batch)` for the cosines (B, Q, h, w) of this or a
+    changed batch. If the base method takes all windows of an image together, so does the step."""
 
     place = 2
 
 
 class TextStep(WindowStep):
-    """Acts on the side of the texts: override `text` or `encode_text`, and `patch_logits` to join several classifiers."""
+    """Acts on the text features: override `text` or `encode_text`, and `patch_logits` to join several classifiers."""
 
     option, place = "text", 1
 
 
 class PixelStep(_InWindows):
-    """Acts on the cosines (Q, H, W) of the whole image at the size of the result, with the image: define `refine`, and begin
-    with `super().refine(cosines, context)`."""
+    """Acts on the cosines (Q, H, W) of the whole image at the size of the result: define `refine`, and begin with
+    `super().refine(cosines, context)`."""
 
     place = 3
 
@@ -63,7 +63,7 @@ class PixelStep(_InWindows):
 
 
 class ScoreStep(Step):
-    """Acts on the planes (P, H, W) that are decided on, with the image: define `refine_scores`, and begin with
+    """Acts on the planes (P, H, W) to decide on: define `refine_scores`, and begin with
     `super().refine_scores(planes, context)`."""
 
     place = 4

@@ -29,7 +29,7 @@ from ..features import extent
 from ..maskclip import MaskCLIP
 from .base import Step, TextStep
 
-# FLOSS's official code does not normalise the means over templates again with these hosts, unlike with NACLIP.
+# With these base methods, unlike NACLIP, the official code does not normalise the means over templates again.
 NOT_UNIT = (MaskCLIP, CLIPDINOiser)
 
 
@@ -38,11 +38,10 @@ class FLOSS(TextStep):
     """Each query has an expert: a classifier of all queries with the `top_n` best templates of its class. Where an expert's
     best query is its own, the most confident of these experts decides; elsewhere the usual classifier does (section 4).
 
-    `ranking`: a JSON file in the format of the official repository, whose template numbers count the recipe's templates.
-    `floss_scale`: factor of the cosines. `unit_text` normalises the means over templates again: the official code does so with
-    NACLIP, and not with MaskCLIP and CLIP-DINOiser (None: as it does). A class that no template predicts is an error, but has
-    an expert of all templates with these two, as in the official code. The fused probabilities take the place of cosines in
-    what follows.
+    `ranking`: a JSON file in the format of the official repository, whose template numbers index the recipe's templates.
+    `floss_scale`: factor of the cosines. `unit_text` normalises the means over templates again; None: unless the method is
+    MaskCLIP or CLIP-DINOiser, as in the official code. A class that no template predicts is an error, except with these two,
+    where its expert has all templates, as in the official code. The fused probabilities replace the cosines in later steps.
     """
 
     requires = ("ranking",)
@@ -57,12 +56,12 @@ class FLOSS(TextStep):
     def check(cls, recipe: Recipe, has_background: bool) -> None:
         super().check(recipe, has_background)
         if recipe.hyperparameters.get("apply_found"):  # of CLIP-DINOiser
-            raise OvssError(f"{recipe.segmentor}: the experts know no background of apply_found. Set apply_found=false.")
+            raise OvssError(f"{recipe.segmentor}: the experts skip the background rule apply_found. Set apply_found=false.")
 
     @classmethod
     def refusal(cls, base: type[Segmentor]) -> str | None:
         impossible = base.image_scores and not base.image_cosines
-        reason = "the method has no cosines of all queries at one place, which the experts are fused by"
+        reason = "the method never has the cosines of all queries together, by which the experts are fused"
         return Step.refusal(base) or (reason if impossible else None)
 
     # Classifiers
@@ -93,7 +92,7 @@ class FLOSS(TextStep):
         return torch.stack([self.enriched(*pair, progress) for pair in zip(texts, limited, strict=True)])
 
     def templates_of(self, name: str, ranked: dict[str, list[int]]) -> list[int]:
-        """The templates of a class; none for all of them."""
+        """The best templates of a class; empty for all templates."""
         templates = ranked.get(_key(name))
         if templates is None:
             raise OvssError(
@@ -105,7 +104,7 @@ class FLOSS(TextStep):
         return templates[: self.top_n]
 
     def with_text(self, text: Tensor) -> FLOSS:
-        """The method with other text features (Q, E), and without what it has derived from its own."""
+        """A copy with other text features (Q, E), without cached values derived from the old ones."""
         host = copy(self)
         for name in [name for name in vars(host) if isinstance(getattr(type(host), name, None), cached_property)]:
             delattr(host, name)
@@ -125,7 +124,7 @@ class FLOSS(TextStep):
         return self.fused("image_cosines", context)
 
     def fused(self, hook: str, seen: WindowBatch | ImageContext) -> Tensor:
-        """Of what the base method's hook gives with each classifier."""
+        """Fuses what the base method's hook returns with each classifier."""
         _ = self.text  # encodes the texts, if they are not yet
         run = partial(self.with_classifier, hook, seen, {})
         usual, compared = run(0)
@@ -140,12 +139,12 @@ class FLOSS(TextStep):
     def with_classifier(
         self, hook: str, seen: WindowBatch | ImageContext, computed: dict[int, Any], number: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor, tuple[int, int]] | None]:
-        """The base method's hook with a classifier, and what it called `compare` for last: cosines, embeddings and grid."""
+        """What the base method's hook returns with a classifier, and its last call of `compare`: cosines, embeddings, grid."""
         host = self.hosts[number]
         host.computed, host.turn, host.compared = computed, count(), None
         try:
             return getattr(super(FLOSS, host), hook)(seen), host.compared
-        finally:  # their memory is needed
+        finally:  # frees their memory
             host.computed = host.compared = None
 
     def compare(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -154,7 +153,7 @@ class FLOSS(TextStep):
         return cosines
 
     def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
-        """The result for the first classifier: a method computes the same parts in the same order for all."""
+        """The result for the first classifier, as a method computes the same parts in the same order for all."""
         part = next(self.turn)
         if part not in self.computed:
             self.computed[part] = super().once(compute, *arguments)
@@ -162,7 +161,7 @@ class FLOSS(TextStep):
 
 
 def size_of(seen: WindowBatch | ImageContext, grids: int) -> tuple[int, int]:
-    """The pixels under each of some grids: of a window, or of all windows together."""
+    """The size in pixels that each of the `grids` covers: that of a window, of all windows together, or of the image."""
     if isinstance(seen, ImageContext):
         return seen.resized.shape[0], seen.resized.shape[1]
     if grids < len(seen.pixels):
@@ -172,8 +171,8 @@ def size_of(seen: WindowBatch | ImageContext, grids: int) -> tuple[int, int]:
 
 
 def read_ranking(path: Path, count: int) -> dict[str, list[int]]:
-    """By class, its name in lower case without spaces, the templates that predict it, the lowest entropy first. Raises
-    OvssError for a file of another form, or with numbers beyond the `count` of templates."""
+    """The templates that predict each class, the lowest entropy first, by its name in lower case without spaces. Raises
+    OvssError for a file in another format, or with template numbers not below `count`."""
     try:
         classes = read_json(path)["classes"]
         ranked = {
@@ -186,7 +185,7 @@ def read_ranking(path: Path, count: int) -> dict[str, list[int]]:
     beyond = [t for templates in ranked.values() for t in templates if not 0 <= t < count]
     if beyond:
         raise OvssError(
-            f"ranking {path} has template {beyond[0]}, but the recipe has {count} templates. Use those of the ranking."
+            f"ranking {path} has template {beyond[0]}, but the recipe has {count} templates. Use the ranking's templates."
         )
     return ranked
 

@@ -30,17 +30,17 @@ EPSILON = 1e-8
 
 @STEPS.register_module(name="freecp")
 class Purification(WindowStep):
-    """The probabilities of a window are refined along CLIP's own attention. A class whose map agrees with its refined map by no
-    more than `rp_thres` is dropped (redundancy). Of classes whose refined maps overlap by `ap_thres` or more, only those stay
-    that CLIP prefers on a crop (ambiguity). The maps of the others decide; the background has 1 - the highest of them.
+    """The probabilities of a window are refined along CLIP's attention. A class whose map agrees with its refined map by at
+    most `rp_thres` is dropped (redundancy). Of classes whose refined maps overlap by `ap_thres` or more, only those stay that
+    CLIP prefers on a crop (ambiguity). The maps of the remaining classes decide; the background has 1 - the highest of them.
 
-    `box_threshold`: share of the peak in a box; `crop_side`: pixels of a crop for CLIP; `cam_scale`: factor of the cosines.
-    `descriptions`: a JSON file {class name: [sentence, ...]}; classes that it lacks, and all without a file, are described by
-    the prompts of the recipe (the official code stops). Every foreground query counts as a class until the decision; queries of
-    the background, and distractors, only compete in the softmax.
+    `box_threshold`: share of a map's peak that bounds its boxes; `crop_side`: side of a crop for CLIP in pixels; `cam_scale`:
+    factor of the cosines. `descriptions`: a JSON file {class name: [sentence, ...]}; classes that it lacks, and all without a
+    file, are described by the prompts of the recipe (the official code stops). Every foreground query counts as a class until
+    the decision; queries of the background, and distractors, only compete in the softmax.
 
     As in the official code, a last block with a residual connection is used without the one around its attention, and the
-    affinity with GEM is that of head 0. Its agreement is half of what an intersection over union would be for equal maps.
+    affinity with GEM is that of head 0. The agreement of equal maps is half of what an intersection over union would be.
     """
 
     rp_thres: float = 0.1
@@ -56,8 +56,8 @@ class Purification(WindowStep):
     @classmethod
     def refusal(cls, base: type[Segmentor]) -> str | None:
         plain = issubclass(base, LastBlockSegmentor) and base.patch_logits is LastBlockSegmentor.patch_logits
-        own = base.scores or base.decide or base.prior
-        if base.uses_clip and (own or not (plain or issubclass(base, (GEM, MaskCLIP)))):
+        decides = base.scores or base.decide or base.prior
+        if base.uses_clip and (decides or not (plain or issubclass(base, (GEM, MaskCLIP)))):
             return "freecp is for GEM, MaskCLIP and methods that only change the last block, such as ClearCLIP and SCLIP"
         return super().refusal(base)
 
@@ -92,8 +92,8 @@ class Purification(WindowStep):
         cosines = super().patch_logits(batch)
         trunk, maps = self.trunk(batch), torch.zeros_like(cosines)
         if cosines.shape[2:] != trunk.grid:
-            name = self.recipe.segmentor
-            raise OvssError(f"{name}: freecp needs cosines on CLIP's patches, and the base method has others. Leave it out.")
+            name, reason = self.recipe.segmentor, "freecp needs cosines on CLIP's patches, and the base method has others"
+            raise OvssError(f"{name}: {reason}. Leave freecp out.")
         if self.foreground:
             probabilities, refined = self.refined(cosines, trunk)
             kept = self.agreement(probabilities, refined) > self.rp_thres
@@ -138,9 +138,9 @@ class Purification(WindowStep):
         return (both - distance) / (both + distance).clamp(min=EPSILON)
 
     def unambiguous(self, refined: Tensor, kept: Tensor, batch: WindowBatch) -> Tensor:
-        """The classes (B, K) of those `kept` that win a crop, or overlap with no other."""
+        """The `kept` classes (B, K) that win a crop or overlap with no other."""
         linked = (self.overlaps(refined) >= self.ap_thres) & kept[:, :, None] & kept[:, None]
-        both = torch.cat([linked, kept[:, None]], 1).numpy(force=True)  # a GPU is waited for once
+        both = torch.cat([linked, kept[:, None]], 1).numpy(force=True)  # a GPU synchronises once
         links, stay = both[:, :-1], both[:, -1].copy()
         crops, groups = [], []
         for b in range(len(refined) - batch.padding):

@@ -15,8 +15,8 @@ from .base import WindowStep
 
 @STEPS.register_module(name="image_engineering")
 class ImageEngineering(WindowStep):
-    """The base method sees each window, and grey, blurred and flipped copies of it. The mean over the copies that keep their
-    orientation has the weight `engineering_weight`, that over the two flipped ones the rest."""
+    """The base method sees each window, and grey, blurred and flipped copies of it. The mean over the flipped copies has the
+    weight 1 - `engineering_weight`, the mean over the other three the rest."""
 
     engineering_weight: float = 0.75
 

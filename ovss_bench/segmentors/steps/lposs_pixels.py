@@ -1,4 +1,4 @@
-"""The pixel step of LPOSS+ (Stojnic et al., CVPR 2025, arXiv 2503.19777): label propagation between pixels of like colour."""
+"""The pixel step of LPOSS+ (Stojnic et al., CVPR 2025, arXiv 2503.19777): labels propagate between pixels of similar colour."""
 
 from torch import Tensor
 

@@ -13,8 +13,8 @@ from .base import PixelStep
 
 @STEPS.register_module(name="pamr")
 class PAMRStep(PixelStep):
-    """`pamr_iterations` of PAMR with the recipe's `pamr_dilations` (naclip.py: pamr_steps=10, pamr_stride=(8, 16)). As the
-    first step it gives the same as the recipe value `pamr_steps`; it can also follow another refinement."""
+    """PAMR with `pamr_iterations` and the recipe's `pamr_dilations` (naclip.py: pamr_steps=10, pamr_stride=(8, 16)). As the
+    first step it equals the recipe value `pamr_steps`; it can also follow another refinement."""
 
     uses = ("pamr_dilations",)
     positive = ("pamr_iterations",)
