@@ -13,6 +13,6 @@ except ModuleNotFoundError as error:  # the first library that is imported
 
     raise explained(error) from None
 
-# The interface is in __init__.pyi, for type checkers and at run time: a module is imported when one of its names is first used,
-# as torch and open_clip take seconds, and many tools need neither.
+# __init__.pyi declares the interface, for type checkers and at run time. A module is imported when one of its names is first
+# used: importing torch and open_clip takes seconds, and many tools need neither.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

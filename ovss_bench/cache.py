@@ -16,7 +16,7 @@ from .files import DAMAGES, write_atomic
 
 
 def write_entry(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises OvssError if the file cannot be written."""
+    """Writes tensors as an entry. Raises OvssError if the file cannot be written."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"checksum": _checksum(path.stem, tensors)}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
@@ -38,7 +38,7 @@ def read_entry(path: Path) -> dict[str, Tensor] | None:
 
 
 def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of the entry's name and of all names, types, shapes, bytes: several GB/s; SHA-256 would slow the trunk cache."""
+    """CRC-32 of the key and of each tensor's name, dtype, shape and bytes: several GB/s; SHA-256 would slow the trunk cache."""
     total = 0
     for name, tensor in sorted(tensors.items()):
         total = zlib.crc32(f"{key} {name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)

@@ -1,4 +1,4 @@
-"""The exception that users see: what is wrong, where, and what to do. Tools print it without a traceback and exit with 2."""
+"""The exception that users see: what is wrong, where, and what to do. Tools print it without a traceback; their status is 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT = "what was finished is kept; rerun the same command to resume"
 
 
 class OvssError(Exception):
-    """Wrong input (names, files, values) or a run that cannot continue; the message is complete by itself."""
+    """Wrong input (names, files, values), or a run that cannot continue. The message needs no traceback to be understood."""
 
     status = 2  # exit status of a tool that reports this error
 
@@ -22,7 +22,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def visible(text: object) -> str:
-    """Text for a terminal: control characters, which names and files may contain, are shown as `\\x1b`."""
+    """Escapes control characters, which names and files may contain, as in `\\x1b`, so that a terminal shows them."""
     return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text))
 
 
@@ -31,7 +31,7 @@ def print_error(error: object) -> None:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> OvssError:
-    """The error for an unknown name. It suggests up to three close ones, or lists the known names."""
+    """The error for an unknown name. It suggests up to three similar names, or lists the known ones."""
     known = sorted(str(k) for k in known)
     close = get_close_matches(str(name), known, n=3, cutoff=0.3)
     shown = ", ".join(known) if len(known) <= MAX_LISTED else f"{', '.join(known[:10])}, ... ({len(known)} in all)"
@@ -41,8 +41,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> OvssError:
 
 @contextmanager
 def reading(what: object, hint: str) -> Iterator[None]:
-    """Turns any exception of a parser, which may raise nearly anything on a damaged file, into one OvssError about `what`.
-    NameError and ImportError are bugs of the program and pass unchanged."""
+    """Turns any exception of a parser into one OvssError about `what`, since parsers raise nearly anything on damaged files.
+    NameError and ImportError are bugs of this program: they pass unchanged."""
     try:
         yield
     except (OvssError, NameError, ImportError):

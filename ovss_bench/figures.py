@@ -18,7 +18,7 @@ def palette(count: int) -> np.ndarray:
 
 
 def palette_image(label_map: np.ndarray, colours: np.ndarray) -> Image.Image:
-    """(H, W) -> a palette image for up to 256 classes, otherwise a 16-bit grey image."""
+    """(H, W) -> a palette image for up to 256 classes, otherwise a 16-bit greyscale image."""
     if len(colours) > 256:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8), "P")
@@ -27,12 +27,12 @@ def palette_image(label_map: np.ndarray, colours: np.ndarray) -> Image.Image:
 
 
 def overlaid(image: np.ndarray, label_map: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: the colours of a label map (H, W) over an image of its size."""
+    """(H, W, 3) uint8 RGB: the colours of a label map (H, W) blended over an image of the same size."""
     return np.round(0.4 * image + 0.6 * colours[label_map]).astype(np.uint8)
 
 
 def legend_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colours: np.ndarray) -> Image.Image:
-    """The image, an overlay of its label map, and a legend of the classes with their share of pixels, the largest first.
+    """The image, an overlay of its label map, and a legend of the classes with their share of pixels, largest first.
     `image` (H, W, 3) uint8 RGB, `label_map` (H, W), `colours` (C, 3) uint8. Small images are enlarged."""
     scale = max(1, -(-MIN_HEIGHT // image.shape[0]))
     image, label_map = (np.repeat(np.repeat(array, scale, 0), scale, 1) for array in (image, label_map))

@@ -1,4 +1,4 @@
-"""Locations on disk (configurations, weights, cache), atomic writes, safe file names, and reading of hand-written files."""
+"""Locations on disk (configurations, weights, cache), atomic writes, safe file names, readers of hand-written files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DATASET_FACTS = next(path for path in (PACKAGE / "dataset_facts", PACKAGE.parent
 # What NumPy and zipfile raise for damaged files.
 DAMAGES = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError)
 DAMAGES += (struct.error, zlib.error, zipfile.BadZipFile)
-# Files and folders that operating systems, storage and tools leave among the data, in lower case.
+# Files and folders that operating systems, storage systems and tools leave among the data, in lower case.
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 CLUTTER |= {"system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100", ".git", ".svn"}
 # Not allowed in file names: control characters, and surrogates other than those of undecodable bytes (PEP 383).
@@ -43,13 +43,13 @@ NO_NAME = re.compile("[\x00-\x1f\ud800-\udc7f\udd00-\udfff]")
 
 @cache
 def code(*parts: str, package: Path = PACKAGE) -> str:
-    """SHA-256 of Python files of a package: those listed, and all in and below the listed folders."""
+    """SHA-256 of the listed Python files of a package, and of all Python files below the listed folders."""
     files = [file for part in parts for file in sorted((package / part).rglob("*.py")) or [package / part]]
     return digest(*(part for file in files for part in (file.relative_to(package).as_posix(), file.read_bytes())))
 
 
 def load_config(group: str, name: str) -> dict[str, Any]:
-    """configs/<group>/<name>.yaml as a plain dictionary, the caller's own: changing it changes nothing for others."""
+    """configs/<group>/<name>.yaml as a plain dictionary, a copy that the caller may change."""
     return copy.deepcopy(_config(group, name))
 
 
@@ -89,14 +89,14 @@ def cache_dir() -> Path:
 
 
 def weights_folders() -> list[Path]:
-    """The folders searched for weights before downloading: `OVSS_WEIGHTS`, then that of the package."""
+    """The folders searched for weights before downloading: `OVSS_WEIGHTS`, then the package's folder."""
     chosen = environment("OVSS_WEIGHTS")
     return [user_path(chosen), WEIGHTS] if chosen else [WEIGHTS]
 
 
 def read_text(path: str | Path, kind: str, expected: str = "UTF-8 text") -> str:
-    """The text of a hand-written file, in UTF-8, or in UTF-16 with a byte-order mark. Raises OvssError, with the line number,
-    for other bytes; `kind` and `expected` describe the file in the message."""
+    """The text of a hand-written file, in UTF-8, or in UTF-16 with a byte-order mark. Raises OvssError with the line number
+    if it cannot be decoded; `kind` and `expected` describe the file in the message."""
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
@@ -133,7 +133,7 @@ def read_yaml(path: str | Path, kind: str) -> Any:
 
 
 def on_disk(name: str) -> str:
-    """The file name that has the UTF-8 bytes of a name, under every locale."""
+    """The file name whose bytes are the name in UTF-8, under every locale."""
     try:
         return os.fsdecode(name.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as error:
@@ -146,7 +146,7 @@ def as_text(name: str) -> str:
 
 
 def inside(name: str) -> str:
-    """A relative name without `.` and doubled slashes. Raises OvssError if it is empty or leads out of its folder."""
+    """A relative name without `.` and double slashes. Raises OvssError if it is empty or leads out of its folder."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or NO_NAME.search(name):
         expected = "expected a relative path, not empty, without '..' and control characters"
@@ -155,8 +155,8 @@ def inside(name: str) -> str:
 
 
 def below(folder: Path, name: str, *, links: bool = False) -> Path:
-    """The path `name` below a folder, for every file whose name comes from data (ids, archives). Raises OvssError for a name
-    that leads out of the folder, by itself or, unless `links` are allowed, through a symbolic link."""
+    """The path `name` below a folder. Use it wherever a file name comes from data (ids, archives). Raises OvssError for a name
+    that leads out of the folder, directly or, unless `links` are allowed, through a symbolic link."""
     path = folder / on_disk(inside(name))
     if not links and not path.parent.resolve().is_relative_to(folder.resolve()):
         raise OvssError(f"'{name}' leads out of {folder} through a link. Remove the link, or choose another folder.")
@@ -178,12 +178,12 @@ def is_clutter(path: str | PurePath) -> bool:
 
 
 def data_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """The paths in a folder that match a pattern, sorted, without `is_clutter`."""
+    """The paths in a folder that match a pattern, sorted, without clutter (see `is_clutter`)."""
     return sorted(path for path in folder.glob(pattern) if not is_clutter(path.relative_to(folder)))
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` on a temporary file beside `path`, and renames it: readers see the old or the complete new file."""
+    """Calls `write` on a temporary file beside `path`, then renames it: readers see the old file or the complete new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.{secrets.token_urlsafe(6)}{path.suffix}")
@@ -191,7 +191,7 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
         mode = temporary.stat().st_mode
         try:
             write(temporary)
-            temporary.chmod(mode)  # safetensors replaces the file by one that other users cannot read
+            temporary.chmod(mode)  # safetensors replaces the file with one that other users cannot read
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text in UTF-8 under every locale; lone surrogates (of file names) are escaped as in JSON."""
+    """Writes a text in UTF-8 under every locale; lone surrogates (from file names) are escaped as in JSON."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
@@ -212,7 +212,7 @@ def cannot_write(path: Path, error: OSError) -> OvssError:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises OSError or ValueError, also for content that could not be written back unchanged:
+    """The content of a JSON file. Raises OSError or ValueError, also for content that cannot be written back unchanged:
     numbers beyond 64 bits, NaN, and lone surrogates other than those of undecodable file names."""
 
     def number(text: str) -> float:
@@ -247,12 +247,12 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _array(content: bytes) -> np.ndarray:
-    start = 10 + int.from_bytes(content[8:10], "little")  # of the data, in version 1 of the npy format
+    start = 10 + int.from_bytes(content[8:10], "little")  # offset of the data, in version 1 of the npy format
     shape, fortran, dtype = _npy_header(content[:start])
     return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
-@lru_cache  # the arrays of many files have the same few headers, and parsing takes longer than the rest
+@lru_cache  # many files share a few headers, and parsing one takes longer than reading the array
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     stream = BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
@@ -261,8 +261,8 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def digest(*parts: str | bytes | tuple[int, Iterable[bytes]]) -> str:
-    """SHA-256 (hex) of the parts, each preceded by its length, so that different lists of parts have different digests. Large
-    bytes may be given as their length and their pieces."""
+    """SHA-256 (hex) of the parts, each preceded by its length, so that different lists of parts have different digests. A large
+    part may be a tuple of its length and its pieces."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -286,7 +286,7 @@ def path_digest(path: str | Path) -> str:
 
 @lru_cache(maxsize=64)
 def _path_digest(path: Path, files: tuple[Path, ...], stamps: tuple) -> str:
-    """Cached for the runs of a sweep until a file changes (`stamps`)."""
+    """Cached for the runs of a sweep, until a size or modification time (`stamps`) changes."""
     parts: list[str] = []
     for file in files:
         with file.open("rb") as content:

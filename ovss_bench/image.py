@@ -1,4 +1,4 @@
-"""Reading, resizing and normalising images as official evaluation code does: mmcv's cv2 calls, without importing torch."""
+"""Reads, resizes and normalises images as official evaluation code does, with mmcv's cv2 calls, without importing torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .types import MAX_SIDE
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Mean and standard deviation of RGB in 0..255: CLIP's as SCLIP and its forks round them, CLIP's exact ones, ImageNet's.
+# Mean and standard deviation of RGB in 0..255: CLIP's as rounded by SCLIP and its forks, CLIP's exact values, ImageNet's.
 STATISTICS = {
     "clip": ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323)),
     "clip_exact": tuple(
@@ -30,7 +30,7 @@ STATISTICS = {
 
 AGAIN = "Copy or download it again."
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits
-# A 16-bit image with 99 % of its values below a quarter of the range (63 of 255 after division by 256) does not use 16 bits.
+# An image with 99 % of its values below a quarter of the 16-bit range (63 of 255 after division by 256) does not use 16 bits.
 DARK = 1 << 14
 RESIZE_RULES = ("keep_ratio", "patch_multiple", "square", "square_bilinear", "center_crop", "up_to_patch", "none")
 
@@ -64,8 +64,8 @@ def _decode(data: bytes, flag: int) -> np.ndarray | None:
 
 
 def refuse_ambiguous(name: str, data: bytes) -> None:
-    """Raises OvssError for images without an obvious conversion to 8 bits: five bands or more, floating point, signed or 32-bit
-    numbers, 10, 12 or 14 bits, and 16 bits with only the lower part in use (12-bit sensors, reflectances), which cv2's
+    """Raises OvssError for images without an obvious conversion to 8 bits: five bands or more; floating-point, signed or 32-bit
+    numbers; 10, 12 or 14 bits; 16 bits of which only the lower part is used (12-bit sensors, reflectances), which cv2's
     division by 256 would turn black. An entirely black image is accepted."""
     is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if found := _unusual_tiff(data) if is_tiff else _unusual(data):
@@ -74,7 +74,7 @@ def refuse_ambiguous(name: str, data: bytes) -> None:
 
 
 def _unusual(data: bytes) -> str:
-    """The values of an image in any format but TIFF, in words; "" for 8 bits."""
+    """Describes the pixel values of an image in any format but TIFF; "" for 8 bits."""
     if data[:2] in (b"\xff\xd8", b"BM") or data[:4] in (b"GIF8", b"RIFF"):
         return ""
     if data[:4] == b"\x89PNG" and data[24:25] <= b"\x08":
@@ -86,7 +86,7 @@ def _unusual(data: bytes) -> str:
 
 
 def _unusual_tiff(data: bytes) -> str:
-    """The values of a TIFF file according to its header, in words; "" for 8 bits."""
+    """Describes the pixel values of a TIFF file according to its header; "" for 8 bits."""
     file = io.BytesIO(data)
     try:
         directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[:4] else 8])  # BigTIFF has the plus
@@ -109,13 +109,13 @@ def _unusual_tiff(data: bytes) -> str:
 
 
 def _unusual_values(data: bytes) -> str:
-    """The values of an image over all bands, in words; "" for 8 bits."""
+    """Describes the decoded pixel values of an image; "" for 8 bits."""
     stored = _decode(data, cv2.IMREAD_UNCHANGED)
     if stored is None or stored.dtype == np.uint8:
         return ""
     if stored.dtype != np.uint16:
         return f"values of type {stored.dtype}"
-    colours = stored[..., :3] if stored.ndim == 3 else stored  # without alpha, which is bright everywhere
+    colours = stored[..., :3] if stored.ndim == 3 else stored  # alpha is bright everywhere
     typical = int(np.percentile(colours[colours > 0], 99)) if colours.any() else DARK
     if typical >= DARK:
         return ""
@@ -123,7 +123,7 @@ def _unusual_values(data: bytes) -> str:
 
 
 def _has_end(data: bytes) -> bool:
-    """Whether a JPEG or PNG file contains its end marker: a cheap test, so that Pillow decodes only the files that fail it."""
+    """Whether a JPEG or PNG file contains its end marker. The test is cheap: Pillow decodes only the files that fail it."""
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG"):
@@ -136,7 +136,7 @@ def check_image(image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         hint = ""
         if image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 4)):
-            hint = " Pillow images may be grey or have alpha: Image.fromarray(array)."
+            hint = " For grey images or alpha, pass a Pillow image: Image.fromarray(array)."
         elif image.dtype != np.uint8:
             hint = " Scale it to 0..255 and round: array.round().astype(numpy.uint8)."
         found = f"{image.shape} of type {image.dtype}"
@@ -147,8 +147,8 @@ def resize(image: np.ndarray, rule: str, short_side: int, long_side: int, patch:
     """Resizes (H, W, 3) uint8 by a named rule.
 
     `keep_ratio`: the factor min(long_side/long, short_side/short), cv2 bilinear, sides int(x*f + 0.5) (mmcv's `Resize`).
-    `patch_multiple`: short side to short_side, each side then to the nearest multiple of `patch`, Pillow bicubic (CLIPer).
-    `square`: both sides become short_side, Pillow bicubic with antialiasing (GEM's own protocol).
+    `patch_multiple`: short side to short_side, then each side to the nearest multiple of `patch`, Pillow bicubic (CLIPer).
+    `square`: both sides become short_side, Pillow bicubic with antialiasing (GEM's protocol).
     `square_bilinear`: both sides become short_side, cv2 bilinear (CLIP-DIY).
     `center_crop`: short side to short_side, Pillow bicubic, then the central square (CLIPtrase; torchvision's rounding).
     `up_to_patch`: each side up to the next multiple of `patch`, Pillow bicubic (training-free TagCLIP).
@@ -211,8 +211,8 @@ def _center_crop(picture: Image.Image, side: int, resample: Image.Resampling) ->
 
 
 def normalize(image: np.ndarray, statistics: str) -> Tensor:
-    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255. In NumPy, since PyTorch leaves OpenMP threads behind in
-    reader threads, and all its parallel code slows down once they outnumber the cores (composition by a factor of three)."""
+    """(3, H, W) float32: (x - mean) / std of uint8 RGB in 0..255. Computed in NumPy: in reader threads, PyTorch would leave
+    OpenMP threads behind, which slow down all its parallel code once they outnumber the cores (composition threefold)."""
     import torch
 
     check_image(image)
@@ -226,7 +226,8 @@ def normalize(image: np.ndarray, statistics: str) -> Tensor:
 
 
 def as_image(image: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an array, a path or a Pillow image (rotated by its EXIF tag, without alpha), else an OvssError."""
+    """(H, W, 3) uint8 RGB of an array, a path or a Pillow image (rotated by its EXIF tag, without alpha). Raises OvssError for
+    anything else."""
     if isinstance(image, np.ndarray):
         check_image(image)
         return np.ascontiguousarray(image)
@@ -252,7 +253,7 @@ def _from_picture(picture: Image.Image) -> np.ndarray:
     values = np.asarray(picture)
     if values.min() < 0 or values.max() > 65535:
         raise OvssError(f"the image holds {values.min()} to {values.max()}, not 16 bits. Scale it to 0..255 as uint8.")
-    buffer = io.BytesIO()  # converted to 8 bits as files are
+    buffer = io.BytesIO()  # converts to 8 bits in the same way as for files
     Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG")
     return _read("the image", buffer.getvalue())
 

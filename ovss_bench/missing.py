@@ -1,4 +1,4 @@
-"""What to do if the Python that runs has no libraries of ovss-bench. Older Pythons read this file, too: no new syntax."""
+"""Explains that the running Python lacks the libraries of ovss-bench. Old Pythons run this file, too: no new syntax."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def missing_libraries(error):
-    """One line: which Python runs, which module it lacks, and the command to use instead."""
+    """One line: which Python is running, which module it lacks, and which command to use instead."""
     version = ".".join(map(str, sys.version_info[:3]))
     what = f"{sys.executable} (Python {version}) lacks libraries of ovss-bench: there is no module '{error.name}'"
     python = ROOT / ".venv" / "bin" / "python"
@@ -18,21 +18,22 @@ def missing_libraries(error):
     if python.is_file():
         inside = Path.cwd() == ROOT
         words = [os.path.relpath(str(python)) if inside else str(python), *sys.argv]
-        return f"{what}. Use the environment of this checkout: {shlex.join(words)}"
+        command = " ".join(map(shlex.quote, words))  # shlex.join needs Python 3.8
+        return f"{what}. Use the environment of this checkout: {command}"
     install = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ."
     return f"{what}. Install them with Python 3.11 or later: cd {shlex.quote(str(ROOT))} && {install}"
 
 
 def explained(error):
-    """The error with that line; without a traceback in programs that do not catch it."""
-    found = ImportError(missing_libraries(error), name=error.name)
-    usual = sys.excepthook
+    """An ImportError with that line, which is printed without a traceback if nothing catches it."""
+    explanation = ImportError(missing_libraries(error), name=error.name)
+    default_hook = sys.excepthook
 
     def hook(kind, raised, trace):
-        if raised is found:
-            print("error: " + str(found), file=sys.stderr)
+        if raised is explanation:
+            print("error: " + str(explanation), file=sys.stderr)
         else:
-            usual(kind, raised, trace)
+            default_hook(kind, raised, trace)
 
     sys.excepthook = hook
-    return found
+    return explanation

@@ -1,4 +1,4 @@
-"""For long-running commands: clean termination, locks, and work in threads and processes."""
+"""Tools for long-running commands: clean termination, locks, and work in threads and processes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Ended(SystemExit):
 
 @contextmanager
 def terminate_cleanly(save: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into `Ended`, as Python turns SIGINT into KeyboardInterrupt, so that pending results get
+    """Turns SIGTERM and SIGHUP into `Ended`, as Python turns SIGINT into KeyboardInterrupt, so that pending results are
     written. It has no effect outside the main thread, the only one in which Python handles signals.
 
-    Python handles a signal between two bytecodes, but a single operation on a huge image may take an hour. If the block still
-    runs GRACE_SECONDS after a signal, a thread calls `save` and exits the process."""
+    Python handles a signal between two bytecodes, but a single operation on a huge image may take an hour. If the block is
+    still running GRACE_SECONDS after a signal, a thread calls `save` and exits the process."""
 
     def stop(number: int, _: object) -> None:
         raise Ended(number)
@@ -79,14 +79,14 @@ def _watch(listener: socket.socket, ended: threading.Event, save: Callable[[], N
 
 
 def locked(folder: Path, option: str) -> IO[str]:
-    """Locks a folder to which one process at a time may write; `option` is the one that chooses another folder."""
+    """Locks a folder to which one process at a time may write. The error message names `option`, which chooses another one."""
     return take_lock(folder / ".lock", option, patience=RELEASE_SECONDS)
 
 
 def take_lock(path: Path, option: str, *, shared: bool = False, patience: float = 0.0) -> IO[str]:
     """Locks a file until it is closed or its process dies, and writes the holder's process id and host into it. Raises
-    OvssError if another process still holds the lock after `patience` seconds. Not with filelock: it keeps shared locks in
-    SQLite, which is not safe on NFS, or uses lock files that survive their holder."""
+    OvssError if another process still holds the lock after `patience` seconds. filelock would not do: it keeps shared locks
+    in SQLite, which is not safe on NFS, or uses lock files that survive their holder."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -127,8 +127,8 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Yields `function(item)` in the order of the items, computed a little ahead in threads. An error while iterating over
-    the items is raised after the results of the items before it, which joblib would drop."""
+    """Yields `function(item)` in the order of the items; threads compute a few results ahead. If iterating over the items
+    fails, the results of the earlier items are yielded first; joblib would drop them."""
     failure = None
     ahead: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -171,7 +171,7 @@ def in_processes(function: Callable[[Any], Any], items: Iterable[Any], workers: 
 
 
 def _begin(function: Callable[[Any], Any], items: list[Any], parent: int) -> None:
-    """Initialises a worker. Ctrl-C reaches all processes of a terminal; only the parent reacts, after the files in progress."""
+    """Initialises a worker. Ctrl-C reaches all processes of a terminal; only the parent reacts, once running calls are done."""
     global _work
     _work = function, items
     for number in TERMINATING:
@@ -186,7 +186,7 @@ def _call(number: int) -> Any:
 
 
 def _end_with(parent: int) -> None:
-    """Exits once the parent is gone: the worker would wait for work forever and keep the lock that it inherited."""
+    """Exits once the parent is gone; otherwise the worker would wait for work forever and keep the lock that it inherited."""
     while os.getppid() == parent:
         time.sleep(0.1)
     os._exit(1)

@@ -18,13 +18,13 @@ SECONDS_PER_LINE = 10
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
-    """The console of the tools. It interprets no markup or control characters: names of classes and files may contain them."""
+    """The console of the tools. It interprets neither markup nor control characters: class and file names may contain them."""
     wide = None if stderr or sys.stdout.isatty() else 200  # tables in a file or a pipe are not wrapped
     return _Console(stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
 
 
 class _Console(Console):
-    """Drops control characters, which tables are not laid out for."""
+    """Drops control characters, which would break the layout of tables."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):

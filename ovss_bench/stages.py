@@ -16,11 +16,11 @@ if TYPE_CHECKING:  # torch is imported where it is used: commands without it imp
     import torch
 
 
-TRACED = 500  # stages in a trace: at a megabyte per image, a longer one would fill the memory
+TRACED = 500  # stages in a trace, which takes a megabyte per image: a longer one would fill the memory
 
 
 class _Thread(threading.local):
-    """`open`: the open stages of a thread, outermost first, as [Stages, seconds of the stages inside]."""
+    """`open`: the open stages of a thread, outermost first, as [Stages, seconds in nested stages]."""
 
     def __init__(self) -> None:
         self.open: list[list[Any]] = []
@@ -30,11 +30,11 @@ _THREAD = _Thread()
 
 
 class Stages:
-    """Seconds of each stage, summed over all threads; those of reader threads overlap with the others. The time of a nested
-    stage counts in the inner stage only. `sources`: the stages of auxiliary models by `id`, see `of_source`.
+    """Seconds of each stage, summed over all threads; stages of reader threads overlap with the others. The time of a nested
+    stage counts only in the nested stage. `sources`: the stages of auxiliary models by `id`, see `of_source`.
 
     GPU work is asynchronous: its time counts in the stage that waits for it. If `traced`, every stage synchronises with the
-    GPU, and `write_trace` writes the trace that PyTorch's profiler recorded of the first TRACED stages."""
+    GPU, and `write_trace` writes what PyTorch's profiler recorded of the first TRACED stages."""
 
     def __init__(self, device: torch.device | None = None, traced: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -42,7 +42,7 @@ class Stages:
         self.sources: dict[int, str] = {}
         self._lock = threading.Lock()
         self._profiler: Any = None
-        self._owner, self._left = threading.current_thread(), TRACED  # the thread that may stop the profiler, and when
+        self._owner, self._left = threading.current_thread(), TRACED  # who stops the profiler, after how many stages
         self._recorded: Callable[[str], AbstractContextManager] = nullcontext
         self._wait: Callable[[], None] = lambda: None
         if traced:
@@ -77,20 +77,20 @@ class Stages:
             self._stop()
 
     def _stop(self) -> None:
-        """Ends the recording, if it still runs."""
+        """Stops the profiler if it is still recording."""
         if self._recorded is not nullcontext:
             self._recorded = nullcontext
             self._profiler.stop()
 
     def table(self, seconds: float) -> str:
-        """The stages of a run that took `seconds`, the longest first."""
+        """The stages of a run that took `seconds`, longest first."""
         rows = sorted(self.seconds.items(), key=lambda row: -row[1])
         return "\n".join(
             f"{name:<14}{spent:>9.2f} s{100 * spent / seconds:>7.1f} %{self.calls[name]:>9} times" for name, spent in rows
         )
 
     def write_trace(self, path: Path) -> None:
-        """A trace for chrome://tracing or ui.perfetto.dev: the stages with every operator in them."""
+        """Writes a trace for chrome://tracing or ui.perfetto.dev: the stages and every operator in them."""
         self._stop()
         write_atomic(path, lambda temporary: self._profiler.export_chrome_trace(str(temporary)))
 
@@ -101,6 +101,6 @@ def within(stage: str) -> AbstractContextManager:
 
 
 def of_source(source: Any) -> AbstractContextManager:
-    """The stage of a call of an auxiliary model, inside the current one; nothing for models not in `Stages.sources`."""
+    """The stage of a call of an auxiliary model, inside the current stage; models not in `Stages.sources` have none."""
     stage = _THREAD.open[-1][0].sources.get(id(source)) if _THREAD.open else None
     return within(stage) if stage else nullcontext()

@@ -1,4 +1,4 @@
-"""The plain types that travel through the loop: the context of an image, a batch of windows, the trunk's output.
+"""The data types of the evaluation loop: the context of an image, a batch of windows, the trunk's output.
 
 Shapes: B windows, T tokens (class token first), D width."""
 
@@ -24,7 +24,7 @@ QKV: TypeAlias = "tuple[Tensor, Tensor, Tensor]"  # queries, keys and values (B,
 class ImageContext:
     """One image: `original` and `resized` (H, W, 3) uint8 RGB, `pixels` (3, h, w) the normalised network input, `size` (H, W)
     of the result, `id` of the image in its data set. `by_products` and `group`, the return value of `group_features`,
-    belong to one segmentor; `shared` is for all. `part`: the rows and columns that the hook `scores` gets."""
+    belong to one segmentor; all segmentors use `shared`. `part`: the rows and columns that the hook `scores` receives."""
 
     original: np.ndarray
     resized: np.ndarray
@@ -49,8 +49,8 @@ class ImageContext:
         return f"ImageContext({self.id!r}: {height} x {width} pixels, network input {shape}, result {self.size})"
 
     def cached(self, maker: str | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """`compute()`, or its result in the run's feature cache. The array may depend on the original image and on `maker`
-        only, a digest of the code and settings that compute it; with None it is not cached."""
+        """`compute()`, or its result in the run's feature cache. The array may depend only on the original image and on
+        `maker`, a digest of the code and settings that compute it. If `maker` is None, the array is not cached."""
         return compute() if self.cache is None or maker is None else self.cache(maker, self.original, compute)
 
 
@@ -58,7 +58,7 @@ class ImageContext:
 class WindowBatch:
     """Windows of one shape: `pixels` (B, 3, h, w) normalised; `origins` (B, 2) = (y, x) of the padded window in its resized
     image, possibly negative; `images` (B,) index into `contexts`; `padding`: the number of zero windows at the end of the
-    batch. `trunk` is computed on first use, and shared by segmentors with the same needs."""
+    batch. `trunk` is computed on first use and shared by segmentors with the same requirements."""
 
     pixels: Tensor
     origins: Tensor | None = None
@@ -79,11 +79,12 @@ class WindowBatch:
         return self.shared[source]
 
     def places(self) -> Iterator[tuple[ImageContext, tuple[slice, slice]]]:
-        """The context of each window but padding, and its rows and columns in the resized image; nothing without contexts."""
+        """Yields the context of each window except padding, and its rows and columns in the resized image. Without contexts it
+        yields nothing."""
         if not self.contexts:
             return
         if self.origins is None or self.images is None:
-            raise OvssError("this WindowBatch has contexts, but no places: give `origins` and `images`, too.")
+            raise OvssError("this WindowBatch has `contexts`, but no window positions: pass `origins` and `images`, too.")
         height, width = self.pixels.shape[2:]
         for number in range(len(self.pixels) - self.padding):
             top, left = self.origins[number].tolist()
@@ -94,8 +95,8 @@ class WindowBatch:
 @dataclass
 class Trunk:
     """The trunk's output: `tokens` (B, T, D) that enter the last block, the patch `grid` (h, w), and by block the kept inputs
-    (`states`) and `qkv` (read them by `DenseCLIP.qkv` or `attention`, which compute missing ones). `embeddings` (B, E) of the
-    windows are computed on first use."""
+    (`states`) and `qkv` (read them with `DenseCLIP.qkv` or `attention`, which compute missing ones). `embeddings` (B, E) of
+    the windows are computed on first use."""
 
     tokens: Tensor
     grid: tuple[int, int]

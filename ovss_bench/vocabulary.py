@@ -1,4 +1,4 @@
-"""Class names with synonyms, prompt templates and the background policy -> text features, cached on disk by content."""
+"""Turns class names with synonyms, prompt templates and a background class into text features, cached on disk by content."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from .encoders.clip import DenseCLIP
     from .progress import Progress
 
-PROMPTS_AT_ONCE = 4096  # embedded in one go; bounds the memory
+PROMPTS_AT_ONCE = 4096  # per call of `encode_text`; bounds the memory
 
 
 def _packaged(name: str) -> tuple[str, ...]:
     return tuple(line for _, line in read_lines(CONFIGS / "templates" / f"{name}.txt", "templates file"))
 
 
-# The official lists are files of this project, so that no release of open_clip changes them; each names its source.
+# Copies of the official lists, so that no release of open_clip changes them. Each file names its source.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "imagenet80": _packaged("imagenet80"),
     "maskclip85": _packaged("imagenet80") + _packaged("maskclip5"),
@@ -44,9 +44,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Queries and their classes. `group[q]` is the class of query q; -1 marks a distractor, which takes part in the softmax but
-    belongs to no class. `background` is the index of the background class, or None. `classes` are display
-    names. `templates` names the set or file of the `prompts`, texts with one `{}` each. `unseen`: classes that zero-shot
-    methods are not trained on, by the data set's split; it is in the data set's fingerprint, not in `digest`."""
+    belongs to no class. `background` is the index of the background class, or None. `classes` are display names. `templates`
+    names the set or file of the `prompts`, texts with one `{}` each. `unseen`: classes that zero-shot methods are not trained
+    on, by the data set's split; it is part of the data set's fingerprint, not of `digest`."""
 
     queries: tuple[str, ...]
     group: tuple[int, ...]
@@ -67,8 +67,8 @@ class Vocabulary:
         distractors: Sequence[str] = (),
         classes: Sequence[str] | None = None,
     ) -> Vocabulary:
-        """One entry per class: a name or a list of synonyms. `templates`: see `read_templates`. Raises OvssError for an empty
-        entry or a class listed twice."""
+        """`names`: an entry per class, a name or a list of synonyms. `templates`: see `read_templates`. Raises OvssError for an
+        empty entry or a class listed twice."""
         prompts = read_templates(templates)
         synonyms = [[entry] if isinstance(entry, str) else entry for entry in names]
         if not synonyms:
@@ -92,7 +92,7 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path, **options) -> Vocabulary:
-        """A names file (see `read_names`). Options as in `from_names`."""
+        """Reads a names file (see `read_names`). The options are those of `from_names`."""
         names, distractors = read_names(path)
         return cls.from_names(names, distractors=distractors, **options)
 
@@ -100,7 +100,7 @@ class Vocabulary:
     def from_features(
         cls, features: Tensor | np.ndarray, group: Sequence[int] | None = None, *, background: bool | int | None = False
     ) -> Vocabulary:
-        """Text features (Q, E) given directly; rows are normalised. `group` defaults to one class per query."""
+        """Uses the given text features (Q, E) and normalises their rows. `group` defaults to one class per query."""
         import torch
         import torch.nn.functional as F
 
@@ -130,7 +130,7 @@ class Vocabulary:
 
     @cached_property
     def by_class(self) -> tuple[Tensor, Tensor]:
-        """The classes of all queries but distractors, ascending, so that ties go to the lowest class; and the order of the
+        """The classes of all queries except distractors, ascending, so that ties go to the lowest class; and the order of the
         queries by class, distractors last."""
         import torch
 
@@ -144,8 +144,8 @@ class Vocabulary:
         return list(range(len(self.group))) == self.by_class[1].tolist()
 
     def features(self, clip: DenseCLIP, progress: Progress | None = None) -> Tensor:
-        """Unit text features (Q, E) float32 on the device of `clip`: each prompt normalised, averaged over templates,
-        normalised. They are cached on disk by weights, queries and templates."""
+        """Unit text features (Q, E) float32 on the device of `clip`: each prompt is normalised, averaged over templates, and
+        normalised again. They are cached on disk by weights, queries and templates."""
         if self.given_features is not None:
             return self.given_features.to(clip.device)
         from .cache import read_entry, write_entry
@@ -161,7 +161,7 @@ class Vocabulary:
         return entry["features"].to(clip.device)
 
     def _encoded(self, clip: DenseCLIP, progress: Progress | None) -> Tensor:
-        """Features of the text encoder, in batches of queries of similar length, since the longest determines the cost."""
+        """Text features, in batches of queries of similar length, since the longest query determines the cost of a batch."""
         import torch
         import torch.nn.functional as F
 
@@ -173,16 +173,16 @@ class Vocabulary:
         parts = []
         with (progress or Progress(quiet=True)).start(title, len(unique) * len(self.prompts), "prompts") as task:
             for i in range(0, len(unique), count):
-                some = unique[i : i + count]
-                prompts = [prompt.replace("{}", query) for query in some for prompt in self.prompts]
-                parts.append(clip.encode_text(prompts, task.advance).view(len(some), len(self.prompts), -1).mean(1).cpu())
+                batch = unique[i : i + count]
+                prompts = [prompt.replace("{}", query) for query in batch for prompt in self.prompts]
+                parts.append(clip.encode_text(prompts, task.advance).view(len(batch), len(self.prompts), -1).mean(1).cpu())
         features = F.normalize(torch.cat(parts), dim=-1)
         row = {query: i for i, query in enumerate(unique)}
         return features[[row[query] for query in self.queries]]
 
 
 def read_templates(name: str | Path) -> tuple[str, ...]:
-    """The templates of a set in `TEMPLATES` or a file: one per line, with one `{}`; empty lines and comments are skipped."""
+    """The templates of a set in `TEMPLATES` or of a file: one per line, with one `{}`; skips empty lines and comments."""
     if name in TEMPLATES:
         return TEMPLATES[str(name)]
     path = user_path(name)
@@ -191,14 +191,14 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
             hint = f"Give a text file with a template per line, such as 'a photo of a {{}}.', or one of {', '.join(TEMPLATES)}."
             raise OvssError(f"templates file {name} does not exist. {hint}")
         raise unknown("template set (or file)", name, TEMPLATES)
-    found = {n: line for n, line in read_lines(path, "templates file", "UTF-8 text, a template per line") if line}
-    for number, line in found.items():
+    templates = {n: line for n, line in read_lines(path, "templates file", "UTF-8 text, a template per line") if line}
+    for number, line in templates.items():
         if line.count("{}") != 1:
             where = f"templates file {path}, line {number}: {line[:60]!r}"
-            raise OvssError(f"{where} has {line.count('{}')} times {{}}. Every template needs it once, for the name.")
-    if not found:
+            raise OvssError(f"{where} contains {{}} {line.count('{}')} times. Write it once, in place of the class name.")
+    if not templates:
         raise OvssError(f"templates file {path} is empty. Expected a template per line, such as 'a photo of a {{}}.'")
-    return tuple(found.values())
+    return tuple(templates.values())
 
 
 def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
@@ -206,25 +206,25 @@ def read_names(path: str | Path) -> tuple[list[list[str]], list[str]]:
     double quotes, surrounding white space ignored. A line `distractors: ...` lists queries without a class; lines that begin
     with `#` are comments. Warns about semicolons, which separate classes in `ovss segment` only."""
     lines = read_lines(path, "names file", "UTF-8 text, a line per class, synonyms separated by commas")
-    strange = [number for number, line in lines if ";" in line]
-    if strange:
-        more = f" and {len(strange) - 1} others" if strange[1:] else ""
+    suspect = [number for number, line in lines if ";" in line]
+    if suspect:
+        more = f" and {len(suspect) - 1} others" if suspect[1:] else ""
         hint = (
             "In a file every line is a class, its synonyms separated by commas; ';' separates classes of `ovss segment` only."
         )
-        note = f"names file {path}, line {strange[0]}{more}: the ';' is taken as part of a name. {hint}"
-        warnings.warn(note, stacklevel=1)  # the same place for every file, so that Python shows it once
+        note = f"names file {path}, line {suspect[0]}{more}: the ';' is taken as part of a name. {hint}"
+        warnings.warn(note, stacklevel=1)  # one place for all files, so that Python shows it once
     names: list[list[str]] = []
     distractors: list[str] = []
     first: dict[str, int] = {}
     for number, line in lines:
         entry = _split(line.removeprefix("distractors:"), path)
+        if not all(entry):
+            where = f"names file {path}, line {number}"
+            raise OvssError(f"{where}: an empty name. Expected a class per line, its synonyms separated by commas.")
         if line.startswith("distractors:"):
             distractors += entry
             continue
-        if not all(entry):
-            where = f"names file {path}, line {number}"
-            raise OvssError(f"{where}: an empty name. Every line is one class, its synonyms separated by commas.")
         if entry[0] in first:
             raise OvssError(f"names file {path}: class '{entry[0]}' is listed twice, in lines {first[entry[0]]} and {number}.")
         first[entry[0]] = number

@@ -1,4 +1,4 @@
-"""The hyperparameters of a method: the annotated attributes of its class, their defaults, and the values that are allowed.
+"""The hyperparameters of a method: the annotated attributes of its class, their defaults, and their allowed values.
 
 Importing a method imports torch, which takes seconds. Tools that only read results take the hyperparameters of this project's
 methods from segmentors/hyperparameters.json instead; `python -m ovss_bench.segmentors` writes it."""
@@ -22,15 +22,15 @@ from .validation import Expected, bare, in_words, validate
 
 
 class File(str):
-    """Annotates a hyperparameter that is a file: a text in recipes, a `Path` in the method, its content in fingerprints."""
+    """Annotates a hyperparameter that is a file: a string in recipes, a `Path` in the method, its content in fingerprints."""
 
 
 class Folder(str):
-    """The same for a folder and all files in and below it."""
+    """The same for a folder and all files below it."""
 
 
 PATHS = {File: (Path.is_file, "file"), Folder: (Path.is_dir, "folder"), Path: (Path.exists, "file or folder")}
-# Bounds of numbers: loops end, and 32 bits suffice.
+# Bounds of numbers, so that loops end and 32 bits suffice.
 BOUNDED = {
     int: Annotated[int, Ge(-MAX_SIDE), Le(MAX_SIDE), Expected(f"a whole number up to {MAX_SIDE}")],
     float: Annotated[float, Ge(-1e30), Le(1e30), Expected("a number up to 1e30")],
@@ -41,15 +41,15 @@ KINDS |= {"tuple[int, ...]": tuple[int, ...], "tuple[float, ...]": tuple[float, 
 
 
 class Method:
-    """The annotated class attributes of a method are its hyperparameters, with their defaults. They must not have names of the
-    class that derives directly from this one, which is the contract of all methods."""
+    """The annotated class attributes of a method are its hyperparameters, with their defaults. Their names must differ from
+    the attributes of the direct subclass of this class, which is the contract of all methods."""
 
     uses_clip = True
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Annotations and defaults by name, in the order of declaration. `owner` is the name of the class, and `uses_clip` its
+    """Annotations and defaults by name, in the order of declaration. `owner` is the name of the class, `uses_clip` its
     attribute."""
 
     owner: str
@@ -59,12 +59,12 @@ class Hyperparameters:
 
     @property
     def paths(self) -> dict[str, type]:
-        """The hyperparameters that are files or folders, with `File`, `Folder` or `Path`."""
+        """The hyperparameters that are files or folders -> `File`, `Folder` or `Path`."""
         return {name: kind for name in self.defaults if (kind := bare(self.hints[name])) in (File, Folder, Path)}
 
     def checked(self, name: str, value: Any, origin: str | None = None, folders: tuple[Path, ...] = ()) -> Any:
-        """The value; of a file or folder, which may be relative to one of `folders`, the full path. Raises OvssError for a
-        value that the annotation does not allow, and for a path that does not exist."""
+        """Returns the value; for a file or folder, its full path. A relative path may be below one of `folders`. Raises
+        OvssError for a value that the annotation does not allow, and for a path that does not exist."""
         if name not in self.paths:
             validate(name, value, _bounded(self.hints[name]), origin)
             return value
@@ -77,12 +77,13 @@ class Hyperparameters:
         for candidate in (path, *(folder / path for folder in folders)):
             if exists(candidate):
                 return str(candidate.resolve())
-        where = f"in {Path.cwd()}" + (f", nor in {folders[0]}" if folders and not path.is_absolute() else "")
-        raise OvssError(f"{name}={value} of {self.owner}: there is no such {kind} {where}. Give its full path.")
+        where = f" in {Path.cwd()}" + (f", nor in {folders[0]}" if folders else "") + ". Give its full path."
+        where = ". Correct the path." if path.is_absolute() else where
+        raise OvssError(f"{name}={value} of {self.owner}: there is no such {kind}{where}")
 
 
 def _bounded(hint: Any) -> Any:
-    """An annotation with bounds for numbers; lists must not be empty."""
+    """Adds bounds to the numbers of an annotation, and a minimum length of 1 to its lists."""
     if get_origin(hint) in (Union, UnionType):
         return reduce(or_, map(_bounded, get_args(hint)))
     if get_origin(hint) is tuple:
@@ -92,7 +93,7 @@ def _bounded(hint: Any) -> Any:
 
 
 def as_table(methods: Mapping[str, Hyperparameters]) -> dict[str, dict[str, Any]]:
-    """Hyperparameters as JSON: the facts of each method, and by hyperparameter [default, a union of KINDS or the choices]."""
+    """Hyperparameters as JSON: the facts of each method, and per hyperparameter [default, a union of KINDS or the choices]."""
     words = {hint: kind for kind, hint in KINDS.items()}
 
     def kind(hint: Any) -> str | list[str]:
@@ -124,5 +125,5 @@ def from_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Hyperparamet
 
 @cache
 def declared() -> dict[str, Hyperparameters]:
-    """The hyperparameters of this project's methods, by the names under which they are registered."""
+    """The hyperparameters of this project's methods, by registered name."""
     return from_table(read_json(TABLE))

@@ -1,4 +1,4 @@
-"""Exceptions in a plug-in become one error that names the file and the line."""
+"""Turns exceptions in a plug-in into one error that names the file and the line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def is_outside(kind: type) -> bool:
 
 
 def blamed(error: BaseException, kind: type | None = None) -> OvssError | None:
-    """An error that names the last line in the traceback that is in a plug-in; if there is none, the last line if the class
-    `kind` belongs to a plug-in, else None."""
-    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # the engine handles it
+    """The OvssError for an exception from a plug-in. It names the last line of the traceback that is in a plug-in, or just the
+    last line if none is but the class `kind` belongs to a plug-in. None for all other exceptions."""
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # out of memory: left to the engine
         return None
-    classes = [kind for registry in (SEGMENTORS, STEPS, DATASETS) for kind in registry.registered.values()]
+    classes = [each for registry in (SEGMENTORS, STEPS, DATASETS) for each in registry.registered.values()]
     plugins = tuple({each.__module__.partition(".")[0] + "." for each in classes if is_outside(each)})
     places = [place for place in traceback.walk_tb(error.__traceback__) if place[0].f_code.co_filename != __file__]
     modules = (f"{frame.f_globals.get('__name__')}." for frame, _ in places)
@@ -41,7 +41,7 @@ def plugin_errors(what: str, kind: type | None = None) -> Iterator[None]:
     except (OvssError, Ended):
         raise
     except (Exception, SystemExit) as error:  # a plug-in may call sys.exit()
-        found = blamed(error, kind)
-        if found is None:
+        explanation = blamed(error, kind)
+        if explanation is None:
             raise
-        raise OvssError(f"{what}: {found}") from error
+        raise OvssError(f"{what}: {explanation}") from error

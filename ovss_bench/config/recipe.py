@@ -34,8 +34,8 @@ TRUNK = (Stage.INPUT, Stage.WINDOW, Stage.ENCODER)
 
 @dataclass(frozen=True)
 class At:
-    """The stage at which a recipe value takes effect. `beside`: another value, and the condition that it must meet for this one
-    to take effect. `in_methods`: methods may read the value before its stage."""
+    """The stage at which a recipe value takes effect. `beside`: another value, and the condition under which this one takes
+    effect. `in_methods`: methods may read the value before its stage."""
 
     stage: Stage
     beside: tuple[str, Callable[[Any], bool]] | None = None
@@ -48,7 +48,7 @@ Dilations = Annotated[tuple[Pixels, ...], MinLen(1), Expected(f"a list of positi
 @dataclass(frozen=True)
 class Recipe:
     """The values are explained in configs/recipe.yaml. `hyperparameters` belong to the `segmentor`. `origins` states where each
-    recipe value and hyperparameter comes from; `common` names the values set for all methods; `overrides` are a run's own."""
+    recipe value and hyperparameter comes from; `common` names those set for all methods; `overrides` are set for one run."""
 
     segmentor: str
     resize: Annotated[Literal[RESIZE_RULES], At(Stage.INPUT)]  # pyright: ignore[reportInvalidTypeForm]
@@ -78,7 +78,7 @@ class Recipe:
     overrides: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for name in RECIPE_VALUES:  # values stay as given, as fingerprints depend on them: no int becomes a float
+        for name in RECIPE_VALUES:  # fingerprints depend on the values as given: no int becomes a float
             validate(name, getattr(self, name), RECIPE_HINTS[name], self._origin(name), "recipe value ")
         if self.resize == "center_crop" and self.scored_at != "resized":
             raise self._wrong("scored_at", "resized, since the part that center_crop cuts off has no prediction")
@@ -102,7 +102,7 @@ class Recipe:
 
     @property
     def trunk_key(self) -> tuple[tuple[str, Any], ...]:
-        """The values that two segmentors with the same CLIP in the same precision must share to share a pass of the trunk."""
+        """The values in which two segmentors with the same CLIP and precision must agree to share a pass of the trunk."""
         return tuple((name, getattr(self, name)) for name in names_at(*TRUNK) if name != "precision" and self.has_effect(name))
 
     def override(self, **values: Any) -> Recipe:
@@ -127,7 +127,7 @@ def names_at(*stages: Stage) -> tuple[str, ...]:
     return tuple(name for name, at in _AT.items() if at.stage in stages)
 
 
-# All values that patch logits may depend on, apart from the texts: the digest of the vocabulary covers those.
+# All values that patch logits may depend on, apart from the texts, which the digest of the vocabulary covers.
 BEFORE_DECISION = {name for name, at in _AT.items() if at.in_methods} | set(names_at(*TRUNK))
 
 
@@ -140,9 +140,9 @@ def compose_recipe(
     overrides: Mapping[str, Any] | None = None,
     origin: str = "command line",
 ) -> Recipe:
-    """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one), with steps
-    as in config/steps.py. `overrides` may hold recipe values and hyperparameters of the segmentor, and `text` and `refine`,
-    whose steps become part of the segmentor's name. Raises OvssError for unknown names and invalid values."""
+    """The recipe of a registered segmentor or of a configuration in configs/segmentor (a variant of one), with steps as in
+    config/steps.py. `overrides` may contain recipe values, hyperparameters of the segmentor, and `text` and `refine`, whose
+    steps become part of the segmentor's name. Raises OvssError for unknown names and invalid values."""
     segmentor, overrides = with_steps(segmentor, overrides or {})
     declaration, files = hyperparameters(segmentor)[1], lineage(segmentor.partition("+")[0])
     if protocol not in config_names("protocol"):
@@ -154,10 +154,10 @@ def compose_recipe(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     common: set[str] = set()
-    for source, found, for_all in layers:
-        values |= found
-        origins |= dict.fromkeys(found, source)
-        common = common | found.keys() if for_all else common - found.keys()
+    for source, layer, for_all in layers:
+        values |= layer
+        origins |= dict.fromkeys(layer, source)
+        common = common | layer.keys() if for_all else common - layer.keys()
     for name in values:
         if name not in RECIPE_VALUES and name not in declaration.defaults:
             kind = f"recipe value or hyperparameter of {segmentor} (from {origins[name]})"
@@ -172,10 +172,10 @@ def compose_recipe(
 def _file_layers(
     segmentor: str, files: list[SegmentorFile], protocol: str, clip: str | None, dataset: str | None
 ) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """The sections that apply, in order of precedence: origin, values, and whether they are for all methods."""
+    """The sections that apply, later ones overriding earlier ones: origin, values, and whether they are for all methods."""
     base = ("configs/recipe.yaml", load_config(".", "recipe"), True)
     known = config_names("step")
-    # With steps, values of the base method that a step leaves without effect are noted, as those for all methods are.
+    # With steps, a value of the base method may lose its effect: it is noted like a value for all methods, not refused.
     methods = [(file.where, file.content, "+" in segmentor) for file in files]
     steps = [(f"configs/step/{step}.yaml", load_config("step", step), False) for step in parts(segmentor)[2] if step in known]
     rules = (f"configs/protocol/{protocol}.yaml", load_config("protocol", protocol), True)
@@ -184,7 +184,7 @@ def _file_layers(
     for keys, layer in [*product(sections, (base, *steps, *methods)), *product(sections, (rules,))]:
         path, content, for_all = layer
         values = _section(content, keys)
-        if layer in methods:  # a file that extends this one may remove its sections
+        if layer in methods:  # a file that extends this one may have removed its sections
             values = {name: value for name, value in values.items() if name in _section(whole, keys)}
         if values:
             yield f"{path} {'.'.join(keys)}", values, for_all
@@ -195,7 +195,7 @@ def _section(content: Any, keys: tuple[str | None, ...]) -> dict[str, Any]:
 
 
 def segmentor_config(name: str) -> tuple[dict[str, Any], type]:
-    """Configuration and class of a segmentor. A registered method needs no file; the file of a variant names its `method`."""
+    """The configuration and class of a segmentor. A registered method needs no file; a variant's file names its `method`."""
     config, method, steps = parts(name)
     kind = SEGMENTORS.get(method)
     kind = composed(name, kind, steps) if steps else kind
@@ -230,7 +230,7 @@ def of_class(method: type) -> Hyperparameters:
 
 
 def own_recipe(name: str) -> str:
-    """The recipe file of a segmentor; if it has none, where it is expected, and files of that name in the wrong place."""
+    """The recipe file of a segmentor. If it has none: where it is expected, and files of that name in the wrong place."""
     if "+" in name:
         base, *steps = name.split("+")
         files = [f"configs/step/{step}.yaml" for step in steps if step in config_names("step")]
@@ -267,10 +267,10 @@ def parts(name: str) -> tuple[dict[str, Any], str, list[str]]:
         files = lineage(base)
         if not files and base not in SEGMENTORS.names:
             raise not_found("segmentor", base, segmentor_names())
-    # The file of a registered method may extend that of another one; a variant runs the method of the file that it extends.
+    # The file of a registered method may extend another method's file; a variant runs the method of the file that it extends.
     named = [file for file in files if "method" in file.content or file.name in SEGMENTORS.names]
-    method, *own = (named[-1].content.get("method", named[-1].name) if named else base).split("+")
-    return merged(files), method, [*own, *steps]
+    method, *included = (named[-1].content.get("method", named[-1].name) if named else base).split("+")
+    return merged(files), method, [*included, *steps]
 
 
 def paper_method(name: str) -> str:
@@ -280,5 +280,5 @@ def paper_method(name: str) -> str:
 
 
 def segmentor_names() -> list[str]:
-    """All values of `segmentor=`: configurations and registered methods, including installed plug-ins imported so far."""
+    """All values of `segmentor=`: configurations and registered methods, also of installed plug-ins imported so far."""
     return sorted({*config_names("segmentor"), *SEGMENTORS.names, *RECIPES})

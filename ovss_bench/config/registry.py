@@ -1,8 +1,8 @@
 """The registries of segmentors, steps and data sets, and the plug-ins that add to them: Python files and installed packages.
 
 A package declares its plug-in by an entry point in the group `ovss_bench.plugins`, whose value is the module to import. Entry
-points are loaded only to find a name that is otherwise unknown, so a broken package affects nobody else. The recipes of a
-plug-in are in a folder `configs/segmentor` beside the module."""
+points are loaded only to find an otherwise unknown name, so a broken package affects nothing else. The recipes of a plug-in
+are in a folder `configs/segmentor` beside the module."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .segmentor_file import RECIPES
 
 GROUP = "ovss_bench.plugins"
 PLUGINS: dict[str, str] = {}  # plug-in files that were loaded -> SHA-256
-_IMPORTED: dict[EntryPoint, OvssError | None] = {}  # with the error if the import failed
+_IMPORTED: dict[EntryPoint, OvssError | None] = {}  # -> the error if the import failed
 
 
 class Registry(mmengine.Registry):
     """mmengine's registry with three additions: classes of a `package` of this project, each imported on first use (methods
-    import torch, which most tools do not need); installed plug-ins; an error that suggests close names."""
+    import torch, which most tools do not need); installed plug-ins; an error that suggests similar names."""
 
     def __init__(self, name: str, package: str | None = None) -> None:
         super().__init__(name, scope="ovss_bench")
@@ -38,12 +38,12 @@ class Registry(mmengine.Registry):
 
     @property
     def modules(self) -> dict[str, str]:
-        """The package's table MODULES: by registered name the module."""
+        """The package's table MODULES: registered name -> module."""
         return importlib.import_module(self.package).MODULES if self.package else {}
 
     @property
     def module_dict(self) -> dict[str, type]:
-        """All classes, which imports those of this project."""
+        """All classes. Those of this project are imported first."""
         for module in self.modules.values():
             importlib.import_module(f"{self.package}.{module}")
         return self._module_dict
@@ -80,16 +80,16 @@ STEPS = Registry("step", "ovss_bench.segmentors.steps")
 
 
 def load_plugin(path: str | Path) -> None:
-    """Imports a Python file that registers segmentors or data sets, once, with the recipes beside it. Raises OvssError if that
-    fails; then none of its registrations stay."""
+    """Imports, once, a Python file that registers segmentors, steps or data sets, and adds the recipes beside it. If that
+    fails, its registrations are undone and OvssError is raised."""
     path = user_path(path).resolve()
     if str(path) in PLUGINS:
         return
     if not path.is_file():
         raise OvssError(f"plugin {path} does not exist. Give the path of a Python file, e.g. 'plugins=[./my_method.py]'.")
-    name = f"ovss_bench_plugin_{path.stem}_{digest(str(path))[:8]}"  # two folders may have files of the same name
+    name = f"ovss_bench_plugin_{path.stem}_{digest(str(path))[:8]}"  # folders may have files of the same name
     with _importing(f"plugin {path}"):
-        if not _is_imported(path):  # as part of a package
+        if not _is_imported(path):  # else it was imported as part of a package
             spec = importlib.util.spec_from_file_location(name, path)
             if spec is None or spec.loader is None:
                 raise OvssError("it is not a Python file; its name must end in .py.")
@@ -104,7 +104,8 @@ def load_plugin(path: str | Path) -> None:
 
 
 def load_installed(wanted: str) -> None:
-    """Imports the plug-ins of installed packages, each once, to find `wanted`. Warns of broken ones; raises if it is one."""
+    """Imports the plug-ins of installed packages, each once, to find `wanted`. Warns of broken ones; raises OvssError if the
+    plug-in `wanted` is broken."""
     for entry in entry_points(group=GROUP):
         is_new = entry not in _IMPORTED
         error = _IMPORTED[entry] = _import_installed(entry) if is_new else _IMPORTED[entry]
@@ -139,7 +140,7 @@ def _import_installed(entry: EntryPoint) -> OvssError | None:
 
 @contextmanager
 def _importing(what: str) -> Iterator[None]:
-    """Turns any exception into an OvssError with its line, and undoes the registrations of the block."""
+    """Turns any exception into an OvssError that names the line, and undoes the registrations of the block."""
     registries = (SEGMENTORS.module_dict, DATASETS.module_dict, STEPS.module_dict, RECIPES)
     before: list[tuple[dict, dict]] = [(each, dict(each)) for each in registries]
     try:
@@ -156,7 +157,7 @@ def _importing(what: str) -> Iterator[None]:
 
 def _add_recipes(folder: Path) -> None:
     folder = folder.resolve() / "configs" / "segmentor"
-    if folder == CONFIGS.resolve() / "segmentor":  # of a plug-in in the root of this project
+    if folder == CONFIGS.resolve() / "segmentor":  # the plug-in is in the root of this project
         return
     for path in sorted(folder.glob("*.yaml")):
         if path.stem in config_names("segmentor") or RECIPES.get(path.stem, path) != path:

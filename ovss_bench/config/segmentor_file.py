@@ -18,7 +18,7 @@ DEPTHS |= {"recipe": 1, "per_clip": 2, "per_dataset": 2, "per_clip_dataset": 3}
 
 @dataclass(frozen=True)
 class SegmentorFile:
-    """A file as it is written, without what it extends. `where` names it in messages and origins."""
+    """The content of one file, without the files that it extends. `where` names it in messages and origins."""
 
     name: str
     path: Path
@@ -27,8 +27,8 @@ class SegmentorFile:
 
 
 def lineage(name: str) -> list[SegmentorFile]:
-    """The file of a segmentor, after those that it extends; nothing if it has none. Raises OvssError for circles and for a file
-    that is invalid or extends an unknown one."""
+    """The file of a segmentor, preceded by those that it extends; empty if it has none. Raises OvssError for circular
+    `extends`, and for a file that is invalid or extends an unknown one."""
     files: list[SegmentorFile] = []
     parent: str | None = name
     while parent is not None:
@@ -45,7 +45,7 @@ def lineage(name: str) -> list[SegmentorFile]:
 
 
 def merged(files: list[SegmentorFile]) -> dict[str, Any]:
-    """The content of a lineage, value by value: a later file replaces single values; null for a section removes it."""
+    """The merged content of a lineage: a later file replaces single values; null removes a section."""
     return reduce(_merge, (file.content for file in files), {})
 
 

@@ -1,7 +1,7 @@
-"""Steps of methods that compose with other methods: `sclip+region_vote` names SCLIP with the step region_vote.
+"""Steps of methods that can be added to other methods: `sclip+region_vote` names SCLIP with the step region_vote.
 
-The options `text` and `refine` append steps to the name of a segmentor. A segmentor with steps is a class derived from the
-steps, the last first, and from the base method, so each step calls what comes before it by `super()`."""
+The options `text` and `refine` append steps to the name of a segmentor. The class of a segmentor with steps derives from the
+steps, last first, and from the base method, so each step calls the one before it by `super()`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ JOINED = ("requires", "positive", "in_fp32", "uses")  # declarations of a segmen
 
 
 def with_steps(name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of a segmentor with the steps that `text` and `refine` among the values name (one or a list), and the other
-    values. Raises OvssError for unknown steps, those of the other option, and an order in which they do not run."""
+    """The name of a segmentor with the steps that `text` and `refine` list in `values` (one or several), and the other values.
+    Raises OvssError for unknown steps, for steps of the other option, and for steps in the wrong order."""
     rest = dict(values)
     for option in OPTIONS:
-        given = rest.pop(option, None)
-        steps = [given] if isinstance(given, str) else given or []
+        value = rest.pop(option, None)
+        steps = [value] if isinstance(value, str) else value or []
         if not isinstance(steps, list | tuple) or not all(isinstance(step, str) for step in steps):
-            raise OvssError(f"{option}={given!r}: expected the name of a step, or a list of names.")
+            raise OvssError(f"{option}={value!r}: expected the name of a step, or a list of names.")
         for step in steps:
             if STEPS.get(step).option != option:
                 raise OvssError(f"{option}={step}: give this step as {STEPS.get(step).option}={step}.")
@@ -38,14 +38,14 @@ def with_steps(name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any
 
 
 def composed(name: str, base: type, steps: Sequence[str]) -> type:
-    """The class of a base method with steps, the same for the same classes. Raises OvssError for steps that do not fit."""
-    found = [STEPS.get(step) for step in steps]
-    for number, (step, kind) in enumerate(zip(steps, found, strict=True)):
-        twice = kind in found[:number] or issubclass(base, kind)
+    """The class of a base method with steps; equal arguments give the same class. Raises OvssError for incompatible steps."""
+    kinds = [STEPS.get(step) for step in steps]
+    for number, (step, kind) in enumerate(zip(steps, kinds, strict=True)):
+        twice = kind in kinds[:number] or issubclass(base, kind)
         reason = f"{step} is already part of it" if twice else kind.refusal(base)
         if reason:
             raise OvssError(f"{name}: {reason}. Leave {step} out, or use another segmentor.")
-    return _composed(base, tuple(found))
+    return _composed(base, tuple(kinds))
 
 
 @cache
@@ -53,12 +53,11 @@ def _composed(base: type, steps: tuple[type, ...]) -> type:
     declared: dict[str, Any] = {
         key: tuple(dict.fromkeys(each for kind in (base, *steps) for each in getattr(kind, key))) for key in JOINED
     }
-    module = next(
-        (kind.__module__ for kind in (*steps, base) if is_outside(kind)), base.__module__
-    )  # then its hooks are checked
+    # Hooks of classes from outside this package are checked.
+    module = next((kind.__module__ for kind in (*steps, base) if is_outside(kind)), base.__module__)
     declared |= {"__module__": module, "__doc__": base.__doc__}
     bottom = base
-    if base.image_logits and any(step.patch_logits for step in steps):  # these get all windows of an image, too
+    if base.image_logits and any(step.patch_logits for step in steps):  # these then get all windows of an image, too
         bottom = type(base.__name__, (base,), {"__module__": base.__module__, "patch_logits": base.image_logits})
         declared["image_logits"] = lambda self, batch: self.patch_logits(batch)
     return type(base.__name__, (*reversed(steps), bottom), declared)

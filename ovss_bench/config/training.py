@@ -1,7 +1,7 @@
 """What a method, a network or a retrieval bank was trained on: the facts that decide which results are comparable.
 
-They are declared where they are known: in the section `training` of recipes (configs/segmentor) and of the entries in
-configs/clip, vision, regions, foreground and diffusion, and for users' own files beside them, in `<file>.tags.yaml`."""
+They are declared in the section `training` of recipes (configs/segmentor) and of the entries in configs/clip, vision, regions,
+foreground and diffusion; for users' own files, in `<file>.tags.yaml` beside them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..files import read_yaml
 from .validation import Expected, choices, validate_all
 
 BESIDE = ".tags.yaml"
-# From least to most: several parts are described by the last of their values. What is certainly more comes after "unknown".
+# From least to most: the last value among several parts describes them all. Values certainly above "unknown" come after it.
 SUPERVISION = (
     "none", "image-text pairs", "pseudo-labels", "masks without classes", "unknown", "masks", "concept labels and masks",
 )  # fmt: skip
 IMAGES_SEEN = ("no", "unlabelled", "unknown", "labelled")
 NAMES_SEEN = ("no", "unknown", "yes")
 SETTINGS = ("training-free", "annotation-free", "cross-dataset", "inductive", "transductive", "supervised", "unknown")
-# Other spellings in YAML and in manifests of other programs.
+# Other spellings, of YAML and of other programs' manifests.
 ALIASES = {False: "no", True: "yes", "captions": "image-text pairs", "yes (unlabelled)": "unlabelled"}
 ALIASES |= dict.fromkeys(("yes (labelled)", "yes (labelled seen classes)"), "labelled")
 Words = Annotated[str, MinLen(1), Expected("a text")]
@@ -33,9 +33,9 @@ Words = Annotated[str, MinLen(1), Expected("a text")]
 @dataclass(frozen=True)
 class Training:
     """`supervision` and `training_data` of the training, apart from CLIP's; `target_images_seen` and `target_names_seen`:
-    whether images of the data set that is evaluated, of its training split too, and names of its classes had a part in it;
-    `vocabulary`: whether it is fixed; `split_used_at_test`: whether seen and unseen classes are told apart at test time;
-    `extra_models`: networks that were needed for training only; `setting`: in the words of papers."""
+    whether it used images of the evaluated data set, including its training split, and names of its classes; `vocabulary`:
+    whether it is fixed; `split_used_at_test`: whether the method distinguishes seen and unseen classes at test time;
+    `extra_models`: networks needed for training only; `setting`: as papers call it."""
 
     supervision: Literal[SUPERVISION]  # pyright: ignore[reportInvalidTypeForm]
     training_data: Words = "none"
@@ -55,8 +55,8 @@ SECTIONS = ("per_dataset", "per_checkpoint")
 
 
 def training_of(section: Any, where: str, dataset: str = "", checkpoint: str = "") -> Training:
-    """The facts of a section `training`. Those below `per_dataset` (the evaluated data set) and `per_checkpoint` (the name of
-    the file) replace the others. Raises OvssError for anything invalid."""
+    """The facts in a section `training`. Those for this data set (`per_dataset`) and checkpoint file (`per_checkpoint`) replace
+    the others. Raises OvssError for anything invalid."""
     values = dict(_mapping(section, where))
     for part, name in zip(SECTIONS, (dataset, checkpoint), strict=True):
         inner = _mapping(values.pop(part, {}), f"{where}.{part}")
@@ -69,19 +69,19 @@ def training_of(section: Any, where: str, dataset: str = "", checkpoint: str = "
 
 
 def checked_facts(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Valid facts, in the usual spelling. Raises OvssError for others."""
+    """The facts in their usual spelling. Raises OvssError for invalid ones."""
     usual = {name: ALIASES.get(value, value) if _is_choice(name, value) else value for name, value in values.items()}
     return validate_all(usual, FACTS, "fact about training", lambda _: where)
 
 
 def beside(path: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The file of facts beside a user's file or folder, and its content; None if there is none."""
+    """The tags file beside a user's file or folder, and its content; None if there is none."""
     file = Path(f"{path}{BESIDE}")
     return (file, _mapping(read_yaml(file, "tags"), str(file))) if file.is_file() else None
 
 
 def most(order: tuple[str, ...], values: Any) -> str:
-    """The last of the values by this order."""
+    """The value that comes last in this order."""
     return max(values, key=order.index)
 
 

@@ -1,5 +1,5 @@
-"""Validates configuration values against annotations, by pydantic. The error for an invalid one is one line that says what was
-expected: in the words of `Expected` if the annotation has one, else in those of the type."""
+"""Validates configuration values against annotations with pydantic. The error for an invalid value is one line that says what
+was expected: in the words of `Expected` if the annotation has one, else in those of its type."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Count = Annotated[int, Ge(1), Le(MAX_SIDE), Expected(f"a positive whole number u
 Pixels = Annotated[int, Ge(1), Le(MAX_SIDE), Expected(f"a positive number of pixels up to {MAX_SIDE}")]
 Whole = Annotated[int, Ge(0), Le(MAX_SIDE), Expected(f"a whole number from 0 to {MAX_SIDE}")]
 Images = Annotated[int, Ge(1), Le(2**31 - 1), Expected("a positive number of images")]
-Number = Annotated[float, Ge(0), Lt(1e30), Expected("a number, 0 or more")]  # beyond, 32 bits hold infinity only
+Number = Annotated[float, Ge(0), Lt(1e30), Expected("a number, 0 or more")]  # keeps float32 from overflowing
 Fraction = Annotated[float, Gt(0), Lt(1), Expected("a positive number below 1")]
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "NAME=VALUE"}
 
 
 def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: str = "") -> Any:
-    """The value, with a list as a tuple if the annotation is one. The OvssError for an invalid value states its `kind`, name,
-    value, `origin` and what was expected, or close names if it is a text that must be one of a `Literal`."""
-    given = tuple(value) if isinstance(value, list) and is_list(hint) else value
+    """Returns the value; a list becomes a tuple if the annotation is one. The OvssError for an invalid value states its `kind`,
+    name, value, `origin` and what was expected, or similar names if it should be one of the texts of a `Literal`."""
+    converted = tuple(value) if isinstance(value, list) and is_list(hint) else value
     try:
-        return _adapter(hint).validate_python(given)
+        return _adapter(hint).validate_python(converted)
     except ValidationError:
         source = f" (from {origin})" if origin else ""
         if (known := choices(hint)) and isinstance(value, str | None):
@@ -49,7 +49,7 @@ def validate(name: str, value: Any, hint: Any, origin: str | None = None, kind: 
 def validate_all(
     values: Mapping[str, Any], hints: Mapping[str, Any], kind: str, origin: Callable[[str], str | None] = lambda name: None
 ) -> dict[str, Any]:
-    """Validates each value by the annotation of its name. Raises OvssError for invalid values and names (`unknown KIND`)."""
+    """Validates each value against the annotation of its name. Raises OvssError for invalid values and unknown names."""
     for name in values:
         if name not in hints:
             source = f" (from {origin(name)})" if origin(name) else ""
@@ -58,7 +58,7 @@ def validate_all(
 
 
 def in_words(hint: Any) -> str:
-    """Describes what an annotation allows."""
+    """Describes the values that an annotation allows."""
     if get_origin(hint) is Annotated:
         stated = [part.words for part in hint.__metadata__ if isinstance(part, Expected)]
         return stated[-1] if stated else in_words(get_args(hint)[0])
@@ -91,5 +91,5 @@ def bare(hint: Any) -> Any:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The choices of an annotation that allows only these, and perhaps null."""
+    """The choices of an annotation that allows nothing else, except perhaps null; otherwise empty."""
     return get_args(bare(hint)) if get_origin(bare(hint)) is Literal else ()

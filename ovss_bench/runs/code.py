@@ -1,5 +1,5 @@
-"""The code that a row's numbers depend on, and its digests: the shared core, the files of its method, of its data set's loader
-and of its auxiliary models, and plug-ins. Other methods, reports and tools are not part of it.
+"""The code that a row's numbers depend on, and its digests: the shared core, the files of its method, its data set's loader and
+its auxiliary models, and plug-ins. Other methods, reports and tools are not part of it.
 
 Files are found by parsing imports, including those inside functions, so new modules are covered. Importing the modules instead
 would need torch, which tools that only read results do not load."""
@@ -25,7 +25,7 @@ from ..files import code as code_digest
 
 # Counting, construction of segmentors, metrics: every row depends on these and on what they import.
 CORE = ("runs/counting.py", "segmentors/build.py", "evaluation")
-Row = Collection[type] | Collection[Path]  # the classes of a method and a loader, or their files
+Row = Collection[type] | Collection[Path]  # the classes of a row's method and loader, or their files
 
 
 def row_code(row: Row, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -36,11 +36,11 @@ def row_code(row: Row, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, 
 
 
 def row_files(row: Row, kinds: Iterable[str]) -> tuple[set[Path], set[Path], dict[str, str]]:
-    """The files of the core, further files of this package, and the digests of plug-ins, for `row_code`."""
+    """The files of the core, the other files of this package, and the digests of plug-ins, for `row_code`."""
     core = _reached((path for part in CORE for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]), _imported)
-    found = [_of_class(entry) if isinstance(entry, type) else ({entry}, {}) for entry in row]
-    files = {_file(MODULES[kind]) for kind in kinds if kind in MODULES}.union(*(inside for inside, _ in found))
-    return core, _reached(files, _imported) - core, {path: sha for _, plugins in found for path, sha in plugins.items()}
+    parts = [_of_class(entry) if isinstance(entry, type) else ({entry}, {}) for entry in row]
+    files = {_file(MODULES[kind]) for kind in kinds if kind in MODULES}.union(*(inside for inside, _ in parts))
+    return core, _reached(files, _imported) - core, {path: sha for _, plugins in parts for path, sha in plugins.items()}
 
 
 def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict[str, str], dict[str, str]] | None:
@@ -56,7 +56,7 @@ def known_code(segmentor: str, dataset: str, kinds: Iterable[str]) -> tuple[dict
 
 
 def source_digest(code: Mapping[str, str], plugins: Mapping[str, str]) -> str:
-    """One digest for all code of a row; the locations of plug-ins do not matter."""
+    """One digest of all code of a row, independent of the locations of plug-ins."""
     return digest(*(part for item in sorted(code.items()) for part in item), *sorted(plugins.values()))
 
 
@@ -65,11 +65,11 @@ def _file(module: str) -> Path:
 
 
 def _of_class(entry: type) -> tuple[set[Path], dict[str, str]]:
-    """The files of this package and the digests of plug-ins that a class, its bases and their imports are defined in."""
+    """The files of this package, and the digests of plug-ins, that define a class, its bases and what they import."""
     files, plugins = set(), {}
     for base in entry.__mro__:
         file = Path(getattr(sys.modules.get(base.__module__), "__file__", None) or "")
-        if base is entry and not file.name:  # of a notebook
+        if base is entry and not file.name:  # defined in a notebook
             plugins[f"{base.__module__}.{base.__qualname__}"] = digest(*_compiled(base))
         elif PACKAGE in file.parents:
             files.add(file)
@@ -98,13 +98,13 @@ def _compiled(kind: type) -> Iterator[str | bytes]:
             yield from parts(value) if isinstance(value, CodeType) else [repr(value)]
 
     for name, value in sorted(vars(kind).items()):
-        function = getattr(value, "fget", None) or getattr(value, "func", None) or value  # of properties
+        function = getattr(value, "fget", None) or getattr(value, "func", None) or value  # of a property, of a cached property
         code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
         yield from (name, *(parts(code) if code else ()))
 
 
 def _is_users(base: type, file: Path) -> bool:
-    """Whether a base class outside this package is a user's: not of a library, or derived from a class of this package."""
+    """Whether a base class outside this package is a user's: not in a library, or derived from a class of this package."""
     in_library = any(library in file.parents for library in _libraries())
     return bool(file.name) and (not in_library or any(other.__module__.startswith("ovss_bench.") for other in base.__mro__))
 
@@ -115,34 +115,34 @@ def _libraries() -> set[Path]:
 
 
 def _beside(file: Path, folder: Path) -> set[Path]:
-    """A plug-in's file, and the files in and below its folder that it imports, directly or indirectly, apart from libraries
-    below the folder, as those of an environment in a checkout."""
+    """A plug-in's file, and the files below its folder that it imports, directly or indirectly. Libraries below the folder, as
+    of a virtual environment in a checkout, are left out."""
     others = {PACKAGE, *(library for library in _libraries() if folder in library.parents)}
 
     def imports(path: Path) -> Iterator[Path]:
         nodes = [*ast.walk(ast.parse(path.read_bytes()))]
         modules = (getattr(sys.modules.get(name), "__file__", None) for name in _absolute(nodes))
-        for found in {Path(module) for module in modules if module} | _relative(path, nodes):
-            if folder in found.parents and others.isdisjoint(found.parents) and found.is_file():
-                yield found
+        for file in {Path(module) for module in modules if module} | _relative(path, nodes):
+            if folder in file.parents and others.isdisjoint(file.parents) and file.is_file():
+                yield file
 
     return _reached([file] if file.is_file() else [], imports)
 
 
 def _reached(files: Iterable[Path], imports: Callable[[Path], Iterable[Path]]) -> set[Path]:
     """The files and what they import, directly or indirectly."""
-    left, found = list(files), set()
+    left, reached = list(files), set()
     while left:
         path = left.pop()
-        if path not in found:
-            found.add(path)
+        if path not in reached:
+            reached.add(path)
             left += imports(path)
-    return found
+    return reached
 
 
 @cache
 def _content(path: Path) -> bytes:
-    """Read once: the code that runs is that of the start."""
+    """Read once: later edits do not affect a running process."""
     return path.read_bytes()
 
 
@@ -165,7 +165,7 @@ def _imports(path: Path, content: bytes) -> set[Path]:
 
 
 def _relative(path: Path, nodes: Sequence[ast.AST]) -> set[Path]:
-    """Possible files of relative imports, except those for type checkers."""
+    """Possible files of relative imports, except those that only type checkers execute."""
     guards = (node for node in nodes if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
     typing = {node for guard in guards for node in ast.walk(guard)}
     found: set[Path] = set()

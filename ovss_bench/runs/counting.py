@@ -24,7 +24,7 @@ from ..stages import Stages
 from .jobs import Job, Runtime
 
 NOTHING = np.empty((0, 0), np.uint16)
-# Confusion records, digest of the label map and, on request, boundary records and the map itself.
+# Confusion records, digest of the label map and, on request, boundary records and the label map itself.
 Records = tuple[np.ndarray, str, np.ndarray | None, np.ndarray | None]
 
 
@@ -35,7 +35,7 @@ def counted(
     runtime: Runtime,
     stages: Stages,
 ) -> Iterator[tuple[str, list[Records] | OvssError]]:
-    """Yields the id of each image with the records of every job for `RunStore.add`, or with the error of the image."""
+    """Yields the id of each image with the records of every job for `RunStore.add`, or with the image's error."""
     first = jobs[0].dataset
     by_id = {image[0].id: image for image in images}
 
@@ -76,7 +76,7 @@ def _label(dataset: SegDataset, sample: Sample, size: tuple[int, int]) -> np.nda
     kind = type(dataset)
     with plugin_errors(f"label map of image {sample}", kind):
         label = dataset.label(sample, size)
-    if kind.label is not SegDataset.label:  # which checks its own result
+    if kind.label is not SegDataset.label:  # SegDataset.label checks its result itself
         fits = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.shape == size
         if not fits or not ((label >= 0) & (label < len(dataset.classes)) | (label == dataset.ignore_index)).all():
             expected = (

@@ -39,7 +39,7 @@ from .spill import Spill
 from .store import RunStore
 from .world import Shard, World
 
-MOST_NAMES = 3  # of methods in the title of a pass
+MOST_NAMES = 3  # names of methods in the title of a pass
 
 
 @ordinary_torch()
@@ -54,14 +54,14 @@ def evaluate(
     runtime: Runtime | None = None,
     progress: bool = False,
 ) -> EvalResult:
-    """`evaluate("sclip", clip, dataset)` is `ovss eval` for that segmentor; `evaluate(segmentor, dataset)` takes a segmentor of
-    `build_segmentor`, with its vocabulary, and applies the recipe for this data set and protocol.
+    """`evaluate("sclip", clip, dataset)` is `ovss eval` for that segmentor. `evaluate(segmentor, dataset)` takes the segmentor
+    that `build_segmentor` returns, with its vocabulary, and applies the recipe for this data set and protocol.
 
-    Systems that use no CLIP need none: `evaluate("labels", dataset, recipe={"path": DIR})`.
+    Segmentors that use no CLIP take none: `evaluate("labels", dataset, recipe={"path": DIR})`.
 
     `recipe` overrides values, as do the keywords of `build_segmentor`, a vocabulary other than the recipe's, and attributes set
-    on the segmentor; the result states all of them, and OvssError is raised for changes that it cannot state. Nothing is
-    written without `output`. `progress` prints the progress."""
+    on the segmentor. The result states all of them; OvssError is raised for changes that it cannot state. Without `output`,
+    nothing is written. `progress` shows the progress."""
     if not isinstance(runtime, Runtime | None):
         raise OvssError(f"runtime={runtime!r}: expected ob.Runtime(NAME=VALUE, ...).")
     match (segmentor, *on):
@@ -71,8 +71,8 @@ def evaluate(
             job = make_job(name, clip, dataset, protocol, recipe, origin="argument")
         case Segmentor() as built, SegDataset() as dataset:
             job = job_of(built, dataset, protocol, recipe or {}, kept=output is not None)
-        case given:
-            kinds = ", ".join(type(each).__name__ for each in given)
+        case arguments:
+            kinds = ", ".join(type(each).__name__ for each in arguments)
             raise OvssError(f"evaluate({kinds}): expected evaluate(NAME, clip, dataset) or evaluate(segmentor, dataset).")
     for doubt in job.dataset.doubts:
         Progress(not progress).say(f"note: {job.dataset.name}: {doubt}")
@@ -96,11 +96,11 @@ def run_jobs(
     world: World | None = None,
 ) -> list[EvalResult]:
     """Runs jobs and returns their results in the same order. Jobs on the same images with equal trunk recipes share a pass. The
-    cheapest pass comes first, by methods times images, and each row is printed when its pass is done.
+    cheapest pass (methods times images) comes first, and each row is printed when its pass is done.
 
     A job with a finished result is skipped unless `rerun`; an interrupted one is resumed. If a list of `failures` is given,
-    errors are added to it, and the remaining passes run. A `shard` evaluates its part of the images for runs/merge.py, and
-    returns no results. In a `world` of several processes all call this with the same arguments; rank 0 returns the results."""
+    errors are appended to it, and the remaining passes run. A `shard` evaluates its part of the images for runs/merge.py and
+    returns no results. In a `world` of several processes, all call this with the same arguments; rank 0 returns the results."""
     began = time.monotonic()
     run = _Run(limit, ids, output, rerun, runtime or Runtime(), Progress(quiet), shard, world or World())
     refuse_maps(jobs, run.runtime.save_label_maps, output)
@@ -133,11 +133,10 @@ class _Run:
     world: World
 
     def passes(self, jobs: Sequence[Job], done: dict[int, EvalResult]) -> Iterator[list[int]]:
-        """The numbers of the jobs of each pass. Results that are finished are added to `done`, and need no pass.
+        """Yields the numbers of the jobs of each pass. Jobs with a finished result need no pass; they are added to `done`.
 
-        The auxiliary models are loaded for the fingerprints: before the first pass, so that a missing one is found before hours
-        of work, but after the jobs that are `first`.
-        """
+        The fingerprints need the auxiliary models, which are loaded before the first pass: a missing one is reported before
+        hours of work. Only jobs marked `first` run earlier."""
         for first in (True, False):
             chosen = {i: job for i, job in enumerate(jobs) if job.first == first}
             if not chosen:
@@ -145,11 +144,11 @@ class _Run:
             with self.world.together():
                 for job in chosen.values():
                     job.fingerprint = fingerprint(job, self.selected(job), self.runtime.boundary)
-                found = {i: result for i, job in chosen.items() if (result := self.finished(job))}
-            gathered = self.world.gather((set(found), [job.fingerprint for job in chosen.values()]))
+                finished = {i: result for i, job in chosen.items() if (result := self.finished(job))}
+            gathered = self.world.gather((set(finished), [job.fingerprint for job in chosen.values()]))
             if any(fingerprints != gathered[0][1] for _, fingerprints in gathered):
-                raise OvssError("the processes of this run differ in data, weights or code. Start all of them with the same.")
-            done |= found
+                raise OvssError("the processes of this run differ in data, weights or code. Give all of them the same.")
+            done |= finished
             passes: dict[tuple, list[int]] = {}
             for i in sorted(chosen.keys() - gathered[0][0]):
                 passes.setdefault(chosen[i].pass_key, []).append(i)
@@ -186,7 +185,7 @@ class _Run:
 
 class _Pass:
     """One pass over the images for jobs that share images and trunk: `plan`, `evaluate`, and on rank 0 `finish`. `images` are
-    all selected ones, `part` those of the shard."""
+    all selected images, `part` those of the shard."""
 
     def __init__(self, run: _Run, jobs: Sequence[Job]) -> None:
         self.run, self.jobs = run, jobs
@@ -194,7 +193,7 @@ class _Pass:
         self.stores = [run.store(job, run.shard, spill) for job in jobs]
         self.datasets = {job.dataset.name: job.dataset for job in jobs}
         samples = [dataset.select(run.limit, run.ids) for dataset in self.datasets.values()]
-        self.images = list(zip(*samples, strict=True))  # per image its sample in every data set
+        self.images = list(zip(*samples, strict=True))  # for each image, its sample in every data set
         shard = run.shard
         self.part = split_evenly(self.images, shard.count, jobs)[shard.number - 1] if shard else self.images
         names = list(dict.fromkeys(job.name for job in jobs))
@@ -203,7 +202,7 @@ class _Pass:
         self.clip = jobs[0].segmentor.clip
         self.stages = Stages(self.clip.device, run.runtime.profile and run.world.rank == 0)
         self.tags = [{"fairness": tags_of(job, [image.id for image, *_ in self.images])} for job in jobs]
-        self.failed: dict[str, str] = {}  # images with the reasons
+        self.failed: dict[str, str] = {}  # image -> reason
 
     def results(self) -> list[EvalResult]:
         began, started = time.monotonic(), datetime.now(UTC)
@@ -232,14 +231,14 @@ class _Pass:
         if done:
             run.progress.say(f"{self.title}: resumed, {len(done)} of {len(self.part)} images are done")
         groups = [group for group in in_groups(self.part, self.jobs) if any(image.id not in done for image, *_ in group)]
-        return [image for group in groups for image in group]  # a group with an unfinished image is evaluated as a whole
+        return [image for group in groups for image in group]  # one unfinished image: the whole group is evaluated
 
     def evaluate(self, left: Sequence[tuple[Sample, ...]]) -> list[list[dict[str, int]]]:
         """Stores the counts of this process's share of the images. Returns the methods' `observed` counters by process and job.
-        Raises OvssError for images that cannot be evaluated, unless they may be skipped."""
+        Raises OvssError if images cannot be evaluated, unless these may be skipped."""
         run, world = self.run, self.run.world
         mine = split_evenly(left, world.size, self.jobs)[world.rank]
-        for first in (True, False):  # rank 0 encodes the texts before the others, which then find them in the cache
+        for first in (True, False):  # rank 0 encodes the texts first; the others then find them in the cache
             with world.together(), self.stages("text"):
                 for job in self.jobs if left and (world.rank == 0) == first else ():
                     job.segmentor.encode_text(run.progress)

@@ -1,5 +1,5 @@
-"""What a run states about itself before its first image: fairness tags, and the manifest of the label maps that it saves with
-`save_label_maps=DIR`, in the format that segmentor=labels reads."""
+"""What a run states about itself before its first image: the fairness tags, and the manifest of the label maps that
+`save_label_maps=DIR` saves, in the format that segmentor=labels reads."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def tags_of(job: Job, images: Sequence[str]) -> dict[str, Any]:
         "sources": job.sources,
         "recipe": {name: {"value": value, "origin": recipe.origins[name]} for name, value in recipe.values().items()},
     }
-    given = Manifest.read(Path(path)).tags if isinstance(path, str) else None
+    manifest_tags = Manifest.read(Path(path)).tags if isinstance(path, str) else None
     listed = getattr(job.segmentor.sources.get("bank"), "images", None)
-    tags = {name: value for name, value in (given or {}).items() if name in NAMES}
+    tags = {name: value for name, value in (manifest_tags or {}).items() if name in NAMES}
     objects = {kind for kind, source in job.segmentor.sources.items() if not isinstance(source, NamedSource)}
     return fairness(stated, tags, overlap(listed, images) if listed else None, given=objects)
 
 
 def manifest_of(job: Job) -> Manifest:
-    """What the manifest states about the label maps of a row."""
+    """The manifest of the label maps of a row."""
     segmentor, classes = job.segmentor, job.dataset.classes
     overridden = {name: str(value) for name, value in sorted(segmentor.recipe.overrides.items())}
     fair = tags_of(job, ())

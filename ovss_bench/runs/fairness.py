@@ -1,5 +1,5 @@
-"""The fairness tags of a result: what its method and all networks beside CLIP were trained on, and whether images or class
-names of the data set had a part in it. Results with different tags are not ranked together, and their averages say so."""
+"""The fairness tags of a result: what its method and all networks beside CLIP were trained on, and whether that included images
+or class names of the data set. Results with different tags are not ranked together, and their averages say so."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GROUPS = {"vfm": "vision"} | {kind: kind for kind in ("regions", "foreground", "
 BANK = Training("none", "unlabelled images", target_images_seen="unknown", setting="annotation-free")
 METHOD = ("setting", "training_data", "vocabulary", "split_used_at_test", "extra_models")  # tags of the method alone
 NETWORK = ("supervision", "training_data", "target_images_seen", "target_names_seen")
-TEXTS = {"names", "templates"}  # recipe values that every data set has of its own
-OF_DATASET = re.compile(r".* per_(?:clip_)?dataset\.[^ ]*")  # the origin of a recipe value that is set for the data set
+TEXTS = {"names", "templates"}  # recipe values that always depend on the data set
+OF_DATASET = re.compile(r".* per_(?:clip_)?dataset\.[^ ]*")  # origin of a recipe value set for the data set
 Part = tuple[str, Training, str]  # name, facts, and where they are stated
 UNSTATED = UNKNOWN, "nobody"
 CONCEPT_FOLDER = replace(UNKNOWN, supervision="concept labels and masks"), "its layout, which is that of SAM 3"
@@ -31,8 +31,8 @@ def fairness(
     files: bool = True,
     given: Container[str] = (),
 ) -> dict[str, Any]:
-    """The field `fairness` of a result with the other fields. `tags`: those of the manifest of label maps; `bank`: the
-    `overlap` of the retrieval bank; `files`: whether facts beside the files of the run are read; `given`: the kinds of
+    """The field `fairness` of a result, from its other fields. `tags`: the tags in the manifest of label maps; `bank`: the
+    `overlap` of the retrieval bank; `files`: whether to read tags files beside the files of the run; `given`: the kinds of
     auxiliary models that are objects without a name. Raises OvssError for invalid facts."""
     recipe = result["recipe"]
     values = {name: entry["value"] for name, entry in recipe.items()}
@@ -60,16 +60,16 @@ def fairness(
 
 
 def overlap(listed: Iterable[str], evaluated: Sequence[str]) -> dict[str, int]:
-    """How many images a bank lists, how many are evaluated, and how many of these the bank has: by their file names without
-    folders and suffixes."""
+    """How many images a bank lists, how many are evaluated, and how many of these the bank lists. Images are matched by file
+    name, without folder and suffix."""
     bank = {PurePosixPath(name).stem for name in listed}
     shared = sum(PurePosixPath(image).name in bank for image in evaluated)
     return {"bank": len(bank), "evaluated": len(evaluated), "shared": shared}
 
 
 def class_of(result: Mapping[str, Any]) -> str:
-    """Supervision, and what was seen of the target: results that agree in it may be ranked and averaged. Empty for a result
-    that was not read from a file and has no tags."""
+    """The supervision, and what was seen of the target. Results that agree in both may be ranked and averaged together. Empty
+    for a result that was not read from a file and has no tags."""
     if (tags := result.get("fairness")) is None:
         return ""
     seen = {"images": tags["target_images_seen"], "names": tags["target_names_seen"]}
@@ -78,7 +78,8 @@ def class_of(result: Mapping[str, Any]) -> str:
 
 
 def mark_of(result: Mapping[str, Any]) -> str:
-    """The supervision, and in parentheses the networks that it comes from if that is not the method itself; or empty."""
+    """The supervision, followed in parentheses by the networks that it comes from, unless the method has it, too. Empty for a
+    result without tags."""
     if (tags := result.get("fairness")) is None:
         return ""
     networks = [] if "method" in tags["supervised"] else tags["supervised"]
@@ -86,12 +87,12 @@ def mark_of(result: Mapping[str, Any]) -> str:
 
 
 def order_of(mark: str) -> tuple[int, str]:
-    """The place of a `mark_of` among others: from least supervision to most."""
+    """A sort key for the texts of `mark_of`: from least supervision to most."""
     return ("", *SUPERVISION).index(mark.partition(" (")[0]), mark
 
 
 def mixed(classes: Mapping[str, str]) -> str | None:
-    """What an average says about members (data set -> class) of several classes; None for those of one."""
+    """The note on an average over members (data set -> `class_of`) of several classes; None if all are of the same class."""
     kinds = {kind: [name for name, each in classes.items() if each == kind] for kind in dict.fromkeys(classes.values())}
     if len(kinds) < 2:
         return None
@@ -101,18 +102,18 @@ def mixed(classes: Mapping[str, str]) -> str | None:
 def _method(result: Mapping[str, Any], values: Mapping[str, Any], tags: Mapping[str, Any] | None, files: bool) -> Part:
     name = result["segmentor"]
     section, where = _section(name)
-    own = [source["name"] for kind, source in result["sources"].items() if kind not in (*GROUPS, "bank") and source["name"]]
+    paths = [source["name"] for kind, source in result["sources"].items() if kind not in (*GROUPS, "bank") and source["name"]]
     checkpoint = PurePosixPath(str(values.get("checkpoint") or "")).name
     facts = training_of(section, where, result["dataset"], checkpoint) if section else UNKNOWN
     stated = [(checked_facts(tags, "tags of manifest.json"), "manifest.json")] if tags else []
-    stated += [(checked_facts(found[1], str(found[0])), found[0].name) for file in own if files and (found := beside(file))]
-    for given, file in stated:
-        facts, where = Training(**asdict(facts) | given), file
+    stated += [(checked_facts(found[1], str(found[0])), found[0].name) for path in paths if files and (found := beside(path))]
+    for changes, file in stated:
+        facts, where = Training(**asdict(facts) | changes), file
     return name, facts, where
 
 
 def _section(segmentor: str) -> tuple[Any, str]:
-    """The section `training` of a recipe, None if it has none, and the file that states it, of those that it extends."""
+    """The section `training` of a recipe or None, and where it is stated: in its file, or in one that it extends."""
     files = lineage(segmentor.partition("+")[0])  # without steps
     section = merged(files).get("training")
     stated = (file.where for file in reversed(files) if file.content.get("training"))
@@ -131,20 +132,20 @@ def _networks(
     for kind, group in GROUPS.items():
         if name := values.get(kind):
             generator = result["sources"].get(kind, {}).get("generator")
-            folder = kind == "concepts" and kind not in given  # unless it is an entry
+            folder = kind == "concepts" and kind not in given  # unless `name` is an entry
             yield kind, _network(group, name, generator, files, CONCEPT_FOLDER if folder else UNSTATED)
             entry = load_config(group, name) if name in config_names(group) else {}
             if "encoder" in entry:
                 yield f"{kind} encoder", _network("vision", entry["encoder"], None, False)
     if name := values.get("bank"):
         found = beside(name) if files else None
-        given = checked_facts(found[1], str(found[0])) if found else {}
-        yield "bank", (name, Training(**asdict(BANK) | given), found[0].name if found else "nobody")
+        stated = checked_facts(found[1], str(found[0])) if found else {}
+        yield "bank", (name, Training(**asdict(BANK) | stated), found[0].name if found else "nobody")
 
 
 def _network(group: str, name: str, generator: str | None, files: bool, unstated: tuple[Training, str] = UNSTATED) -> Part:
-    """An entry of configs/<group>, or a file or folder: that of an entry by its name, else with facts beside it, or those of
-    one for which nobody states any."""
+    """The facts of a network: those in the tags file beside it, else those of its entry in configs/<group>, found by its name,
+    its `generator` or the name of the official file, else `unstated`."""
     if files and (found := beside(name)):
         return name, Training(**asdict(UNKNOWN) | checked_facts(found[1], str(found[0]))), found[0].name
     entries = {entry: load_config(group, entry) for entry in config_names(group)}
@@ -158,5 +159,5 @@ def _network(group: str, name: str, generator: str | None, files: bool, unstated
 
 
 def _official(config: Mapping[str, Any]) -> str | None:
-    """The name of the file or repository of an entry."""
+    """The name of an entry's official file or repository."""
     return config.get("file") or str(config.get("repo", "")).rpartition("/")[2] or None

@@ -1,5 +1,5 @@
-"""A grid of runs (`-m`): each run writes the tables of all finished runs, in the grid's order. Runs may be different processes,
-on different machines that share the folder."""
+"""A grid of runs (`-m`): each run writes the tables of all finished runs, in the grid's order. The runs may be processes on
+several machines that share the folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .store import read_result
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of a run and the run's number in it. Each run writes the names of its result files into `folder`."""
+    """The grid of a run, and the run's number in it. Each run writes the names of its result files to `folder`."""
 
     folder: Path
     number: int
 
     @contextmanager
     def together(self, results: Sequence[EvalResult], output: Path) -> Iterator[list[dict[str, Any]]]:
-        """The results of the grid's finished runs with this output folder. Other runs wait until the block ends."""
+        """Yields the results of the grid's finished runs with this output folder. Other runs wait until the block ends."""
         paths = [str(result.path.resolve()) for result in results if result.path]
         record = {"output": str(output.resolve()), "results": paths}
         write_text(self.folder / f"{self.number:06d}.json", json.dumps(record))

@@ -36,7 +36,7 @@ from .world import balance
 
 @dataclass(frozen=True)
 class Runtime:
-    """Options that change no number by more than rounding."""
+    """Options that change numbers by rounding at most."""
 
     batch: int | None = None  # windows per forward pass; None: by the number of tokens
     workers: int = 2  # reader threads
@@ -65,14 +65,15 @@ class Job:
     dataset: SegDataset
     protocol: str
     fingerprint: str = ""
-    first: bool = False  # before all others, in a pass of its own
+    first: bool = False  # evaluated before all others, in a separate pass
 
     @property
     def pass_key(self) -> tuple:
-        """Equal for jobs that share one pass of the trunk. Values that are left to CLIP are equal to those that state them."""
+        """Equal for jobs that share one pass of the trunk. A value left to CLIP equals the same value in a recipe."""
         clip = self.segmentor.clip
-        own = {"pad_multiple": clip.patch_size, "activation": clip.activation, "layer_norm_eps": clip.layer_norm_eps}
-        values = tuple((name, own.get(name) if value is None else value) for name, value in self.segmentor.recipe.trunk_key)
+        defaults = {"pad_multiple": clip.patch_size, "activation": clip.activation, "layer_norm_eps": clip.layer_norm_eps}
+        key = self.segmentor.recipe.trunk_key
+        values = tuple((name, defaults.get(name) if value is None else value) for name, value in key)
         return self.first, clip.weights_digest, clip.precision, self.dataset.images_digest, values
 
     @cached_property
@@ -99,7 +100,7 @@ def make_job(
     overrides: Mapping[str, Any] | None = None,
     origin: str = "command line",
 ) -> Job:
-    """A job by the names of a segmentor and a protocol."""
+    """A job from the names of a segmentor and a protocol."""
     clip = clip if segmentor_config(name)[1].uses_clip else NoCLIP(clip.device)
     recipe = compose_recipe(name, clip=clip.name, dataset=dataset.name, protocol=protocol, overrides=overrides, origin=origin)
     return build_job(recipe, clip, dataset, protocol, origin)
@@ -116,7 +117,7 @@ def job_of_plan(plan: Plan, dataset: SegDataset, device: str) -> Job:
 
 @lru_cache(maxsize=4)
 def _loaded(clip: ClipSpec, precision: str, device: str, changed: int | None) -> DenseCLIP:
-    """Rows, and the runs of a grid in one process, share a loaded CLIP until its file changes."""
+    """Rows, and runs of a grid in one process, share a loaded CLIP until its file changes."""
     return load_spec(clip, precision, device)
 
 
@@ -139,7 +140,7 @@ def refuse_idle(recipe: Recipe, method: type[Segmentor]) -> None:
 
 
 def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Mapping[str, Any], kept: bool) -> Job:
-    """A job of a segmentor from `build_segmentor`. Its differences from the recipe for the data set become overrides. Raises
+    """A job for a segmentor from `build_segmentor`. Its differences from the recipe for the data set become overrides. Raises
     OvssError for those that a result cannot state and, if the result is `kept`, for auxiliary models without a digest."""
     name, clip, vocabulary = segmentor.recipe.segmentor, segmentor.clip, segmentor.vocabulary
     if len(vocabulary.classes) != len(dataset.classes):
@@ -147,14 +148,14 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
         raise OvssError(f"{counts}. Use dataset.vocabulary(names, templates), or list its classes in order.")
     method = segmentor_config(name)[1]
     _refuse_replaced(segmentor, method)
-    given = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
+    objects = {kind: source for kind, source in segmentor.sources.items() if not isinstance(source, NamedSource)}
     overrides = dict(segmentor.recipe.overrides)
     for each, value in (_changed_after_building(segmentor) | dict(changes)).items():
-        given.pop(each, None)
+        objects.pop(each, None)
         if each in SOURCES and not isinstance(value, str | None):
-            given[each], value = value, describe(value)
+            objects[each], value = value, describe(value)
         overrides[each] = value
-    for kind, source in given.items():
+    for kind, source in objects.items():
         if kept and not getattr(source, "digest", None):
             hint = "Give it an attribute `digest`, a text that changes with its behaviour, or leave output out."
             raise OvssError(f"{kind} is an object without a `digest`: its results could be taken for those of another. {hint}")
@@ -168,11 +169,11 @@ def job_of(segmentor: Segmentor, dataset: SegDataset, protocol: str, changes: Ma
         raise OvssError(f"{each}={overrides[each]} was given, but the segmentor's vocabulary has {each}={texts[each]}. {hint}")
     recipe = recipe.changed(texts | _of_clip(clip, recipe), "argument")
     vocabulary = replace(vocabulary, unseen=dataset.facts.unseen)
-    return Job(name, instantiate(method, clip, vocabulary, recipe, given), dataset, protocol)
+    return Job(name, instantiate(method, clip, vocabulary, recipe, objects), dataset, protocol)
 
 
 def _refuse_replaced(segmentor: Segmentor, method: type[Segmentor]) -> None:
-    """Raises OvssError for a segmentor with other methods than the registered class, and for recipe values set on it."""
+    """Raises OvssError for a segmentor whose methods are not those of the registered class, and for recipe values set on it."""
     replaced = [each for each in vars(segmentor) if each in HOOKS or callable(getattr(method, each, None))]
     if type(segmentor) is not method or replaced:
         what = f"has a {replaced[0]} of its own" if replaced else f"is a {type(segmentor).__name__}"
@@ -188,17 +189,17 @@ def _refuse_replaced(segmentor: Segmentor, method: type[Segmentor]) -> None:
 
 def _changed_after_building(segmentor: Segmentor) -> dict[str, Any]:
     """Hyperparameters and auxiliary models that were set on the object after it was built."""
-    found = {}
+    changed = {}
     for name, built in (segmentor.recipe.hyperparameters | segmentor.sources).items():
         value = getattr(segmentor, name)
         value = str(value) if isinstance(value, Path) else value
         if value is not built and (name in SOURCES or type(value) is not type(built) or value != built):
-            found[name] = value
-    return found
+            changed[name] = value
+    return changed
 
 
 def _of_clip(clip: DenseCLIP, recipe: Recipe) -> dict[str, Any]:
-    """The options of a loaded CLIP that are not the default and not set by the recipe."""
+    """The non-default options of a loaded CLIP that the recipe does not set."""
     options = dict(clip.changed)
     if not isinstance(clip, NoCLIP) and clip.precision != default_precision(clip.device):
         options["precision"] = clip.precision
@@ -206,7 +207,8 @@ def _of_clip(clip: DenseCLIP, recipe: Recipe) -> dict[str, Any]:
 
 
 def _of_vocabulary(vocabulary: Vocabulary, dataset: SegDataset, recipe: Recipe) -> dict[str, Any]:
-    """Names and templates of a vocabulary that differ from the recipe's; names are a variant of the data set's, or a digest."""
+    """The names and templates of a vocabulary that differ from the recipe's. Names are stated as a variant of the data set's
+    names, or else by a digest."""
     if dataset.vocabulary(recipe.names, recipe.templates).digest == vocabulary.digest:
         return {}
     folder = CONFIGS / "names" / dataset.config.get("names_of", dataset.name)
@@ -217,7 +219,7 @@ def _of_vocabulary(vocabulary: Vocabulary, dataset: SegDataset, recipe: Recipe) 
 
 
 def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> str:
-    """A digest of all that a run's numbers depend on: recipe, weights, vocabulary, data, precision, code, selected images."""
+    """A digest of everything a run's numbers depend on: recipe, weights, vocabulary, data, precision, code, selected images."""
     segmentor, dataset, clip = job.segmentor, job.dataset, job.segmentor.clip
     chosen = "" if len(samples) == len(dataset.samples) else "\n".join(sample.id for sample in samples)
     paths = of_class(type(segmentor)).paths.keys() & job.sources.keys()  # represented by the digest of their content
@@ -233,13 +235,13 @@ def fingerprint(job: Job, samples: Sequence[Sample], boundary: bool = False) -> 
 
 
 def in_groups(images: Sequence[tuple[Sample, ...]], jobs: Sequence[Job]) -> list[list[tuple[Sample, ...]]]:
-    """The images in groups that are evaluated together (see `Segmentor.group`)."""
+    """Splits images into groups that are evaluated together (see `Segmentor.group`)."""
     unit = math.lcm(*(job.segmentor.group for job in jobs))
     return [list(images[start : start + unit]) for start in range(0, len(images), unit)]
 
 
 def split_evenly(images: Sequence[tuple[Sample, ...]], parts: int, jobs: Sequence[Job]) -> list[list[tuple[Sample, ...]]]:
-    """The images in `parts` lists with about equal numbers of patches in all windows. Groups stay together."""
+    """Splits images into `parts` lists with about equal numbers of patches over all windows. Groups stay together."""
     recipe, patch = jobs[0].segmentor.recipe, jobs[0].segmentor.clip.patch_size
 
     @cache

@@ -1,4 +1,4 @@
-"""Reading the results in a folder, also as a data frame."""
+"""Reads the results in a folder, also as a data frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .store import read_result
 if TYPE_CHECKING:
     import pandas as pd
 
-LARGE = ("per_class", "recipe")  # fields that need much memory and that no table shows
+LARGE = ("per_class", "recipe")  # large fields that no table shows
 NAME = re.compile(r".+-[0-9a-f]{12}\.json")
 
 
@@ -30,7 +30,7 @@ def result_paths(folder: str | Path) -> list[Path]:
 
 
 def read_results(*folders: str | Path, leave_out: Collection[str] = ()) -> tuple[dict[Path, dict[str, Any]], list[OvssError]]:
-    """The results below folders by file, without the fields `leave_out`, and the errors of unreadable files."""
+    """The results below folders by file, without the fields in `leave_out`, and the errors for unreadable files."""
     results, damaged = {}, []
     for path in dict.fromkeys(path for folder in folders for path in result_paths(folder)):
         try:
@@ -42,7 +42,7 @@ def read_results(*folders: str | Path, leave_out: Collection[str] = ()) -> tuple
 
 def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd.DataFrame:
     """A row per result below a folder: method, CLIP, data set, every metric (percent), published figure, provenance, `path`.
-    Partial results are included on request only; unreadable files are left out with a warning."""
+    Partial results are included only on request; unreadable files are left out with a warning."""
     results, damaged = read_results(folder, leave_out=LARGE)
     for error in damaged:
         warnings.warn(str(error), stacklevel=2)
@@ -50,7 +50,7 @@ def load_results(folder: str | Path = "results", *, partial: bool = False) -> pd
 
 
 def frame_of(results: Mapping[Path, Mapping[str, Any]]) -> pd.DataFrame:
-    """The columns are the fields that the schema marks with `column`, with metrics in order of first appearance."""
+    """A row per result. The columns are the fields that the schema marks with `column`; metrics in order of appearance."""
     import pandas as pd
 
     rows = []

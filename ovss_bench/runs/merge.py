@@ -1,4 +1,4 @@
-"""Results from counts: at the end of a run, or later from the parts that `shard=I/N` left, without data and GPU."""
+"""Computes results from counts: at the end of a run, or later, from the parts of `shard=I/N`, without data and GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .store import RunStore, read_parts
 # Provenance that may differ between the parts of a result without a note; `source_digest` covers `code`, and packages are
 # compared one by one.
 FREE = ("command", "world_size", "code", "packages")
-# Work that methods leave out where no label can depend on it: the `observed` counters of how often they did, and of all times.
+# Work that methods skip where no label can depend on it -> its `observed` counters: how often skipped, out of how many.
 SKIPPED = {"masks": ("prompts_without_masks", "prompts")}
 
 
@@ -30,7 +30,7 @@ def make_result(
     evaluated: Sequence[str],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The result of a run: `head`, which holds everything not derived from counts, with the figures of the evaluated images."""
+    """The result of a run: `head`, which holds everything not derived from counts, and the figures of the evaluated images."""
     classes = len(head["per_class"])
     matrix = total((counts[image] for image in evaluated), classes)
     scores = class_metrics(matrix)
@@ -41,7 +41,7 @@ def make_result(
     expected, timing = head["images"]["expected"], head["timing"]
     seen = head.get("observed", {})
     shares = {kind: round(seen[part] / seen[whole], 4) for kind, (part, whole) in SKIPPED.items() if seen.get(whole)}
-    seconds = timing["seconds"] - timing.get("stages", {}).get("text", 0)  # encoding texts is independent of the images
+    seconds = timing["seconds"] - timing.get("stages", {}).get("text", 0)  # encoding texts does not depend on the images
     result = {
         **head,
         "metrics": {name: _percent(value) for name, value in figures.items()},
@@ -63,8 +63,8 @@ def _percent(value: float) -> float:
 
 
 def merge(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Writes the result of the parts in a run's folder of shards; returns it with notes on anything that qualifies it. Raises
-    OvssError if images are missing (with the commands that evaluate them) or a process is still writing a part."""
+    """Writes the result of the parts in a run's folder of shards, and returns it with notes on anything that qualifies it.
+    Raises OvssError if images are missing (with the shards to run again) or a process is still writing a part."""
     with reading(f"the parts in {folder}", "Start their shards again."):
         return _merged(folder, *read_parts(folder))
 
@@ -108,7 +108,7 @@ def _missing(base: Path, parts: Sequence[Mapping[str, Any]], missing: Sequence[s
 
 
 def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The first head, with the sums and maxima of all measurements."""
+    """The first head, with the measurements of all heads summed, or their maximum or minimum."""
     timings = [head["timing"] for head in heads]
     timing = timings[0] | {
         "seconds": round(sum(timing["seconds"] for timing in timings), 2),
@@ -129,7 +129,7 @@ def _joined(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def added_up(parts: Sequence[Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """`observed` of a head: the sums of what the parts of a pass counted; empty if they counted nothing."""
+    """The field `observed` of a head: the counters of all parts of a pass, summed; no field if nothing was counted."""
     sums = _sums(parts)
     return {"observed": dict(sorted(sums.items()))} if sums else {}
 
@@ -142,7 +142,7 @@ def _sums(parts: Sequence[Mapping[str, Any]]) -> Counter:
 
 
 def _differences(heads: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Notes on differences in the parts' provenance, with which equal counts are not guaranteed."""
+    """Notes on differences in the parts' provenance, which may have changed their counts."""
     each = [head["provenance"] | head["provenance"]["packages"] for head in heads]
     values = {key: list(dict.fromkeys(str(one.get(key)) for one in each)) for key in sorted(each[0]) if key not in FREE}
     return [f"the parts were evaluated with different {key}: {', '.join(v)}" for key, v in values.items() if len(v) > 1]

@@ -45,7 +45,7 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
     if paper:
         if any(options[option] for option in OPTIONS):
             raise OvssError(
-                f"table={options['table']} states its rows: leave text and refine out, or segmentor=NAME instead of it."
+                f"table={options['table']} states its rows: leave text and refine out, or replace the table by segmentor=NAME."
             )
         rows, suites = [(row.segmentor, row) for row in paper.rows if row.segmentor], []
         cells = [
@@ -73,7 +73,8 @@ def plans_of(options: dict[str, Any], paper: PaperTable | None) -> tuple[list[Pl
 def load_datasets(
     names: Iterable[str], root: str | None, skip_missing: bool
 ) -> tuple[dict[str, SegDataset], dict[str, MissingData]]:
-    """The data sets found, and the errors of the others. Raises MissingData if none is found, or one without `skip_missing`."""
+    """The data sets found, and the errors of the missing ones. Raises MissingData if all are missing or, without
+    `skip_missing`, if one is."""
     datasets, absent = {}, {}
     for name in names:
         try:
@@ -91,8 +92,8 @@ def load_datasets(
 
 
 def split_overrides(names: Iterable[str], recipe: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The overrides of each segmentor: recipe values, and hyperparameters that it has. Lists of values become several rows, for
-    all combinations."""
+    """The overrides of each segmentor: recipe values, and those hyperparameters that it has. Lists of values give a row for
+    each combination."""
     hints = {name: RECIPE_HINTS | hyperparameters(name)[1].hints for name in names}
     known = {key for found in hints.values() for key in found}
     for key in recipe:
@@ -106,7 +107,7 @@ def split_overrides(names: Iterable[str], recipe: dict[str, Any]) -> dict[str, l
 
 
 def _choices(key: str, value: Any, hint: Any) -> list[Any]:
-    """The values that a list gives for several rows, or the only value."""
+    """The values of a list that stands for several rows; otherwise the single value, in a list."""
     if not isinstance(value, list) or not value or (is_list(hint) and not isinstance(value[0], list)):
         return [value]
     if len(set(map(repr, value))) < len(value):

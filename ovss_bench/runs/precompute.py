@@ -1,4 +1,4 @@
-"""Precomputed region maps of a data set: a folder of npz files, and an index in which `load_regions` finds an image's map."""
+"""Precomputes the region maps of a data set: a folder of npz files, and an index in which `load_regions` finds them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def precompute_regions(
     quiet: bool = False,
 ) -> None:
     """Writes the regions of a data set's images to `folder`/<image id>.npz, and an index. Existing regions are kept: the same
-    call resumes. Raises OvssError if the folder contains other regions and, at the end, for images without regions."""
+    call resumes. Raises OvssError if the folder contains other regions and, at the end, if images have no regions."""
     folder, source = user_path(folder), load_regions(regions, device=device, **(settings or {}))
     if isinstance(source, RegionFolder):
         raise OvssError(f"regions={regions} are maps in files: there is nothing to make. Name a generator, such as sam2_8.")
@@ -72,9 +72,9 @@ def precompute_regions(
             if owners.get(file, key) != key and path.is_file():
                 other = "another image of that name, of another data set or an earlier version of this one"
                 raise OvssError(f"{path} belongs to {other}. Choose another folder with out=DIR, or delete it and run again.")
-            found = source(image)
-            write_regions(path, found)
-            index["contents"][file] = map_digest(found)
+            region_map = source(image)
+            write_regions(path, region_map)
+            index["contents"][file] = map_digest(region_map)
             images.pop(owners.get(file, ""), None)
             images[key] = file
             return True
@@ -86,7 +86,7 @@ def precompute_regions(
 
 
 def _resumed(folder: Path, maker: Mapping[str, Any], dataset: str) -> dict[str, Any] | None:
-    """The index of a folder, None for an empty one. Raises OvssError if its files are not regions of `maker`."""
+    """The index of a folder; None if the folder is empty. Raises OvssError if its files are not regions of `maker`."""
     index = read_index(folder)
     if index is None:
         others = [path.name for path in data_files(folder) if path.suffix in SUFFIXES]
@@ -104,9 +104,10 @@ def _resumed(folder: Path, maker: Mapping[str, Any], dataset: str) -> dict[str, 
 def index_regions(
     dataset: SegDataset, folder: str | Path, *, generator: str | None = None, limit: int | None = None, workers=2, quiet=False
 ) -> None:
-    """Writes the index of a folder of region files from another source, .npz or .png, with one of `foreign_names`. `generator`
-    is the entry of configs/regions that produced them; runs use it to find published figures. The index of regions computed
-    here is rebuilt for the current images. Raises OvssError at the end, for images with no file or one of another size."""
+    """Writes the index of a folder of region files from another source (.npz or .png, named by one of `foreign_names`).
+    `generator` is the entry of configs/regions that produced them; runs use it to find published figures. The index of regions
+    from `precompute_regions` is rebuilt for the current images. Raises OvssError at the end if images have no file, or one of
+    another size."""
     folder = user_path(folder)
     if generator not in (None, *config_names("regions")):
         raise unknown("regions", generator, config_names("regions"))
@@ -152,7 +153,7 @@ def _for_all(
     samples: Sequence[Sample], work: Callable[[Sample], bool], save: Callable[[], None], title: str, workers: int, quiet: bool
 ) -> dict[str, str]:
     """Calls `work` for each sample in threads, and `save` every few seconds and on exit. `work` returns whether there was
-    anything to do. Returns its OvssErrors by image id; other errors are raised."""
+    anything to do. Returns the texts of its OvssErrors by image id; other errors are raised."""
     progress, failed, existing = Progress(quiet), {}, 0
     task, saved = progress.start(title, len(samples)), time.monotonic()
     pool = ThreadPoolExecutor(workers)
@@ -187,7 +188,7 @@ def _complain(failed: Mapping[str, str], what: str) -> None:
 
 
 def _difference(index: Mapping[str, Any], maker: Mapping[str, Any]) -> str:
-    """How the regions of an index differ from those of `maker`, in words."""
+    """Describes how the regions of an index differ from those of `maker`."""
     if index["regions"] is None:
         return "files that came from elsewhere"
     old, new = ({"regions": each["regions"], **each["settings"]} for each in (index, maker))

@@ -1,4 +1,4 @@
-"""Provenance of a number: versions, source, weights, hardware, command."""
+"""The provenance of a result: versions, source code, hardware, command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES += ("onedl-mmengine", "onedl-mmsegmentation", "hydra-core", "pillow", "
 def provenance(
     device: torch.device, source: Mapping[str, str] | None = None, plugins: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """`source` and `plugins` are the result of `row_code`; by default `source` is the whole package."""
+    """`source` and `plugins`: the digests from `row_code`; by default `source` is the digest of the whole package."""
     import torch
 
     return {
@@ -51,7 +51,7 @@ def package_version(package: str) -> str | None:
 
 @cache
 def _git() -> dict[str, str] | None:
-    """Commit and digest of uncommitted changes; None outside a git checkout."""
+    """The commit and a digest of uncommitted changes; None outside a git checkout."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(CONFIGS.parent), *arguments], capture_output=True, text=True, check=True).stdout

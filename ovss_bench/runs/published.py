@@ -1,4 +1,4 @@
-"""Figures published in papers, repositories and third-party listings (results/published/*.csv), and our runs of the same."""
+"""Figures published in papers, repositories and third-party listings (results/published/*.csv), compared with our runs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ COLUMNS = (
     "table", "second_hand", "metric", "segmentor", "clip", "overrides",
 )  # fmt: skip
 Filled = Annotated[str, Predicate(lambda text: bool(text.strip())), Expected("a text that is not empty")]
-# Published, but not evaluated here: only the unseen classes of a zero-shot split, other classes, or noisy images.
+# Data sets of published figures that are not evaluated here: unseen classes of a zero-shot split, other classes, noisy images.
 NOT_EVALUATED = ("voc12_unseen", "context_unseen", "coco_stuff_unseen", "coco_stuff27", "voc20_speckle_noise_1")
 
 
 @cache
 def published_figures() -> pd.DataFrame:
-    """All published figures, a row each, in the order of the files; see `load_figures`."""
+    """All published figures, one per row, in the order of the files; see `load_figures`."""
     return load_figures(PUBLISHED)
 
 
 def load_figures(folder: Path) -> pd.DataFrame:
     """The CSV files of a folder as one table: `miou` in percent, `second_hand` as a bool, `overrides` as a dictionary.
-    `segmentor`, `clip` and `overrides` of its recipe identify the run of ours that reproduces the figure; empty if none does.
-    Raises OvssError with file and line for anything invalid."""
+    `segmentor`, `clip` and the recipe's `overrides` identify the run that should reproduce a figure; they are empty if none
+    does. Raises OvssError with file and line for anything invalid."""
     import pandas as pd
 
     from ..config.recipe import segmentor_names  # imports OpenCV and mmengine, which a table of results does not need
@@ -74,8 +74,8 @@ def load_figures(folder: Path) -> pd.DataFrame:
 
 
 def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The published figures that a result (the content of its file) should reproduce, the authors' own first, each with our
-    `difference` in points. `why_not` explains why there is no figure, or no difference (partial, or unconfirmed settings)."""
+    """The published figures that a result (the content of its file) should reproduce, the authors' own first, each with the
+    result's `difference` in points. `why_not` says why there is no figure, or no difference (partial, unconfirmed settings)."""
     if why_not := _not_comparable(result):
         return {"figures": [], "why_not": why_not}
     run = (result["segmentor"], result["clip"], result["dataset"], meant(result))
@@ -92,13 +92,13 @@ def compare_published(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def meant(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides of a result. A folder of region maps is replaced by its generator, which is what the recipe names."""
+    """The overrides of a result. A folder of region maps is replaced by its generator, as recipes name it."""
     overrides, generators = result["overridden"], {k: generator(source) for k, source in result.get("sources", {}).items()}
     return {name: generators.get(name) or value for name, value in overrides.items()}
 
 
 def generator(source: Mapping[str, Any]) -> str | None:
-    """The entry of configs/regions that generated a folder of region maps, by the result, or by an index rebuilt since."""
+    """The entry of configs/regions that generated a folder of region maps, according to the result or to a later index."""
     if "generator" in source or not source.get("name"):
         return source.get("generator")
     folder = user_path(source["name"])
@@ -114,8 +114,7 @@ def generator(source: Mapping[str, Any]) -> str | None:
 
 
 def unconfirmed(result: Mapping[str, Any]) -> list[str]:
-    """A sentence each for a recipe and for sources whose settings are unpublished, so that the run may differ from the
-    published one."""
+    """One sentence for a recipe and for each source with unpublished settings, which may differ from those of the paper."""
     doubt = result.get("provenance", {}).get("unconfirmed") or _known_doubt(result["segmentor"], result["dataset"])
     sentences = [f"recipe unconfirmed: {doubt}"] if doubt else []
     for kind, source in result.get("sources", {}).items():
@@ -128,26 +127,26 @@ def unconfirmed(result: Mapping[str, Any]) -> list[str]:
 
 
 def recipe_doubt(segmentor: str, dataset: str) -> str | None:
-    """Why the recipe for a data set may not be that of the published figures: `unconfirmed` in its file, or in one that it
-    extends: a text, or a text for each data set. None on drawn scenes, which have no published figures."""
-    found = merged(lineage(segmentor.partition("+")[0])).get("unconfirmed")
-    return None if _drawn(dataset) else found.get(dataset) if isinstance(found, dict) else found
+    """Why the recipe for a data set may differ from that of the published figures: `unconfirmed` in its file, or in one that
+    it extends, is a text, or a text for each data set. None for drawn scenes, which have no published figures."""
+    doubt = merged(lineage(segmentor.partition("+")[0])).get("unconfirmed")
+    return None if _drawn(dataset) else doubt.get(dataset) if isinstance(doubt, dict) else doubt
 
 
 @cache
 def _known_doubt(segmentor: str, dataset: str) -> str | None:
-    """The same for the project's recipes, for results that were written before this field."""
+    """`recipe_doubt` of the project's recipes, for results that were written before this field existed."""
     return recipe_doubt(segmentor, dataset) if segmentor.partition("+")[0] in config_names("segmentor") else None
 
 
 def _drawn(dataset: str) -> bool:
-    """Whether it has the scenes of the demo."""
+    """Whether a data set consists of the demo's drawn scenes."""
     return dataset in config_names("dataset") and dataset_config(dataset)[1].get("loader") == "demo"
 
 
 def why_not_joined(figure: Mapping[str, Any]) -> str | None:
-    """Why no run of ours reproduces a figure (a row of `published_figures`): its method is missing, or the reason of the first
-    entry of results/published/reasons.yaml that matches. None if a run does, or no entry matches."""
+    """Why no run reproduces a figure (a row of `published_figures`): its method is missing, or the reason in the first matching
+    entry of results/published/reasons.yaml. None if a run reproduces it, or no entry matches."""
     if figure["segmentor"]:
         return None
     if figure["method"] not in methods():
@@ -157,7 +156,7 @@ def why_not_joined(figure: Mapping[str, Any]) -> str | None:
 
 @cache
 def methods() -> frozenset[str]:
-    """The methods with a recipe; that of a step is its own."""
+    """The methods with a recipe; for a recipe with steps, the last step."""
     from ..config.recipe import paper_method  # imports mmengine, as above
 
     return frozenset(map(paper_method, config_names("segmentor")))
@@ -175,7 +174,7 @@ def _fits(rule: Mapping[str, Any], figure: Mapping[str, Any]) -> bool:
 
 
 def figures_of(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every figure that this run should reproduce, the authors' own before those of others. Papers may disagree."""
+    """Every figure that this run should reproduce, the authors' own first. Papers may disagree."""
     run = segmentor, clip, dataset
     figures = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     same = [settings(*run, published) == settings(*run, overrides) for published in figures["overrides"]]
@@ -189,7 +188,7 @@ def as_records(figures: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def settings(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides that have an effect: not those equal to the recipe's value, nor the precision, which only rounds."""
+    """The overrides that have an effect: neither those equal to the recipe's value nor the precision, which only rounds."""
     return dict(_settings(segmentor, clip, dataset, json.dumps(overrides, default=str)))
 
 
@@ -244,7 +243,7 @@ def _figure(row: Mapping[Any, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Names the place of an error."""
+    """Prefixes an OvssError with its place."""
     try:
         yield
     except OvssError as error:
@@ -285,7 +284,7 @@ def _unnamed_maps(result: Mapping[str, Any]) -> list[str]:
 
 
 def _nothing_for(segmentor: str, clip: str, dataset: str, overrides: Mapping[str, Any]) -> str:
-    """Why there is no figure for this run, and which similar ones there are."""
+    """Why there is no figure for this run, and which similar figures there are."""
     similar = figures_with(segmentor=segmentor, clip=clip, dataset=dataset)
     run = segmentor if clip == "none" else f"{segmentor} with {clip}"
     if len(similar):

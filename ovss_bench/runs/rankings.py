@@ -44,13 +44,13 @@ def rank_templates(
     **overrides: Any,
 ) -> Path:
     """Writes a ranking file in FLOSS's format for a method on the images of a data set, which should be a training split. No
-    labels are used. Every template of the recipe is a classifier; a class's templates are ranked by the mean entropy of the
-    pixels that they predict as this class. A recipe with the step floss stands for its base method with these settings.
-    Keywords override recipe values, as in `build_segmentor`.
+    labels are used. Every template of the recipe is a classifier; the templates of a class are ranked by the mean entropy of
+    the pixels that they predict as this class. A recipe with the step floss stands for its base method, with the recipe's
+    settings. Keywords override recipe values, as in `build_segmentor`.
 
-    MaskCLIP and CLIP-DINOiser average probabilities over windows, other methods cosines, as in the official code. All templates
-    share the passes of the encoder. Raises OvssError for images that cannot be read, and for methods with a decision of their
-    own."""
+    As in the official code, MaskCLIP and CLIP-DINOiser average probabilities over windows, other methods cosines. All templates
+    share the passes of the encoder. Raises OvssError for images that cannot be read, and for methods with their own decision
+    rule."""
     host, method = host_of(segmentor)
     trained = issubclass(method, CLIPDINOiser)
     plain = PLAIN | ({"temperature": scale, "apply_found": False} if trained else {"logit_scale": scale})
@@ -82,13 +82,13 @@ def rank_templates(
 
 
 def host_of(segmentor: str) -> tuple[str, type[Segmentor]]:
-    """The name and the class of a segmentor, or of the base method of one with the step floss."""
+    """The name and class of a segmentor; with the step floss, those of its base method."""
     _, base, steps = parts(segmentor)
     return (base, SEGMENTORS.get(base)) if "floss" in steps else (segmentor, segmentor_config(segmentor)[1])
 
 
 def _counter(total: Tensor) -> Callable[[Tensor, ImageContext], Tensor]:
-    """A hook that adds the entropy of each pixel, and 1, to its predicted class in `total` (2, C)."""
+    """A hook that adds each pixel's entropy, and 1, to its predicted class in `total` (2, C)."""
 
     def refine_scores(planes: Tensor, context: ImageContext) -> Tensor:
         labels = planes.argmax(0).flatten()
@@ -101,7 +101,7 @@ def _counter(total: Tensor) -> Callable[[Tensor, ImageContext], Tensor]:
 
 
 def _average_probabilities(segmentor: Segmentor) -> None:
-    """Makes a method give the probabilities of patches, which need no softmax any more."""
+    """Makes a method return the probabilities of patches, and skip the later softmax."""
     cosines, scale = segmentor.patch_logits, segmentor.recipe.logit_scale
     segmentor.patch_logits = lambda batch: (scale * cosines(batch)).softmax(1)
     segmentor.scores = lambda probabilities, context: best_of_classes(probabilities, segmentor.vocabulary)
@@ -111,13 +111,13 @@ def _by_class(classes: Iterable[str], totals: Tensor) -> dict[str, dict[str, lis
     """Entropies and pixels (T, 2, C) -> the ranking of each class, by its name without spaces."""
     entropy = totals[:, 0] / totals[:, 1].clamp(min=1)
     share = 100 * totals[:, 1] / totals[:, 1].sum(1, keepdim=True)
-    found = {}
+    ranking = {}
     for c, name in enumerate(classes):
         order = entropy[:, c].argsort(stable=True).tolist()
-        found[name.replace(" ", "")] = {
+        ranking[name.replace(" ", "")] = {
             "entropy_ranking": [
                 {"template_id": t, "entropy": float(entropy[t, c]), "pixel_percentage": float(share[t, c]), "rank": rank}
                 for rank, t in enumerate(order, 1)
             ]
         }
-    return found
+    return ranking

@@ -35,7 +35,7 @@ class EvalResult:
 
     @property
     def line(self) -> str:
-        """What was evaluated, and the usual metrics."""
+        """What was evaluated, and mIoU, mAcc and aAcc."""
         shown = ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items() if name in ("mIoU", "mAcc", "aAcc"))
         return f"{self._title}: {shown}"
 

@@ -1,5 +1,5 @@
 """The schema of result files, one JSON schema per version (schemas/result-<version>.json). Files are validated when written and
-read; the columns of data frames and the documentation are derived from it."""
+read. The columns of data frames and the documentation are derived from the schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of many images on disk instead of in memory, and arrays that are written without ever being in memory as a whole."""
+"""Keeps the records of many images on disk instead of in memory, and writes arrays that never are in memory as a whole."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LENGTH_BYTES = 8
 
 
 class Spill:
-    """A file without a name in a folder, which the system deletes with the process. It is opened by the first write."""
+    """An unnamed file in a folder. The first write opens it; the operating system deletes it when the process ends."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._end = folder, 0
         self._file: IO[bytes] | None = None
 
     def put(self, content: bytes) -> int:
-        """Appends bytes. Returns their place. Raises OvssError if the folder cannot be written."""
+        """Appends bytes and returns their offset. Raises OvssError if the folder cannot be written to."""
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -42,24 +42,24 @@ class Spill:
             assert self._file is not None
             self._file.seek(place)
             return self._file.read(int.from_bytes(self._file.read(LENGTH_BYTES), "little"))
-        except OSError as error:  # of the writes that this flushes, too
+        except OSError as error:  # reading flushes pending writes, which may fail
             raise cannot_write(self._folder, error) from error
 
     def close(self) -> None:
         if self._file is not None:
-            with suppress(OSError):  # a full disk: nobody needs what is lost
+            with suppress(OSError):  # the disk is full, but the content is no longer needed
                 self._file.close()
 
 
 class SpilledRecords(Mapping[str, np.ndarray]):
-    """Arrays of records by image id. Only their places in a spill are in memory."""
+    """Arrays of records by image id. Only their offsets in a spill are in memory."""
 
     def __init__(self, spill: Spill, dtype: np.dtype) -> None:
         self._spill, self._dtype = spill, dtype
         self._places: dict[str, int] = {}
 
     def add(self, image: str, records: np.ndarray) -> None:
-        if records.dtype != self._dtype:  # a file with other widths of the same fields
+        if records.dtype != self._dtype:  # from a file with the same fields in other widths
             records = records[list(self._dtype.names or ())].astype(self._dtype)
         self._places[image] = self._spill.put(records.tobytes())
 
@@ -77,7 +77,7 @@ class SpilledRecords(Mapping[str, np.ndarray]):
 
 
 class Joined:
-    """The records of images one after another, like an array of their sum of `lengths`, read image by image."""
+    """The concatenated records of images: like one array with the sum of `lengths` elements, but read image by image."""
 
     def __init__(self, records: Mapping[str, np.ndarray], images: Sequence[str], dtype: np.dtype) -> None:
         self.dtype, self._records, self._images = dtype, records, images

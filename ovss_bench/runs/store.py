@@ -1,8 +1,8 @@
-"""The only writer below results/: shards of evaluated images during a run, one JSON and one npz at its end.
+"""Writes everything below results/: shards of evaluated images during a run, one JSON and one npz file at its end.
 
 A run's files are `<dataset>/<clip>/<segmentor>-<fingerprint>.json`, `.npz` (counts per image) and, until it is complete, the
-folder `.shards`. The fingerprint identifies the run, so runs never mix, and resuming means reading. Any number of processes
-and machines may add shards to the folder: file names are unique, and all writers agree on an image's counts."""
+folder `.shards`. The fingerprint identifies the run, so runs never mix, and resuming a run means reading its shards. Any
+number of processes and machines may add shards: file names are unique, and all writers agree on an image's counts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from .world import Shard
 IMAGES_PER_SHARD = 16
 SECONDS_PER_SHARD = 10
 SHARDS, PARTS = "[0-9]*.npz", "part-*.json"  # files in the folder of shards
-SECONDS_TO_APPEAR = 90  # of a file written by another machine: NFS refreshes folders at least every 60 s
+SECONDS_TO_APPEAR = 90  # for a file from another machine: NFS refreshes folders at least every 60 s
 
 
 class RunStore:
     """The counts of one run by image id. As a context manager it holds the run's locks and writes pending counts on exit. One
     process at a time reads and finishes a run; processes with different `shard`s may work side by side. A `helper` only adds
-    shards, on behalf of a process that holds the locks. Records are kept in the `spill`, which the stores of a pass share: the
-    memory of a run does not grow with them. It is closed on exit."""
+    shards, on behalf of a process that holds the locks. Records are kept in the `spill`, which the stores of a pass share, so
+    the memory of a run does not grow with them. The spill is closed on exit."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class RunStore:
         return read_result(self.result_path)
 
     def discard(self) -> None:
-        """Deletes the counts of an interrupted run; a shard only forgets them, as other shards may have written them."""
+        """Deletes the counts of an interrupted run. A shard only forgets them, as other shards may have written them."""
         if self.shard is None and not self.helper:
             for path in [*self._shards.glob(SHARDS), *self._shards.glob(PARTS)]:
                 path.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ class RunStore:
             self._spill.close()
 
     def read(self) -> None:
-        """Reads new shards. Damaged ones are deleted and listed in `damaged`: their images have to be evaluated again."""
+        """Reads new shards. Damaged ones are deleted and listed in `damaged`; their images are evaluated again."""
         for path in sorted(path for path in self._shards.glob(SHARDS) if path.name not in self._read):
             self._read.add(path.name)
             try:
@@ -129,8 +129,8 @@ class RunStore:
                 spilled.add(image, records[image])
 
     def collect(self, images: list[str]) -> None:
-        """Waits until the counts of these images, which other processes have evaluated, are visible: a network file system may
-        take a while. Raises OvssError if they do not appear."""
+        """Waits until the counts of these images, some from other processes, are visible: a network file system may take a
+        while. Raises OvssError if they do not appear."""
         deadline = time.monotonic() + SECONDS_TO_APPEAR
         self.read()
         while missing := [image for image in images if image not in self.counts]:
@@ -149,7 +149,7 @@ class RunStore:
         return all(path.is_file() for path in self.map_paths(image))
 
     def map_paths(self, image: str) -> list[Path]:
-        """The files of an image's label map, 8 or 16-bit PNGs that are saved on request."""
+        """The files of an image's label map: 8-bit or 16-bit PNGs, saved on request."""
         return [below(folder, f"{image}.png") for folder in self.map_folders]
 
     def add(
@@ -181,7 +181,7 @@ class RunStore:
             self._pending, self._written = ({}, {}), time.monotonic()
 
     def finish(self, result: dict[str, Any], images: list[str]) -> None:
-        """Writes the counts of `images` and the result, and removes the shards, unless the two disagree: then OvssError."""
+        """Writes the counts of `images` and the result, and removes the shards. Raises OvssError if the two disagree."""
         if reasons := disagreements(result, self.counts, images):
             raise OvssError(f"{self.base}: the result contradicts its counts ({reasons}).")
         text = dump(result)
@@ -246,7 +246,7 @@ def maps_folder(result: Path) -> Path:
 
 
 def disagreements(result: Mapping[str, Any], counts: Mapping[str, np.ndarray], images: Sequence[str]) -> str:
-    """How a result contradicts the counts of its images, which must be unique with the same pixels per class; else ""."""
+    """How a result contradicts the counts of its images; "" if these are unique and give the same pixels per class."""
     counted = areas(total((counts[image] for image in images if image in counts), len(result["per_class"])))
     stated = [(entry["correct"], entry["predicted"], entry["true"]) for entry in result["per_class"]]
     numbers = result["images"]
@@ -261,7 +261,7 @@ def disagreements(result: Mapping[str, Any], counts: Mapping[str, np.ndarray], i
 
 
 def read_parts(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The parts that `RunStore.write_part` wrote to a folder of shards, in order, and error messages of damaged parts."""
+    """The parts that `RunStore.write_part` wrote to a folder of shards, in order, and error messages for damaged parts."""
     parts, damaged = [], []
     for path in folder.glob(PARTS):
         checksum, _, text = path.read_text("utf-8", "replace").partition("\n")
@@ -273,7 +273,7 @@ def read_parts(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _checksum(content: Mapping[str, np.ndarray | Joined]) -> str:
-    """Of the names, dtypes and bytes of all arrays, in order of the names."""
+    """SHA-256 of the names, dtypes and bytes of all arrays, sorted by name."""
     arrays = sorted(content.items())
     return digest(*(part for name, array in arrays for part in (name, array.dtype.str, (array.nbytes, pieces(array)))))
 
@@ -286,7 +286,7 @@ def _by_image(images: list[str], records: np.ndarray, lengths: np.ndarray) -> di
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result, converted to the current schema. Raises OvssError if it is missing, damaged or does not match its schema."""
+    """A result, converted to the current schema. Raises OvssError if it is missing, damaged, or does not match its schema."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
 """Distributed evaluation: how images are assigned to processes, and how the processes agree.
 
 `torchrun` starts processes that communicate (`World`); `shard=I/N` is for processes and machines that do not (`Shard`). In both
-cases each image is evaluated exactly once, and counts are exchanged through the run's folder: no image is padded or repeated,
-and the result is the union by image id."""
+cases, each image is evaluated exactly once, with no padding or repetition, and counts are exchanged through the run's folder:
+the result is the union by image id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import KEPT, OvssError
 
-# Processes wait for the slowest one. A dead process is noticed by its closed connections, not by a timeout.
+# Processes wait for the slowest one. Closed connections reveal a dead process, not a timeout.
 PATIENCE = timedelta(days=30)
 
 
@@ -101,8 +101,8 @@ class World:
                 torch.cuda.set_device(device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise OvssError(f"device={kind} cannot be used: {reason} Use cpu, or cuda for a GPU.") from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise OvssError(f"device={kind} cannot be used: {reason}. Use cpu, or cuda for a GPU.") from error
         if device.type not in ("cpu", "cuda"):
             raise OvssError(f"device={kind}: expected cpu, cuda or cuda:NUMBER.")
         return kind
@@ -119,7 +119,7 @@ class World:
 
 @cache
 def join() -> World:
-    """The world of this process according to torchrun's environment variables. Waits for the other processes."""
+    """The world of this process, from torchrun's environment variables. Waits for the other processes."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in os.environ:
         return World()
     import torch
@@ -139,7 +139,7 @@ def join() -> World:
 @contextmanager
 def leaving() -> Iterator[None]:
     """Exits one of several processes right after the block, without finalising the interpreter: gloo's threads may still
-    request its lock, which aborts the process, so torchrun would kill the others before they have finished."""
+    request its lock, which aborts the process, and torchrun would then kill the others before they have finished."""
     status: Any = None
     try:
         yield

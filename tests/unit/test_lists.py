@@ -141,9 +141,10 @@ def test_all_texts_have_one_reader(tmp_path):
         assert read_lines(path, "list") == [(2, "See, Größe"), (3, "Wald")]
         path.write_bytes("a: [ö, 1]\n".encode(encoding))
         assert read_yaml(path, "file") == {"a": ["ö", 1]}
-    path.write_text("sky\ndistractors: sea\n\ncat\n")
-    with pytest.raises(ob.OvssError, match="line 3: an empty name"):
-        read_names(path)
+    for text in ("sky\ndistractors: sea\n\ncat\n", "sky\ncat\ndistractors:\n", "sky\ncat\ndistractors: sea,, lake\n"):
+        path.write_text(text)
+        with pytest.raises(ob.OvssError, match="line 3: an empty name"):
+            read_names(path)
 
 
 # What is counted.

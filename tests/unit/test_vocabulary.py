@@ -234,8 +234,8 @@ def test_the_content_of_a_templates_file_counts_not_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a {}\na photo\n", r"line 2: 'a photo' has 0 times {}"),
-        ("{} and {}", "line 1.* has 2 times {}"),
+        ("a {}\na photo\n", r"line 2: 'a photo' contains {} 0 times"),
+        ("{} and {}", "line 1.* contains {} 2 times"),
         ("a {0}", "line 1"),
         ("# only a comment\n\n", "is empty"),
         (b"\xff\xfe\x80", "cannot be read"),
