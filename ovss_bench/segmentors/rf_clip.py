@@ -36,10 +36,9 @@ class Smoothed(NamedTuple):
 
 @SEGMENTORS.register_module(name="rf_clip")
 class RFCLIP(Segmentor):
-    """After every block, distraction patches are blended (`blend`) with the mean of their 3 x 3 cells. With the lowest channel
-    of a patch subtracted from all, it is one if some channel in `channels` has more than `sigma` times the average share of
-    their sum. `channels=None`: the published ones for the widths of OpenAI's ViT-B/16 and ViT-L/14; none are known for other
-    widths, and nothing is smoothed.
+    """After every block, distraction patches are blended (`blend`) with the mean of their 3 x 3 cells: those in which one of
+    `channels` exceeds `sigma` times the average of all channels, both measured from the lowest. `channels=None`: the published
+    ones for the widths of OpenAI's ViT-B/16 and ViT-L/14; none are known for other widths, and nothing is smoothed.
 
     The last block attends by the mean key-key attention of all blocks. It runs on the output of the block before and on the
     mean output of all blocks, and the two results are averaged. In both inputs, each patch is the sum of all patches, weighted

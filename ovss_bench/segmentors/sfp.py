@@ -19,10 +19,10 @@ class SFP(Segmentor):
     """All steps are per window. Blocks are counted from 1; a number stands for the block's output.
 
     Outliers (`detector`): `attention`: patches to which the class token attends, times `cls_factor`, more than they attend to
-    themselves, in the block before the last; `norm`: the patches of largest norm that enter the last block; of both, at most
-    `max_outliers`. `lof`: all patches entering the last block whose local outlier factor (`lof_neighbors`) is above its
-    quantile `lof_quantile`. Outliers are replaced by the mean of their neighbours (`purify`), or by 0 if all of these are
-    outliers, too.
+    themselves, in the block before the last; `norm`: the patches of largest norm that enter the last block; at most
+    `max_outliers` of either kind. `lof`: all patches that enter the last block with a local outlier factor (`lof_neighbors`)
+    above its quantile `lof_quantile`. Outliers are replaced by the mean of their neighbours (`purify`), or by 0 if all of these
+    are outliers, too.
 
     Similarities are cosines of at least `similarity`: S1 of the purified `reference_block`, S2 of the `auxiliary_block`. The
     last block gets only the patches, averaged by S1. It attends in equal parts by keys, by queries and by S1, centred and
