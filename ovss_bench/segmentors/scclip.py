@@ -1,5 +1,5 @@
-"""SC-CLIP (arXiv 2411.15869): CLIP calibrates itself. Anomalous patches are repaired, and features are aggregated by the
-similarities of middle layers."""
+"""SC-CLIP (arXiv 2411.15869): CLIP calibrates itself, repairs anomalous patches and aggregates features by the similarities of
+middle layers."""
 
 import torch
 from torch import Tensor
