@@ -1,5 +1,5 @@
-"""Attention across the windows of an image (GLA-CLIP, OV-Stitcher), in parts that fit into memory, and stitching of their
-maps."""
+"""Attention across the windows of an image (GLA-CLIP, OV-Stitcher), in parts that fit into memory, and stitching of window maps
+(also Trident)."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,8 +10,8 @@ PART_BYTES = 2**26  # float32 attention weights in memory at a time
 
 
 def attend_by_rows(weights: Callable[[slice], Tensor], values: Tensor, part_bytes: int = PART_BYTES) -> Tensor:
-    """A V for values V (N, D), without the whole matrix A (N, N): `weights` returns the requested rows of A (R, N). The parts
-    depend on N only, so that an image gets the same result in any run."""
+    """The product A V for values V (N, D), without the whole matrix A (N, N): `weights` returns the requested rows of A (R, N).
+    The parts depend on N only, so that an image gets the same result in any run."""
     count = len(values)
     step = max(1, part_bytes // (4 * count))
     parts = (slice(start, min(start + step, count)) for start in range(0, count, step))

@@ -39,11 +39,11 @@ def proxy_attention(
 
 
 def strong_attention(attention: Tensor, maps: Tensor, least: float) -> Tensor:
-    """A' M for maps M (N, C), with A' the attention (N, N) over its column maxima, entries below `least` cut, and rows of sum 1
-    (CLIPer).
+    """A' M for maps M (N, C) (CLIPer). A' is the attention (N, N) divided by its column maxima, with entries below `least` set
+    to 0 and rows scaled to sum 1.
 
-    A column of ones beside M gives the row sums: A' M = B M / B 1, with B the attention over its column maxima, without weak
-    entries. Some rows at a time, so that B stays in a core's cache.
+    A column of ones beside M gives the row sums: A' M = B M / B 1, with B the matrix before the rows are scaled. Computed for
+    some rows at a time, so that B stays in a core's cache.
     """
     scale = (attention.amax(0) + 1e-5).reciprocal()
     columns = torch.cat([maps.T, maps.new_ones(1, len(maps))])
@@ -54,8 +54,8 @@ def strong_attention(attention: Tensor, maps: Tensor, least: float) -> Tensor:
 
 
 def empty_rows(similarity: Tensor, beta: float = 1.2) -> Tensor:
-    """(..., N, N) -> (..., N) bool: rows that `proxy_attention` masks entirely. For cosines, either all rows of a window are,
-    or none: all if mean(S) > 1 / beta, where the encoder sees a nearly uniform window."""
+    """(..., N, N) -> (..., N) bool: rows that `proxy_attention` masks but for the diagonal. For cosines, it masks all rows of a
+    window or none: all if mean(S) > 1 / beta, in windows that look nearly uniform to the encoder."""
     return similarity.amax(-1) < beta * similarity.mean((-2, -1))[..., None]
 
 
@@ -78,8 +78,8 @@ def some_heads(values: Tensor) -> list[slice]:
 
 
 def layer_products(maps: Iterable[Tensor], values: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Maps (B, ., L, L) of all heads, some of them after the others -> their products with the values (B, K, L, d) of every
-    layer, and the mean of the last layer's maps over the heads (B, L, L), float32 (CLIPer).
+    """Maps (B, ., L, L) of all K heads, some heads at a time -> their products with the values (B, K, L, d) of every layer, and
+    the mean of the last layer's maps over the heads (B, L, L), float32 (CLIPer).
 
     Maps are balanced in place, as in the official code: every layer starts from the balanced maps of the one before it. They
     are multiplied with the values after `symmetric`.

@@ -13,7 +13,7 @@ def to_unit_range(maps: np.ndarray) -> np.ndarray:
 
 def outline_boxes(heat: np.ndarray, threshold: float = 0.4) -> list[tuple[int, int, int, int]]:
     """A map (h, w) with values in 0..1 -> (x0, y0, x1, y1) of each contour of its foreground, including those of holes. Ends
-    are exclusive and at most w - 1 and h - 1, as in the official codes: no box contains the last row or column. Without
+    are exclusive and at most w - 1 and h - 1, as in the official code: no box contains the last row or column. Without
     foreground, one empty box."""
     heat = (255 * heat).astype(np.uint8)
     foreground = (heat > int(threshold * heat.max())).astype(np.uint8)
@@ -37,8 +37,8 @@ def tight_box(members: np.ndarray) -> tuple[slice, slice] | None:
     the map. None if it is empty."""
     box = []
     for axis in (1, 0):
-        (found,) = np.nonzero(members.any(axis))
-        if not len(found) or found[0] >= min(found[-1] + 1, members.shape[1 - axis] - 1):
+        (inside,) = np.nonzero(members.any(axis))
+        if not len(inside) or inside[0] >= (end := min(inside[-1] + 1, members.shape[1 - axis] - 1)):
             return None
-        box.append(slice(int(found[0]), int(min(found[-1] + 1, members.shape[1 - axis] - 1))))
+        box.append(slice(int(inside[0]), int(end)))
     return box[0], box[1]

@@ -1,4 +1,4 @@
-"""From the patch grids of all windows to cosines at the size of the result, exactly and separably.
+"""Composition of the patch grids of all windows to cosines at the size of the result, exact and separable.
 
 The official order is: grid -> bilinear to the (possibly padded) window -> crop -> sum over windows -> divide by the count ->
 bilinear to the original size. All steps are linear, window starts are a Cartesian product and the count is a product of a
@@ -25,7 +25,7 @@ TILE_COLUMNS = 64
 
 
 def in_cache(values: int, like: Tensor) -> int:
-    """How many rows of that many float32 values to compute at a time on the device of `like`: at least one."""
+    """How many rows of `values` float32 numbers to compute at a time on the device of `like`; at least one."""
     return max(1, TILE_BYTES[like.device.type] // (4 * values))
 
 
@@ -97,8 +97,8 @@ def compose(
 
 
 def composed_maps(grids: Tensor, windows: SlidingWindow, size: tuple[int, int], contiguous: bool = False) -> Tensor:
-    """All tiles of `compose` as maps (Q, H, W), with the queries of a pixel side by side in memory, or `contiguous`: tiles are
-    transposed in a core's cache, in a third of the time of `composed_maps(...).contiguous()`."""
+    """All tiles of `compose` as maps (Q, H, W), with the queries of a pixel side by side in memory, or `contiguous`. The latter
+    transposes tiles in a core's cache, which takes a third of the time of `composed_maps(...).contiguous()`."""
     queries = grids.shape[1]
     maps = grids.new_empty(queries, *size).movedim(0, -1) if contiguous else grids.new_empty(*size, queries)
     for rows, columns, tile in compose(grids, windows, size):

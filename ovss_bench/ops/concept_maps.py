@@ -1,5 +1,5 @@
-"""From the instance masks that a concept segmenter returns for one prompt to the score map of that prompt, and from the maps of
-classes to the best ones.
+"""The score map of a prompt from the instance masks of a concept segmenter, and the best two classes of each pixel from all
+maps.
 
 Shapes: N instances, (h, w) mask grid, (H, W) image."""
 
@@ -47,22 +47,22 @@ def joined(
 
 
 class BestTwo:
-    """The best class of each pixel (H, W), its value, and the second best value, from maps that come one after another; a class
-    has the maximum of its maps. Values are at least 0, equal ones go to the lowest class: as `topk(2)` of all class maps, of
-    which none is kept."""
+    """The best class of each pixel (H, W), its value, and the second-best value, from maps added one by one. A class has the
+    maximum of its maps. Values are at least 0; ties go to the lowest class. The result is that of `topk(2)` over all class
+    maps, but no map is kept."""
 
     def __init__(self, size: tuple[int, int], like: Tensor) -> None:
         self.best, self.second = like.new_zeros(size), like.new_zeros(size)
         self.labels = torch.zeros(size, dtype=torch.int64, device=like.device)
 
     def add(self, c: int, plane: Tensor) -> None:
-        """NaN stays in `best`."""
+        """Adds a map (H, W) of class `c`. NaN stays in `best`."""
         behind = torch.minimum(plane, self.best).masked_fill_(self.labels == c, 0)
         torch.maximum(self.second, behind, out=self.second)
         self.labels.masked_fill_((plane > self.best) | ((plane == self.best) & (self.labels > c)), c)
         torch.maximum(self.best, plane, out=self.best)
 
     def cover(self, mask: Tensor) -> None:
-        """All maps so far become 0 where `mask` (H, W)."""
+        """Sets all maps so far to 0 where `mask` (H, W)."""
         for plane in (self.best, self.second, self.labels):
             plane.masked_fill_(mask, 0)

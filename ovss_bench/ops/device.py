@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. Copies from pinned memory do not synchronise with the GPU, those from other memory do."""
+    """The tensor on the device. Copies from pinned memory do not synchronise with the GPU; copies from other memory do."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -20,8 +20,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, this thread's operations on the CPU use no others: for many small ones, whose threads would wait for each other
-    longer than they compute, above all on a busy machine."""
+    """Inside, operations on the CPU run in the calling thread only. This is for many small ones, whose threads would wait for
+    each other longer than they compute, above all on a busy machine."""
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -31,8 +31,8 @@ def one_thread() -> Iterator[None]:
 
 
 def kept(count: int) -> Callable[[Callable], Callable]:
-    """Caches the last `count` results of a function of hashable values that makes a tensor on the CPU, or a tuple or list with
-    tensors. With the argument `like=tensor` the result is on the device of that tensor."""
+    """Caches the last `count` results of a function of hashable values that returns a tensor on the CPU, or a tuple or list
+    with tensors. With the argument `like=tensor` the result is on the device of that tensor."""
 
     def decorate(make: Callable) -> Callable:
         made = lru_cache(count)(lambda device, *values: _moved(make(*values), device))

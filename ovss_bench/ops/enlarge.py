@@ -1,4 +1,4 @@
-"""Bilinear resizing of maps of many channels: of all places, or of those that a window needs."""
+"""Bilinear resizing of maps with many channels, whole or only where a window needs them."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ def resized_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
 def enlarge(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """`interpolate(mode="bilinear")` of maps (C, h, w) to (C, *size), with the channels of a place side by side in memory.
 
-    Cosines are such maps, as views. Given one, PyTorch computes in this layout and then copies the result into the other one,
-    which takes up to 50 times as long as the computation; the strides of a contiguous (1, h, w, C) spare the copy.
+    Maps of cosines are views with this layout. PyTorch would compute in it, then copy the result to the default layout, which
+    takes up to 50 times as long as the computation. The strides of a contiguous (1, h, w, C) avoid the copy.
     """
     places = maps.permute(1, 2, 0).contiguous()[None]
     return F.interpolate(places.permute(0, 3, 1, 2), [*size], mode="bilinear", align_corners=align_corners)[0]
@@ -27,12 +27,12 @@ def enlarge(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> T
 def window_of_unit_maps(
     maps: Tensor, size: tuple[int, int], window: Sequence[tuple[int, int, int, int]], grid: tuple[int, int]
 ) -> Tensor:
-    """Resizes maps (C, h, w) to `size`, makes the C numbers of each place a unit vector, cuts a window, and resizes that to
-    `grid`: (C, *grid), bilinear. `window`: for rows and columns its first place and its length in the resized map, and the
-    first place that it shows, and the one after the last; others, which are padding, have the nearest value that it shows.
+    """Resizes maps (C, h, w) to `size`, normalises the channels of each place to a unit vector, cuts out a window, and resizes
+    that to `grid`: (C, *grid), bilinear. `window`, for rows and columns: its start and its length in the resized map, and the
+    start and the end of the part inside the image. Places outside that part are padding, and take the nearest value in it.
 
-    Of the resized map a cell of `grid` needs two rows and two columns only. Resizing is separable, M_h X M_w^T with M_h (H, h)
-    and M_w (W, w), so rows of both matrices give these places, and the map of all places never exists.
+    A cell of `grid` needs only two rows and two columns of the resized map. Resizing is separable, M_h X M_w^T with M_h (H, h)
+    and M_w (W, w), so some rows of both matrices suffice, and the whole resized map never exists.
     """
     places, weights = [], []
     for cells, (first, length, start, end) in zip(grid, window, strict=True):
@@ -49,9 +49,9 @@ def window_of_unit_maps(
 
 def to_coarse(attention: Tensor, fine: Sequence[int], coarse: Sequence[int]) -> Tensor:
     """Attention (R, H*W) to the places of a map that is enlarged bilinearly from `coarse` (h, w) to `fine` (H, W) -> attention
-    to the places of the map itself (R, h*w).
+    (R, h*w) to the places of the map before that.
 
-    Enlarging is linear, U M with U = M_h x M_w (see `window_of_unit_maps`), so A (U M) = (A U) M: as the map has many channels,
+    Enlarging is linear, U M with U = M_h x M_w (see `window_of_unit_maps`), so A (U M) = (A U) M. As the map has many channels,
     it costs less to apply U to the attention.
     """
     if tuple(fine) == tuple(coarse):
@@ -68,7 +68,7 @@ def resizing(out: int, size: int) -> Tensor:
 
 @kept(256)
 def nearest_two(out: int, size: int) -> tuple[Tensor, Tensor]:
-    """The two of `size` places that each of `out` is interpolated from, one after the other (2 * out,) int64, or the only one;
-    and their weights (out, 2)."""
+    """The two of `size` places that each of `out` places is interpolated from, side by side (2 * out,) int64, and their weights
+    (out, 2). With `size` 1 there is one instead of two."""
     weights, places = bilinear_matrix(out, size).topk(min(2, size))
     return places.flatten(), weights.float()

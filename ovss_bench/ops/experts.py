@@ -1,5 +1,5 @@
-"""Experts fused (FLOSS, arXiv 2504.10487, section 4). An expert is a classifier of all queries that stands for one of them.
-It fires where its best query is its own: there the most confident of the experts that fire decides, elsewhere the usual
+"""Fusion of experts (FLOSS, arXiv 2504.10487, section 4). An expert is a classifier of all queries, made for one of them. It
+fires where it prefers that query to all others. There the most confident of the experts that fire decides; elsewhere the usual
 classifier does.
 
 Shapes: B windows, N patches on a grid (h, w), Q queries, E channels; the size of a window is (H, W).
@@ -17,8 +17,8 @@ from .device import kept
 def fused_logits(
     usual: Tensor, expert: Callable[[int], Tensor], queries: Iterable[int], scale: float, size: tuple[int, int]
 ) -> Tensor:
-    """The logits (B, Q, h, w) of the usual classifier, and a function that gives those of the expert of each of the `queries`
-    -> the fused probabilities (B, Q, H, W). They are a softmax of `scale` times the logits."""
+    """Logits (B, Q, h, w) of the usual classifier, and a function that returns those of the expert of a query -> the fused
+    probabilities (B, Q, H, W). Probabilities are the softmax of `scale` times the logits."""
 
     def probabilities(window: Tensor) -> Tensor:
         return F.interpolate((scale * window).softmax(1), size, mode="bilinear")
@@ -40,9 +40,9 @@ def fused_cosines(
     scale: float,
     size: tuple[int, int],
 ) -> Tensor:
-    """The same for the cosines of unit features (B, N, E) with `classifiers` (1 + Q, Q, E), the usual one and that of each
-    query. A cell holds the pixels between the centres of four patches, its corners. An expert is asked only in the cells where
-    it may fire."""
+    """`fused_logits` for the cosines of unit features (B, N, E) with `classifiers` (1 + Q, Q, E), the usual one and the expert
+    of each query. A cell holds the pixels between the centres of four patches, its corners. An expert is evaluated only in the
+    cells where it may fire."""
     corners, weights, rows, columns = cells_of(grid, size, like=features)
     count = len(corners)
 
@@ -61,43 +61,43 @@ def fused_cosines(
 
 
 def _let_fire(query: int, of_expert: Tensor, result: Tensor, best: Tensor, places: Tensor | slice) -> None:
-    """Puts the probabilities (n, Q, ...) of an expert into those of its `places` in `result`, and its confidence into `best`,
+    """Writes the probabilities (n, Q, ...) of an expert to its `places` in `result`, and its confidence to those in `best`,
     where it fires and is more confident than all experts before it."""
-    own = of_expert[:, query]
-    fires = (of_expert.argmax(1) == query) & (own > best[places])  # of equal ones the first stays
-    best[places] = torch.where(fires, own, best[places])
+    confidence = of_expert[:, query]
+    fires = (of_expert.argmax(1) == query) & (confidence > best[places])  # of equal ones the first stays
+    best[places] = torch.where(fires, confidence, best[places])
     result[places] = torch.where(fires[:, None], of_expert, result[places])
 
 
 def may_fire(features: Tensor, grid: tuple[int, int], classifiers: Tensor, queries: Sequence[int]) -> Tensor:
-    """(queries, B * cells): False where another query is better than the expert's own at all corners of a cell, and so between
-    them, as softmax and interpolation keep the order."""
+    """(queries, B * cells) bool: False where some other query beats the expert's at all corners of a cell, and so between them,
+    as softmax and interpolation keep the order."""
     cells = len(features) * (grid[0] + 1) * (grid[1] + 1)
-    found = features.new_zeros(len(queries), cells, dtype=torch.bool)
-    for row, query in zip(found, queries, strict=True):
+    possible = features.new_zeros(len(queries), cells, dtype=torch.bool)
+    for row, query in zip(possible, queries, strict=True):
         cosines = features @ classifiers[1 + query].T
         lead = (cosines[..., query : query + 1] - cosines).transpose(1, 2).unflatten(2, grid)
         row.copy_((F.max_pool2d(lead, 2, 1, 1).amin(1) >= 0).flatten())
-    return found
+    return possible
 
 
 def where_true(rows: Tensor) -> Sequence[Tensor]:
-    """The places of True in each of the rows (R, n) bool. Waits once for a GPU, for their numbers."""
+    """The indices of True in each row of (R, n) bool. Synchronises with a GPU once, for their counts."""
     counts = rows.sum(1).tolist()
     numbers = torch.arange(1, sum(counts) + 1, device=rows.device)
     return (torch.searchsorted(rows.flatten().cumsum(0), numbers) % rows.shape[1]).split(counts)
 
 
 def cell_of_pixel(patches: int, size: int) -> Tensor:
-    """(size,): 0 before the centre of the first patch, then 1, up to the number of patches."""
+    """The cell of each pixel (size,): 0 before the centre of the first patch, then 1, up to the number of patches."""
     return ((torch.arange(size, dtype=torch.float64) + 0.5) * patches / size + 0.5).floor().long()
 
 
 @kept(16)
 def cells_of(grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The patches (cells, 4) at the corners of the cells, where patches at the border are repeated beyond it; their bilinear
-    weights (cells, 4, rows, columns) for the pixels of a cell, as many as the largest has; and the place of each row and column
-    of pixels in the cells side by side."""
+    """The patches (cells, 4) at the corners of the cells, with border patches repeated beyond the border; their bilinear
+    weights (cells, 4, rows, columns) for the pixels of a cell, padded to the largest cell; and the position of each row and of
+    each column of pixels in the padded cells side by side."""
     ends, weights, places = [], [], []
     for patches, length in zip(grid, size, strict=True):
         cell = cell_of_pixel(patches, length)

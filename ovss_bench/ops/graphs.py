@@ -1,7 +1,7 @@
 """Graphs over the patches and over the pixels of an image, and label propagation on them (LPOSS).
 
 A graph is given by its affinity matrix W without diagonal, normalised to S = D^-1/2 W D^-1/2 with the degrees D of its nodes.
-Propagated scores Z approximate the solution of (I - alpha S) Z = Y for scores Y: a few steps of conjugate gradients per column.
+Propagated scores Z approximate the solution of (I - alpha S) Z = Y for scores Y by a few conjugate gradient steps per column.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from .windows import SlidingWindow
 
 # These bound the memory and change no result.
 NODES_PER_PASS = 1024
-MAPS_PER_PASS = 48  # pixels of a square and maps that fit into the first cache of a core
+MAPS_PER_PASS = 48  # as many maps of the pixels of a square as fit into a core's first-level cache
 ROWS_PER_PASS = {"cpu": 8, "cuda": 32}
 
 
@@ -58,8 +58,8 @@ def propagate_patches(scores: Tensor, affinity: Tensor, alpha: float, iterations
 
 
 def sparse_product(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """z (M, n) float64 -> the matrix (M, M), most of whose entries are 0, times z."""
-    if matrix.device.type != "cpu":  # the number of other entries would have to be waited for
+    """The function z (M, n) float64 -> `matrix` (M, M), whose entries are mostly 0, times z."""
+    if matrix.device.type != "cpu":  # counting the nonzero entries would synchronise with a GPU
         return matrix.double().matmul
     from scipy.sparse import csr_array
 
@@ -86,7 +86,7 @@ def propagate_pixels(
     refined = maps.new_empty(maps.shape)
     for part, result in zip(maps.split(MAPS_PER_PASS), refined.split(MAPS_PER_PASS), strict=True):
         rows = part.flatten(1).T.contiguous()
-        # Memory of this size is slow to get, so each product overwrites the one before.
+        # Allocating memory of this size is slow, so each product overwrites the one before.
         operator = partial(pixel_product, matrix, size=size, reach=reach, out=torch.empty_like(rows))
         solution = conjugate_gradients(operator, rows, iterations=iterations, tolerance=tolerance, over=(0,))
         result.flatten(1).copy_(solution.T)
@@ -102,8 +102,8 @@ def lab(image: np.ndarray) -> Tensor:
 
 
 def pixel_matrix(colours: Tensor, reach: int, tau: float, alpha: float) -> Tensor:
-    """Colours (3, H, W) -> I - alpha S as (H*W, P), by pixel and by the P pixels of the square around it, row by row, itself in
-    the middle; 0 for those outside the image."""
+    """Colours (3, H, W) -> I - alpha S as (H*W, P): for each pixel the entries of the P pixels of the square around it, row by
+    row, itself in the middle; 0 outside the image."""
     shape = colours.shape[1:]
     shifts = _shifts(reach)
     matrix = colours.new_zeros(len(shifts), *shape)
@@ -139,8 +139,8 @@ def pixel_product(matrix: Tensor, rows: Tensor, size: tuple[int, int], reach: in
 
 @kept(16)
 def neighbour_rows(above: int, rows: int, below: int, width: int, reach: int) -> Tensor:
-    """(rows * width, P): in an image with so many rows above and below these `rows`, the flat indices of the pixels in the
-    square around each of their pixels; any other index for those outside the image."""
+    """The flat indices (rows * width, P) of the P pixels of the square around each pixel of `rows` rows, in an image with
+    `above` and `below` further rows. Outside the image the index is an arbitrary valid one."""
     pixels = (above * width + torch.arange(rows * width))[:, None]
     shifts = torch.tensor([dy * width + dx for dy, dx in _shifts(reach)])
     return (pixels + shifts).clamp(0, (above + rows + below) * width - 1).int()
@@ -152,7 +152,7 @@ def _shifts(reach: int) -> list[tuple[int, int]]:
 
 
 def _overlap(shape: Sequence[int], shift: tuple[int, int]) -> tuple[Any, Any]:
-    """The indices, for the last two dimensions, of all pixels with one at this shift inside (H, W), and of those."""
+    """Indices into the last two dimensions: all pixels whose neighbour at this shift is inside (H, W), and these neighbours."""
     here = (slice(max(0, -step), max(0, side - max(0, step))) for side, step in zip(shape, shift, strict=True))
     there = (slice(max(0, step), max(0, side + min(0, step))) for side, step in zip(shape, shift, strict=True))
     return (..., *here), (..., *there)

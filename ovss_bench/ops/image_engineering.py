@@ -15,10 +15,10 @@ FLIPS = (-2, -1)  # upside down, left to right
 
 
 def image_engineering(cosines: Callable[[WindowBatch], Tensor], batch: WindowBatch, weight: float) -> Tensor:
-    """`cosines`: windows -> (B, Q, h, w) on any grid; returns the same for `batch`.
+    """`cosines`: windows -> (B, Q, h, w) on any grid. Returns a weighted mean of such maps for `batch`.
 
     The mean over the windows, their grey and their blurred copies has `weight`; the mean over two flipped copies, flipped back,
-    has 1 - `weight`. The official code averages unit features and flips maps after bilinear enlargement; the result is the
+    has 1 - `weight`. The official code averages unit features and flips maps after bilinear enlargement. The result is the
     same, as both steps are linear and the enlargement is symmetric. Altered windows have neither positions nor contexts.
     """
 
@@ -34,13 +34,13 @@ def image_engineering(cosines: Callable[[WindowBatch], Tensor], batch: WindowBat
 
 
 def grey(pixels: Tensor) -> Tensor:
-    """(B, 3, h, w) of any range -> the same with three equal channels."""
+    """(B, 3, h, w) of any range -> (B, 3, h, w) with three equal channels."""
     red, green, blue = (factor * pixels[:, i : i + 1] for i, factor in enumerate(GREY))
     return (red + green + blue).expand_as(pixels)
 
 
 def blur(pixels: Tensor) -> Tensor:
-    """(B, C, h, w) -> the same after a Gaussian blur, reflected at the border; sides of at least 6 pixels."""
+    """Gaussian blur (B, C, h, w) -> (B, C, h, w), reflected at the border; sides of at least 6 pixels."""
     reach, channels = KERNEL // 2, pixels.shape[1]
     kernel = gaussian(KERNEL, SIGMA, like=pixels).expand(channels, 1, -1)
     padded = F.pad(pixels, (reach,) * 4, mode="reflect")
@@ -49,6 +49,6 @@ def blur(pixels: Tensor) -> Tensor:
 
 @kept(4)
 def gaussian(size: int, sigma: float) -> Tensor:
-    """Weights (size,) of sum 1."""
+    """Gaussian weights (size,) of sum 1."""
     x = torch.arange(size) - (size - 1) / 2
     return (-(x**2) / (2 * sigma**2)).softmax(0)

@@ -23,7 +23,7 @@ def query_clusters(text: Tensor, distance: float, linkage: Literal["complete", "
 
 
 def adjusted_texts(text: Tensor, clusters: Tensor, patches: Tensor, image: Tensor, weight: float, nearest: int = 2) -> Tensor:
-    """For each window the text features (B, Q, E), unit rows.
+    """The adjusted text features of each window (B, Q, E), unit rows.
 
     In every cluster, the query with the highest cosine `image` (B, Q) becomes (1 - weight) t + weight m, with unit rows t of
     `text` (Q, E) and m the mean, of length 1, of the `nearest` unit rows of `patches` (B, N, E) with the highest cosines with

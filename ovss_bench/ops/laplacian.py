@@ -17,7 +17,7 @@ def laplacian_smoothing(
     floor: float = 0.05,
     iterations: int = 25,
 ) -> Tensor:
-    """Cosines (Q, H, W) and the image (3, H, W), normalised for the network -> cosines (Q, H, W), by pearl/prop.py.
+    """Cosines (Q, H, W) and the image (3, H, W), normalised for the network -> cosines (Q, H, W), as in pearl/prop.py.
 
     Both are averaged to about `grid` cells per side, where (C + L) Z = C X is solved for the averaged cosines X: C is the
     confidence of a cell, at least `floor`, and L the Laplacian of the graph of neighbouring cells, whose weights decrease with
@@ -48,13 +48,13 @@ def text_gains(text: Tensor, temperature: float = 0.5, boost: float = 10.0) -> T
 
 
 def certainty(probabilities: Tensor, gains: Tensor, floor: float) -> Tensor:
-    """Probabilities (Q, h, w) -> the weight of the data (h, w)."""
+    """Probabilities (Q, h, w) -> the confidence C of each cell (h, w)."""
     best = probabilities.amax(0).clamp(min=floor)
     return best.square() * (1 + agreement(probabilities, probabilities, gains))
 
 
 def neighbour_weights(guide: Tensor, probabilities: Tensor, gains: Tensor, sharpness: float, axis: int) -> Tensor:
-    """The weights between the cells of (3, h, w) and their next neighbours along an axis, 1 (h-1, w) or 2 (h, w-1)."""
+    """The edge weights between cells of the guide (3, h, w) and the next ones along `axis`: 1 (h-1, w) or 2 (h, w-1)."""
     red, green, blue = guide
     difference = (0.299 * red + 0.587 * green + 0.114 * blue).diff(dim=axis - 1).abs()
     similar = torch.exp(-sharpness * difference / (difference.mean() + 1e-6))
@@ -64,7 +64,7 @@ def neighbour_weights(guide: Tensor, probabilities: Tensor, gains: Tensor, sharp
 
 
 def agreement(one: Tensor, other: Tensor, gains: Tensor) -> Tensor:
-    """Probabilities (Q, h, w) of two cells each -> their agreement (h, w), 0 to 1."""
+    """Probabilities (Q, h, w) of pairs of cells -> the agreement of each pair (h, w), 0 to 1."""
     return (gains[:, None, None] * one * other).sum(0).clamp(0, 1)
 
 

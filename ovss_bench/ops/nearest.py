@@ -14,6 +14,6 @@ def opencv_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def torch_nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Integer maps (..., H, W) -> (..., *size) by PyTorch's rule: the position is h / H, rounded, times i."""
+    """Integer maps (..., h, w) -> (..., H, W) by PyTorch's rule: row floor(i s), with the factor s = h / H rounded."""
     planes = maps.double().reshape(1, -1, *maps.shape[-2:])
     return F.interpolate(planes, tuple(size), mode="nearest").long().reshape(*maps.shape[:-2], *size)

@@ -1,4 +1,4 @@
-"""Detection of outlying patches, their replacement by neighbours, and means over similar patches (SC-CLIP, SFP)."""
+"""Detection of outlying patches, their replacement by means of neighbours, and means of similar patches (SC-CLIP, SFP)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from torch import Tensor
 def local_outlier_factors(patches: Tensor, neighbours: int) -> Tensor:
     """Patches (B, N, D) -> (B, N): the mean ratio of each patch's k-distance to those of its k nearest patches.
 
-    It is the local outlier factor of the official codes, which take the reachability of a patch's neighbours from its own
-    k-distance instead of theirs. Distances are squared; k is smaller on a small grid.
+    It is the local outlier factor of the official code, whose reachability of a neighbour uses the k-distance of the patch
+    itself instead of the neighbour's. Distances are squared; k is smaller on a small grid.
     """
     x = patches.float()
     # Exact differences: through products, near ties would change their order.
@@ -22,8 +22,8 @@ def local_outlier_factors(patches: Tensor, neighbours: int) -> Tensor:
 
 
 def mend(patches: Tensor, outlying: Tensor, grid: tuple[int, int], isolated: float | None = None) -> Tensor:
-    """Replaces the `outlying` (B, N) among patches (B, N, D) by the mean of those of their eight neighbours that are not.
-    Without any, a patch gets the value `isolated`, or is unchanged."""
+    """Replaces the `outlying` (B, N) among patches (B, N, D) by the mean of those of their eight neighbours that are not
+    outlying. A patch without any gets the value `isolated`; None: it is unchanged."""
     sound = ~outlying.unflatten(1, grid)[:, None]
     maps = patches.transpose(1, 2).unflatten(2, grid).float()
     total, count = (F.avg_pool2d(x, 3, 1, 1, divisor_override=1) for x in (maps * sound, sound.float()))

@@ -28,7 +28,7 @@ class PAMR:
         return torch.cat(self.in_order(maps), 1).index_select(0, self.back).T.unflatten(1, self.size)
 
     def in_order(self, maps: Tensor) -> list[Tensor]:
-        """The same, some of the maps at a time (H*W, c), with pixels in `order`: pixel i is in row `back[i]`."""
+        """The refined maps in parts (H*W, c), with pixels in `order`: pixel i is in row `back[i]`."""
         if maps.shape[1:] != self.size:
             maps = enlarge(maps, self.size, align_corners=True)
         weights, refined = self.weights.to(maps.dtype), []
@@ -62,8 +62,8 @@ def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
 
 @kept(8)
 def neighbour_index(height: int, width: int, dilations: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """An order of the pixels (H*W,), the places of the pixels in it, and the places (H*W, P) of the neighbours of each pixel in
-    this order, neighbours in the order of `affinity`.
+    """An order of the pixels (H*W,), the place of each pixel in it (H*W,), and in this order the places (H*W, P) of the
+    neighbours of each pixel, which are sorted as in `affinity`.
 
     Neighbours are a multiple of g = gcd(dilations) away, so the image falls apart into g^2 grids of every g-th pixel, which
     meet at the border only. With one grid after the other, neighbours are close in memory, and stay in a core's cache.

@@ -19,8 +19,8 @@ def join_windows(
     """`run`: windows (B, 3, h, w) -> maps (..., B, T, h/patch, w/patch), and attention between patches (B, cells, cells).
     `window` and `stride` are multiples of `patch`.
 
-    For pixels (3, H, W) of G = (H/patch)(W/patch) patches returns the maps (..., T, H/patch, W/patch), averaged over windows,
-    and (G, G), averaged over the windows that contain both patches, with rows of sum 1.
+    Returns, for pixels (3, H, W) of G = (H/patch)(W/patch) patches, the maps (..., T, H/patch, W/patch), averaged over windows,
+    and the attention (G, G), averaged over the windows that contain both patches, with rows of sum 1.
     """
     height, width = (side // patch for side in pixels.shape[1:])
     pixels = pixels[:, : height * patch, : width * patch]
@@ -43,7 +43,7 @@ def join_windows(
 
 
 def halves(context: ImageContext, patch: int) -> tuple[ImageContext, ImageContext]:
-    """The left and the right half; the network's input is cut between two patches."""
+    """The left and the right half of an image; the network's input is cut between two patches."""
     (height, width), middle = context.size, context.original.shape[1] // 2
     cut = context.pixels.shape[2] // (2 * patch) * patch
     left = ImageContext(context.original[:, :middle], context.resized[:, :cut], context.pixels[..., :cut], (height, width // 2))

@@ -1,4 +1,4 @@
-"""Resampling of pictures and masks by the libraries of the official codes, and clean-up of masks."""
+"""Resampling of pictures and masks by the libraries that the official code uses, and clean-up of masks."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ def stretch(picture: np.ndarray, size: tuple[int, int], rule: Literal["lanczos",
 
 
 def cleaned(mask: np.ndarray, original: np.ndarray, least: float = 0.5) -> np.ndarray:
-    """A refined mask (H, W) bool without holes; empty if its IoU with the original one is below `least`."""
+    """A refined mask (H, W) bool with its holes filled; empty if its IoU with the original mask is below `least`."""
     from scipy.ndimage import binary_fill_holes
 
     filled = np.asarray(binary_fill_holes(mask))
@@ -32,6 +32,6 @@ def masks_at(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
 
 
 def in_frame(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) of an image of this size in SAM's square input: its long side is `side`."""
+    """(height, width) of an image of this size in SAM's square frame: its long side is `side`."""
     factor = side / max(size)
     return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)

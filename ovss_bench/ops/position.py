@@ -1,6 +1,6 @@
-"""Resampling of a ViT's position embedding to another grid, by the rules of the official codes.
+"""Resampling of a ViT's position embedding to another grid, by the rules of the official code.
 
-They differ by up to 0.03 in the final cosine, so a recipe names the rule of its method.
+The rules differ by up to 0.03 in the final cosine, so a recipe names the rule of its method.
 """
 
 import torch
@@ -14,10 +14,10 @@ def resample_position(
     """(1+N0, D) for the stored grid -> (1+h*w, D) for `grid`, with align_corners=False; the class position is unchanged.
 
     `offset` (SCLIP, ClearCLIP, NACLIP; from DINO): bicubic by scale factors (h+0.1)/g, so the sampling step is g/(h+0.1).
-    `size` (MaskCLIP) and `grid` (CLIP-DINOiser): bicubic to the size; `antialias` (GEM): antialiased, too; `bilinear` (CLIPer),
-    `bilinear_fp16` (training-free TagCLIP): then rounded to fp16.
+    `size` (MaskCLIP) and `grid` (CLIP-DINOiser): bicubic to the size; `antialias` (GEM): also antialiased; `bilinear` (CLIPer);
+    `bilinear_fp16` (training-free TagCLIP): bilinear, then rounded to fp16.
     `offset` and `size` leave the embedding unchanged for an equal number of tokens, the others for an equal grid; `same`
-    overrides this for codes with another condition (DINO: an equal number and a square input).
+    overrides this for networks with another condition (DINO: an equal number and a square input).
     """
     if same is None:
         same = grid[0] * grid[1] == stored[0] * stored[1] if rule in ("offset", "size") else grid == stored

@@ -13,7 +13,7 @@ from .vote import tally
 
 @kept(64)
 def by_class(vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """`vocabulary.by_class`."""
+    """`vocabulary.by_class`, cached on each device."""
     return vocabulary.by_class
 
 
@@ -24,7 +24,7 @@ def best_of_classes(planes: Tensor, vocabulary: Vocabulary, lowest: float = 0.0)
 
 
 def best_of_groups(planes: Tensor, group: Sequence[int], count: int, lowest: float = 0.0) -> Tensor:
-    """The same for planes (N, ...) of any rows, by the class of each, -1 for none, and the number of classes."""
+    """`best_of_classes` for any planes (N, ...), by the class of each (-1: none) and the number of classes."""
     if list(group) == list(range(count)):
         return planes.clamp(min=lowest)
     best = planes.new_full((count, *planes.shape[1:]), lowest)
@@ -99,8 +99,8 @@ class Decision:
 
 
 def _max(values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The maximum over the last dimension and its first index. With a bias the maximum is kept finite, as all queries of a part
-    may be absent."""
+    """The maximum over the last dimension and its first index. With a bias, the maximum is kept finite, as all queries of a
+    part may be absent."""
     index = first_best(values)
     best = values.gather(-1, index[..., None])[..., 0]
     return best if bias is None else best.clamp(min=torch.finfo(best.dtype).min), index

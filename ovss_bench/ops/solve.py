@@ -18,15 +18,16 @@ def conjugate_gradients(
     tolerance: float = 0.0,
     epsilon: float = 0.0,
 ) -> Tensor:
-    """The iterate of A z = `right` after at most `iterations`, for a symmetric positive definite `operator` z -> A z.
+    """The approximate solution of A z = `right` after at most `iterations`, for a symmetric positive definite `operator`
+    z -> A z.
 
     `over`: the dimensions of the inner products, the first among them; the other dimensions index independent systems, each
     with its own step sizes. A system stops once the norm of its residual is at most `tolerance` times that of its right-hand
     side. `start` defaults to 0. `epsilon` is added to the denominators of both step sizes. `operator` may return the same
     memory each time.
 
-    Methods stop long before convergence, so their results depend on the iteration: the plain recurrence of Hestenes and
-    Stiefel, without preconditioner.
+    Methods stop long before convergence, so their results depend on the recurrence: the plain one of Hestenes and Stiefel,
+    without a preconditioner.
     """
     residual = right.clone() if start is None else right - operator(start)
     solution = torch.zeros_like(right) if start is None else start.clone()
@@ -47,8 +48,8 @@ def conjugate_gradients(
 
 
 def _inner(one: Tensor, other: Tensor, over: tuple[int, ...]) -> Tensor:
-    """Summed in float64, so that the order, which depends on the number of threads, has no effect. A part of the first
-    dimension at a time, as large memory for all products, and for their copy in float64, takes longer to get than the sum."""
+    """Inner products, summed in float64, so that the order, which depends on the number of threads, has no effect. Computed in
+    parts of the first dimension, as allocating all products and their copy in float64 takes longer than the sum."""
     length = in_cache(4 * one[0].numel(), like=one)
     pairs = zip(one.split(length), other.split(length), strict=True)
     return torch.stack([(x * y).sum(over, keepdim=True, dtype=torch.float64) for x, y in pairs]).sum(0).to(one.dtype)

@@ -29,7 +29,7 @@ def graph_spectrum(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_pairs(cost: np.ndarray, tolerance: float = 1e-6) -> list[int]:
-    """The column of each row of the cheapest assignment (n, n); among those within `tolerance` of it the first in
+    """The column of each row in the assignment of least `cost` (n, n). Of those within `tolerance` of it, it is the first in
     lexicographic order, as ties are frequent and rounding would decide them."""
     from scipy.optimize import linear_sum_assignment
 
@@ -64,8 +64,8 @@ def cut_vector(affinity: Tensor) -> Tensor:
     if matrix.shape[-1] <= DENSE:
         unit = torch.linalg.eigh(matrix)[1][..., -2]
     else:
-        found = [_second(each) for each in matrix.view(-1, *matrix.shape[-2:]).numpy(force=True)]
-        unit = torch.from_numpy(np.stack(found)).to(matrix).view(matrix.shape[:-1])
+        vectors = [_second(each) for each in matrix.view(-1, *matrix.shape[-2:]).numpy(force=True)]
+        unit = torch.from_numpy(np.stack(vectors)).to(matrix).view(matrix.shape[:-1])
     vector = scale * unit
     return vector * first_sign(vector)[..., None]
 
@@ -101,8 +101,8 @@ def repeated_cuts(
     while len(masks) < count and len(free) > 5:
         affinity = torch.where(unit[free] @ unit[free].T > tau, 1.0, eps).double()
         part, seed = _part(cut_vector(affinity) * sign(len(masks)), free, grid)
-        found: Any = label(part.view(grid).numpy(force=True), connectivity=1)
-        components = found.ravel()
+        numbered: Any = label(part.view(grid).numpy(force=True), connectivity=1)
+        components = numbered.ravel()
         # If the seed is not in the part, this is label 0: everything outside it, including tokens of other masks.
         mask = torch.from_numpy(components == components[seed]).to(unit.device)
         masks.append(mask.view(grid))

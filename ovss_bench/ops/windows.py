@@ -93,7 +93,7 @@ class SlidingWindow:
 
     @property
     def joined(self) -> SlidingWindow:
-        """A single window over the whole image, with the padding that the windows have at its borders."""
+        """A single window over the whole image, with the same padding at its borders."""
 
         def whole(axis: Axis) -> Axis:
             more = axis.length - axis.size
@@ -102,7 +102,7 @@ class SlidingWindow:
         return SlidingWindow(whole(self.rows), whole(self.columns))
 
     def cut(self, pixels: Tensor, fill: Tensor | None = None) -> list[Tensor]:
-        """The windows of (3, H, W), each (3, *shape), zero where padded, or `fill` (3, 1, 1)."""
+        """The windows of pixels (3, H, W), each (3, *shape). Padding is 0, or `fill` (3, 1, 1)."""
         rows, columns = self.rows, self.columns
         after = columns.padded - columns.size - columns.before, rows.padded - rows.size - rows.before
         windows = [pixels[:, y : y + rows.size, x : x + columns.size] for y in rows.starts for x in columns.starts]

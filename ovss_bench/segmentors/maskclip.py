@@ -13,8 +13,8 @@ from .base import LastBlockSegmentor
 class MaskCLIP(LastBlockSegmentor):
     """Value-only last block, optionally with the paper's two refinements (section 3.3), both off in its published figures.
 
-    `prompt_denoising`: classes that reach this probability nowhere in the window are suppressed. `key_smoothing`: positions
-    below this confidence take an average over all positions, weighted by the similarity of their keys.
+    `prompt_denoising`: suppresses classes whose probability reaches this value nowhere in the window. `key_smoothing`: patches
+    below this confidence take an average over all patches, weighted by the similarity of their keys.
     """
 
     prompt_denoising: float = 0.0
@@ -34,14 +34,14 @@ class MaskCLIP(LastBlockSegmentor):
         return logits
 
     def keys(self, batch: WindowBatch) -> Tensor:
-        """Keys of the patches after the output projection (B, N, D), as the original code takes them."""
+        """Keys of the patches after the output projection (B, N, D), as in the official code."""
         trunk = self.trunk(batch)
         block = self.clip.block(-1, trunk.grid)
         return block.project(block.qkv(block.ln_1(trunk.tokens))[1])[:, 1:].float()
 
     def smoothed(self, logits: Tensor, keys: Tensor) -> Tensor:
-        """Probabilities (B, Q, h, w) with uncertain positions averaged. Keys are normalised over the tokens, not the channels:
-        a slip of the original code that its numbers depend on."""
+        """Logits (B, Q, h, w), keys (B, N, D) -> probabilities (B, Q, h, w), averaged where uncertain. Keys are normalised over
+        the tokens instead of the channels, a slip of the official code that its numbers depend on."""
         keys = F.normalize(keys, dim=1)
         probabilities = (100 * logits).softmax(1).flatten(2)
         averaged = probabilities @ keys @ keys.transpose(1, 2)

@@ -18,11 +18,12 @@ from .base import Segmentor
 
 @SEGMENTORS.register_module(name="maskclip_plus")
 class MaskCLIPPlus(Segmentor):
-    """Products of the network's features, not normalised, with text features, without a scale (section 3.4).
+    """Inner products of the network's features and text features, neither normalised nor scaled (section 3.4).
 
-    `own_texts`: the classifier is the one in the `checkpoint`, whose classes must be those of the vocabulary, in order.
-    Otherwise it is made of the vocabulary's text features, for other classes than those of the training; CLIP must be the
-    teacher, as the features are in its space. A background that was learned (`bg_embeddings`) is class 0 in both cases.
+    `own_texts=True`: the text features in the `checkpoint` are the classifier; its classes must be those of the vocabulary, in
+    the same order. `False`: the vocabulary's text features are the classifier, so classes may differ from those of the
+    training; CLIP must be the teacher, whose embedding space the network uses. A learned background (`bg_embeddings`) is
+    class 0 in both cases.
     """
 
     requires = ("checkpoint",)
@@ -37,13 +38,13 @@ class MaskCLIPPlus(Segmentor):
         rows, classes = len(self.texts) + len(self.learned), len(self.vocabulary.classes)
         if self.own_texts and rows != classes:
             raise OvssError(
-                f"checkpoint {self.checkpoint} has text features of {rows} classes (background included), the vocabulary has "
-                f"{classes} classes. Evaluate it on the data set it was trained on, or set own_texts=false."
+                f"checkpoint {self.checkpoint} has text features of {rows} classes (background included), but the vocabulary "
+                f"has {classes} classes. Evaluate it on the data set it was trained on, or set own_texts=false."
             )
         if len(self.learned) and self.vocabulary.background != 0:
             raise OvssError(
-                f"checkpoint {self.checkpoint} has learned a background, which is its class 0, but the vocabulary's background "
-                f"is {self.vocabulary.background}. Use a data set with a background, such as voc21 or context60."
+                f"checkpoint {self.checkpoint} has learned a background as its class 0, but class 0 of the vocabulary is not a "
+                "background. Use a data set with a background, such as voc21 or context60."
             )
 
     def classifier(self) -> tuple[Tensor, list[int]]:
@@ -54,8 +55,8 @@ class MaskCLIPPlus(Segmentor):
         channels = self.texts.shape[1]
         if channels != self.text.shape[1]:
             raise OvssError(
-                f"checkpoint {self.checkpoint} is for texts of {channels} channels, those of clip '{self.clip.name}' have "
-                f"{self.text.shape[1]}. Use the CLIP that was its teacher."
+                f"checkpoint {self.checkpoint} expects text features of {channels} channels, but those of clip "
+                f"'{self.clip.name}' have {self.text.shape[1]}. Use the CLIP that was its teacher."
             )
         skipped = {-1, 0} if len(learned) else {-1}
         rows = [row for row, c in enumerate(self.vocabulary.group) if c not in skipped]
@@ -64,7 +65,7 @@ class MaskCLIPPlus(Segmentor):
 
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
-        """The best row of each class (C, H, W): bilinear to the size of the network's input, then to that of the result."""
+        """Scores (C, H, W): the best row of each class, resized bilinearly to the network's input, then to the result."""
         pixels = self.tensor(context.pixels).float()
         features = self.network(pixels[None])[0]
         weights, classes = self.classifier()

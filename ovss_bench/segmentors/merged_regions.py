@@ -1,4 +1,4 @@
-"""Regions of a mask generator, what they merge to, and who attends to whom in them (CorrCLIP, OV-Stitcher)."""
+"""Regions of a mask generator: merging, attention within them, and their class tokens (CorrCLIP, OV-Stitcher)."""
 
 from collections.abc import Iterator
 
@@ -14,19 +14,19 @@ from ..ops.vote import row_numbers, tally
 from ..types import ImageContext, Trunk
 from .base import Segmentor
 
-PADDING = 10000  # the region id of padding; ids of merged regions are counted from here, too
+PADDING = 10000  # the region id of padding; ids of merged regions start here, too
 
 
 def region_map(segmentor: Segmentor, context: ImageContext, size: tuple[int, int]) -> Tensor:
-    """The regions of the segmentor's generator in an image, resized to `size`."""
+    """The region map of an image by the segmentor's generator, resized to `size` (H, W), int64."""
     if size not in context.by_products:
         context.by_products[size] = torch_nearest(segmentor.tensor(context.once(segmentor.regions)).long(), size)
     return context.by_products[size]
 
 
 def merge_regions(features: Tensor, regions: Tensor, eps: float) -> Tensor:
-    """Regions (H, W) with similar mean features (H*W, C) get one id, counted from PADDING; the unsegmented region, that with
-    the smallest id, keeps it. `eps`: the distance up to which DBSCAN merges; 0: nothing is merged."""
+    """Gives regions (H, W) with similar means of the `features` (H*W, C) a common id, counted from PADDING. The unsegmented
+    region, the one with the smallest id, keeps its id. `eps`: the maximum distance for DBSCAN; 0 merges nothing."""
     ids, index = regions.unique(return_inverse=True)
     if len(ids) <= 2 or eps <= 0:
         return regions
@@ -48,12 +48,12 @@ def region_means(features: Tensor, index: Tensor, count: int) -> Tensor:
 def region_attention(
     features: Tensor, regions: Tensor, tau: float, part_bytes: int = PART_BYTES
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Attention between patches with unit features (N, C) in regions (N,), some patches at a time: their numbers (R,), those
-    of the patches that they may see (M,), and the attention (R, M).
+    """Yields the attention of patches with unit features (N, C) in regions (N,), for R patches at a time: their indices (R,),
+    the indices of the patches they may see (M,), and the attention (R, M). `tau`: factor of the similarities.
 
-    Patches attend inside of their region; from and to unsegmented ones if the similarity is above the mean of all, which is
-    |mean(features)|^2. So in the order of the regions, the attention is a block for each region, beside the rows and columns of
-    the unsegmented patches, and no other similarity is computed. On a GPU all are: it would wait for the sizes of the regions.
+    Patches attend within their region. From and to unsegmented patches, they attend where the similarity exceeds the mean of
+    all similarities, |mean(features)|^2. Sorted by region, the attention is a block for each region, plus rows and columns of
+    the unsegmented patches. A CPU computes only these; a GPU computes all, as it would wait for the sizes of the regions.
     """
     mean = features.mean(0).square().sum()
     order, on_cpu = regions.argsort(stable=True), features.device.type == "cpu"
@@ -67,7 +67,7 @@ def region_attention(
 
 
 def joint_attention(features: Tensor, regions: Tensor, tau: float) -> Tensor:
-    """`region_attention` of all patches to all (N, N): 0 for pairs that do not see each other."""
+    """The whole matrix (N, N) of `region_attention`: 0 for pairs that do not see each other."""
     attention = features.new_zeros(len(features), len(features))
     for rows, seen, part in region_attention(features, regions, tau):
         attention[rows[:, None], seen] = part
@@ -75,7 +75,7 @@ def joint_attention(features: Tensor, regions: Tensor, tau: float) -> Tensor:
 
 
 def _scoped(similarity: Tensor, regions: Tensor, mean: Tensor, tau: float, first: int) -> Tensor:
-    """The attention (R, M) of R patches, counted from `first`, by their similarities (R, M) with patches in regions (M,)."""
+    """The attention (R, M) of the R patches from index `first`, by their similarities (R, M) with patches in regions (M,)."""
     rows, loose = slice(first, first + len(similarity)), regions == regions.min()
     allowed = (regions[rows, None] == regions) & ~loose
     allowed |= (loose[rows, None] | loose) & (similarity > mean)
@@ -84,10 +84,11 @@ def _scoped(similarity: Tensor, regions: Tensor, mean: Tensor, tau: float, first
 
 
 def class_tokens(clip: DenseCLIP, trunk: Trunk, regions: Tensor) -> tuple[Tensor, Tensor]:
-    """A class token for each region (B, R, D) after the last block, which attends to CLS and the patches of its region in the
-    window; and the number of the region of each patch (B, N), for regions (B, H, W) of any resolution.
+    """Regions (B, H, W) of any resolution -> a class token for each region after the last block (B, R, D), and the number of
+    each patch's region (B, N).
 
-    No token attends to these, so keys and values are those of the trunk.
+    In every block, a region's token attends to CLS and the patches of its region in the window. Nothing attends to it, so keys
+    and values are those of the trunk.
     """
     index = row_numbers(torch_nearest(regions, trunk.grid).flatten(1))
     count = int(index.max()) + 1
@@ -104,6 +105,7 @@ def class_tokens(clip: DenseCLIP, trunk: Trunk, regions: Tensor) -> tuple[Tensor
 
 
 def at_places(tokens: Tensor, index: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Tokens of regions (B, R, D) -> those of the regions at the places of a grid of `size`, (B, H*W, D)."""
+    """Tokens of regions (B, R, D), and the region of each cell of `grid` (B, h*w) -> the token of the region at each cell of a
+    grid (H, W) = `size`, (B, H*W, D)."""
     places = torch_nearest(index.unflatten(1, grid), size).flatten(1)
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))

@@ -1,5 +1,4 @@
-"""Systems from outside: a network of mmsegmentation by its config and checkpoint, through mmseg's own interface
-(docs/outside.md)."""
+"""A network of mmsegmentation, by its config and checkpoint, run through mmseg's API (docs/outside.md)."""
 
 from __future__ import annotations
 
@@ -28,14 +27,14 @@ from ..progress import Progress
 from ..types import ImageContext
 from .base import Segmentor
 
-NOT_IN_CHECKPOINTS = ("num_batches_tracked", "relative_position_index")  # ends of keys of buffers that weights may lack
-ONLY_IN_TRAINING = ("auxiliary_head.", "data_preprocessor.")  # beginnings of keys that inference does not need
+NOT_IN_CHECKPOINTS = ("num_batches_tracked", "relative_position_index")  # suffixes of buffers that weights may lack
+ONLY_IN_TRAINING = ("auxiliary_head.", "data_preprocessor.")  # prefixes of keys that inference does not need
 
 
 @SEGMENTORS.register_module(name="mmseg")
 class MMSegModel(Segmentor):
-    """The network of `config` with the weights of `checkpoint`, on the whole image with the config's own `test_pipeline` and
-    `test_cfg`. Its classes are identified by name: they are the data set's, in any order."""
+    """Runs the network of `config` with the weights of `checkpoint` on the whole image, with the config's `test_pipeline` and
+    `test_cfg`. Classes are matched by name; they must be those of the data set, in any order."""
 
     uses_clip = False
     outside = True
@@ -45,7 +44,7 @@ class MMSegModel(Segmentor):
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """The config with everything that it inherits from other files, in the cache."""
+        """The config with everything that it inherits, written to one file in the cache."""
         with reading(f"config {self.config}", "Give a config of mmseg."):
             text = self.composed.pretty_text
         path = cache_dir() / "outside" / f"{digest(text)[:16]}.py"
@@ -74,7 +73,7 @@ class MMSegModel(Segmentor):
 
         numpy: Any = np
         arrays = [numpy._core.multiarray._reconstruct, np.ndarray, np.dtype, *vars(np.dtypes).values()]
-        # The log of the training, which is not needed: its buffers refer to their own methods by getattr.
+        # A checkpoint may hold the training log. It is not needed, but its buffers look up their methods by getattr.
         allowed: list[Any] = [HistoryBuffer, (_nothing, "builtins.getattr"), *(each for each in arrays if callable(each))]
         with weight_errors(f"checkpoint {self.checkpoint} cannot be read"), torch.serialization.safe_globals(allowed):
             content = torch.load(str(self.checkpoint), map_location="cpu", weights_only=True)
@@ -82,7 +81,8 @@ class MMSegModel(Segmentor):
 
     @cached_property
     def network(self) -> nn.Module:
-        with redirect_stdout(StringIO()), warnings.catch_warnings(), reading(f"config {self.config}", "See mmseg's error."):
+        hint = "Check that the installed mmseg can build it."
+        with redirect_stdout(StringIO()), warnings.catch_warnings(), reading(f"config {self.config}", hint):
             warnings.simplefilter("ignore")  # about optional parts of mmcv
             from mmengine.model import revert_sync_batchnorm
             from mmseg.apis import init_model
@@ -99,13 +99,14 @@ class MMSegModel(Segmentor):
             if state[name].shape != wanted[name].shape:
                 problems.append(f"{name} is {tuple(state[name].shape)}, in the config {tuple(wanted[name].shape)}")
         if problems:
-            raise OvssError(f"checkpoint {self.checkpoint} does not fit {self.config}: {'; '.join(problems)}.")
+            what = f"checkpoint {self.checkpoint} does not fit {self.config}: {'; '.join(problems)}"
+            raise OvssError(f"{what}. Give the config that it was trained with.")
         network.load_state_dict(state, strict=False)  # what may be missing was checked above
         return network.to(self.clip.device).eval()
 
     @cached_property
     def order(self) -> Tensor:
-        """The class of each output of the network. Raises OvssError unless both have the same classes."""
+        """The data set's class for each output of the network (N,). Raises OvssError unless both have the same classes."""
         classes = self._stated_classes()
         owners = {plain_name(name): c for c, name in enumerate(self.vocabulary.classes)}
         owners |= {plain_name(q): c for q, c in zip(self.vocabulary.queries, self.vocabulary.group, strict=True) if c >= 0}
@@ -115,27 +116,31 @@ class MMSegModel(Segmentor):
         if unknown or absent or len(set(order)) < len(order):
             what = f"{self.checkpoint} has other classes than the data set"
             names = f"unknown: {', '.join(unknown[:5]) or 'none'}; absent: {', '.join(absent[:5]) or 'none'}"
-            raise OvssError(f"{what} ({names}). Use its own data set, or export label maps with a class_map (docs/outside.md).")
+            hint = "Use the data set it was trained on, or export label maps with a class_map (docs/outside.md)."
+            raise OvssError(f"{what} ({names}). {hint}")
         return self.tensor(torch.tensor(order))
 
     def _stated_classes(self) -> Sequence[str]:
-        """The names that the checkpoint states, or else those of the config's data set."""
+        """The class names in the checkpoint, or else those of the config's data set. Raises OvssError if neither has any."""
         meta = self.loaded.get("meta") or {}
         stated = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
         if stated:
             return stated
         dataset = (self.composed.get("test_dataloader") or {}).get("dataset") or {}
+        if stated := (dataset.get("metainfo") or {}).get("classes"):
+            return stated
         if "type" not in dataset:
-            raise OvssError(f"neither {self.checkpoint} (meta) nor {self.config} (test_dataloader) states the classes.")
-        return (dataset.get("metainfo") or {}).get("classes") or mmseg_class(dataset["type"]).METAINFO["classes"]
+            what = f"neither {self.checkpoint} (meta) nor {self.config} (test_dataloader) states the classes"
+            raise OvssError(f"{what}. Set test_dataloader.dataset.metainfo.classes in the config.")
+        return mmseg_class(dataset["type"]).METAINFO["classes"]
 
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
-        """The classes as the only plane (1, H, W)."""
+        """The label map as the only plane (1, H, W)."""
         from mmseg.apis import inference_model
 
         network: Any = self.network
-        network.cfg = self.composed.copy()  # mmseg changes its pipeline for arrays
+        network.cfg = self.composed.copy()  # a copy, as mmseg changes the pipeline for arrays
         result: Any = inference_model(network, context.original[..., ::-1].copy())
         return self.order[result.pred_sem_seg.data.long()].float()
 
@@ -144,4 +149,4 @@ class MMSegModel(Segmentor):
 
 
 def _nothing(*_: Any) -> None:
-    """Stands for functions of a pickle that are not called."""
+    """Replaces `getattr` while a checkpoint is unpickled."""

@@ -14,9 +14,10 @@ from .base import LastBlockSegmentor
 
 @SEGMENTORS.register_module(name="naclip")
 class NACLIP(LastBlockSegmentor):
-    """Key-key attention with a Gaussian bonus around each patch; no residual, no feed-forward network (section 3.2).
+    """Key-key attention with a Gaussian bonus around each patch; no residual connection, no feed-forward network (section 3.2).
 
-    `strategy` (the paper's ablation): `naclip`; `kk`, without the bonus; `nonly`, the bonus alone at the scale of the products.
+    `sigma`: standard deviation of the bonus, in patches. `strategy` (the paper's ablation): `naclip`; `kk`, without the bonus;
+    `nonly`, the bonus alone at the scale of the products.
     """
 
     attention_maps = 1
@@ -38,7 +39,7 @@ class NACLIP(LastBlockSegmentor):
 
 @kept(64)
 def neighbourhood(grid: tuple[int, int], sigma: float) -> Tensor:
-    """Omega (1+N, 1+N): exp(-distance^2 / (2 sigma^2)) between patches, in patches; 0 from and to the class token."""
+    """Omega (1+N, 1+N): exp(-distance^2 / (2 sigma^2)), both in patches; 0 from and to the class token."""
     y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
     place = torch.stack([y.flatten(), x.flatten()], 1)
     distance = (place[:, None] - place).square().sum(-1)

@@ -1,4 +1,4 @@
-"""OV-Stitcher (CVPR 2026 Findings, arXiv 2604.08110): CorrCLIP whose windows are stitched to one map before the last block."""
+"""OV-Stitcher (CVPR 2026 Findings, arXiv 2604.08110): CorrCLIP with its windows stitched into one map before the last block."""
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,11 @@ from .merged_regions import PADDING, at_places, class_tokens, merge_regions, reg
 
 @SEGMENTORS.register_module(name="ov_stitcher")
 class OVStitcher(Segmentor):
-    """Similarities, scope, spatial and semantic branch as in CorrCLIP, but over the whole image.
+    """Similarities, scope, spatial and semantic branches as in CorrCLIP, but over the whole image.
 
     `vfm`: a named encoder, whose last block runs on the stitched patches, or any callable as in ProxyCLIP, whose features are
     stitched. `regions`, `tau`, `alpha`, `beta`, `spatial_blocks`, `merge_eps` and `correction`: as in CorrCLIP. `prompts`: a
-    JSON file with further sentences for some names, {name: [sentence, ...]}, which count as much as the templates.
+    JSON file {name: [sentence, ...]} with additional sentences for some names, weighted like the templates.
     """
 
     requires = ("vfm", "regions")
@@ -49,7 +49,7 @@ class OVStitcher(Segmentor):
 
     @property
     def spatial_states(self) -> range:
-        """The blocks whose inputs the spatial branch averages."""
+        """The blocks that the spatial branch runs on the stitched tokens."""
         end = self.clip.depth - 2
         count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
         return range(max(end - count, 0), max(end, 1))
@@ -72,19 +72,19 @@ class OVStitcher(Segmentor):
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
-        """Every window as an image of its own."""
+        """Cosines (B, Q, h, w), with every window treated as a whole image."""
         return torch.cat([self.image_logits(WindowBatch(window[None])) for window in batch.pixels])
 
     @torch.inference_mode()
     def image_logits(self, batch: WindowBatch) -> Tensor:
-        """One grid over the whole image (1, Q, h, w), with the cells of the vision encoder."""
+        """Cosines (1, Q, h, w) on the vision encoder's grid over the whole image."""
         trunk, patch = self.trunk(batch), self.clip.patch_size
         similar, cell = self.similar(batch)
         grid = similar.shape[1:]
-        block, first = self.clip.block(-1, trunk.grid), corners(batch, patch)
+        block, starts = self.clip.block(-1, trunk.grid), corners(batch, patch)
         regions = merge_regions(similar.flatten(1).T, torch_nearest(self.image_regions(batch), grid), self.merge_eps)
-        main = stitch(block.value_map(trunk.tokens, trunk.grid).transpose(1, 2).unflatten(2, trunk.grid), first)
-        spatial = self.spatial_branch(trunk, first)
+        main = stitch(block.value_map(trunk.tokens, trunk.grid).transpose(1, 2).unflatten(2, trunk.grid), starts)
+        spatial = self.spatial_branch(trunk, starts)
         values = block.values(block.ln_1(spatial.flatten(1).T[None])).transpose(1, 2).flatten(2)[0]
         values = torch.stack([main, values.T.unflatten(1, main.shape[1:])])
         values = F.interpolate(values, grid, mode="bilinear").flatten(0, 1).flatten(1).T
@@ -97,7 +97,7 @@ class OVStitcher(Segmentor):
         return self.compare(embeddings[None], grid)
 
     def similar(self, batch: WindowBatch) -> tuple[Tensor, int]:
-        """Unit features (C, H, W) of the stitched image, and the pixels of a cell."""
+        """Unit features (C, H, W) of the stitched image, and the side of a cell in pixels."""
         with of_source(self.vfm):
             if hasattr(self.vfm, "joined"):
                 cell = self.vfm.patch_size
@@ -109,7 +109,7 @@ class OVStitcher(Segmentor):
         return F.normalize(features.float(), dim=0), cell
 
     def attend(self, features: Tensor, regions: Tensor, values: Tensor) -> Tensor:
-        """Unit features (N, C), merged regions (N,) and values (N, D) -> the mixed values (N, D)."""
+        """Unit features (N, C), merged regions (N,), values (N, D) -> the attention's output (N, D)."""
         mixed = torch.empty_like(values)
         for rows, seen, attention in region_attention(features, regions, self.tau):
             mixed[rows] = attention.to(values.dtype) @ values[seen]
@@ -118,7 +118,7 @@ class OVStitcher(Segmentor):
     # Regions
 
     def image_regions(self, batch: WindowBatch) -> Tensor:
-        """The regions (H, W) of the stitched image, in pixels; padding has an id of its own."""
+        """The regions (H, W) of the stitched image, in pixels; those of padding have the id PADDING."""
         if batch.contexts is None:
             return self.tensor(self.regions(pictures(self, batch)[0])).long()
         regions = region_map(self, batch.contexts[0], batch.contexts[0].resized.shape[:2])
@@ -127,7 +127,7 @@ class OVStitcher(Segmentor):
         return F.pad(regions, (-left, after[0], -top, after[1]), value=PADDING)
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
-        """Majority vote in every region but the unsegmented one, at the size of the result."""
+        """Majority vote within every region except the unsegmented one, at the size of the result."""
         if not self.correction:
             return label_map
         regions = region_map(self, context, context.size)
@@ -135,12 +135,12 @@ class OVStitcher(Segmentor):
 
     # Branches
 
-    def spatial_branch(self, trunk: Trunk, first: list[tuple[int, int]]) -> Tensor:
-        """The mean (D, H, W) over some blocks of their output for the stitched image, with attention of a single head that has
-        the full width, but the scale of one of the block's heads."""
+    def spatial_branch(self, trunk: Trunk, starts: list[tuple[int, int]]) -> Tensor:
+        """The mean output (D, H, W) of the blocks `spatial_states` for the stitched image. As in the official code, attention
+        has a single head of the full width, but the scale of one of the block's heads."""
 
         def joined(tokens: Tensor) -> Tensor:
-            return stitch(tokens[:, 1:].transpose(1, 2).unflatten(2, trunk.grid), first)
+            return stitch(tokens[:, 1:].transpose(1, 2).unflatten(2, trunk.grid), starts)
 
         outputs = []
         for i in self.spatial_states:
@@ -152,7 +152,7 @@ class OVStitcher(Segmentor):
         return torch.stack(outputs).mean(0)
 
     def semantic_branch(self, batch: WindowBatch, trunk: Trunk, regions: Tensor, cell: int) -> Tensor:
-        """The class tokens of the regions at their places (D, H, W), not normalised."""
+        """The class token of the region at each cell of the stitched image (D, H, W), not normalised."""
         top, left, bottom, right = extent(batch)
         whole, (height, width) = torch_nearest(regions, (bottom - top, right - left)), batch.pixels.shape[2:]
         windows = [whole[y - top : y - top + height, x - left : x - left + width] for y, x in places(batch)]

@@ -1,5 +1,5 @@
-"""PACL (Mukhoti et al., CVPR 2023, arXiv 2212.04994): a vision embedder, trained on pairs of images and captions, makes CLIP's
-patch tokens comparable with texts."""
+"""PACL (Mukhoti et al., CVPR 2023, arXiv 2212.04994): a vision embedder, trained on image-caption pairs, makes CLIP's patch
+tokens comparable with texts."""
 
 from functools import cached_property
 from typing import Any
@@ -21,9 +21,9 @@ from .base import Segmentor
 class PACL(Segmentor):
     """Cosines of embedded patch tokens and texts (section 3).
 
-    `checkpoint`: the embedders. Neither code nor weights were published; what could not be verified is a hyperparameter.
-    `ln_post`: whether the tokens are taken after CLIP's last LayerNorm, or before. `text_embedder`: whether the checkpoint's
-    embedder of texts is used; None: if it has one. In the paper CLIP's text encoder is used as it is.
+    `checkpoint`: the embedders. Neither code nor weights were published; details that could not be verified are
+    hyperparameters. `ln_post`: take the tokens after CLIP's last LayerNorm, not before it. `text_embedder`: use the
+    checkpoint's text embedder; None: if it has one. The paper uses CLIP's text encoder unchanged.
     """
 
     requires = ("checkpoint",)
@@ -37,13 +37,16 @@ class PACL(Segmentor):
         name, clip = self.recipe.segmentor, self.clip
         self.embedder = load_patch_embedder(self.checkpoint, clip)
         if self.text_embedder and not self.embedder.text_projection:
-            raise OvssError(f"text_embedder=true of {name}, but checkpoint {self.checkpoint} has none. Leave it out.")
+            what = f"text_embedder=true of {name}, but checkpoint {self.checkpoint} has no text embedder"
+            raise OvssError(f"{what}. Leave text_embedder out.")
         if self.text_embedder is False:
             self.embedder.text_projection = None
-        expected, found = self.embedder.text_channels, clip.model.visual.proj.shape[1]
-        if expected != found:
-            what = f"checkpoint {self.checkpoint} takes texts of {expected} channels, those of clip '{clip.name}' have {found}"
-            raise OvssError(f"{what}. Use the CLIP that it was trained on.")
+        expected, channels = self.embedder.text_channels, clip.model.visual.proj.shape[1]
+        if expected != channels:
+            raise OvssError(
+                f"checkpoint {self.checkpoint} expects text features of {expected} channels, but those of clip '{clip.name}' "
+                f"have {channels}. Use the CLIP that it was trained with."
+            )
 
     @cached_property
     def embedded_text(self) -> Tensor:
@@ -57,7 +60,7 @@ class PACL(Segmentor):
         return (unit @ self.embedded_text.T).transpose(1, 2).unflatten(2, trunk.grid)
 
     def patches(self, trunk: Trunk) -> Tensor:
-        """Unit embeddings (B, N, E)."""
+        """Unit embeddings of the patches (B, N, E)."""
         x = self.clip.block(-1, trunk.grid)(trunk.tokens)
         if self.ln_post:
             x = layer_norm(x, self.clip.model.visual.ln_post, self.clip.layer_norm_eps)

@@ -1,4 +1,4 @@
-"""The prompts of a concept segmenter: asked in chunks, with masks only where they can matter, and a map for each.
+"""The prompts of a concept segmenter, run in chunks: a map of each, with masks only where they can change the result.
 
 Shapes: K prompts of a chunk, Q queries, N instances, (H, W) original image.
 """
@@ -19,12 +19,12 @@ from .base import Segmentor
 
 
 class PromptMaps(Segmentor):
-    """A prompt for each query; its map joins the instances whose score, with presence, exceeds `confidence`, and the semantic
-    map.
+    """Each query is a prompt. Its map joins the instances whose score, which includes presence, exceeds `confidence`, and the
+    semantic map.
 
     `geometry_token`: as in the official predictor (transformers leaves it out). `autocast`: precision of the network's passes;
-    auto: bf16 on a GPU, fp32 on a CPU. `early_skip`: prompts whose presence shows that they cannot change the label map get no
-    masks; their maps are then 0. `prob_thd`: below it, a pixel becomes background.
+    auto: bf16 on a GPU, fp32 on a CPU. `early_skip`: makes no masks for prompts whose presence shows that they cannot change
+    the label map; their maps are then 0. `prob_thd`: below it, a pixel becomes background.
     """
 
     uses_clip = False
@@ -36,7 +36,7 @@ class PromptMaps(Segmentor):
     autocast: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     early_skip: bool = True
 
-    # How maps are made; a method may make hyperparameters of them (see sam3.py).
+    # How maps are made. sam3.py turns these into hyperparameters, and explains them.
     heads = "both"
     upsample = "logits"
     top_instances = 0
@@ -48,7 +48,7 @@ class PromptMaps(Segmentor):
 
     @property
     def best_decides(self) -> bool:
-        """Whether labels depend on the best class of a pixel and its value only."""
+        """Whether the label of a pixel depends only on its best class and the value of that class."""
         return True
 
     @cached_property
@@ -57,7 +57,7 @@ class PromptMaps(Segmentor):
 
     @cached_property
     def rows(self) -> list[int]:
-        """The queries that belong to a class. Others can win no pixel here, as queries do not compete in a softmax."""
+        """The queries that belong to a class. The others would have no effect, as queries do not compete in a softmax."""
         return [query for query, c in enumerate(self.vocabulary.group) if c >= 0]
 
     @cached_property
@@ -68,44 +68,44 @@ class PromptMaps(Segmentor):
     def prompt_maps(
         self, image: np.ndarray, least: Callable[[], float] | None = None, shared: dict[Any, Any] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """The queries and their maps (H, W), without those that are 0 everywhere or cannot change the label map. `least`: the
-        smallest value in the image of the best map so far; None: maps of several views follow. `shared`: see
-        `ConceptSegmenter.image`; not for views, of which an image may have many."""
+        """Yields queries and their maps (H, W), except maps that are 0 everywhere or cannot change the label map. `least`
+        returns the minimum over the image of the best map so far; None for a view, whose map is averaged with others.
+        `shared`: see `ConceptSegmenter.image`; None for views, of which an image may have many."""
         places, step, size = self.active(image, shared), self.segmenter.chunk(), image.shape[:2]
-        seen = self.segmenter.image(image, shared=shared)
+        encoded = self.segmenter.image(image, shared=shared)
         for start in range(0, len(places), step):
-            some = places[start : start + step]
-            found = self.segmenter.detect(seen, chosen(self.texts, some))
-            scores, present, known = found.scores, found.present, found.on_host()  # the only wait for the network
-            if not known.scores.isfinite().all():  # would be below every threshold; the engine names the image of such a map
-                yield self.rows[some[0]], scores.new_full(size, torch.nan)
-            kept = self.kept(known)
-            rows = self.worthwhile(known.present, kept, least)
-            self.observed.update(prompts=len(some), prompts_without_masks=len(some) - len(rows))
+            chunk = places[start : start + step]
+            concepts = self.segmenter.detect(encoded, chosen(self.texts, chunk))
+            scores, present, on_host = concepts.scores, concepts.present, concepts.on_host()  # the only wait for the network
+            if not on_host.scores.isfinite().all():  # NaN is below every threshold; the engine names the image of a NaN map
+                yield self.rows[chunk[0]], scores.new_full(size, torch.nan)
+            kept = self.kept(on_host)
+            rows = self.worthwhile(on_host.present, kept, least)
+            self.observed.update(prompts=len(chunk), prompts_without_masks=len(chunk) - len(rows))
             if rows:
-                masks, semantic = self.segmenter.masks(seen, found, rows)
+                masks, semantic = self.segmenter.masks(encoded, concepts, rows)
                 for row, mask, dense in zip(rows, masks, semantic, strict=True):
                     best = self.tensor(kept[row].nonzero()[:, 0])
-                    yield self.rows[some[row]], self.prompt_map(mask[best], scores[row][best], dense, present[row], size)
+                    yield self.rows[chunk[row]], self.prompt_map(mask[best], scores[row][best], dense, present[row], size)
 
     def active(self, image: np.ndarray, shared: dict[Any, Any] | None = None) -> list[int]:
-        """The prompts to ask in this image, as places in `rows`, in ascending order."""
+        """The prompts to run on this image, as ascending indices into `rows`."""
         return list(range(len(self.rows)))
 
-    def kept(self, found: Concepts) -> Tensor:
-        """Which instances count (K, N)."""
-        kept = found.scores > self.confidence
+    def kept(self, concepts: Concepts) -> Tensor:
+        """The instances that count, (K, N) bool."""
+        kept = concepts.scores > self.confidence
         if self.top_instances:
-            best = found.objects.topk(min(self.top_instances, found.objects.shape[1]), 1).indices
+            best = concepts.objects.topk(min(self.top_instances, concepts.objects.shape[1]), 1).indices
             kept &= torch.zeros_like(kept).scatter_(1, best, True)
         return kept
 
     def worthwhile(self, present: Tensor, kept: Tensor, least: Callable[[], float] | None) -> list[int]:
         """The prompts of a chunk whose masks can change the label map.
 
-        Without an instance, the map of the instance head is 0. Where the whole map carries presence as a factor, it is at most
-        the presence: below `prob_thd` it leads to the background all the same, and below the smallest value of the best map so
-        far it wins no pixel."""
+        Without an instance, the map of the instance head is 0. A map with presence as a factor is at most the presence. If
+        that is below `prob_thd`, pixels become background in any case; if it is below the minimum of the best map so far, the
+        prompt wins no pixel."""
         rows = torch.ones_like(present, dtype=torch.bool)
         if self.early_skip:
             if self.heads == "instance":
@@ -118,7 +118,7 @@ class PromptMaps(Segmentor):
         return rows.nonzero()[:, 0].tolist()
 
     def prompt_map(self, masks: Tensor, scores: Tensor, semantic: Tensor, present: Tensor, size: tuple[int, int]) -> Tensor:
-        """The map (H, W) of a prompt with mask logits (n, h, w) and scores (n,) of the instances that count, semantic logits
+        """The map (H, W) of a prompt, from mask logits (n, h, w) and scores (n,) of the instances that count, semantic logits
         (h, w) and presence ()."""
         first = self.upsample == "probability"
         result = None

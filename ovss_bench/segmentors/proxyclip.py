@@ -15,15 +15,16 @@ from .base import Segmentor
 
 @SEGMENTORS.register_module(name="proxyclip")
 class ProxyCLIP(Segmentor):
-    """The last block attends by the cosines of a vision encoder's features, on their grid; no residual, no feed-forward.
+    """The last block attends by the cosines of a vision encoder's features, on their grid; no residual connection, no
+    feed-forward network.
 
-    `vfm`: the encoder, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: the output of a named encoder that is
-    used (section 3.2). `beta` and `gamma`: shift and scale of the adaptive normalisation (eq. 6). Ablations: `masking` of
+    `vfm`: the encoder, by name, or any callable WindowBatch -> (B, C, H, W); `feature`: which output of a named encoder to
+    use (section 3.2). `beta` and `gamma`: shift and scale of the adaptive normalisation (eq. 6). Ablations: `masking` of
     negative entries (eq. 7); `normalisation=False` leaves out eq. 6.
 
     `empty_rows`: where the mean cosine of a window exceeds 1 / beta, everything is masked, and the official softmax is NaN.
     `official`: as there, every pixel that such a window covers becomes class 0. `diagonal`: its patches attend to themselves.
-    The results state the number of such windows, and of all, in either case.
+    In either case, results state the number of such windows and of all windows.
     """
 
     requires = ("vfm",)
@@ -52,7 +53,7 @@ class ProxyCLIP(Segmentor):
         return self.compare(self.clip.project(block.project(torch.stack(mixed)[:, None])), grid)
 
     def note(self, empty: Tensor, batch: WindowBatch) -> None:
-        """Counts the windows, `empty` (B,) or not, and notes in the contexts where they are."""
+        """Counts all windows and the `empty` ones (B,) bool, and records their places in the contexts."""
         real = len(empty) - batch.padding
         self.observed.update(windows=real, empty_windows=empty[:real].sum())
         for is_empty, (context, place) in zip(empty, batch.places(), strict=False):
@@ -64,7 +65,7 @@ class ProxyCLIP(Segmentor):
         covered = label_map.new_zeros(context.resized.shape[:2], dtype=torch.float32)
         for place, empty in context.by_products["windows"]:
             covered[place] += empty
-        # NaN spreads to all pixels that are interpolated from one.
+        # NaN spreads to every pixel that is interpolated from it.
         covered = F.interpolate(covered[None, None], label_map.shape, mode="bilinear")[0, 0]
         return label_map.masked_fill(covered > 0, 0)
 

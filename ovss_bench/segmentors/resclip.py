@@ -24,15 +24,15 @@ class ResCLIP(Segmentor):
     """Residual cross-correlation self-attention (RCS) and semantic feedback refinement (SFR) on top of `strategy`, per window.
 
     RCS adds the mean attention of the blocks `rcs_first` to `rcs_last`, counted from 0, to that of the last block. SFR runs the
-    last block once, refines its cosines by PAMR (`sfr_pamr_steps`, the recipe's dilations), labels every pixel with its best
-    query, or with the first query if the probability is below `temp_thd`, every patch with the most frequent label of its
-    pixels, and adds a map of the patches with equal labels to the products of the last block. `rcs_tau` and `rcs_lambda`,
-    `sfr_tau` and `sfr_lambda`: factor and weight of each.
+    last block once and refines its cosines by PAMR (`sfr_pamr_steps`, the recipe's dilations). Each pixel takes its best query
+    as label, or the first query if the probability is below `temp_thd`; each patch takes the most frequent label of its pixels.
+    A map of the patches with equal labels is added to the products of the last block. `rcs_tau` and `rcs_lambda`, `sfr_tau`
+    and `sfr_lambda`: factor and weight of each addition.
 
-    `strategy`: the attention of the method to be improved (`resclip` is `naclip`'s). `residual`: with residual connection and
-    feed-forward network (the official arch `w_resi`); None: as in that method, which has them for `sclip` only.
-    `gaussian_std`: of NACLIP's bonus and of the smoothing in SFR. `delete_same_entity` weakens the feedback between patches of
-    equal labels with other labels between them. Ablations: `use_rcs`, `use_sfr`.
+    `strategy`: the method whose attention is improved (`resclip`: that of `naclip`). `residual`: keep the residual connection
+    and the feed-forward network (the official arch `w_resi`); None: as in that method, for `sclip` only. `gaussian_std`: of
+    NACLIP's bonus and of the smoothing in SFR. `delete_same_entity` weakens the feedback between patches of equal labels with
+    other labels between them. Ablations: `use_rcs`, `use_sfr`.
     """
 
     positive = ("gaussian_std",)
@@ -57,13 +57,13 @@ class ResCLIP(Segmentor):
 
     @property
     def middle(self) -> tuple[int, ...]:
-        """The blocks whose attention RCS takes; none without it."""
+        """The blocks whose attention RCS averages; none without RCS."""
         if not self.use_rcs:
             return ()
         if not 0 <= self.rcs_first <= self.rcs_last < self.clip.depth:
             raise OvssError(
-                f"{self.recipe.segmentor}: rcs_first={self.rcs_first} to rcs_last={self.rcs_last} are no blocks of this CLIP, "
-                f"which has 0 to {self.clip.depth - 1}. Choose others."
+                f"rcs_first={self.rcs_first}, rcs_last={self.rcs_last} of {self.recipe.segmentor}: expected blocks 0 to "
+                f"{self.clip.depth - 1} of this CLIP, in ascending order."
             )
         return tuple(range(self.rcs_first, self.rcs_last + 1))
 
@@ -91,7 +91,7 @@ class ResCLIP(Segmentor):
     def last_block(
         self, block: BlockView, x: Tensor, qkv: QKV, middle: Tensor | None, feedback: Tensor | None = None
     ) -> Tensor:
-        """Tokens (1, T, D) that enter the last block, and their queries, keys and values -> those that leave it."""
+        """Tokens (1, T, D) that enter the last block, and their queries, keys and values -> the tokens that leave it."""
         q, k, v = qkv
         o = block.project(self.attention(q, k, block.grid, middle, feedback) @ v)
         if not (self.strategy == "sclip" if self.residual is None else self.residual):
@@ -115,7 +115,7 @@ class ResCLIP(Segmentor):
     # RCS
 
     def middle_attention(self, trunk: Trunk, window: slice = slice(None)) -> Tensor | None:
-        """The mean attention (1, K, T, T) of the middle blocks in one window."""
+        """The mean attention (B, K, T, T) of the middle blocks in some windows; None without RCS."""
         maps = [self.clip.attention(trunk, i, window) for i in self.middle]
         return sum(maps) / len(maps) if maps else None
 
@@ -134,8 +134,8 @@ class ResCLIP(Segmentor):
         return tally(tiles, len(cosines)).argmax(-1)
 
     def pixel_labels(self, cosines: list[Tensor]) -> Tensor:
-        """Cosines (pixels, q) of some queries each -> the query of each pixel (pixels,). Some pixels at a time, so that the
-        probabilities stay in a core's cache."""
+        """Parts (pixels, q) of the cosines, by query -> the query of each pixel (pixels,). Computed for some pixels at a time,
+        so that the probabilities stay in a core's cache."""
         rows, labels = in_cache(sum(part.shape[1] for part in cosines), like=cosines[0]), []
         for parts in zip(*(part.split(rows) for part in cosines), strict=True):
             probability, best = (self.recipe.logit_scale * torch.cat(parts, 1)).softmax(1).max(1)
@@ -148,18 +148,18 @@ class ResCLIP(Segmentor):
         ties = (flat[:, None] == flat).float()
         if self.delete_same_entity:
             ties = ties * self.sight(labels)
-        # As published: a Gaussian along the flattened index, which runs across the ends of the rows of patches.
+        # As published, the Gaussian runs along the flattened index, across the ends of the rows of patches.
         reach = min(len(flat), int(6 * self.gaussian_std + 1)) // 2
         kernel = torch.exp(-self.indices(range(-reach, reach + 1)).square() / (2 * self.gaussian_std**2))
         ties = F.conv1d(ties[:, None], (kernel / kernel.sum())[None, None], padding=reach)[:, 0]
         return ties / (ties.sum(1, keepdim=True) + 1e-8)
 
     def sight(self, labels: Tensor) -> Tensor:
-        """(h, w) -> (N, N): 1 for two patches if all patches on the line between them have the label of the first, otherwise a
-        weight that falls with their distance.
+        """Labels (h, w) -> (N, N): 1 for two patches if all patches on the line between them have the label of the first,
+        otherwise a weight that falls with their distance.
 
-        As published, every line gets the samples of the longest one, and on a line of s patches only the first s samples are
-        tested, which lie close to the first patch.
+        As published, every line has as many samples as the longest one. On a line of s patches only the first s samples are
+        tested; they lie close to the first patch.
         """
         rows, columns, distance = sight_lines(tuple(labels.shape), like=labels)
         seen = torch.ones_like(distance, dtype=torch.bool)

@@ -16,7 +16,7 @@ from ..types import ImageContext, WindowBatch
 from .base import TOWER, Segmentor
 from .features import whole_pixels
 
-# The channels of distraction patches by the width of OpenAI's ViT-B/16 and ViT-L/14, counted from 0 (clip/model.py).
+# The channels that reveal distraction patches, counted from 0, by width: OpenAI's ViT-B/16 and ViT-L/14 (clip/model.py).
 CHANNELS = {
     768: (4, 162, 189, 326, 429, 474, 633, 713),
     1024: (250, 261, 437, 650, 720, 779, 936, 1005),
@@ -24,8 +24,8 @@ CHANNELS = {
 
 
 class Smoothed(NamedTuple):
-    """The smoothed outputs (B, T, D) of the block `before` the last, of the `last`, and their mean over all blocks, `guide`
-    (float32); `by_keys` (B, K, N, N): the sum of the key-key attention between patches over all blocks but the last."""
+    """The smoothed outputs (B, T, D) of the block `before` the last and of the `last` one, and the mean of all blocks, `guide`
+    (float32). `by_keys` (B, K, N, N): the key-key attention between patches, summed over all blocks except the last."""
 
     before: Tensor
     last: Tensor
@@ -36,22 +36,23 @@ class Smoothed(NamedTuple):
 
 @SEGMENTORS.register_module(name="rf_clip")
 class RFCLIP(Segmentor):
-    """After every block, a patch is blended (`blend`) with the mean of its 3 x 3 cells, if in one of `channels` its share of
-    all channels, above its lowest, is more than `sigma` times the average. None: the published ones of OpenAI's ViT-B/16 and
-    ViT-L/14 by the width; none are known for other widths, and nothing is smoothed.
+    """After every block, distraction patches are blended (`blend`) with the mean of their 3 x 3 cells: those in which one of
+    `channels` exceeds `sigma` times the average of all channels, both measured from the lowest. `channels=None`: the published
+    ones for the widths of OpenAI's ViT-B/16 and ViT-L/14; none are known for other widths, and nothing is smoothed.
 
-    The last block attends by the mean of the key-key attention of all blocks. It gets the output of the block before and the
-    mean output of all blocks, both summed over the patches whose mean outputs have cosines of at least `similarity`, and its
-    two results are averaged. Texts as in CASS: the queries are clustered once (cut at `h_threshold`), the best query of each
-    cluster moves towards the window's patches (`mean_vector_weight`), and the image's cosines are mixed in
-    (`global_semantics_weight`). `image_level`: those of the whole resized image, or of the window, by the class token after
-    all smoothed blocks.
+    The last block attends by the mean key-key attention of all blocks. It runs on the output of the block before and on the
+    mean output of all blocks, and the two results are averaged. In both inputs, each patch is the sum of all patches, weighted
+    by the cosines of their mean outputs where these are at least `similarity`.
 
-    `strategy=refocus`, off in the release: in all blocks but the last, patches that get more than `refocus_threshold` of the
-    attention of the others on average keep `refocus_decay` of it, and the rest goes to the other patches.
+    Texts are adjusted as in CASS: the queries are clustered once (cut at `h_threshold`), the best query of each cluster moves
+    towards the window's patches (`mean_vector_weight`), and the cosines of a class token after all smoothed blocks are mixed in
+    (`global_semantics_weight`), that of the whole resized image or of the window (`image_level`).
+
+    `strategy=refocus`, off in the release: in all blocks except the last, patches that get more than `refocus_threshold` of the
+    others' attention on average keep `refocus_decay` of it; the rest goes to the other patches.
     """
 
-    # No block gets the input that it has in other methods, so no trunk is shared; but the recipe's values for the blocks count.
+    # Blocks get smoothed inputs, so no trunk is shared with other methods; but the recipe's values for the image tower apply.
     own_network = True
     uses = TOWER
     attention_maps = 3
@@ -88,7 +89,7 @@ class RFCLIP(Segmentor):
         return self.clip.head(self.last_attention(encoded)), self.clip.head(encoded.last[:, 0]), encoded.grid
 
     def encode(self, pixels: Tensor, by_keys: bool = True) -> Smoothed:
-        """All blocks for windows (B, 3, H, W); `by_keys=False` leaves out the attention maps that only patches need."""
+        """Runs all blocks on windows (B, 3, H, W). `by_keys=False` skips the attention maps, which only patches need."""
         x, grid = self.clip.embed_patches(pixels, self.recipe.position)
         depth, before, total, maps = self.clip.depth, x, x.new_zeros(1).float(), x.new_zeros(1).float()
         for i in range(depth):
@@ -121,14 +122,14 @@ class RFCLIP(Segmentor):
         return share > self.sigma / self.clip.width
 
     def smoothed(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, T, D); zeros around the grid count in the means."""
+        """Tokens (B, T, D) with distraction patches blended; zeros around the grid count in the means."""
         maps = x[:, 1:].transpose(1, 2).unflatten(2, grid).float()
         means = F.avg_pool2d(maps, 3, 1, 1).flatten(2).transpose(1, 2)
         blended = (1 - self.blend) * x[:, 1:] + self.blend * means
         return torch.cat([x[:, :1], torch.where(self.distracted(x)[..., None], blended.to(x), x[:, 1:])], 1)
 
     def last_attention(self, encoded: Smoothed) -> Tensor:
-        """The last block's output (B, N, D) for the patches, without residual connection and feed-forward network."""
+        """The last block's output (B, N, D) for the patches, without residual connection or feed-forward network."""
         block, similarity = self.clip.block(-1, encoded.grid), cosine_matrix(encoded.guide[:, 1:])
         similarity = similarity.masked_fill(similarity < self.similarity, 0)
         first, second = (self.attended(block, x.float(), similarity, encoded.by_keys) for x in (encoded.before, encoded.guide))
@@ -136,15 +137,15 @@ class RFCLIP(Segmentor):
 
     def attended(self, block: BlockView, x: Tensor, similarity: Tensor, by_keys: Tensor) -> Tensor:
         """The attention's output (B, N, D) for tokens (B, T, D) float32 whose patches are first summed by their similarities;
-        the LayerNorm levels out the length of the sums."""
+        the LayerNorm cancels the scale of the sums."""
         x = torch.cat([x[:, :1], similarity @ x[:, 1:]], 1)
         _, k, v = block.qkv(block.ln_1(x).to(self.clip.dtype))
         attention = self.mean_attention(by_keys, k)
         return block.project(attention.to(v) @ v[:, :, 1:])
 
     def mean_attention(self, by_keys: Tensor, k: Tensor) -> Tensor:
-        """Between patches (B, K, N, N), with the last block's keys. The class token's part is cut off, so rows sum to less than
-        1."""
+        """The mean key-key attention between patches (B, K, N, N), given the last block's keys. The class token's column is cut
+        off, so rows sum to less than 1."""
         return (by_keys + attention_maps(k, k)[..., 1:, 1:]) / self.clip.depth
 
     def similarity_to_image(self, batch: WindowBatch, window: Tensor) -> Tensor:
@@ -163,8 +164,8 @@ class RFCLIP(Segmentor):
 
 
 def refocused(attention: Tensor, threshold: float, decay: float) -> Tensor:
-    """Attention maps (B, K, T, T) in which patches that get too much give `1 - decay` of it, in the rows of patches, to the
-    other patches in proportion to what these get. The row and the column of the class token stay."""
+    """Attention maps (B, K, T, T) in which patches that get too much pass `1 - decay` of it, in each row of a patch, to the
+    other patches in proportion to what these get. The row and the column of the class token are unchanged."""
     patches = attention[..., 1:, 1:]
     sinks = patches.sum(-2, keepdim=True) / attention.shape[-1] > threshold
     freed = (1 - decay) * (patches * sinks).sum(-1, keepdim=True)

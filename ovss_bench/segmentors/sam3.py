@@ -1,5 +1,5 @@
-"""SAM 3 (Carion et al., ICLR 2026, arXiv 2511.16719) as a semantic segmentor: every class name is a prompt, and the answers are
-joined by a declared rule."""
+"""SAM 3 (Carion et al., ICLR 2026, arXiv 2511.16719) as a semantic segmentor: every class name is a prompt, and options say how
+the results are joined."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .concepts import ConceptSegmentor
 
 @SEGMENTORS.register_module(name="sam3")
 class SAM3(ConceptSegmentor):
-    """SAM 3 itself relates no phrase to another; papers that report it join its answers in different ways, by these options.
+    """SAM 3 does not relate one phrase to another. Papers that report it join its results in different ways, by these options.
 
-    `heads`: instance masks, the semantic mask, or the maximum of both. `upsample`: enlarge logits, then the sigmoid (official
-    processor), or the reverse (transformers). `top_instances`: only that many instances of a prompt with the highest object
-    logits before presence; 0: all. `mask_form`: probabilities, or 1 where they exceed 0.5. `instance_weight`: the score, with
-    presence, as a factor of the mask. `combine`: instances and prompts by maximum; `paint`: later prompts over earlier ones;
-    `sum` of the instances, maximum of the prompts. `gate`: presence as a factor of the whole map, or of the semantic map.
-    `half_maps`: maps are rounded to float16.
+    `heads`: instance masks, the semantic mask, or the maximum of both. `upsample`: enlarge the logits, then apply the sigmoid
+    (official processor), or the reverse (transformers). `top_instances`: the number of instances of a prompt to keep, by object
+    logits before presence; 0: all. `mask_form`: probabilities, or 1 where they exceed 0.5. `instance_weight`: multiply masks by
+    their score, which includes presence. `combine`: `max` over instances and prompts; `paint`: later prompts cover earlier
+    ones; `sum` over instances, maximum over prompts. `gate`: multiply the whole map or the semantic map by presence.
+    `half_maps`: round maps to float16.
     """
 
     heads: Literal["instance", "semantic", "both"] = "instance"

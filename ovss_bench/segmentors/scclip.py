@@ -1,5 +1,5 @@
-"""SC-CLIP (arXiv 2411.15869): CLIP calibrates itself: it repairs anomalous patches and aggregates features by the similarities
-of middle layers."""
+"""SC-CLIP (arXiv 2411.15869): CLIP calibrates itself, repairs anomalous patches and aggregates features by the similarities of
+middle layers."""
 
 import torch
 from torch import Tensor
@@ -15,19 +15,19 @@ from .base import Segmentor
 
 @SEGMENTORS.register_module(name="scclip")
 class SCCLIP(Segmentor):
-    """Everything is per window. Indices count the outputs of blocks from 0, `multi_end_idx` excluded; names as in the official
+    """All steps are per window. Indices count the outputs of blocks from 0, `multi_end_idx` excluded; names as in the official
     code.
 
     The share `lof_contamination` of patches with the largest local outlier factors (`lof_neighbors`) is replaced by the mean
-    of their neighbours (`repair`). The last block gets only the patches, aggregated over those similarities of the layer
-    `pre_adjust_idx` that are at least `beta`; its attention is the mean of key-key attention and that of these similarities,
-    centred and times `temperature` (`calibrate`); the class token of the residual stream is added with the weight `res_cls`.
-    A second pass over the sum of the layers `multi_start_idx` to `multi_end_idx` is added (`multi_level`), and the result is
-    aggregated over the similarities of the layer `post_adjust_idx`. `aggregate=False` leaves out both aggregations.
+    of their neighbours (`repair`). The last block gets only the patches, aggregated by the similarities of the layer
+    `pre_adjust_idx` that are at least `beta`. It attends half by keys, half by the similarities of that layer, centred and
+    times `temperature` (`calibrate`). The class token of the residual stream is added with the weight `res_cls`. A second pass
+    over the sum of the layers `multi_start_idx` to `multi_end_idx` is added (`multi_level`), and the result is aggregated by
+    the similarities of the layer `post_adjust_idx`. `aggregate=False` leaves out both aggregations.
 
-    Deviations: the official code computes the coordinates of anomalous patches correctly on square windows only, by the number
-    of rows instead of columns; its outlier factors of equal patches are NaN, here 1; its softmax in a window of one colour may
-    be NaN, where rounding lifts the mean above all similarities, here such patches attend to themselves.
+    Deviations: the official code takes the number of rows instead of columns for the coordinates of anomalous patches, which
+    is right on square windows only. Its outlier factors of equal patches are NaN; here they are 1. In a window of one colour,
+    rounding may lift the mean above all similarities, and its softmax is NaN; here such patches attend to themselves.
     """
 
     positive = ("lof_neighbors",)
@@ -81,13 +81,13 @@ class SCCLIP(Segmentor):
         return self.compare(self.clip.project(result), trunk.grid)
 
     def anomalies(self, patches: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N) bool: those beyond the quantile of the local outlier factors of their window."""
+        """Patches (B, N, D) -> (B, N) bool: local outlier factors above a quantile of their window."""
         factors = local_outlier_factors(patches, self.lof_neighbors)
         return factors > factors.quantile(1 - self.lof_contamination, 1, keepdim=True)
 
     def last_block(self, block: BlockView, patches: Tensor, attention: Tensor) -> Tensor:
-        """The output of the last block's attention for patches (B, N, D) without class token; `attention` (B, 1, N, N) is that
-        of the middle layer."""
+        """The output of the last block's attention for patches (B, N, D) without class token; `attention` (B, 1, N, N): that of
+        the middle layer."""
         _, k, v = block.qkv(block.ln_1(patches))
         o = attend(k, k, v)
         return block.project((o + attention @ v) / 2 if self.calibrate else o)

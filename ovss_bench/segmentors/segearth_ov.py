@@ -17,11 +17,11 @@ from .base import LastBlockSegmentor
 
 @SEGMENTORS.register_module(name="segearth_ov")
 class SegEarthOV(LastBlockSegmentor):
-    """The sum of three self-self attentions in the last block, without residual and feed-forward network; then SimFeatUp
-    (section 3.2) and global bias alleviation (section 3.3).
+    """The sum of three self-self attentions in the last block, without residual connection or feed-forward network; then
+    SimFeatUp (section 3.2) and global bias alleviation (section 3.3).
 
     `checkpoint`: the upsampler; None: the cosines of the patches are interpolated. `bias` (lambda): weight of the class token's
-    cosine, added to those of all pixels of its window. The official code adds cosines; the paper's equation, features.
+    cosines, which are added to those of all pixels of its window, as in the official code. The paper's equation adds features.
     """
 
     residual: bool = False
@@ -33,17 +33,19 @@ class SegEarthOV(LastBlockSegmentor):
         self.upsampler = None
         if self.checkpoint is not None:
             self.upsampler = self.own(load_upsampler, str(self.checkpoint), self.clip.patch_size)
-            found, joint = self.upsampler.channels, self.clip.model.visual.proj.shape[1]
-            if found != joint:
-                what = f"checkpoint {self.checkpoint} upsamples {found} channels, the features of clip '{self.clip.name}' have"
-                raise OvssError(f"{what} {joint}. Use the CLIP that it was trained on.")
+            expected, channels = self.upsampler.channels, self.clip.model.visual.proj.shape[1]
+            if expected != channels:
+                raise OvssError(
+                    f"checkpoint {self.checkpoint} upsamples {expected} channels, but the features of clip '{self.clip.name}' "
+                    f"have {channels}. Use the CLIP that it was trained with."
+                )
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         return attend(q, q, v) + attend(k, k, v) + attend(v, v, v)
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
-        """On the grid of the patches, or of the pixels with an upsampler."""
+        """Cosines (B, Q, h, w) on the patch grid, or on the pixels with an upsampler."""
         trunk = self.trunk(batch)
         x = self.once(self.last_block, self.clip.block(-1, trunk.grid), trunk.tokens)
         embeddings = self.clip.project(x).float()
@@ -56,6 +58,6 @@ class SegEarthOV(LastBlockSegmentor):
         return torch.cat([self.compare(each, (height, width)) for each in fine]) + bias
 
     def upsampled(self, maps: Tensor, pixels: Tensor) -> list[Tensor]:
-        """The features (1, pixels, E) of each window: one by one, as they are large."""
+        """The features (1, pixels, E) of each window, computed one by one, as they are large."""
         windows = zip(maps.split(1), pixels.split(1), strict=True)
         return [self.upsampler(*window).flatten(2).transpose(1, 2) for window in windows]

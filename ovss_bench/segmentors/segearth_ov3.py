@@ -6,8 +6,8 @@ from .concepts import ConceptSegmentor
 
 @SEGMENTORS.register_module(name="segearth_ov3")
 class SegEarthOV3(ConceptSegmentor):
-    """The map of a prompt: the maximum of its instances' masks, each times its score, and its semantic mask (dual-head fusion);
-    times the presence of the prompt (presence-guided filtering). So instances carry presence twice, as in the official code:
-    in their score, and in this factor."""
+    """The map of a prompt is the maximum of its instance masks, each times its score, and its semantic mask (dual-head fusion),
+    times the presence of the prompt (presence-guided filtering). As in the official code, instances carry presence twice: in
+    their score and in this factor."""
 
     heads, mask_form, instance_weight, combine, gate = "both", "probability", "score", "max", "class"

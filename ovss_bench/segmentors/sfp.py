@@ -16,20 +16,21 @@ from .base import Segmentor
 
 @SEGMENTORS.register_module(name="sfp")
 class SFP(Segmentor):
-    """Everything is per window. Blocks are counted from 1, and stand for their outputs.
+    """All steps are per window. Blocks are counted from 1; a number stands for the block's output.
 
-    Outliers, at most `max_outliers` (`detector`): `attention`: patches to which the class token attends, times `cls_factor`,
-    more than they attend to themselves, in the block before the last; `norm`: the largest patches that enter the last block;
-    `lof`: those of them whose local outlier factor (`lof_neighbors`) is above its quantile `lof_quantile`, in any number. They
-    are replaced by the mean of their neighbours (`purify`), or by 0 if all of these are outliers, too.
+    Outliers (`detector`): `attention`: patches to which the class token attends, times `cls_factor`, more than they attend to
+    themselves, in the block before the last; `norm`: the patches of largest norm that enter the last block; at most
+    `max_outliers` of either kind. `lof`: all patches that enter the last block with a local outlier factor (`lof_neighbors`)
+    above its quantile `lof_quantile`. Outliers are replaced by the mean of their neighbours (`purify`), or by 0 if all of these
+    are outliers, too.
 
     Similarities are cosines of at least `similarity`: S1 of the purified `reference_block`, S2 of the `auxiliary_block`. The
-    last block gets only the patches, averaged by S1; it attends in equal parts by keys, by queries and by S1, centred and
+    last block gets only the patches, averaged by S1. It attends in equal parts by keys, by queries and by S1, centred and
     times `sharpening`. The sum of the blocks `first_level` to `last_level` passes through the last block's values by S1 alone
-    and is added (`multi_level`). To both, `cls_weight` times their class token is added, and S2 averages the result.
+    and is added (`multi_level`). Both get `cls_weight` times their class token, and S2 averages the result.
 
     Deviations: the official code confuses rows and columns of outliers on windows that are not square, and fails there. A patch
-    that is replaced by 0 is similar to none: its official softmax is NaN, here it attends to itself.
+    that is replaced by 0 is similar to none: its official softmax is NaN; here it attends to itself.
     """
 
     positive = ("max_outliers", "lof_neighbors")

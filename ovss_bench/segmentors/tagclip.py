@@ -21,12 +21,12 @@ from .base import Segmentor
 @SEGMENTORS.register_module(name="tagclip")
 class TagCLIP(Segmentor):
     """Sigmoids of the decoder's attention (section III-C), corrected by the split into seen and unseen classes (section III-D).
-    CLIP only encodes the texts; images are seen by the network of the `checkpoint`.
+    CLIP only encodes the texts; the network of the `checkpoint` encodes the images.
 
-    `layout`: the network of the checkpoint. `seen_offset` is subtracted from seen classes. `trusty`: what the trusty token's
-    map w, which says where unseen classes are, is for. `both`: seen classes are multiplied by 1 - w, unseen ones by w; `seen`,
-    `unseen`: only one of the two; `off`: the token takes part in the decoder, its map is dropped; `absent`: it takes no part,
-    as in ZegCLIP. `unseen`: numbers or names of classes (names separated by commas); None: the data set's split.
+    `layout`: the architecture of the checkpoint. `seen_offset` is subtracted from the scores of seen classes. `trusty`: the use
+    of the trusty token's map w, which says where unseen classes are. `both`: seen classes are multiplied by 1 - w, unseen ones
+    by w; `seen`, `unseen`: only one of the two; `off`: the token takes part in the decoder, but its map is dropped; `absent`:
+    it takes no part, as in ZegCLIP. `unseen`: indices or comma-separated names of classes; None: the data set's split.
     """
 
     requires = ("checkpoint",)
@@ -57,24 +57,24 @@ class TagCLIP(Segmentor):
         if self.unseen is None:
             return set(self.vocabulary.unseen)
         entries = self.unseen.split(",") if isinstance(self.unseen, str) else map(str, self.unseen)
-        found = set()
+        unseen = set()
         for entry in filter(None, map(str.strip, entries)):
             if entry not in names and not (entry.isdecimal() and int(entry) < len(names)):
                 raise unknown("class in unseen", entry, names)
-            found.add(names.index(entry) if entry in names else int(entry))
-        return found
+            unseen.add(names.index(entry) if entry in names else int(entry))
+        return unseen
 
     @torch.inference_mode()
     def patch_logits(self, batch: WindowBatch) -> Tensor:
-        """Scores (B, Q, S, S) on the pixels of a window of the training size S: they are averaged over windows as they are, so
-        everything that is not linear comes before."""
+        """Scores (B, Q, S, S) on the pixels of a window of the training size S. They are averaged over windows afterwards, so
+        all nonlinear steps come first."""
         real = len(batch.pixels) - batch.padding
         self.observed.update(windows=real, windows_scored_by_split=real if self.split_counts else 0)
         channels = self.network.backbone.proj.shape[1]
         if channels != self.text.shape[1]:
             raise OvssError(
-                f"checkpoint {self.checkpoint} is for texts of {channels} channels, those of clip '{self.clip.name}' have "
-                f"{self.text.shape[1]}. Use the CLIP that it was trained with."
+                f"checkpoint {self.checkpoint} expects text features of {channels} channels, but those of clip "
+                f"'{self.clip.name}' have {self.text.shape[1]}. Use the CLIP that it was trained with."
             )
         tower = partial(self.once, self.network.backbone)
         logits = self.network(batch.pixels.float(), self.text, self.trusty != "absent", tower)

@@ -1,5 +1,5 @@
-"""TagCLIP without training (Lin et al., AAAI 2024, arXiv 2312.12828): image tags by a local-to-global framework, then CLIP-ES
-(Lin et al., CVPR 2023, arXiv 2212.09506): refined class activation maps of these tags ("CLS-SEG")."""
+"""TagCLIP without training (Lin et al., AAAI 2024, arXiv 2312.12828): image tags by a local-to-global framework, then refined
+class activation maps of these tags ("CLS-SEG") by CLIP-ES (Lin et al., CVPR 2023, arXiv 2212.09506)."""
 
 from functools import cached_property
 
@@ -29,11 +29,13 @@ MEAN = (104.008, 116.669, 122.675)  # of BGR, subtracted from the image of the C
 class TagCLIPTrainingFree(Segmentor):
     """Every foreground query is a class until the decision. Layers are counted from 0.
 
-    Tags: `votes` layers must agree on a pair of patches; their attention is averaged from `first_layer` to `last_layer`.
-    Queries above the share `tag_threshold` of the range of scores are classified again on their boxes (`reidentify`), and then
-    those above it are tags. Maps: Grad-CAM in the last block with the texts of `cam_template`, at the factor `cam_scale` of the
-    cosines, refined by the attention from `cam_first` to `cam_last` inside boxes above `box_threshold`. `cam_texts`: a file
-    with other names for these maps (see `read_texts`). `crf`: a dense CRF on the result.
+    Tags: the attention of a pair of patches is averaged over the layers `first_layer` to `last_layer`; it counts if at least
+    `votes` layers agree on the pair. Queries above the share `tag_threshold` of the range of scores are classified again on
+    their boxes (`reidentify`); those then above it are tags.
+
+    Maps: Grad-CAM in the last block, with texts in `cam_template` and cosines times `cam_scale`, refined by the attention of
+    the layers `cam_first` to `cam_last` inside boxes above `box_threshold`. `cam_texts`: a file with other names for these maps
+    (see `read_texts`). `crf`: whether a dense CRF refines the maps.
     """
 
     attention_maps = 3
@@ -57,13 +59,15 @@ class TagCLIPTrainingFree(Segmentor):
         depth = self.clip.depth
         for first, last in ("first_layer", "last_layer"), ("cam_first", "cam_last"):
             if not 0 <= (start := getattr(self, first)) <= (end := getattr(self, last)) < depth:
-                layers = f"{first}={start} to {last}={end}"
-                raise OvssError(f"{self.recipe.segmentor}: {layers}, but this CLIP has the layers 0 to {depth - 1}.")
+                raise OvssError(
+                    f"{first}={start}, {last}={end} of {self.recipe.segmentor}: expected layers 0 to {depth - 1} of this CLIP, "
+                    "in ascending order."
+                )
         return frozenset(range(depth))
 
     @cached_property
     def foreground(self) -> list[int]:
-        """The queries of classes but the background."""
+        """The queries of all classes except the background."""
         return [q for q, c in enumerate(self.vocabulary.group) if c not in (-1, self.vocabulary.background)]
 
     @cached_property
@@ -74,8 +78,8 @@ class TagCLIPTrainingFree(Segmentor):
 
     @cached_property
     def cam_text(self) -> Tensor:
-        """Text features of the maps: of the foreground queries, then of those without a foreground class; the word "background"
-        stands for these if there are none."""
+        """Text features for the maps: the foreground queries, then all other queries, or the word "background" if there are
+        none."""
         vocabulary = self.vocabulary
         names = [vocabulary.queries[q] for q in self.foreground]
         if self.cam_texts is not None:
@@ -90,7 +94,7 @@ class TagCLIPTrainingFree(Segmentor):
 
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
-        """Planes (C, H, W): 1 - the maximum for the background, 0 for classes without a tag."""
+        """Class maps (C, H, W): 0 for classes without a tag; the background is 1 minus the best map."""
         background, group = self.vocabulary.background, self.vocabulary.group
         count = len(self.vocabulary.classes)
         if not self.foreground:
@@ -101,7 +105,7 @@ class TagCLIPTrainingFree(Segmentor):
         tags = self.tags(self.image_tags(pixels, self.refined_scores(trunk, affinity)))
         text = torch.cat([self.cam_text[self.indices(tags)], self.cam_text[len(self.foreground) :]])
         maps = self.refined_cams(grad_cam(self.clip, trunk, text, self.cam_scale, len(tags)), smooth)
-        # Rounded to fp16, as they are stored by the official code.
+        # Rounded to fp16, as the official code stores them.
         maps = resized_maps(maps, context.size).half()
         if background is not None:
             maps = torch.cat([1 - maps.amax(0, keepdim=True), maps])
@@ -117,7 +121,7 @@ class TagCLIPTrainingFree(Segmentor):
         return classes[scores[classes].argmax(0)]
 
     def affinities(self, trunk: Trunk) -> tuple[Tensor, Tensor]:
-        """Between all N patches: (N, N) the attention for the tags, where enough layers agree, and that for the maps."""
+        """Attention between all N patches, both (N, N): for the tags, where enough layers agree, and for the maps."""
         layers = (self.clip.attention(trunk, i)[0].float().mean(0)[1:, 1:] for i in range(self.clip.depth))
         votes, affinity, smooth = 0, 0, 0
         for i, attention in enumerate(layers):
@@ -131,7 +135,7 @@ class TagCLIPTrainingFree(Segmentor):
     # Tags (TagCLIP, section 3)
 
     def cosine_maps(self, trunk: Trunk) -> Tensor:
-        """(Q, h, w) of the queries in the order of `stage_text`. In the last block each token attends to itself only."""
+        """Cosines (Q, h, w) with `stage_text`. In the last block each token attends to itself only."""
         block = self.clip.block(-1, trunk.grid)
         x = trunk.tokens + block.project(block.qkv(block.ln_1(trunk.tokens))[2])
         x = x + block.mlp(block.ln_2(x))
@@ -141,21 +145,21 @@ class TagCLIPTrainingFree(Segmentor):
         return (self.recipe.logit_scale * self.cosine_maps(trunk)).softmax(0)
 
     def refined_scores(self, trunk: Trunk, affinity: Tensor) -> Tensor:
-        """Dual-masking attention refinement: (Q, h, w), of the coarse scores inside boxes around each query's high ones."""
+        """Dual-masking attention refinement (Q, h, w) of the coarse scores inside boxes around each query's high scores."""
         coarse = self.coarse_scores(trunk).flatten(1)
         inside = self.boxes(to_unit_range((coarse @ affinity.T).unflatten(1, trunk.grid).numpy(force=True)), None)
         return ((coarse * inside.flatten(1)) @ affinity.T).unflatten(1, trunk.grid)
 
-    def boxes(self, stretched: np.ndarray, threshold: float | None) -> Tensor:
-        """Maps (n, h, w) in 0..1 -> (n, h, w) bool; the threshold is by default the mean of each map."""
-        return self.tensor(np.stack([in_boxes(one, one.mean() if threshold is None else threshold) for one in stretched]))
+    def boxes(self, maps: np.ndarray, threshold: float | None) -> Tensor:
+        """Maps (n, h, w) in 0..1 -> (n, h, w) bool: inside the boxes above the threshold; None: the mean of each map."""
+        return self.tensor(np.stack([in_boxes(one, one.mean() if threshold is None else threshold) for one in maps]))
 
     def image_tags(self, pixels: Tensor, refined: Tensor) -> np.ndarray:
         """The scores (F,) of the foreground queries: their maxima, averaged with the probabilities in their boxes (class-wise
         re-identification). As published, the first empty box ends it for all later queries."""
         maps, patch, grid = refined.numpy(force=True), self.clip.patch_size, self.clip.stored_grid
         scores = maps[: len(self.foreground)].max((1, 2))
-        least, found, crops, inside = maps.min() + self.tag_threshold * (maps.max() - maps.min()), [], [], []
+        least, queries, crops, inside = maps.min() + self.tag_threshold * (maps.max() - maps.min()), [], [], []
         for query in (scores > least).nonzero()[0] if self.reidentify else ():
             members = to_unit_range(maps[query]) > 0.5
             box = tight_box(members)
@@ -164,23 +168,23 @@ class TagCLIPTrainingFree(Segmentor):
             rows, columns = (slice(side.start * patch, side.stop * patch) for side in box)
             crops.append(F.interpolate(pixels[..., rows, columns], [side * patch for side in grid], mode="bilinear"))
             inside.append(torch_nearest(torch.from_numpy(members[box]), grid) > 0)
-            found.append(query)
-        if found:
+            queries.append(query)
+        if queries:
             inside = self.tensor(torch.stack(inside))
             embeddings = self.clip.region_embeddings(torch.cat(crops), inside, self.recipe.position)
             probabilities = (self.recipe.logit_scale * embeddings @ self.stage_text.T).softmax(1).numpy(force=True)
-            scores[found] = (scores[found] + probabilities[range(len(found)), found]) / 2
+            scores[queries] = (scores[queries] + probabilities[range(len(queries)), queries]) / 2
         return scores
 
     def tags(self, scores: np.ndarray) -> list[int]:
-        """The numbers of the foreground queries that are in the image, by their scores (F,)."""
+        """The foreground queries that are in the image, as indices, by their scores (F,); at least one."""
         least = scores.min() + self.tag_threshold * (scores.max() - scores.min())
         return (scores > least).nonzero()[0].tolist() or [int(scores.argmax())]
 
     # Maps (CLIP-ES, section 3)
 
     def refined_cams(self, cams: Tensor, smooth: Tensor) -> Tensor:
-        """Class-aware attention-based affinity: (n, h, w) -> the same, stretched to 0..1."""
+        """Class-aware attention-based affinity: maps (n, h, w) -> the refined maps, stretched to 0..1."""
         cams = stretched(stretched(cams))  # twice: it matters where gradients are tiny
         inside = self.boxes(cams.numpy(force=True), self.box_threshold)
         return stretched(((cams * inside).flatten(1) @ smooth.T).view_as(cams))

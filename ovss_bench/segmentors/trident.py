@@ -1,7 +1,6 @@
 """Trident (Shi et al., ICCV 2025, arXiv 2411.09219): features of windows are spliced into one map, which SAM's attention
 aggregates over the whole image; SAM's decoder refines the result."""
 
-from itertools import product
 from math import ceil
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import SEGMENTORS
+from ..ops.across_windows import stitch
 from ..ops.attention import cosine_matrix, proxy_attention
 from ..ops.enlarge import resized_maps
 from ..ops.nearest import torch_nearest
@@ -27,21 +27,21 @@ FRAME, PROMPT_SIDE = 1024, 256  # SAM's input and its mask prompts
 
 @SEGMENTORS.register_module(name="trident")
 class Trident(Segmentor):
-    """CLIP's last block attends by the cosines of a vision encoder, as in ProxyCLIP, but by the mean over all windows (`beta`,
-    `gamma`). The features of overlapping windows are averaged. Every cell of SAM's grid takes the mean of all cells, weighted
-    by the attention of SAM's last block, where the cosine of their values exceeds `cos_fac` times its mean; with
-    `refine_neg_cos=False` thresholds below 0 become 0.6.
+    """CLIP's last block attends by the cosines of a vision encoder, as in ProxyCLIP, but centred by the mean over all windows
+    (`beta`, `gamma`). The features of overlapping windows are averaged. Every cell of SAM's grid then takes a mean of all
+    cells, weighted by the attention of SAM's last block where the cosine of their values exceeds a threshold: `cos_fac` times
+    the mean cosine, at most 0.9. With `refine_neg_cos=False` thresholds below 0 become 0.6.
 
     `sam_refine`: components of at least `minimal_area` pixels at half size become prompts for SAM's decoder, with the class
     scores above `coarse_thresh`, times `sam_mask_coff`, as mask; masks with a predicted IoU above `sam_iou_thresh` replace the
-    labels. `halves`: SAM sees each half of the image by itself for the aggregation (Cityscapes).
+    labels. `halves`: for the aggregation, SAM encodes each half of the image separately (Cityscapes).
 
     `vfm`: by name, or any callable WindowBatch -> (B, C, H, W). `sam`: by name, or any callable image -> object with `values`
     (K, d, h, w) and `attention` of its last block, where `attention[k]` is (h*w, h*w), and a method `decode`, see
-    auxiliary/sam.py. Without `sam` features are neither aggregated nor refined.
+    auxiliary/sam.py. Without `sam` there is neither aggregation nor refinement.
 
-    Where the official softmax of a row is empty, patches attend to themselves. An image that is smaller than a window, which
-    the official code cannot process if its sides are multiples of the patch, is enlarged in any case.
+    Where the official softmax of a row is empty, patches attend to themselves. An image smaller than a window is always
+    enlarged; the official code fails on it if its sides are multiples of the patch.
     """
 
     requires = ("vfm",)
@@ -94,20 +94,15 @@ class Trident(Segmentor):
         return resized_maps(pixels, size)
 
     def spliced(self, pixels: Tensor) -> Tensor:
-        """Pixels (3, H, W) -> features (D, H/patch * ratio, W/patch * ratio), averaged over the windows."""
+        """Pixels (3, H, W) -> features (D, H/patch * ratio, W/patch * ratio), averaged over the windows. `ratio`: the vision
+        encoder's cells per patch of CLIP, in one direction."""
         patch, recipe = self.clip.patch_size, self.recipe
         windows = SlidingWindow.of(*pixels.shape[1:], recipe.window, recipe.stride, patch, "none")
         maps = self.window_features(torch.stack(windows.cut(pixels)))
         cells = windows.rows.cells, windows.columns.cells
         ratio = max(maps.shape[3] // cells[1] if maps.shape[3] % cells[1] == 0 else round(maps.shape[2] / cells[0]), 1)
         maps = F.interpolate(maps, [side * ratio for side in cells], mode="bilinear")
-        canvas = maps.new_zeros(maps.shape[1], *(side // patch * ratio for side in pixels.shape[1:]))
-        count = canvas.new_zeros(canvas.shape[1:])
-        for window, starts in zip(maps, product(windows.rows.starts, windows.columns.starts), strict=True):
-            y, x = (slice(at // patch * ratio, (at // patch + side) * ratio) for at, side in zip(starts, cells, strict=True))
-            canvas[:, y, x] += window
-            count[y, x] += 1
-        return canvas / count
+        return stitch(maps, [(y // patch * ratio, x // patch * ratio) for y, x in windows.origins])
 
     def window_features(self, pixels: Tensor) -> Tensor:
         """Windows (n, 3, H, W) of one image -> their features (n, D, h, w) float32 on the grid of the vision encoder."""
@@ -134,13 +129,13 @@ class Trident(Segmentor):
         return torch.cat([self.correlated(part, self.encoded(half)) for part, half in pairs], -1)
 
     def sam_image(self, context: ImageContext) -> np.ndarray:
-        """What SAM sees: the original image in whole patches of CLIP."""
+        """SAM's input: the original image, resized to whole patches of CLIP."""
         patch = self.clip.patch_size
         height, width = (ceil(side / patch) * patch for side in context.original.shape[:2])
         return stretch(context.original, (height, width), "bilinear")
 
     def encoded(self, image: np.ndarray, context: ImageContext | None = None) -> Any:
-        """SAM's output for an image, kept for the refinement if it is that of a context."""
+        """SAM's output for an image; with its context, kept there for the refinement."""
         kept = {} if context is None else context.by_products
         if "sam" not in kept:
             with of_source(self.sam):
@@ -148,10 +143,11 @@ class Trident(Segmentor):
         return kept["sam"]
 
     def correlated(self, canvas: Tensor, encoded: Any) -> Tensor:
+        """Features (D, h, w) of what SAM encoded -> (D, H, W) on SAM's grid, mixed by its attention."""
         values = self.tensor(encoded.values).float()
         grid, unit = values.shape[2:], F.normalize(values.flatten(2).transpose(1, 2), dim=-1)
         cells = resized_maps(canvas, grid).flatten(1).T
-        # The mean over heads and keys of all cosines of a query: without the cosines.
+        # The mean cosine of a query over heads and keys, without the matrix of cosines.
         threshold = self.cos_fac * (unit @ unit.sum(1)[:, :, None]).mean(0) / unit.shape[1]
         if not self.refine_neg_cos:
             threshold = threshold.masked_fill(threshold < 0, 0.6)
@@ -167,14 +163,14 @@ class Trident(Segmentor):
         scores = context.by_products.pop("scores")
         if self.sam is None or not self.sam_refine:
             return label_map
-        half = [max(side // 2, 1) for side in label_map.shape]
+        half = max(label_map.shape[0] // 2, 1), max(label_map.shape[1] // 2, 1)
         small = resized_maps(scores, half)
         labels = torch_nearest(label_map, half).masked_fill(small.amax(0) < self.coarse_thresh, len(scores))
         image, refined = self.sam_image(context), torch.zeros_like(scores)
-        inside = in_frame((half[0], half[1]), FRAME)
+        inside = in_frame(half, FRAME)
         zoom = torch.tensor([inside[1] / half[1], inside[0] / half[0]])
-        found = class_prompts(labels.numpy(force=True), small.numpy(force=True), self.coarse_thresh, self.minimal_area)
-        for c, boxes, points in found:
+        prompts = class_prompts(labels.numpy(force=True), small.numpy(force=True), self.coarse_thresh, self.minimal_area)
+        for c, boxes, points in prompts:
             boxes, points = torch.from_numpy(boxes) * zoom.repeat(2), torch.from_numpy(points) * zoom
             logits, iou = self.encoded(image, context).decode(boxes, points, self.mask_prompt(small[c]))
             logits, kept = self.tensor(logits).float(), self.tensor(iou) > self.sam_iou_thresh
@@ -187,8 +183,7 @@ class Trident(Segmentor):
         return torch.where(best > 0, labels, label_map)
 
     def mask_prompt(self, scores: Tensor) -> Tensor:
-        """Scores (h, w) of a class -> (H, W), the long side 256: small values where the class is, else 0."""
-        factor = PROMPT_SIDE / max(scores.shape)
-        size = [max(int(side * factor + 0.5), 1) for side in scores.shape]
-        (prompt,) = resized_maps(scores[None], size)
+        """Scores (h, w) of a class -> SAM's mask prompt (H, W), whose long side is 256: small values where the class is, else
+        0."""
+        (prompt,) = resized_maps(scores[None], in_frame((scores.shape[0], scores.shape[1]), PROMPT_SIDE))
         return prompt * self.sam_mask_coff * (prompt > self.coarse_thresh)

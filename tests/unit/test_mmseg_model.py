@@ -64,6 +64,9 @@ def test_classes_are_identified_by_name(demo, files, tmp_path):
     unstated = changed(files[1], tmp_path / "c.pth", lambda c: c.pop("meta"))
     with pytest.raises(ob.OvssError, match="states the classes"):
         ob.segment(segmentor(demo, files[0], unstated), image)
+    config, metainfo = tmp_path / "stated.py", {"classes": demo.classes}
+    config.write_text(f"{files[0].read_text()}\ntest_dataloader = dict(dataset=dict(metainfo={metainfo}))\n")
+    assert torch.equal(ob.segment(segmentor(demo, config, unstated), image).label_map, labels)
 
 
 def test_the_checkpoint_of_a_training_run_is_read_without_running_its_code(demo, files, tmp_path):
