@@ -296,6 +296,11 @@ def test_a_zip_of_a_later_version_is_said(folder, tmp_path):
         unpack(path, folder)
 
 
+def test_an_empty_archive_is_refused(folder, tmp_path):
+    with pytest.raises(ob.OvssError, match=r"empty\.zip holds no files\. Is it the right archive\?"):
+        unpack(write(tmp_path / "empty.zip", {}), folder, {"": "raw"})
+
+
 def test_another_archive_is_told_by_what_it_lacks(archive, folder):
     with pytest.raises(ob.OvssError, match=r"holds no top/labels. Is it the right archive\? Expected: archive"):
         unpack(archive, folder, WANTED | {"top/labels": "labels"})
@@ -370,14 +375,14 @@ def test_a_download_that_was_complete_but_not_renamed_is_taken(server, tmp_path)
 
 
 def test_another_checksum_is_refused(server, tmp_path):
-    with pytest.raises(ob.OvssError, match=rf"another MD5 than {'0' * 32}"):
+    with pytest.raises(ob.OvssError, match=rf"does not have the MD5 {'0' * 32}"):
         download(offered(server, md5="0" * 32), tmp_path, QUIET)
     assert content(tmp_path) == {}
 
 
 def test_a_part_of_another_file_ends_with_another_checksum(server, tmp_path):
     (tmp_path / "file.zip.part").write_bytes(b"older")
-    with pytest.raises(ob.OvssError, match="another MD5"):
+    with pytest.raises(ob.OvssError, match="does not have the MD5"):
         download(offered(server), tmp_path, QUIET)
     download(offered(server), tmp_path, QUIET)
     assert content(tmp_path) == {"file.zip": BODY}
@@ -389,6 +394,12 @@ def test_what_cannot_be_fetched_leaves_nothing(url, words, server, tmp_path):
     with pytest.raises(ob.OvssError, match=rf"{re.escape(address)} cannot be downloaded: .*{words}.*put the file into"):
         download(Archive("file.zip", {}, address), tmp_path, QUIET)
     assert content(tmp_path) == {}
+
+
+def test_a_part_that_cannot_be_opened_is_an_error(server, tmp_path):
+    (tmp_path / "file.zip.part").mkdir()
+    with pytest.raises(ob.OvssError, match=r"cannot be downloaded: .*Is a directory.*put the file into"):
+        download(offered(server), tmp_path, QUIET)
 
 
 def test_two_downloads_of_one_file_do_not_mix(server, tmp_path):

@@ -122,7 +122,7 @@ def test_an_archive_is_fetched_once_and_unpacked(offered, undisturbed):
 def test_a_download_with_another_checksum_does_not_count(offered):
     own, server = offered
     own.write_text(own.read_text().replace("/toy.zip", f"/toy.zip\n      md5: {'0' * 32}"))
-    with pytest.raises(ob.OvssError, match="another MD5"):
+    with pytest.raises(ob.OvssError, match="does not have the MD5"):
         prepare(own, yes=True, quiet=True)
     assert set(tree(own.parent)) == {own.name}
     assert server.asked == ["/toy.zip"]
