@@ -296,11 +296,6 @@ def test_a_zip_of_a_later_version_is_said(folder, tmp_path):
         unpack(path, folder)
 
 
-def test_an_empty_archive_is_refused(folder, tmp_path):
-    with pytest.raises(ob.OvssError, match=r"empty\.zip holds no files\. Is it the right archive\?"):
-        unpack(write(tmp_path / "empty.zip", {}), folder, {"": "raw"})
-
-
 def test_another_archive_is_told_by_what_it_lacks(archive, folder):
     with pytest.raises(ob.OvssError, match=r"holds no top/labels. Is it the right archive\? Expected: archive"):
         unpack(archive, folder, WANTED | {"top/labels": "labels"})
@@ -394,12 +389,6 @@ def test_what_cannot_be_fetched_leaves_nothing(url, words, server, tmp_path):
     with pytest.raises(ob.OvssError, match=rf"{re.escape(address)} cannot be downloaded: .*{words}.*put the file into"):
         download(Archive("file.zip", {}, address), tmp_path, QUIET)
     assert content(tmp_path) == {}
-
-
-def test_a_part_that_cannot_be_opened_is_an_error(server, tmp_path):
-    (tmp_path / "file.zip.part").mkdir()
-    with pytest.raises(ob.OvssError, match=r"cannot be downloaded: .*Is a directory.*put the file into"):
-        download(offered(server), tmp_path, QUIET)
 
 
 def test_two_downloads_of_one_file_do_not_mix(server, tmp_path):
