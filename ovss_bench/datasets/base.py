@@ -38,11 +38,11 @@ class OutOfRange(OvssError, IndexError):
 
 @DATASETS.register_module(name="mmseg")
 class SegDataset:
-    """A data set as described by configs/dataset/<name>.yaml. If that names a class of mmseg, classes, colours and label map
-    come from it.
+    """A data set described by configs/dataset/<name>.yaml. If the file names an mmseg class, that class supplies the class
+    names, colours and label map.
 
-    `classes` are the names in the order of the labels, `background` is the index of the background class or None. Labels are
-    class indices after mmseg's label map and `reduce_zero_label`; `ignore_index` marks pixels that do not count.
+    `classes` are the class names in label order; `background` is the index of the background class, or None. Labels are class
+    indices after mmseg's label map and `reduce_zero_label`; pixels with `ignore_index` do not count.
     """
 
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
@@ -54,7 +54,7 @@ class SegDataset:
         self.unseen: tuple[int, ...] = tuple(config.get("unseen", ()))
         self._users_mmseg = "mmseg" in config and name not in config_names("dataset")
         if self._users_mmseg:
-            _ = self.mmseg  # an error here if the class named in a user's file does not fit
+            _ = self.mmseg  # fails early if the class named in a user's file does not fit
 
     def locate(self, root: str | Path | None) -> Path:
         """The folder that holds images and labels."""
@@ -80,7 +80,7 @@ class SegDataset:
                 pipeline=[],
                 test_mode=True,
                 serialize_data=False,
-                lazy_init=True,  # mmseg reads lists of one form only
+                lazy_init=True,  # the ids are read here: mmseg supports only one list format
                 metainfo={key: self.config[key] for key in ("classes", "palette") if key in self.config},
             )
 
@@ -91,23 +91,23 @@ class SegDataset:
 
     @cached_property
     def palette(self) -> list[list[int]]:
-        """A colour for each class; random as in mmseg if the configuration has none."""
+        """One colour per class; random, as in mmseg, if the configuration has none."""
         if "mmseg" in self.config:
             return [list(colour) for colour in self.mmseg.metainfo["palette"]]
         return self.config.get("palette") or np.random.RandomState(42).randint(0, 255, (len(self.classes), 3)).tolist()
 
     @cached_property
     def label_map(self) -> dict[int, int] | None:
-        """Stored value -> class, if only some classes of mmseg's data set are used."""
+        """Stored value -> class, if only some classes of the mmseg data set are used."""
         return self.mmseg.label_map if "mmseg" in self.config else None
 
     @cached_property
     def listed(self) -> list[Sample]:
-        """All images in mmseg's order, including those with missing files. Raises OvssError for ids that lead outside the image
-        folder."""
+        """All images in mmseg's order, including those with missing files. Raises OvssError for ids that point outside the
+        image folder."""
         images, labels = (self.root / on_disk(self.config[kind]) for kind in ("images", "labels"))
         image_suffix, label_suffix = self.config["image_suffix"], self.config["label_suffix"]
-        # A class of mmseg in a user's file may list images by its own rules.
+        # An mmseg class named in a user's file may override how images are listed.
         if self._users_mmseg and type(self.mmseg).load_data_list is not mmseg_class("BaseSegDataset").load_data_list:
             self.mmseg.full_init()
             pairs = [(Path(info["img_path"]), Path(info["seg_map_path"])) for info in self.mmseg.data_list]
@@ -119,7 +119,8 @@ class SegDataset:
         ]
 
     def _listed_ids(self) -> Sequence[tuple[int | None, str]]:
-        """(line, id) of the list; without a list (None, id) of all images at any depth, as in mmseg's BaseSegDataset."""
+        """(line, id) of each list entry; without a list, (None, id) of all images at any depth, as in mmseg's
+        BaseSegDataset."""
         ids, images, suffix = self.config.get("ids"), self.root / on_disk(self.config["images"]), self.config["image_suffix"]
         if ids and not (self.root / ids).is_dir():
             return read_ids(self.root, self.config)
@@ -127,25 +128,25 @@ class SegDataset:
         def unreadable(error: OSError) -> None:
             raise OvssError(f"folder {error.filename} cannot be read: {error.strerror}. Change its permissions.")
 
-        found = [
+        images_below = [
             as_text((Path(folder) / name).relative_to(images).as_posix())
             for folder, _, names in os.walk(images, onerror=unreadable, followlinks=True)
             for name in names
             if name.endswith(on_disk(suffix))
         ]
-        return [(None, name.removesuffix(suffix)) for name in sorted(found) if not is_clutter(name)]
+        return [(None, name.removesuffix(suffix)) for name in sorted(images_below) if not is_clutter(name)]
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """All images in mmseg's order. Raises MissingData if there is none or a file is missing, and OvssError if one is listed
-        twice."""
+        """All images in mmseg's order. Raises MissingData if there are none or a file is missing, and OvssError if an image is
+        listed twice."""
         samples = self.listed
         if not samples:
-            raise MissingData(f"data set '{self.name}' lists no image. Expected:\n{self.tree}")
+            raise MissingData(f"data set '{self.name}' lists no images. Expected:\n{self.tree}")
         twice, absent = list(repeated(samples)), list(missing(samples))
         if twice:
             raise OvssError(
-                f"data set '{self.name}' lists {len(twice)} images more than once, and each would count as often: "
+                f"data set '{self.name}' lists {len(twice)} images more than once, so they would count several times: "
                 f"{'; '.join(twice[:5])}. List every image once."
             )
         if absent:
@@ -157,17 +158,17 @@ class SegDataset:
 
     @property
     def expected_images(self) -> int | None:
-        """The number of images of a complete copy, None if unknown. If several numbers are established, the number of listed
-        images if it is one of them, else that of the papers."""
+        """The number of images in a complete copy, None if unknown. If several numbers are in use, this is the number of listed
+        images if it is one of them, else the papers' number."""
         return expected.number(self.config, len(self.listed))
 
     @property
     def doubts(self) -> list[str]:
-        """Reasons why this may not be the split that papers report on: another number of images, ids of another split."""
+        """Reasons why this may not be the split that papers report on: a different number of images, ids of another split."""
         return expected.doubts(self.config, [sample.id for sample in self.listed])
 
     def select(self, limit: int | None = None, ids: str | Iterable[str] | None = None) -> list[Sample]:
-        """The samples of the given ids (with or without the image suffix), or `limit` evenly spaced ones, or all."""
+        """The samples with the given ids (with or without the image suffix), or `limit` evenly spaced samples, or all."""
         if ids is not None:
             known = {sample.id: sample for sample in self.samples}
             selected = []
@@ -202,11 +203,11 @@ class SegDataset:
         if isinstance(key, str):
             return self.select(ids=[key])[0]
         if not isinstance(key, int | np.integer | slice) or isinstance(key, bool):
-            raise OvssError(f"{self.name}[{key!r}]: expected a number, an image id or a slice.")
+            raise OvssError(f"{self.name}[{key!r}]: expected an index, an image id or a slice.")
         try:
             return self.samples[key]
         except IndexError as error:
-            raise OutOfRange(f"{self.name}[{key}]: there are {len(self)} images, counted from 0.") from error
+            raise OutOfRange(f"{self.name}[{key}]: there are {len(self)} images, numbered from 0.") from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}: {len(self.listed)} images, {len(self.classes)} classes, in {self.root})"
@@ -216,7 +217,7 @@ class SegDataset:
         return read_image(sample.image_path)
 
     def size(self, sample: Sample) -> tuple[int, int]:
-        """(height, width) of the image, from the header of its file where possible."""
+        """(height, width) of the image, read from the file header where possible."""
         if type(self).image is SegDataset.image:
             with (
                 suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
@@ -228,7 +229,7 @@ class SegDataset:
         return height, width
 
     def raw_label(self, sample: Sample) -> np.ndarray:
-        """(H, W) int32 as stored. Raises OvssError for a map that is unreadable or holds fractions."""
+        """(H, W) int32 as stored. Raises OvssError if the map is unreadable or contains fractions."""
         try:
             stored = np.array(Image.open(sample.label_path))
         except Exception as error:  # Pillow raises nearly anything for damaged files
@@ -239,8 +240,8 @@ class SegDataset:
         return stored.astype(np.int32)
 
     def label(self, sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H, W) class indices. `size`: (H, W) of the image, if known. Raises OvssError for a map that is unreadable, has
-        several channels or another size, or holds values of no class."""
+        """(H, W) class indices. `size` is the (H, W) of the image, if known. Raises OvssError if the map is unreadable, has
+        several channels, differs in size, or contains values that belong to no class."""
         label = self.raw_label(sample)
         if label.ndim != 2:
             raise OvssError(
@@ -249,22 +250,22 @@ class SegDataset:
             )
         if size not in (None, label.shape):
             raise OvssError(
-                f"label map {sample.label_path} is {label.shape[0]} x {label.shape[1]} pixels (height x width), its image "
-                f"{size[0]} x {size[1]}. Labels must be at the original size of the image."
+                f"label map {sample.label_path} is {label.shape[0]} x {label.shape[1]} pixels (height x width), but its image "
+                f"is {size[0]} x {size[1]}. Labels must have the original size of the image."
             )
         label = self.class_indices(label)
         wrong = label[((label < 0) | (label >= len(self.classes))) & (label != self.ignore_index)]
         if len(wrong):
             raise OvssError(
                 f"label map {sample.label_path} holds the values {np.unique(wrong)[:8].tolist()}, but {self.name} has classes "
-                f"0 to {len(self.classes) - 1} and {self.ignore_index} for ignored pixels. Is it the right data set, converted "
-                "the right way?"
+                f"0 to {len(self.classes) - 1} and {self.ignore_index} for ignored pixels. Is it the right data set, and was "
+                "it converted correctly?"
             )
         return label
 
     def scored(self, label: np.ndarray, size: tuple[int, int], resize: str, min_foreground: int) -> np.ndarray | None:
-        """The label resized by a recipe's rule to the `size` (H, W) of a result. None if the image does not count: fewer than
-        `min_foreground` pixels of the label (CLIP-DIY on COCO) or of its centre crop (CLIPtrase) are foreground."""
+        """The label, resized by a recipe's rule to the `size` (H, W) of a result. None if the image does not count because
+        fewer than `min_foreground` pixels of the label (CLIP-DIY on COCO) or of its centre crop (CLIPtrase) are foreground."""
         scored = resize_target(label, resize, size)
         if min_foreground:
             seen = scored if resize == "center_crop" else label
@@ -273,7 +274,7 @@ class SegDataset:
         return scored
 
     def class_indices(self, label: np.ndarray) -> np.ndarray:
-        """Stored values -> class indices by mmseg's rules, but not in its 8 bits, in which larger values would wrap around."""
+        """Stored values -> class indices by mmseg's rules, but not in 8 bits as in mmseg, where larger values wrap around."""
         if self.config.get("reduce_zero_label"):
             label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
         if self.label_map:
@@ -284,8 +285,8 @@ class SegDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of name, classes, rules, ids, sizes of the image files and bytes of the label files. Recompressed images
-        (`prepare ... images=mess`) differ from the official files in size, and so in fingerprint."""
+        """SHA-256 of the name, classes, rules, ids, image file sizes and label file contents. Recompressed images
+        (`prepare ... images=mess`) differ from the official files in size, and therefore in fingerprint."""
         rules = self.facts, bool(self.config.get("reduce_zero_label")), sorted((self.label_map or {}).items())
         parts: list[str | bytes] = [self.name, *self.classes, repr(rules)]
         for sample in self.samples:
@@ -299,17 +300,17 @@ class SegDataset:
 
     @property
     def facts(self) -> DatasetFacts:
-        """What the metrics need to know."""
+        """What the metrics need to know about the data set."""
         return facts(self.config)
 
     @cached_property
     def images_digest(self) -> str:
-        """Equal for data sets with the same images (voc21 and voc20), which can be evaluated in one pass."""
+        """Equal for data sets with the same images (such as voc21 and voc20), which can be evaluated in one pass."""
         return digest(*(as_text(str(sample.image_path)) for sample in self.samples))
 
     def vocabulary(self, names: str | None = DEFAULT, templates: str = DEFAULT) -> Vocabulary:
-        """The data set's classes, named by a variant (configs/names/<data set>), a names file, or as in the data set for None.
-        The defaults are those of configs/recipe.yaml for this data set."""
+        """The data set's classes, with the names of a variant (configs/names/<data set>) or a names file, or, for None, the
+        data set's names. The defaults are those of configs/recipe.yaml for this data set."""
         common = load_config(".", "recipe")
         values = common["recipe"] | common["per_dataset"].get(self.name, {})
         names = values["names"] if names == DEFAULT else names
@@ -324,8 +325,8 @@ class SegDataset:
 
 
 def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset:
-    """A data set by its name in configs/dataset, or by a user's YAML file, whose data may be beside the file or in the data
-    root `root` (see `layout.data_root`)."""
+    """Loads a data set by its name in configs/dataset, or from a user's YAML file, whose data may be next to the file or in the
+    data root `root` (see `layout.data_root`)."""
     name, config, folder = dataset_config(name)
     loader = DATASETS.get(config.get("loader", "mmseg"))
     if folder is None:
@@ -338,8 +339,8 @@ def load_dataset(name: str | Path, root: str | Path | None = None) -> SegDataset
                     return loader(name, config, place)
                 except MissingData as error:
                     errors.append(error)
-        raise errors[1 if root or environment("OVSS_DATA") else 0]  # that of the data root only if the user chose it
+        raise errors[1 if root or environment("OVSS_DATA") else 0]  # about the data root only if the user chose one
     except OvssError:
         raise
-    except Exception as error:  # mmseg raises many kinds of errors for bad values
+    except Exception as error:  # mmseg raises many kinds of exceptions for invalid values
         raise OvssError(f"data set file {folder / name}.yaml cannot be used: {type(error).__name__}: {error}") from error

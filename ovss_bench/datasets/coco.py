@@ -1,4 +1,4 @@
-"""COCO 2014, whose images and labels have different names."""
+"""COCO 2014, where an image and its label have different names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .base import Sample, SegDataset
 
 @DATASETS.register_module(name="coco_2014")
 class Coco2014(SegDataset):
-    """Image COCO_val2014_<12 digits>.jpg, label <12 digits>.png. The list of ids may have either form, or plain numbers."""
+    """Image COCO_val2014_<12 digits>.jpg, label <12 digits>.png. The id list may use either form, or plain numbers."""
 
     @cached_property
     def listed(self) -> list[Sample]:
-        """In the order of the list."""
+        """All images in the order of the list."""
         samples = []
         for line, name in self._listed_ids():
             number = name.rpartition("/")[2].rpartition("_")[2].zfill(12)

@@ -36,7 +36,7 @@ TEXTS: dict[str, Any] = {
     "folders": Texts,
     "classes": Classes,
 }
-KEYS: dict[str, Any] = {  # of a data set's configuration; null removes what `extends` brings
+KEYS: dict[str, Any] = {  # of a data set's configuration; null removes a key inherited through `extends`
     **TEXTS,
     **dict.fromkeys(("background", "ignore_index", "object"), Label),
     **dict.fromkeys(("unseen", "interest"), Labels),
@@ -49,7 +49,7 @@ CHECK: dict[str, Any] = {"ids": Pattern, "id_range": Span, "splits": Splits, "ig
 
 
 def names_path(dataset: str, names: str) -> Path:
-    """The names file of a variant, or the given path."""
+    """The names file of a variant, or the path itself."""
     folder = CONFIGS / "names" / dataset
     for path in (folder / f"{names}.txt", user_path(names)):
         if path.is_file():
@@ -63,26 +63,26 @@ def alternatives(value: str | list[str]) -> list[str]:
 
 
 def pattern_of(config: dict[str, Any], kind: str) -> str:
-    """The files of a `kind` (image, label) for messages: folder/<id>suffix, alternatives separated by |."""
+    """The path pattern of a `kind` (image, label) for messages: folder/<id>suffix, with | between alternatives."""
     folder, suffix = ("|".join(alternatives(config[key])) for key in (f"{kind}s", f"{kind}_suffix"))
     return f"{folder}/<id>{suffix}"
 
 
 def facts_of(name: str) -> DatasetFacts:
-    """What the metrics must know about a data set of configs/dataset, without reading its files; nothing for other names."""
+    """What the metrics need to know about a data set of configs/dataset, without reading its files; defaults otherwise."""
     return facts(dataset_config(name)[1]) if name in config_names("dataset") else DatasetFacts()
 
 
 def facts(config: dict[str, Any]) -> DatasetFacts:
-    """What the metrics must know about a data set with this configuration."""
+    """What the metrics need to know about a data set with this configuration."""
     unseen, interest = (tuple(config.get(key, ())) for key in ("unseen", "interest"))
     return DatasetFacts(config.get("background"), unseen, config.get("object"), interest, config.get("ignore_index", 255))
 
 
 def dataset_config(name: str | Path) -> tuple[str, dict[str, Any], Path | None]:
-    """Name and configuration of a data set (merged with what it `extends`), and the folder of a user's YAML file."""
+    """The name of a data set, its configuration (merged with the one it `extends`), and the folder of a user's YAML file."""
     if not isinstance(name, str | Path):
-        raise OvssError(f"data set {name!r}: expected a name, or the path of a YAML file, not {type(name).__name__}.")
+        raise OvssError(f"data set {name!r}: expected a name or the path of a YAML file, not {type(name).__name__}.")
     path, known = user_path(name), config_names("dataset")
     if path.suffix not in (".yaml", ".yml"):
         if name not in known:
@@ -100,8 +100,8 @@ def _extended(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    """The configuration in a user's file: `images`, `labels`, `image_suffix`, `label_suffix`, and `classes` (a list of names or
-    of lists of synonyms) or `names` (a names file); further keys as in configs/dataset."""
+    """The configuration in a user's file. Required are `images`, `labels`, `image_suffix`, `label_suffix`, and `classes` (a
+    list of names, or of lists of synonyms) or `names` (a names file). Other keys are as in configs/dataset."""
     config = read_yaml(path, "data set file")
     if not isinstance(config, dict):
         raise OvssError(f"data set file {path} is not a mapping. Expected {', '.join(REQUIRED)}, and names or classes.")
@@ -113,7 +113,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     config = {key: value for key, value in _extended(config).items() if value is not None}
     missing = [key for key in REQUIRED if key not in config]
     if "mmseg" not in config and not {"names", "classes"} & set(config):
-        missing.append("names (a file with a line per class) or classes (a list)")
+        missing.append("names (a file with one line per class) or classes (a list)")
     if missing:
         raise OvssError(f"data set file {path} lacks {', '.join(missing)}.")
     entries = read_names(path.parent / config["names"])[0] if "names" in config else config.get("classes")
@@ -130,20 +130,20 @@ def _validate(values: dict[str, Any], hints: dict[str, Any], origin: str) -> Non
 
 
 def _as_written(value: Any, text: Any) -> Any:
-    """The text as written where YAML reads a number, a boolean or null: `no`, `1e3`, `2007_000033`, `null` are names."""
+    """The original text where YAML parses a number, boolean or null: `no`, `1e3`, `2007_000033` and `null` are names."""
     if isinstance(value, list) and isinstance(text, list):
         return [_as_written(*pair) for pair in zip(value, text, strict=True)]
     return text if isinstance(text, str) and text and not isinstance(value, list | dict) else value
 
 
 def _check_classes(config: dict[str, Any], path: Path) -> None:
-    """Class numbers must be below the number of classes, where the file lists them."""
+    """Checks class numbers, `ignore_index` and the palette against the number of classes, if the file lists classes."""
     count = len(config.get("classes", ()))
     for key in ("background", "object", "unseen", "interest") if count else ():
         value = config.get(key, [])
         wrong = [number for number in (value if isinstance(value, list) else [value]) if number >= count]
         if wrong:
-            raise OvssError(f"data set file {path}: {key}={value}, but the classes are 0 to {count - 1}.")
+            raise OvssError(f"data set file {path}: {key}={value}, but the classes are numbered 0 to {count - 1}.")
     if config.get("ignore_index", 255) < count:
         raise OvssError(f"data set file {path}: ignore_index={config.get('ignore_index', 255)} is the number of a class.")
     if count and len(config.get("palette", config["classes"])) != count:

@@ -1,6 +1,6 @@
-"""What configs/dataset knows about a split: its number of images (`expected_images`) and its ids (`check`).
+"""What configs/dataset records about a split: its number of images (`expected_images`) and its ids (`check`).
 
-Several numbers may be established, where the lists in use differ; the first is that of the papers.
+If the id lists in use differ, there are several numbers; the first is the papers' number.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Any
 
 
 def counts(config: Mapping[str, Any]) -> list[int]:
-    """The established numbers of images, the papers' number first; empty if none is known."""
+    """The numbers of images in use, the papers' number first; empty if none is known."""
     expected = config.get("expected_images")
     return [] if expected is None else [expected] if isinstance(expected, int) else list(expected)
 
 
 def number(config: Mapping[str, Any], found: int) -> int | None:
-    """The number of images of the split: `found` if that is established, else the papers' number, None if unknown."""
+    """The number of images in the split: `found` if that number is in use, else the papers' number; None if unknown."""
     known = counts(config)
     return found if found in known else next(iter(known), None)
 
 
 def count_in_words(config: Mapping[str, Any], unknown: str) -> str:
-    """The numbers, or `unknown`."""
+    """The numbers joined by "or", or the text `unknown`."""
     return " or ".join(map(str, counts(config))) or unknown
 
 
 def wrong_count(config: Mapping[str, Any], found: int, splits: dict[str, int] | None = None) -> str | None:
-    """What is wrong with this number of images, or None. `splits`: number of images of other splits, by name."""
+    """What is wrong with this number of images, or None. `splits`: name -> number of images of other splits."""
     if found and (not counts(config) or found in counts(config)):
         return None
     others = ((config.get("check") or {}).get("splits") or {}) | (splits or {})
@@ -38,13 +38,13 @@ def wrong_count(config: Mapping[str, Any], found: int, splits: dict[str, int] | 
 
 
 def pattern(config: Mapping[str, Any]) -> str:
-    """The known pattern of the ids in words; empty if unknown."""
+    """The known pattern and range of the ids, for messages; empty if unknown."""
     facts = config.get("check") or {}
     return ", ".join(filter(None, [facts.get("ids"), " to ".join(map(str, facts.get("id_range") or ()))]))
 
 
 def foreign_ids(config: Mapping[str, Any], ids: Iterable[str]) -> list[str]:
-    """The ids that cannot be of this split: they do not match the pattern `ids`, or are outside `id_range`."""
+    """The ids that cannot belong to this split: they do not match the pattern `ids`, or are outside `id_range`."""
     facts = config.get("check") or {}
     like, span = facts.get("ids"), facts.get("id_range")
 

@@ -1,4 +1,4 @@
-"""The location of a data set's files: the data root and the folders below it, possibly with alternative names."""
+"""Where a data set's files are: the data root and the folders below it, which may have alternative names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import OvssError
 from ..files import DATASET_FACTS, PACKAGE, config_names, environment, on_disk, user_path
 from .config import alternatives, pattern_of
 
-# Name, perhaps with a suffix, of a file in folders of images or labels that are being written.
+# Prefix of the marker file in folders of images or labels that are still being written.
 UNFINISHED = ".unfinished"
 
 
@@ -28,14 +28,14 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def root_hint(root: str | Path | None) -> str:
-    """For errors: how to choose another data root; empty if one was chosen."""
-    given = root or environment("OVSS_DATA")
-    return "" if given else " (the default; choose another with data_root=DIR or the environment variable OVSS_DATA)"
+    """For error messages: how to choose another data root; empty if one was chosen."""
+    chosen = root or environment("OVSS_DATA")
+    return "" if chosen else " (the default; choose another with data_root=DIR or the environment variable OVSS_DATA)"
 
 
 def find_folder(name: str, config: dict[str, Any], root: str | Path | None) -> Path:
-    """The data set's folder: the first of `folders` below the data root that holds images, labels and list. Raises MissingData
-    if there is none, or a preparation has not finished."""
+    """The data set's folder: the first of `folders` below the data root with the images, labels and id list. Raises MissingData
+    if there is none, or if a preparation has not finished."""
     base = data_root(root)
     required = [config["images"], config["labels"], *filter(None, [config.get("ids")])]
     for folder in config["folders"]:
@@ -54,7 +54,7 @@ def _refuse_unfinished(name: str, config: dict[str, Any], folder: Path) -> None:
 
 @contextmanager
 def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[None]:
-    """Marks folders as being written until the block ends without an error; `command` resumes it."""
+    """Marks folders as unfinished until the block ends without an error. The markers name `command`, which resumes the work."""
     folders = {folder for folder in folders if folder.suffix not in (".txt", ".json")}  # lists are written atomically
     try:
         for folder in folders:
@@ -69,44 +69,44 @@ def unfinished(folders: Iterable[Path], stage: str, command: str) -> Iterator[No
 
 
 def prepared_folder(config: dict[str, Any], root: Path) -> Path:
-    """The folder to prepare: the first of `folders` that holds any part of the data set, else the first."""
+    """The folder to prepare: the first of `folders` that contains any part of the data set, else the first."""
     paths = written_paths(config)
     existing = (folder for folder in config["folders"] if any((root / folder / path).exists() for path in paths))
     return root / next(existing, config["folders"][0])
 
 
 def written_paths(config: dict[str, Any]) -> list[str]:
-    """The folders of images, labels and raw files, with all alternatives."""
+    """The folders of images, labels and raw files, including all alternatives."""
     raw = config.get("prepare", {}).get("raw", ())
     return [path for names in (config["images"], config["labels"], *raw) for path in alternatives(names)]
 
 
 def tree(name: str, config: dict[str, Any], root: str | Path) -> str:
-    """The expected files, for messages."""
+    """The expected layout of the files, for messages."""
     first, *others = config["folders"]
     lines = [f"  {Path(root) / first}/" + (f"    (or {', '.join(others)})" if others else "")]
     lines += [f"    {pattern_of(config, kind)}" for kind in ("image", "label")]
     if config.get("ids"):
         lines.append(f"    {config['ids']}    (one <id> per line)")
     if name in config_names("dataset"):
-        lines.append(f"  Where to get it and how it is converted: python tools/datasets.py list {name}")
+        lines.append(f"  Where to get it and how to convert it: python tools/datasets.py list {name}")
     return "\n".join(lines)
 
 
 def first_existing(names: str | list[str], folder: Path) -> str:
-    """The first name that exists in a folder; if none does, the first."""
+    """The first name that exists in a folder, or the first name if none exists."""
     return next((name for name in alternatives(names) if (folder / name).exists()), alternatives(names)[0])
 
 
 def first_suffix(suffixes: str | list[str], folder: Path) -> str:
-    """The first suffix that a file at any depth of a folder has; if none has, the first."""
+    """The first suffix that occurs at any depth of a folder, or the first suffix if none occurs."""
     first, *others = alternatives(suffixes)
     names = [name for _, _, names in os.walk(folder, followlinks=True) for name in names if name[0] != "."] if others else []
     return next((suffix for suffix in (first, *others) if any(name.endswith(suffix) for name in names)), first)
 
 
 def resolved(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The configuration with the folders and suffixes of images and labels that exist in `root` instead of alternatives."""
+    """The configuration with alternative folders and suffixes of images and labels replaced by those that exist in `root`."""
     folders = {key: first_existing(config[key], root) for key in ("images", "labels")}
     suffixes = {f"{key[:-1]}_suffix": first_suffix(config[f"{key[:-1]}_suffix"], root / path) for key, path in folders.items()}
     return config | folders | suffixes

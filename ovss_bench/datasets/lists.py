@@ -1,4 +1,4 @@
-"""Lists of image ids in the common formats, and samples that are repeated or missing."""
+"""Image id lists in the common formats, and repeated or missing samples."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from ..files import NO_NAME, inside, on_disk, read_lines
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set; `id` is its path below the image folder without the suffix."""
+    """One image of a data set; `id` is its path below the image folder, without the suffix."""
 
     id: str
     image_path: Path
     label_path: Path
-    line: int | None = field(default=None, compare=False)  # in the list of ids
+    line: int | None = field(default=None, compare=False)  # in the id list
 
     def __str__(self) -> str:
         return self.id
 
 
 def foreign_names(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """Image id -> the stems under which other programs may store a file for the image, the most likely first: its id or its
-    file's stem, each with its folders, without them, or with _ for each /. Stems shared by several images are left out."""
+    """Image id -> the stems that other programs may use for a file about the image, most likely first: the id or the image
+    file's stem, with folders, without folders, or with _ for each /. Stems shared by several images are omitted."""
 
     def names(sample: Sample) -> list[str]:
         paths = [sample.id, (Path(sample.id).parent / sample.image_path.stem).as_posix()]
         return list(dict.fromkeys(name for path in paths for name in (path, Path(path).name, path.replace("/", "_"))))
 
-    found = {sample.id: names(sample) for sample in samples}
-    owners = Counter(name for each in found.values() for name in each)
-    return {image: [name for name in each if owners[name] == 1] for image, each in found.items()}
+    stems = {sample.id: names(sample) for sample in samples}
+    owners = Counter(name for each in stems.values() for name in each)
+    return {image: [name for name in each if owners[name] == 1] for image, each in stems.items()}
 
 
 def read_ids(root: Path, config: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """(line, id) of a data set's list. A line is the id, possibly with the suffix of images or labels; or two columns, the
-    paths of image and label below the data set's folder, as in lists of mmseg and DeepLab (`/JPEGImages/a.jpg
-    /SegmentationClass/a.png`). Comments after `#` and empty lines are skipped.
+    """(line, id) of each entry of a data set's list. An entry is an id, with or without the suffix of images or labels, or two
+    columns with the paths of the image and its label below the data set's folder, as in lists of mmseg and DeepLab
+    (`/JPEGImages/a.jpg /SegmentationClass/a.png`). Comments after `#` and empty lines are skipped.
 
-    A line that as a whole names an existing image is its id, even with spaces. Raises OvssError, with the line, for a name that
-    leads outside the image folder, and for the label of another image.
+    A line that as a whole names an existing image is an id, even if it contains spaces. Raises OvssError, with the line number,
+    for a name that points outside the image folder and for the label of another image.
     """
     path, read, result = root / config["ids"], _reader(root, config), []
     for number, line in read_lines(path, "list", "UTF-8 text, an id per line"):
@@ -66,7 +66,7 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
         return os.path.isfile(root / folders["image"] / on_disk(name + suffixes["image"]))
 
     def column(name: str, kind: str) -> str:
-        """The id in a path below the data set's folder, or below that of its images or labels."""
+        """The id in a path below the data set's folder, or below its folder of images or labels."""
         pure = PurePosixPath(name.lstrip("/"))
         if pure.is_relative_to(folders[kind]):
             pure = pure.relative_to(folders[kind])
@@ -77,7 +77,7 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
         return inside(str(pure)).removesuffix(suffixes[kind])
 
     def forms(name: str) -> Iterator[str]:
-        """The possible ids that a name stands for; the first with an existing image is used."""
+        """The ids that a name may stand for; the first one with an existing image is used."""
         yield name
         pure = PurePosixPath(name)
         short = str(pure.relative_to(folders["image"])) if pure.is_relative_to(folders["image"]) else name
@@ -103,7 +103,7 @@ def _reader(root: Path, config: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def repeated(samples: Sequence[Sample]) -> Iterator[str]:
-    """Samples listed twice: by the same id, or by two ids of the same files (links, case-insensitive file systems)."""
+    """Samples listed twice: by the same id, or by two ids for the same files (links, case-insensitive file systems)."""
     seen: dict[Any, Sample] = {}
     for sample in samples:
         keys = [key for key in (sample.id, _files(sample)) if key]
@@ -119,7 +119,7 @@ def _where(sample: Sample) -> str:
 
 
 def _files(sample: Sample) -> tuple[int, ...] | None:
-    """Device and inode numbers of image and label, equal for two names of the same files."""
+    """The device and inode numbers of image and label, which are equal for two names of the same files."""
     try:
         stats = [path.stat() for path in (sample.image_path, sample.label_path)]
     except OSError:
@@ -128,8 +128,8 @@ def _files(sample: Sample) -> tuple[int, ...] | None:
 
 
 def missing(samples: Sequence[Sample]) -> Iterator[str]:
-    """The missing files, with their line in the list."""
+    """The paths of missing files, with the line of the list."""
     for sample in samples:
         for path in (sample.image_path, sample.label_path):
-            if not os.path.isfile(path):  # Path.is_file raises for impossible names
+            if not os.path.isfile(path):  # Path.is_file raises for invalid names
                 yield f"{path}" + (f" (line {sample.line} of the list)" if sample.line else "")

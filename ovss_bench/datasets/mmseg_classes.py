@@ -1,4 +1,4 @@
-"""The only module that imports mmseg, which takes a second and imports torch."""
+"""The only module that imports mmseg, because that takes a second and imports torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ..errors import unknown
 
 
 def mmseg_class(name: str) -> type:
-    """A data set class of mmseg."""
-    with redirect_stdout(StringIO()):  # it prints that the optional "OneDL" is missing
+    """A data set class of mmseg. Raises OvssError for an unknown name."""
+    with redirect_stdout(StringIO()):  # mmseg prints that the optional "OneDL" is missing
         import mmseg.datasets  # noqa: F401  (registers the classes)
         from mmseg.registry import DATASETS as MMSEG
     if name not in MMSEG.module_dict:

@@ -1,4 +1,4 @@
-"""Suites: data sets that papers report together, with their averages."""
+"""Suites: data sets that papers report together, and the averages over them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Suite:
 
 
 def load_suite(name: str) -> Suite:
-    """By its name with or without `suite/`. Raises OvssError for an unknown one."""
+    """Loads a suite by its name, with or without `suite/`. Raises OvssError for an unknown name."""
     name = name.removeprefix(PREFIX)
     if name not in config_names("dataset/suite"):
         raise unknown("suite", name, config_names("dataset/suite"))
@@ -43,7 +43,8 @@ def load_suite(name: str) -> Suite:
 
 
 def mean_of(averages: Sequence[Average], figures: Mapping[tuple[str, str], float]) -> dict[str, tuple[float | None, list[str]]]:
-    """Name -> an average of `figures` (data set, metric) -> percent, None if any is missing, and the members without one."""
+    """Average name -> (value, members without a figure), from `figures`: (data set, metric) -> percent. The value is None if a
+    figure is missing."""
     result: dict[str, tuple[float | None, list[str]]] = {}
     for average in averages:
         values, missing = [], []
@@ -56,9 +57,9 @@ def mean_of(averages: Sequence[Average], figures: Mapping[tuple[str, str], float
 
 
 def expand(names: Sequence[str]) -> tuple[list[str], list[Suite]]:
-    """The data sets among the names and in their suites, without repetition, and the suites."""
+    """The data sets named directly or through suites, without repetition, and the suites."""
     suites = [load_suite(name) for name in names if name.startswith(PREFIX)]
     members = [member for name in names for member in (load_suite(name).datasets if name.startswith(PREFIX) else [name])]
     if len(set(names)) < len(names):
-        raise OvssError(f"dataset={list(names)}: expected different names.")
+        raise OvssError(f"dataset={list(names)} repeats a name. Name each data set once.")
     return list(dict.fromkeys(members)), suites

@@ -1,19 +1,20 @@
-"""Confidence intervals of a metric, and of the difference of two runs on the same images, over the sampling of images.
+"""Confidence intervals for a metric, and for the difference between two runs on the same images, over the sampling of images.
 
-mIoU: the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), i.e.
-quantiles of (mIoU* - mIoU) / error* over replicates, scaled by the standard error. mIoU is a mean of ratios of sums: biased if
-classes are rare, and biased again in each replicate, so percentile and BCa intervals undercover. In simulations with 50 to 500
-images and 5 to 36 classes, some of them rare, 95 % intervals of these kinds covered the true value in 41 to 95 % and 66 to 92 %
-of the cases, those computed here in 94 to 99 %. The standard error is the jackknife's, which is sensitive to the few images of
-a rare class; that of a replicate is the infinitesimal jackknife's, a matrix product.
+mIoU uses the studentised bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5):
+quantiles of (mIoU* - mIoU) / error* over replicates, scaled by the standard error. mIoU is a mean of ratios of sums. It is
+biased if classes are rare, and biased again in each replicate, so percentile and BCa intervals undercover. In simulations with
+50 to 500 images and 5 to 36 classes, some of them rare, 95 % percentile intervals covered the true value in 41 to 95 % of the
+cases, BCa intervals in 66 to 92 %, and those computed here in 94 to 99 %. The standard error is that of the jackknife, which is
+sensitive to the few images of a rare class; the error of a replicate is that of the infinitesimal jackknife, a matrix product.
 
-If a figure depends on a few images, such as the difference of two runs that differ in two images of a hundred, its replicates
-say little about other images. So no bound is closer than Student's quantile, with the effective number of images (one over the
-sum of squares of their shares in the variance) as degrees of freedom. The number of differing images is random, too: if the
-others are equal, the variance is that of one more differing image. In simulations with 1 to 20 differing images of 100 and
-errors of all sizes, this raises the coverage from 71 to 97 % to 94 to 100 %; no interval excludes 0 with fewer than seven.
+If a figure depends on a few images, such as the difference between two runs that differ in two of a hundred images, its
+replicates say little about other images. So no bound is closer than Student's quantile, with the effective number of images
+(one over the sum of squares of their shares in the variance) as degrees of freedom. The number of differing images is random,
+too: if the other images are equal, the variance is that of one more differing image. In simulations with 1 to 20 differing
+images of 100 and errors of all sizes, this raises the coverage from 71 to 97 % to 94 to 100 %. No interval excludes 0 if fewer
+than seven images differ.
 
-Other rules, which are functions of the total matrix: the jackknife with Student's quantiles.
+Other rules, which are functions of the total matrix, use the jackknife with Student's quantiles.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from .metrics import RULES, DatasetFacts
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-CHUNK = 64  # replicates, or images, with dense counts in memory at a time
-# Lower limit of a replicate's error, relative to that of the images: if two runs differ in a few images only, some replicates
-# contain none of them, and their error is 0. So no bound is more than three times as far from the figure as the furthest
-# replicate.
+CHUNK = 64  # replicates or images whose dense counts are in memory at a time
+# Lower limit of a replicate's error, relative to the error of the images: if two runs differ in only a few images, some
+# replicates contain none of them and have an error of 0. So no bound is more than three times as far from the figure as the
+# furthest replicate.
 LEAST_ERROR = 1 / 3
 SHOWN = 5  # image ids in an error message
 
@@ -44,7 +45,7 @@ Figure = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure of all images and the bounds of its 95 % interval, NaN for fewer than two images."""
+    """A figure for all images and the bounds of its 95 % interval, which are NaN for fewer than two images."""
 
     value: float
     low: float
@@ -54,48 +55,48 @@ class Interval:
 def interval(
     images: Iterable[np.ndarray], classes: int, rule: str = "mIoU", facts: DatasetFacts | None = None, *, replicates: int = 1000
 ) -> Interval:
-    """The interval of a rule in `metrics.RULES`, as a fraction, from the confusion records of all images."""
+    """The interval of a rule in `metrics.RULES`, as fractions, from the confusion records of all images."""
     images = list(images)
     if rule == "mIoU":
-        found = _studentised(class_counts(images, classes), mean_iou_and_gradient, 0, replicates)
+        bounds = _studentised(class_counts(images, classes), mean_iou_and_gradient, 0, replicates)
     else:
-        found = _jackknife(*_left_out(images, classes, rule, facts))
-    return _clipped(found, 0)
+        bounds = _jackknife(*_left_out(images, classes, rule, facts))
+    return _clipped(bounds, 0)
 
 
 def paired_interval(
     a: Records, b: Records, classes: int, rule: str = "mIoU", facts: DatasetFacts | None = None, *, replicates=1000, seed=0
 ) -> Interval:
-    """The interval of the figure of `b` minus that of `a`, over the same images. Raises OvssError for an image in one only."""
+    """The interval of the figure of `b` minus that of `a`, over the same images. Raises OvssError if one lacks an image."""
     runs = paired(a, b)
     equal = float(np.mean([np.array_equal(*both) for both in zip(*runs, strict=True)])) if a else 0
     if rule == "mIoU":
         counts = csr_array(hstack([class_counts(images, classes) for images in runs]))
-        found = _studentised(counts, _difference, equal, replicates, seed)
+        bounds = _studentised(counts, _difference, equal, replicates, seed)
     else:
         (value_a, without_a), (value_b, without_b) = (_left_out(images, classes, rule, facts) for images in runs)
-        found = _jackknife(value_b - value_a, without_b - without_a, equal)
-    return _clipped(found, -1)
+        bounds = _jackknife(value_b - value_a, without_b - without_a, equal)
+    return _clipped(bounds, -1)
 
 
-def _clipped(found: Interval, least: float) -> Interval:
-    return Interval(found.value, *np.clip((found.low, found.high), least, 1).tolist())
+def _clipped(bounds: Interval, least: float) -> Interval:
+    return Interval(bounds.value, *np.clip((bounds.low, bounds.high), least, 1).tolist())
 
 
 def paired(a: Records, b: Records) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The values of both, ordered by id. Raises OvssError if an id is in one of them only."""
+    """The records of both runs, ordered by id. Raises OvssError if an id is in only one of them."""
     for which, ids in (("first", b.keys() - a.keys()), ("second", a.keys() - b.keys())):
         if ids:
             names = ", ".join(sorted(ids)[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
             raise OvssError(
-                f"{len(ids)} of {len(a.keys() | b.keys())} images are not in the {which} run: {names}. Runs can be compared "
-                "on the same images only: evaluate both on all of them, or with the same limit= or ids=."
+                f"{len(ids)} of {len(a.keys() | b.keys())} images are not in the {which} run: {names}. Runs can only be "
+                "compared on the same images: evaluate both on all images, or with the same limit= or ids=."
             )
     return [a[name] for name in sorted(a)], [b[name] for name in sorted(a)]
 
 
 def class_counts(images: Sequence[np.ndarray], classes: int) -> csr_array:
-    """(images, 2 C) float64: the pixels of the C intersections, then of the C unions, from which mIoU is computed."""
+    """(images, 2 C) float64: the pixels in the C intersections, then in the C unions, from which mIoU is computed."""
     shape = len(images), 2 * classes
     if not images:
         return csr_array(shape)
@@ -150,13 +151,13 @@ def _studentised(counts: csr_array, figure: Figure, equal: float, replicates: in
 
 
 def _spread(counts: csr_array, slopes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(n,) standard errors by the infinitesimal jackknife, for gradients (n, columns) and weights (n, images): the influence of
-    an image is linear in its counts, and influences sum to zero."""
+    """(n,) standard errors by the infinitesimal jackknife, for gradients (n, columns) and weights (n, images). The influence of
+    an image is linear in its counts, and the influences sum to zero."""
     return np.sqrt((weights * (counts @ slopes.T).T ** 2).sum(1))
 
 
 def _jackknife(value: float, without: np.ndarray, equal: float = 0) -> Interval:
-    """From a figure of all images and its values (images,) without each of them."""
+    """The interval from a figure for all images and its values (images,) without each of them."""
     if len(without) < 2 or np.isnan(value):
         return Interval(value, np.nan, np.nan)
     reach = _student(without, equal) * _error(without)
@@ -164,13 +165,13 @@ def _jackknife(value: float, without: np.ndarray, equal: float = 0) -> Interval:
 
 
 def _error(without: np.ndarray) -> float:
-    """The jackknife's standard error."""
+    """The jackknife's standard error, from the values (images,) without each image."""
     without = without[~np.isnan(without)]
     return float(np.sqrt((len(without) - 1) * without.var())) if len(without) else np.nan
 
 
 def _student(without: np.ndarray, equal: float) -> float:
-    """Student's quantile for the effective number of images; `equal`: the share of images that are the same in two runs."""
+    """Student's quantile for the effective number of images; `equal` is the share of images that are the same in both runs."""
     squares = (without - np.nanmean(without)) ** 2
     count = np.nansum(squares) ** 2 / max(np.nansum(squares**2), np.finfo(float).tiny)
     return float(stdtrit(count * (1 - 1 / len(without)), TAILS[1]) * np.sqrt(1 + equal / count)) if count else 0.0
@@ -182,7 +183,7 @@ def _left_out(images: Sequence[np.ndarray], classes: int, rule: str, facts: Data
     value = float(formula(matrix, facts))
     without = np.empty(len(images))
     for i, records in enumerate(images):
-        cells = records["truth"], records["prediction"]  # no cell twice
+        cells = records["truth"], records["prediction"]  # no cell occurs twice, so += is safe
         matrix[cells] -= records["pixels"]
         without[i] = formula(matrix, facts)
         matrix[cells] += records["pixels"]

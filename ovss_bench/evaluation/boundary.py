@@ -1,5 +1,5 @@
 """Boundary IoU (Cheng et al., CVPR 2021, arXiv 2103.16562) as LPOSS and CorrCLIP v2 compute it: IoU of the inner edges of each
-class. Its counts are taken from the label maps, not from confusion records."""
+class. It is computed from label maps, not from confusion records."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ RATIO = 0.02  # width of the edges relative to the image's diagonal
 def boundary_counts(target: np.ndarray, prediction: np.ndarray, classes: int, ignore_index: int = 255) -> np.ndarray:
     """Sorted records (class, intersection, union) of one image, in pixels, for the classes that occur or are predicted.
 
-    `target` and `prediction` (H, W) integers. Ignored pixels belong to no class in either map, so the borders of ignored
-    regions are edges in both. A prediction of `classes` means "no class".
+    `target` and `prediction` are (H, W) integers. Ignored pixels belong to no class in either map, so the borders of ignored
+    regions are edges in both maps. A prediction of `classes` means "no class".
     """
     import cv2
 
@@ -36,7 +36,7 @@ def boundary_counts(target: np.ndarray, prediction: np.ndarray, classes: int, ig
 
 
 def edge(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask (H, W) uint8 that `width` erosions by 3 x 3 pixels remove; the outside counts as empty."""
+    """The pixels of a mask (H, W) uint8 that `width` erosions with a 3 x 3 kernel remove; the outside counts as empty."""
     import cv2
 
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)

@@ -1,7 +1,7 @@
 """Metrics from a confusion matrix, as fractions in float64; only views round them and convert to percent.
 
-Each metric that a paper or its evaluation code reports is a named rule in `RULES`. Rules read the (C+1, C+1) matrix of
-`confusion.total`; they leave out its last row, the ignored pixels, unless the docstring says otherwise."""
+Each metric that a paper or its evaluation code reports is a named rule in `RULES`. Rules take the (C+1, C+1) matrix of
+`confusion.total`. They exclude its last row, the ignored pixels, unless the docstring says otherwise."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What rules need to know about a data set beside the counts; classes are given by label."""
+    """What rules need to know about a data set besides the counts; classes are given by label."""
 
     background: int | None = None
     unseen: tuple[int, ...] = ()  # classes not named in training
-    object_class: int | None = None  # in data sets of one object class and the rest
+    object_class: int | None = None  # in data sets with one object class and the rest
     interest: tuple[int, ...] = ()  # MESS's classes of interest
     ignore_index: int = 255
 
 
 Formula = Callable[[np.ndarray, DatasetFacts], float]
 
-# Conditions for a rule to apply, as tests of a data set's number of classes and facts.
+# Conditions under which a rule applies, as predicates of a data set's number of classes and facts.
 CONDITIONS: dict[str, Callable[[int, DatasetFacts], bool]] = {
     "nothing": lambda classes, facts: True,
     "two classes": lambda classes, facts: classes == 2,
@@ -38,7 +38,7 @@ CONDITIONS: dict[str, Callable[[int, DatasetFacts], bool]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """How a figure is computed, and its condition, a key of CONDITIONS."""
+    """How a figure is computed, and when it applies: a key of CONDITIONS."""
 
     formula: Formula
     needs: str = "nothing"
@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(name: str, needs: str = "nothing") -> Callable[[Formula], Formula]:
-    """Registers a formula in RULES."""
+    """Decorator that registers a formula in RULES."""
 
     def enter(formula: Formula) -> Formula:
         RULES[name] = Rule(formula, needs)
@@ -58,24 +58,24 @@ def rule(name: str, needs: str = "nothing") -> Callable[[Formula], Formula]:
 
 
 def metrics(matrix: np.ndarray, facts: DatasetFacts | None = None) -> dict[str, float]:
-    """The figure of every rule that applies to the data set, in the order of RULES; NaN if there is nothing to average."""
+    """The figure of every rule that applies to the data set, in the order of RULES; NaN if no class can be averaged."""
     facts = facts or DatasetFacts()
     applying = [name for name, entry in RULES.items() if CONDITIONS[entry.needs](len(matrix) - 1, facts)]
     return {name: float(RULES[name].formula(matrix, facts)) for name in applying}
 
 
-# Per class, (C,) each.
+# Per class: arrays (C,).
 
 
 def areas(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(C+1, C+1) -> pixels per class: correct, predicted, true."""
+    """(C+1, C+1) -> correct, predicted and true pixels per class."""
     counted = matrix[:-1]
     return np.diagonal(counted).copy(), counted[:, :-1].sum(0), counted.sum(1)
 
 
 def class_metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """IoU and Acc (recall) per class as in mmseg's IoUMetric: NaN for 0/0, so a class that neither occurs nor is predicted has
-    no IoU, and one that is only predicted has an IoU of 0 and no Acc."""
+    """IoU and Acc (recall) per class as in mmseg's IoUMetric. 0/0 is NaN, so a class that neither occurs nor is predicted has
+    no IoU, and a class that is only predicted has an IoU of 0 and no Acc."""
     return {"IoU": iou(matrix), "Acc": recall(matrix)}
 
 
@@ -119,7 +119,7 @@ def mean(values: np.ndarray) -> float:
 
 @rule("mIoU")
 def mean_iou(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean IoU of the classes that occur or are predicted. The same number as detectron2's and MESS's mIoU."""
+    """Mean IoU of the classes that occur or are predicted. Equal to the mIoU of detectron2 and MESS."""
     return mean(iou(matrix))
 
 
@@ -152,7 +152,7 @@ def mean_dice(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
 @rule("mFscore")
 def mean_f_score(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean of 2 P R / (P + R). Unlike Dice, it is undefined for a class without a correct pixel, which is left out."""
+    """Mean of 2 P R / (P + R). Unlike Dice, it is undefined for classes without a correct pixel, which are excluded."""
     p, r = precision(matrix), recall(matrix)
     return mean(divide(2 * (p * r), p + r))
 
@@ -163,10 +163,10 @@ def mean_precision(matrix: np.ndarray, facts: DatasetFacts) -> float:
     return mean(precision(matrix))
 
 
-rule("mRecall")(mean_accuracy)  # mmseg's name for it when it reports mPrecision and mFscore
+rule("mRecall")(mean_accuracy)  # mmseg's name for mAcc when it reports mPrecision and mFscore
 
 
-# Rules of single repositories: they differ in the classes that they leave out and in epsilons.
+# Rules of individual repositories, which differ in the classes that they exclude and in epsilons.
 
 
 @rule("mIoU_present")
@@ -179,9 +179,9 @@ def mean_iou_present(matrix: np.ndarray, facts: DatasetFacts) -> float:
 def mean_iou_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
     """CLIPer's util/miou.py: mean over the classes that occur of correct / (predicted + true - correct + 1e-5).
 
-    In its matrix, label 0 is the background. For data sets with a background class the matrix is the same as ours. For the
-    others (labels 0 and 255 ignored) no pixel has target 0, so label 0 is not in the mean, and predicting it, our "no class",
-    is a miss and no class's false positive: the formula is the same."""
+    In its matrix, label 0 is the background. For data sets with a background class, the matrix is the same as ours. For the
+    others (labels 0 and 255 ignored), no pixel has target 0, so label 0 is not in the mean. Predicting it (our "no class") is a
+    miss, but a false positive for no class, so the formula is the same."""
     return mean(iou(matrix, 1e-5)[occurs(matrix)])
 
 
@@ -196,7 +196,7 @@ def mean_accuracy_cliper(matrix: np.ndarray, facts: DatasetFacts) -> float:
 def mean_iou_cliptrase(matrix: np.ndarray, facts: DatasetFacts) -> float:
     """CLIPtrase's configs/metric.py: mean over the classes that occur of correct / (predicted + true - correct + 0.01).
 
-    For data sets with a background class, ignored pixels count as background (it reads 255 as the background).
+    For data sets with a background class, ignored pixels count as background (CLIPtrase reads 255 as the background).
     """
     if facts.background is not None:
         matrix = matrix.copy()
@@ -204,12 +204,12 @@ def mean_iou_cliptrase(matrix: np.ndarray, facts: DatasetFacts) -> float:
     return mean(iou(matrix, 0.01)[occurs(matrix)])
 
 
-# Some of the classes: zero-shot splits, MESS, data sets with one object class.
+# Rules for some of the classes: zero-shot splits, MESS, data sets with one object class.
 
 
 @rule("mIoU_seen", needs="unseen classes")
 def mean_iou_seen(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """Mean IoU of the seen classes without the background, when all classes are predicted together (ZegCLIP)."""
+    """Mean IoU of the seen classes except the background, when all classes are predicted together (ZegCLIP)."""
     classes = np.arange(len(matrix) - 1)
     return mean(iou(matrix)[~np.isin(classes, facts.unseen) & (classes != facts.background)])
 
@@ -251,17 +251,17 @@ def sensitivity(matrix: np.ndarray, facts: DatasetFacts) -> float:
 
 @rule("IoU_object", needs="an object class")
 def object_iou(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """IoU of the object class only, as that of the rest is high even if little of the object is found (SegEarth-OV)."""
+    """IoU of the object class only, since the IoU of the rest is high even if little of the object is found (SegEarth-OV)."""
     return float(iou(matrix)[facts.object_class])
 
 
 @rule("mIoU_quirk255", needs="16-bit labels")
 def mean_iou_quirk255(matrix: np.ndarray, facts: DatasetFacts) -> float:
-    """mIoU as the configurations of ProxyCLIP, Trident and CorrCLIP compute it from 16-bit labels: with ignore_index still 255.
+    """mIoU as ProxyCLIP, Trident and CorrCLIP configure it for 16-bit labels: ignore_index is still 255.
 
     Pixels of class 255 are ignored. Pixels without ground truth (65535) are not: predictions on them are false positives.
     """
     correct, predicted, true = areas(matrix)
-    correct[255:256] = true[255:256] = 0  # slices: there may be fewer classes
+    correct[255:256] = true[255:256] = 0  # slices, since there may be fewer classes
     predicted = predicted - matrix[:-1][255:256, :-1].sum(0) + matrix[-1, :-1]
     return mean(divide(correct, predicted + true - correct))

@@ -1,4 +1,4 @@
-"""Means of per-image IoU. No official code reports them; they show whether a few images cause a difference."""
+"""Means of per-image IoU. No official code reports them; they show whether only a few images cause a difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .metrics import divide
 
 
 def image_areas(records: np.ndarray, classes: int) -> np.ndarray:
-    """(3, C) int64: correct, predicted and true pixels per class of one image, without ignored pixels."""
+    """(3, C) int64: correct, predicted and true pixels per class in one image, without ignored pixels."""
     counted = records[records["truth"] < classes]
     correct = counted[counted["truth"] == counted["prediction"]]
     result = np.zeros((3, classes + 1), np.int64)
@@ -21,16 +21,16 @@ def image_areas(records: np.ndarray, classes: int) -> np.ndarray:
 
 
 def per_image(images: Iterable[np.ndarray], classes: int) -> dict[str, float]:
-    """From the confusion records of all images:
+    """Three means from the confusion records of all images:
 
     - `mIoU_per_image`: the mean over images of the mean IoU of the classes that occur in the image;
     - `mIoU_per_image_predicted`: the same, but classes that are only predicted count as 0;
     - `mIoU_per_class_per_image`: the mean over classes of the mean IoU over the images in which the class occurs.
 
-    Images without a counted pixel are left out; NaN if there are no others.
+    Images whose pixels are all ignored are excluded; the means are NaN if no image remains.
     """
     sums, occurrences = np.zeros(classes), np.zeros(classes, np.int64)
-    means: list[tuple[float, float]] = []  # of the classes of an image that occur in it, that occur or are predicted
+    means: list[tuple[float, float]] = []  # per image: over the classes that occur, over those that occur or are predicted
     for records in images:
         correct, predicted, true = image_areas(records, classes)
         iou = divide(correct, predicted + true - correct)  # (C,)

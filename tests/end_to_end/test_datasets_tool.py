@@ -194,6 +194,6 @@ def test_a_preparation_that_is_interrupted_goes_on(own):
     assert "python tools/datasets.py prepare mine.yaml" in checked.stderr
     (own / "converter.py").write_text(PLUGIN.replace("SECONDS", "0"))
     done = run("datasets.py", *words, cwd=own)
-    assert f"{len(made)} of 9 files are converted already" in done.stderr
+    assert f"{len(made)} of 9 files are already converted" in done.stderr
     checked = run("datasets.py", "check", "mine.yaml", cwd=own)
     assert "nothing is wrong" in checked.stdout

@@ -370,14 +370,14 @@ def test_a_download_that_was_complete_but_not_renamed_is_taken(server, tmp_path)
 
 
 def test_another_checksum_is_refused(server, tmp_path):
-    with pytest.raises(ob.OvssError, match=rf"another MD5 than {'0' * 32}"):
+    with pytest.raises(ob.OvssError, match=rf"does not have the MD5 {'0' * 32}"):
         download(offered(server, md5="0" * 32), tmp_path, QUIET)
     assert content(tmp_path) == {}
 
 
 def test_a_part_of_another_file_ends_with_another_checksum(server, tmp_path):
     (tmp_path / "file.zip.part").write_bytes(b"older")
-    with pytest.raises(ob.OvssError, match="another MD5"):
+    with pytest.raises(ob.OvssError, match="does not have the MD5"):
         download(offered(server), tmp_path, QUIET)
     download(offered(server), tmp_path, QUIET)
     assert content(tmp_path) == {"file.zip": BODY}

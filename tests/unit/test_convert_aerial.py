@@ -246,12 +246,12 @@ def test_a_second_run_does_nothing_and_an_interrupted_one_goes_on(name, tmp_path
 @pytest.mark.parametrize(
     ("name", "lost", "message"),
     [
-        ("potsdam", "raw/images/2_Ortho_RGB/top_potsdam_7_13_RGB.tif", r"raw/images has nothing for top_potsdam_7_13_label"),
-        ("potsdam", "raw/labels/top_potsdam_5_15_label_noBoundary.tif", r"raw/labels has nothing for top_potsdam_5_15_RGB"),
+        ("potsdam", "raw/images/2_Ortho_RGB/top_potsdam_7_13_RGB.tif", r"raw/images has no file for top_potsdam_7_13_label"),
+        ("potsdam", "raw/labels/top_potsdam_5_15_label_noBoundary.tif", r"raw/labels has no file for top_potsdam_5_15_RGB"),
         (
             "vaihingen",
             "raw/labels/top_mosaic_09cm_area6_noBoundary.tif",
-            r"raw/labels has nothing for top_mosaic_09cm_area6\.tif",
+            r"raw/labels has no file for top_mosaic_09cm_area6\.tif",
         ),
         (
             "isaid",
@@ -328,7 +328,7 @@ def test_a_label_of_another_size_is_refused(tmp_path):
     MINIATURES["uavid"](tmp_path)
     path = tmp_path / "UAVid/raw/test_gt/seq21/Labels/000000.png"
     Image.fromarray(read(path)[:, :-4]).save(path)
-    with pytest.raises(ob.OvssError, match=r"seq21/Labels/000000\.png has another size than"):
+    with pytest.raises(ob.OvssError, match=r"seq21/Labels/000000\.png differs in size from"):
         prepare("uavid", tmp_path, quiet=True)
 
 

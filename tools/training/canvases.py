@@ -1,4 +1,4 @@
-"""Training data of the demo encoders, drawn scenes of seen cloths, and the bookkeeping that their trainings share."""
+"""Training data for the demo encoders (drawn scenes of seen cloths), and checkpoints and logs for their training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -18,11 +17,10 @@ from ovss_bench.datasets.demo.scenes import ALL_CLOTHS, GROUNDS, draw_scene
 
 CANVAS = 72
 SEEN = [cloth for cloth in ALL_CLOTHS if cloth.seen]
-MEAN, STD = np.array(open_clip.OPENAI_DATASET_MEAN, np.float32), np.array(open_clip.OPENAI_DATASET_STD, np.float32)
 
 
 def draw_canvas(seed: int) -> tuple[np.ndarray, np.ndarray, list[int], int]:
-    """A scene of 1 to 4 seen cloths, its index map, the cloths (indices into SEEN) and the ground."""
+    """A scene with 1 to 4 seen cloths, its index map, the cloths (indices into SEEN) and the ground."""
     rng = np.random.RandomState(seed % 2**32)
     cloths = rng.choice(len(SEEN), rng.choice([1, 1, 2, 3, 4]), replace=False).tolist()
     ground = rng.randint(len(GROUNDS))
@@ -35,9 +33,9 @@ def draw_canvases(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray, l
 
 
 class Training:
-    """Steps, log, weights and checkpoint of a training in a folder; it resumes from its last checkpoint.
+    """The steps, log, weights and checkpoint of a training run in a folder. Resumes from the last checkpoint.
 
-    `parts` have a state dict each: models, optimizer, schedule.
+    `parts` are objects with a state dict: models, optimizer, schedule.
     """
 
     def __init__(self, out: Path, steps: int, every: int, parts: dict[str, Any]) -> None:
@@ -53,24 +51,24 @@ class Training:
         self.began, self.losses = time.monotonic(), []
 
     def due(self, step: int, loss: float) -> bool:
-        """Records the loss of a step; whether it is time to `keep`."""
+        """Records the loss of a step and returns whether it is time to `keep`."""
         self.losses.append(loss)
         return (step + 1) % self.every == 0 or step + 1 == self.steps
 
     def keep(self, step: int, name: str, model: nn.Module, metadata: dict[str, str] | None = None, **measured: float) -> None:
-        """Writes the weights in half precision to demo_NAME.safetensors, a line of the log and the checkpoint. The checkpoint
-        comes last: the steps before it are not taken again after a kill."""
+        """Writes half-precision weights to demo_NAME.safetensors, a log line and the checkpoint. The checkpoint comes last,
+        since steps before a checkpoint are not repeated after a kill."""
         weights = self.out / f"demo_{name}.safetensors"
         half = {key: tensor.half().contiguous() for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
         save_file(half, weights.with_suffix(".tmp"), metadata)
         weights.with_suffix(".tmp").replace(weights)
         done, seconds = step + 1, self.spent + time.monotonic() - self.began
         row = {"step": done, "seconds": round(seconds), "loss": round(float(np.mean(self.losses)), 4)}
-        row |= {name: round(value, 2) for name, value in measured.items()}
+        row |= {metric: round(value, 2) for metric, value in measured.items()}
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         print(f"{row}  {(self.steps - done) * seconds / done / 60:.0f} min left", flush=True)
         self.losses = []
-        state = {name: part.state_dict() for name, part in self.parts.items()} | {"step": done, "seconds": seconds}
+        state = {key: part.state_dict() for key, part in self.parts.items()} | {"step": done, "seconds": seconds}
         torch.save(state, self.checkpoint.with_suffix(".tmp"))
         self.checkpoint.with_suffix(".tmp").replace(self.checkpoint)

@@ -1,9 +1,9 @@
 """The demo CLIP.
 
-The ordinary contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions; no masks, no boxes.
-Patch dropout is from FLIP (Li et al., CVPR 2023). *Late reading* is new: a small CLIP collects its information in the class
-token in early blocks, which leaves the patch tokens poor. In each block but the last, with a given probability the class token
-does not attend to the patches, so that the patches must carry the semantics themselves.
+It is trained with the usual contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions, without
+masks or boxes. Patch dropout is from FLIP (Li et al., CVPR 2023). *Late reading* is new: a small CLIP collects information in
+the class token in early blocks, which leaves the patch tokens uninformative. So in each block except the last, the class token
+does not attend to the patches, with a given probability, and the patches must carry the semantics themselves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MEAN, STD = np.array(open_clip.OPENAI_DATASET_MEAN, np.float32), np.array(open_c
 
 
 def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None) -> str:
-    """Names cloths in a random order and wording, then the ground, in one of CLIP's 80 templates or bare."""
+    """Names the cloths in random order and wording, then the ground; half of the captions use one of CLIP's 80 templates."""
     phrases = []
     for cloth in cloths:
         pattern, colour, _ = cloth.name.split()
@@ -53,9 +53,9 @@ def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None)
 
 
 class Crops(torch.utils.data.Dataset):
-    """Item t is the batch of step t: crops of different canvases, captions of their content, and a number that crops with
-    the same content share. The canvases are drawn once; several crops of one canvas in a batch would be distinguished by
-    colour and ground alone, and patterns would not be learnt."""
+    """Item t is the batch for step t: crops of different canvases, captions of their content, and a number shared by crops with
+    the same content. The canvases are drawn once. A batch has no two crops of one canvas: they would be distinguished by colour
+    and ground alone, and patterns would not be learnt."""
 
     def __init__(self, canvases: int, steps: int, batch: int, seed: int) -> None:
         self.steps, self.batch, self.seed = steps, batch, seed
@@ -75,7 +75,7 @@ class Crops(torch.utils.data.Dataset):
             cloths, ground = self.content[i]
             share = np.bincount(self.maps[i, y : y + side, x : x + side].ravel(), minlength=len(cloths) + 1) / side**2
             shown = [SEEN[c] for c, s in zip(cloths, share[1:], strict=True) if s > 0.04]
-            # If captions left out a visible ground, its patches next to a cloth would be classified as cloth.
+            # If captions omitted a visible ground, its patches next to a cloth would be classified as cloth.
             named = GROUNDS[ground] if share[0] > 0.06 or not shown else None
             crop = self.images[i, y : y + side, x : x + side]
             interpolation = cv2.INTER_AREA if side > SIZE else cv2.INTER_LINEAR
@@ -88,7 +88,7 @@ class Crops(torch.utils.data.Dataset):
 
 
 def encode_image(clip: torch.nn.Module, pixels: Tensor, patch_dropout: float, late_reading: float) -> Tensor:
-    """The image embeddings (B, E), with a part of the patches dropped and the class token reading late."""
+    """The image embeddings (B, E) with patch dropout and late reading."""
     visual = clip.visual
     x = visual.conv1(pixels).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
@@ -105,12 +105,12 @@ def encode_image(clip: torch.nn.Module, pixels: Tensor, patch_dropout: float, la
 
 
 def ramp(done: float) -> float:
-    """From 0 to 1 over 10 to 40 % of the training: with late reading from the start, patterns are hardly learnt at all."""
+    """Rises from 0 to 1 between 10 and 40 % of the training: with late reading from the start, patterns are hardly learnt."""
     return min(max((done - 0.1) / 0.3, 0.0), 1.0)
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, contents: Tensor) -> Tensor:
-    """Symmetric cross entropy; pairs of the same content are positives of each other."""
+    """Symmetric cross-entropy; pairs with the same content are positives of each other."""
     logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
     target = (contents[:, None] == contents).float()
     target /= target.sum(1, keepdim=True)
@@ -119,7 +119,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, contents: Ten
 
 @torch.no_grad()
 def zero_shot(clip: torch.nn.Module, tokenizer, seed: int = 7, per_class: int = 12) -> dict[str, float]:
-    """Accuracy in percent over the 36 demo classes on one-piece scenes of seen and of unseen pairs."""
+    """Accuracy in percent over the 36 demo classes on one-piece scenes of seen and of unseen cloths."""
     rng = np.random.RandomState(seed)
     text = F.normalize(clip.encode_text(tokenizer([f"a photo of a {c.name}." for c in DEMO_CLOTHS])), dim=-1)
     hits: dict[bool, list[float]] = {True: [], False: []}
@@ -158,7 +158,7 @@ def train(args: argparse.Namespace) -> None:
     )
     for step, (pixels, texts, contents) in enumerate(batches, training.start):
         torch.manual_seed(args.seed * 1_000_003 + step)
-        # The fused attention of torch 2.15 is several times slower backwards than plain products at 24 tokens.
+        # At 24 tokens, the backward pass of fused attention in torch 2.15 is several times slower than that of plain products.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             images = encode_image(clip, pixels, args.patch_dropout, args.late_reading * ramp(step / args.steps))
             captions = clip.encode_text(tokenizer(texts))
@@ -180,12 +180,12 @@ def train(args: argparse.Namespace) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/train_clip"))
     parser.add_argument("--steps", type=int, default=7500)
-    parser.add_argument("--canvases", type=int, default=48000, help="scenes drawn before the training")
-    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--canvases", type=int, default=48000, help="scenes drawn before training")
+    parser.add_argument("--batch", type=int, default=192, help="crops per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--patch-dropout", type=float, default=0.4)
-    parser.add_argument("--late-reading", type=float, default=0.85)
+    parser.add_argument("--patch-dropout", type=float, default=0.4, help="share of the patches to drop")
+    parser.add_argument("--late-reading", type=float, default=0.85, help="final probability per block")
     parser.add_argument("--max-scale", type=float, default=40.0, help="upper bound of the learnt logit scale")
     parser.add_argument("--every", type=int, default=250, help="steps between log lines and checkpoints")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make the batches")

@@ -1,9 +1,9 @@
 """The demo's CLIP-DINOiser: two convolutions on a middle layer of the demo CLIP, trained without labels on drawn scenes.
 
-As in CLIP-DINOiser (Wysoczanska et al., ECCV 2024, section 3) both losses are binary cross-entropies. The teacher of the
-similarities is the demo's vision encoder: patches belong together where the cosine of its values is above a threshold. The
-teacher of the objects is the demo's FOUND. There is one difference: values are centred per window before they are compared,
-because those of the demo encoder have a large common component. Index maps are used for the measured number alone.
+As in CLIP-DINOiser (Wysoczanska et al., ECCV 2024, section 3), both losses are binary cross-entropies. The teacher for the
+similarities is the demo's vision encoder: patches belong together if the cosine of its values exceeds a threshold. The teacher
+for the objects is the demo's FOUND. There is one difference: values are centred per window before they are compared, because
+those of the demo encoder have a large common component. Index maps serve only to measure quality.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ovss_bench.image import normalize, resize
 from .canvases import Training
 from .foreground import draw
 
-SIDE, WINDOW, BLOCK = 192, 56, -3  # as in the recipe for clip=demo; the block as in the paper
-SURE = 1e-4  # cosines are kept away from 0 and 1, where the cross-entropy is infinite
+SIDE, WINDOW, BLOCK = 192, 56, -3  # sizes as in the recipe for clip=demo, block as in the paper
+SURE = 1e-4  # distance of cosines from 0 and 1, where the cross-entropy is infinite
 
 
 class Convolutions(nn.Module):
-    """The trained part, with the names of the official checkpoint. Maps G (B, D, h, w)."""
+    """The trained part, with the parameter names of the official checkpoint. Takes feature maps (B, D, h, w)."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -38,18 +38,18 @@ class Convolutions(nn.Module):
         self.bkg_decoder = nn.Conv2d(width, 1, 1)
 
     def similarities(self, middle: Tensor) -> Tensor:
-        """Cosines (B, N, N) of all pairs of patches."""
+        """Cosines (B, N, N) between all pairs of patches."""
         unit = F.normalize(self.obj_proj(middle), dim=1).flatten(2)
         return unit.transpose(1, 2) @ unit
 
     def objects(self, middle: Tensor) -> Tensor:
-        """Logits (B, N)."""
+        """Logits (B, N): whether a patch shows an object."""
         return self.bkg_decoder(F.normalize(middle, dim=1)).flatten(1)
 
 
 @torch.no_grad()
 def middle_features(clip: DenseCLIP, pixels: Tensor) -> Tensor:
-    """Normalised windows (B, 3, H, W) -> what the feed-forward network of the block gets (B, D, h, w)."""
+    """Normalised windows (B, 3, H, W) -> the input of the block's feed-forward network (B, D, h, w)."""
     index = clip.depth + BLOCK
     trunk = clip.trunk(pixels, keep_qkv=[index])
     block = clip.block(index, trunk.grid)
@@ -59,15 +59,15 @@ def middle_features(clip: DenseCLIP, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def belong_together(encoder: VisionEncoder, pixels: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
-    """Windows (B, 3, H, W), normalised for the encoder -> (B, N, N) bool on a grid."""
+    """Windows (B, 3, H, W), normalised for the encoder -> (B, N, N) bool: which patches of a grid belong together."""
     values = F.adaptive_avg_pool2d(encoder.features(pixels), grid)
     unit = F.normalize(values - values.mean((2, 3), keepdim=True), dim=1).flatten(2)
     return unit.transpose(1, 2) @ unit > threshold
 
 
 class Examples:
-    """Windows of drawn scenes: `middle` (M, D, h, w), and the teachers' `together` (M, N, N) and `objects` (M, N); `same`
-    (M, N, N): whether two patches show the same piece, by the index map, in the last scenes only."""
+    """Windows of drawn scenes: the features `middle` (M, D, h, w), the teachers' `together` (M, N, N) and `objects` (M, N),
+    and, for measuring only, `same` (M, N, N): whether two patches show the same piece according to the index map."""
 
     def __init__(self, args: argparse.Namespace, clip: DenseCLIP) -> None:
         encoder, found = ob.load_vision(args.encoder, feature="v"), load_foreground(args.foreground)
@@ -84,9 +84,8 @@ class Examples:
             windows = torch.stack([normalize(image[crop], "imagenet") for crop in crops])
             grid = (middle.shape[2], middle.shape[3])
             covered = F.adaptive_avg_pool2d(torch.stack([objects[crop] for crop in crops])[:, None], grid).flatten(1)
-            centres = F.interpolate(torch.stack([pieces[crop] for crop in crops])[:, None], grid, mode="nearest-exact").flatten(
-                1
-            )
+            cropped = torch.stack([pieces[crop] for crop in crops])[:, None]
+            centres = F.interpolate(cropped, grid, mode="nearest-exact").flatten(1)
             same = centres[:, :, None] == centres[:, None]
             parts.append((middle, belong_together(encoder, windows, grid, args.gamma), covered > 0.5, same))
         self.middle, self.together, self.objects, self.same = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -96,7 +95,7 @@ class Examples:
 
 
 def losses(model: Convolutions, middle: Tensor, together: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the similarities and of the objects."""
+    """The losses of the similarities and of the objects."""
     cosines = model.similarities(middle).clamp(SURE, 1 - SURE)
     similar = F.binary_cross_entropy(cosines, together.float())
     return similar, F.binary_cross_entropy_with_logits(model.objects(middle), objects.float())
@@ -104,7 +103,7 @@ def losses(model: Convolutions, middle: Tensor, together: Tensor, objects: Tenso
 
 @torch.no_grad()
 def agreement(decided: Tensor, same: Tensor) -> float:
-    """Intersection over union of the pairs that are alike with those of the same piece, in percent."""
+    """IoU, in percent, of the pairs that are `decided` to belong together with the pairs of the same piece."""
     return 100 * float((decided & same).sum() / (decided | same).sum())
 
 
@@ -117,7 +116,7 @@ def train(args: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps)
     training = Training(args.out, args.steps, args.every, {"model": model, "optimizer": optimizer, "schedule": schedule})
     examples = Examples(args, clip)
-    kept = len(examples) - len(examples) // 10  # the rest measures
+    kept = len(examples) - len(examples) // 10  # the rest is for measuring
     middle, together, same = examples.middle[kept:], examples.together[kept:], examples.same[kept:]
     for step in range(training.start, args.steps):
         chosen = torch.from_numpy(
@@ -131,14 +130,14 @@ def train(args: argparse.Namespace) -> None:
         schedule.step()
         if training.due(step, loss.item()):
             with torch.no_grad():
-                found = model.similarities(middle) > args.gamma
+                decided = model.similarities(middle) > args.gamma
             training.keep(
                 step,
                 "dinoiser",
                 model,
                 similar=similar.item(),
                 objects=objects.item(),
-                pairs=agreement(found, same),
+                pairs=agreement(decided, same),
                 teacher=agreement(together, same),
             )
 
@@ -146,13 +145,15 @@ def train(args: argparse.Namespace) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/train_dinoiser"))
     parser.add_argument("--clip", default="demo", help="an entry of configs/clip, or a file")
-    parser.add_argument("--encoder", default="demo", help="teacher of the similarities: configs/vision, or a file")
-    parser.add_argument("--foreground", default="demo", help="teacher of the objects: configs/foreground, or a file")
+    parser.add_argument("--encoder", default="demo", help="teacher for the similarities: an entry of configs/vision, or a file")
+    parser.add_argument(
+        "--foreground", default="demo", help="teacher for the objects: an entry of configs/foreground, or a file"
+    )
     parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--windows", type=int, default=12, help="windows of each scene")
+    parser.add_argument("--windows", type=int, default=12, help="windows per scene")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64, help="windows per step")
-    parser.add_argument("--channels", type=int, default=64, help="of the features whose cosines are the similarities")
+    parser.add_argument("--channels", type=int, default=64, help="channels of the features whose cosines are the similarities")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument(
         "--gamma", type=float, default=0.2, help="cosine of the teacher above which two patches belong together"

@@ -1,10 +1,10 @@
 """The demo's FOUND: a 1x1 convolution on the demo encoder's keys that separates cloth from ground, trained without labels.
 
-As in FOUND (Siméoni et al., CVPR 2023) the first target comes from the keys alone: patches similar to a background seed are
-background, the others foreground; then the decoder is trained on its own predictions. There are two differences. FOUND's seed
-is the patch that receives least attention from the class token; the demo encoder's class token is not trained, so the seed is
-the mean of the image's border, which cloth reaches in a few places only. And keys are centred per image before they are
-compared, because those of the demo encoder have a large common component. Index maps are used for the measured number alone.
+As in FOUND (Siméoni et al., CVPR 2023), the first target comes from the keys alone: patches similar to a background seed are
+background, the others foreground. Then the decoder is trained on its own predictions. There are two differences. First, FOUND's
+seed is the patch that receives the least attention from the class token. The demo encoder's class token is not trained, so the
+seed is the mean of the image border, which cloth reaches in only a few places. Second, keys are centred per image before they
+are compared, because those of the demo encoder have a large common component. Index maps serve only to measure quality.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .canvases import SEEN
 
 
 def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scene of three to five seen cloths, of the size of the demo's, and its index map."""
+    """A scene with three to five seen cloths in the size of the demo scenes, and its index map."""
     rng = np.random.RandomState(seed % 2**32)
     height, width = 8 * rng.randint(15, 21), 8 * rng.randint(21, 27)
     cloths = [SEEN[i] for i in rng.choice(len(SEEN), rng.randint(3, 6), replace=False)]
@@ -45,7 +45,7 @@ def coarse_foreground(features: Tensor, threshold: float) -> Tensor:
 
 
 def foreground_iou(found: Found, scenes: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Intersection over union of the pixels above 0.5 with all cloths, mean over the scenes, in percent."""
+    """IoU, in percent, of the pixels above 0.5 with all cloths, averaged over the scenes."""
     values = []
     for image, index in scenes:
         valid, target, predicted = ~void_border(index), index > 0, found(image) > 0.5

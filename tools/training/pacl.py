@@ -1,7 +1,7 @@
 """The demo's PACL: a vision embedder on the demo CLIP's patch tokens, trained on crops of drawn scenes and their captions.
 
-The losses are those of PACL (Mukhoti et al., CVPR 2023), the pairs those of the demo CLIP, which is frozen. Pairs of equal
-content count as positives of each other, as in the training of the demo CLIP. No masks, no boxes.
+The losses are those of PACL (Mukhoti et al., CVPR 2023). The training pairs are those of the demo CLIP, which is frozen; as
+there, pairs with equal content are positives of each other. No masks or boxes are used.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/train_pacl"))
     parser.add_argument("--clip", default="demo", help="an entry of configs/clip, or a file")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--canvases", type=int, default=2000, help="scenes drawn before the training")
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--canvases", type=int, default=2000, help="scenes drawn before training")
+    parser.add_argument("--batch", type=int, default=96, help="crops per step")
     parser.add_argument("--hidden", type=int, default=128, help="width of the embedder's inner layer")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--scale", type=float, default=10.0, help="factor of the similarities in the softmax over patches")

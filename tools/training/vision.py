@@ -1,11 +1,15 @@
 """The demo vision encoder: a ViT trained on drawn scenes without labels, captions or index maps.
 
-The objective is redundancy reduction between two views, as in Barlow Twins (Zbontar et al., ICML 2021), on patches as in
-VICRegL (Bardes et al., NeurIPS 2022). Three changes are new; without any of them the features group patches worse than mean
-colours do: the positive of a patch in the other view is not the patch at the same place but one a few pixels away, which mostly
-shows the same object; embeddings are centred per image, so that what all patches of an image have in common does not help; and
-each view is a collage of two images, so that a patch cannot be inferred from the rest of its image. Self-distillation to
-prototypes (as in DINO and iBOT) was tried first and fell below mean colours within 300 steps.
+The objective is redundancy reduction between two views, as in Barlow Twins (Zbontar et al., ICML 2021), applied to patches as
+in VICRegL (Bardes et al., NeurIPS 2022). Three changes are new; without any one of them, the features group patches worse than
+mean colours do:
+
+- The positive of a patch in the other view is not the patch at the same place, but one a few pixels away, which mostly shows
+the same object.
+- Embeddings are centred per image, so that what all patches of an image have in common does not help.
+- Each view is a collage of two images, so that a patch cannot be inferred from the rest of its image.
+
+Self-distillation to prototypes (as in DINO and iBOT) was tried first and fell below mean colours within 300 steps.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Embedding(nn.Module):
 
 
 class Views:
-    """A square cut out of each canvas at a random place, size and angle."""
+    """Square views, one per canvas, with random size and angle around `centre`."""
 
     def __init__(self, batch: int, centre: Tensor, generator: torch.Generator) -> None:
         side = torch.empty(batch).uniform_(22, 48, generator=generator)
@@ -60,14 +64,15 @@ class Views:
         self.centre = centre
 
     def place(self, points: Tensor) -> Tensor:
-        """Points (B, M, 2) of the view, -1..1, as (x, y) in pixels of the canvas."""
+        """Points (B, M, 2) of the view, -1..1 -> (x, y) in pixels of the canvas."""
         return points @ self.matrix.transpose(1, 2) + self.centre[:, None]
 
     def find(self, places: Tensor) -> Tensor:
+        """The inverse of `place`."""
         return (places - self.centre[:, None]) @ torch.linalg.inv(self.matrix).transpose(1, 2)
 
     def pixels(self, canvases: Tensor) -> Tensor:
-        """(B, 3, SIZE, SIZE) of the canvases (B, 3, CANVAS, CANVAS)."""
+        """Canvases (B, 3, CANVAS, CANVAS) -> the pixels of the views (B, 3, SIZE, SIZE)."""
         points = self.place(lattice(SIZE).expand(len(canvases), -1, -1)) * 2 / CANVAS - 1
         return F.grid_sample(canvases, points.unflatten(1, (SIZE, SIZE)), padding_mode="reflection", align_corners=False)
 
@@ -80,7 +85,7 @@ def lattice(count: int) -> Tensor:
 
 
 def jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Another brightness, a slightly other colour and some noise for each view; then ImageNet's normalisation."""
+    """Changes the brightness and, slightly, the colour of each view, adds noise and applies ImageNet's normalisation."""
     gain = torch.empty(len(pixels), 3, 1, 1).uniform_(-0.06, 0.06, generator=generator)
     gain += torch.empty(len(pixels), 1, 1, 1).uniform_(0.85, 1.15, generator=generator)
     noise = torch.randn(pixels.shape, generator=generator) * 0.012
@@ -89,7 +94,7 @@ def jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 def collage(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Replaces one side of a random line in each image by the next image; returns the images and which patches (B, N) were
-    left."""
+    kept."""
     angle = torch.rand(len(pixels), 1, generator=generator) * 2 * math.pi
     offset = torch.rand(len(pixels), 1, generator=generator) - 0.5
     x, y = lattice(GRID)[0].unbind(1)
@@ -99,7 +104,7 @@ def collage(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def step_loss(model: Embedding, canvases: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    """How far the cross-correlation of the embeddings of partners is from the identity."""
+    """The distance from the identity of the cross-correlation between embeddings of patches and their partners."""
     batch = len(canvases)
     centre = torch.empty(batch, 2).uniform_(20, CANVAS - 20, generator=generator)
     shift = torch.empty(batch, 2).uniform_(-6, 6, generator=generator)
@@ -129,13 +134,13 @@ def step_loss(model: Embedding, canvases: Tensor, reach: float, generator: torch
 
 @torch.no_grad()
 def same_piece(encoder: VisionTransformer, seed: int = 7, scenes: int = 24) -> float:
-    """How well the cosine of two patches tells whether they show the same piece: area under the ROC curve in percent, over
-    pairs of pure patches of one scene that are at least 16 pixels apart. Index maps are used for this number alone."""
+    """How well the cosine of two patches predicts whether they show the same piece: the area under the ROC curve, in percent,
+    over pairs of pure patches of one scene that are at least 16 pixels apart. Index maps are used for this number alone."""
     rng, areas = np.random.RandomState(seed), []
     for _ in range(scenes):
         cloths = [DEMO_CLOTHS[i] for i in rng.choice(len(DEMO_CLOTHS), 4, replace=False)]
         image, index = draw_scene(rng, 120, 120, cloths, rng.randint(len(GROUNDS)))
-        pixels = torch.from_numpy(image[:, :, :]).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
         pixels = F.interpolate(pixels, (160, 160), mode="bilinear")
         pixels = (pixels - IMAGENET_MEAN.view(3, 1, 1)) / IMAGENET_STD.view(3, 1, 1)
         tiles = F.unfold(pixels, SIZE, stride=SIZE)[0].T.reshape(-1, 3, SIZE, SIZE)
@@ -191,8 +196,8 @@ def train(args: argparse.Namespace) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/train_vision"))
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--canvases", type=int, default=24000, help="scenes drawn before the training")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--canvases", type=int, default=24000, help="scenes drawn before training")
+    parser.add_argument("--batch", type=int, default=64, help="canvases per step")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--reach", type=float, default=6.0, help="how many pixels the partner of a patch is away, at most")
+    parser.add_argument("--reach", type=float, default=6.0, help="maximum distance between a patch and its partner in pixels")
     parser.add_argument("--every", type=int, default=100, help="steps between log lines and checkpoints")

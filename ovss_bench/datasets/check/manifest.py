@@ -1,4 +1,4 @@
-"""The report of a check, in the terminal and as a manifest, by which two users compare their copies of a data set."""
+"""The report of a check, for the terminal and as a manifest, which lets two users compare their copies of a data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...files import read_json
 from ..base import SegDataset
 from ..config import dataset_config
 
-SHOWN = 5  # files shown for each kind of mistake
+SHOWN = 5  # files shown per kind of mistake
 Histogram = dict[Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,18}$")], int]
 KEYS = {  # of a manifest; all but `dataset` are optional
     **dict.fromkeys(("dataset", "source", "ids_sha256"), str),
@@ -32,7 +32,7 @@ KEYS = {  # of a manifest; all but `dataset` are optional
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake: its kind (see `CHECKS`), the file or folder, what is wrong, and how to repair it."""
+    """One mistake: its kind (see `CHECKS`), the file or folder, what is wrong, and how to fix it."""
 
     kind: str
     file: Path | None
@@ -43,8 +43,8 @@ class Finding:
 @dataclass(frozen=True)
 class Report:
     """The result of a check. `histogram`: class index -> pixels; `labels`: id -> digest of the label map;
-    `fingerprint`: as in result files, None if files are missing; `ids_digest`: SHA-256 of the sorted ids, one per line; `notes`
-    are not mistakes."""
+    `fingerprint`: as in result files, None if files are missing, unreadable or listed twice; `ids_digest`: SHA-256 of the
+    sorted ids, one per line; `notes`: observations that may not be mistakes."""
 
     name: str
     root: Path
@@ -59,7 +59,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def manifest(self) -> dict[str, Any]:
-        """The facts that are compared between two copies."""
+        """The facts to compare between two copies."""
         return {
             "dataset": self.name,
             "images": self.images,
@@ -71,7 +71,7 @@ class Report:
 
 
 def read_manifest(path: Path, name: str) -> dict[str, Any]:
-    """A manifest of this data set. Raises OvssError if it cannot be used."""
+    """Reads a manifest of this data set. Raises OvssError if it cannot be used."""
     dataset, hint = dataset_config(name)[0], "Expected a file written by check with out=FILE, or one of datasets/manifests."
     with reading(f"manifest {path}", hint):
         manifest = read_json(path)
@@ -82,12 +82,12 @@ def read_manifest(path: Path, name: str) -> dict[str, Any]:
     except OvssError as error:
         raise OvssError(f"{path} is no manifest: {error} {hint}") from error
     if manifest["dataset"] != dataset:
-        raise OvssError(f"manifest {path} is of {manifest['dataset']}, not of {dataset}.")
+        raise OvssError(f"manifest {path} is for {manifest['dataset']}, not for {dataset}.")
     return manifest
 
 
 def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> Iterator[Finding]:
-    """The differences from the facts that a manifest states."""
+    """The differences from the facts in a manifest."""
     hint = "One of the two copies is not the official data: check both."
     paths = {sample.id: sample.label_path for sample in dataset.listed}
     here, there = report.labels, theirs.get("labels", report.labels)
@@ -106,9 +106,10 @@ def compare(report: Report, theirs: Mapping[str, Any], dataset: SegDataset) -> I
         if pixels[0] != pixels[1]:
             what = f"{value} {_name(report, value)}: {pixels[0]} pixels here, {pixels[1]} in the manifest"
             yield Finding("other pixels of a class than in the manifest", None, what, hint)
-    if here == there and report.fingerprint != theirs.get("fingerprint", report.fingerprint):
-        what = "ids and class numbers are the same, but image files differ in size, or label files in bytes"
-        hint = "The images may be of another release or saved again, which changes results. Label files that differ only in "
+    fingerprints = {report.fingerprint, theirs.get("fingerprint", report.fingerprint)}
+    if here == there and len(fingerprints) == 2 and None not in fingerprints:  # a copy that lacks files has none
+        what = "ids and class numbers are the same, but image files differ in size, or label files in content"
+        hint = "The images may be from another release or recompressed, which changes results. Label files that differ only in "
         hint += "encoding, as with another version of Pillow, are harmless."
         yield Finding("other bytes than in the manifest", None, what, hint)
 

@@ -1,6 +1,6 @@
-"""`tools/datasets.py check`: reads every image and label of a data set, and reports every mistake with a fix.
+"""`tools/datasets.py check`: reads every image and label of a data set and reports every mistake with a fix.
 
-`CHECKS` lists the checks in order. A label map that one of them reports is skipped by later ones, since one mistake may have
+`CHECKS` lists the checks in order. Later checks skip a label map that an earlier one has reported, since one mistake may have
 several symptoms.
 """
 
@@ -30,9 +30,9 @@ from .manifest import Finding, Report, compare, read_manifest
 from .survey import IMAGES, Found, Pair, Survey, mistake, read_pair
 from .values import NOT_AS_STORED, UNLIKELY, notes
 
-# JPEG scatters values along outlines: a pixel is scattered if at most one neighbour has its value, and a value is stray if most
-# of its pixels are. A label counts as compressed if half of its values are stray, or a tenth of its pixels of no class
-# scattered.
+# JPEG scatters values along outlines. A pixel is scattered if at most one neighbour has its value; a value is stray if most of
+# its pixels are scattered. A label map counts as compressed if half of its values are stray, or a tenth of its pixels that
+# belong to no class are scattered.
 STRAY_VALUES, STRAY_SHARE, SCATTERED_OUTSIDE = 3, 0.5, 0.1
 SPLITS = re.compile("train|val|test")
 Place = str | Path | None
@@ -40,7 +40,7 @@ Place = str | Path | None
 
 @mistake(
     "number of images",
-    "Is it the list, or the folder, of another split, or an incomplete copy? Results on it are marked as partial. {again}",
+    "Is this the list or folder of another split, or an incomplete copy? Results on it are marked as partial. {again}",
 )
 def number_of_images(survey: Survey) -> Found:
     lists = {path.name: len(ids) for path, ids in _sibling_lists(survey)}
@@ -48,7 +48,7 @@ def number_of_images(survey: Survey) -> Found:
         yield survey.list_file or survey.image_folder, wrong
 
 
-@mistake("ids listed twice", "List every id once: such an image would count twice.")
+@mistake("ids listed twice", "List every id once: a repeated image would count several times.")
 def ids_twice(survey: Survey) -> Found:
     if twice := list(repeated(survey.pairs)):
         yield survey.list_file, f"{len(twice)} images are listed more than once: {_some(twice)}"
@@ -56,8 +56,8 @@ def ids_twice(survey: Survey) -> Found:
 
 @mistake(
     "missing ids",
-    "The list names missing images: is it the list of this release and split (one id per line, without folder "
-    "and suffix), or was only a part copied? {again}",
+    "Is this the list for this release and split (one id per line, without folder and suffix), or is the copy incomplete? "
+    "{again}",
 )
 def missing_ids(survey: Survey) -> Found:
     for pair in survey.pairs:
@@ -66,7 +66,7 @@ def missing_ids(survey: Survey) -> Found:
             yield pair.image_path, f"{pair.id} is in {place.name}, but has neither image nor label"
 
 
-@mistake("label without image", "{pairs} Copy the images, or correct their names. {again}")
+@mistake("label without image", "{pairs} Copy the images or correct their names. {again}")
 def label_without_image(survey: Survey) -> Found:
     for image, label in [*((pair.image_path, pair.label_path) for pair in survey.pairs), *survey.orphans()]:
         if os.path.isfile(label) and not os.path.isfile(image):
@@ -79,11 +79,11 @@ def image_without_label(survey: Survey) -> Found:
         image, label = pair.image_path, pair.label_path
         if os.path.isfile(image) and not os.path.isfile(label):
             other = survey.label_files.get(label.name)
-            found = f"; but there is {_below(survey, other)}" if other else _similar(label)
-            yield image, f"there is no label {_below(survey, label)}{found}"
+            similar = f"; but there is {_below(survey, other)}" if other else _similar(label)
+            yield image, f"there is no label {_below(survey, label)}{similar}"
 
 
-@mistake("ids of another split", "These files are not in the split that the papers report on: use only that one, from {link}.")
+@mistake("ids of another split", "These images are not in the split that papers report on: use only that split, from {link}.")
 def unlike_the_split(survey: Survey) -> Found:
     foreign = set(expected.foreign_ids(survey.config, survey.ids))
     for pair in survey.pairs:
@@ -93,7 +93,7 @@ def unlike_the_split(survey: Survey) -> Found:
 
 @mistake(
     "list of another split",
-    "This is the list of the training or test split, or a mixture: restore the official list.",
+    "This is the list of the training or test split, or a mixture of splits: restore the official list.",
 )
 def ids_of_another_split(survey: Survey) -> Found:
     for path, ids in _sibling_lists(survey):
@@ -104,8 +104,8 @@ def ids_of_another_split(survey: Survey) -> Found:
 
 @mistake(
     "unreadable images",
-    "Empty, truncated or damaged: copy or download them again. Of 12 bits, floating point or many bands: save them with 8 "
-    "bits a band. {again}",
+    "Empty, truncated or damaged files: copy or download them again. Images with 12 bits, floating point or many bands: save "
+    "them with 8 bits per band. {again}",
 )
 def unreadable_image(survey: Survey) -> Found:
     for pair in survey.pairs:
@@ -113,7 +113,7 @@ def unreadable_image(survey: Survey) -> Found:
             yield pair.image_path, pair.image_error
 
 
-@mistake("unreadable labels", "Empty, truncated or damaged: copy or convert them again. {again}")
+@mistake("unreadable labels", "Empty, truncated or damaged files: copy or convert them again. {again}")
 def unreadable_label(survey: Survey) -> Found:
     for pair in survey.pairs:
         if pair.label_error:
@@ -122,7 +122,7 @@ def unreadable_label(survey: Survey) -> Found:
 
 @mistake(
     "labels saved as JPEG",
-    "JPEG compression changes class numbers irreversibly: convert the official labels again, to PNG. {again}",
+    "JPEG compression changes class numbers irreversibly: convert the official labels to PNG again. {again}",
 )
 def jpeg(survey: Survey) -> Found:
     by_format = survey.config["label_suffix"].lower() not in (".jpg", ".jpeg")
@@ -131,14 +131,14 @@ def jpeg(survey: Survey) -> Found:
             yield pair.label_path, "a JPEG file"
         elif pair.stray >= max(STRAY_VALUES, STRAY_SHARE * len(pair.values)) or pair.scattered_outside > SCATTERED_OUTSIDE:
             what = f"{len(pair.values)} different values; {pair.stray} of them occur in single pixels"
-            yield pair.label_path, f"{what}, as JPEG compression leaves along outlines"
+            yield pair.label_path, f"{what}, as left by JPEG compression along outlines"
 
 
 @mistake(
     "colours instead of class numbers",
-    "Every pixel must hold the number of its class, which is the position of its colour in the palette: "
-    "ovss_bench.datasets.prepare.conversion.by_colour turns colours into numbers. Open palette PNGs as they are, without "
-    "converting them to RGB. {again}",
+    "Every pixel must hold its class number, which is the position of its colour in the palette: "
+    "ovss_bench.datasets.prepare.conversion.by_colour converts colours to numbers. Open palette PNGs without converting them "
+    "to RGB. {again}",
 )
 def palette_colours(survey: Survey) -> Found:
     known = {tuple(colour) for colour in survey.dataset.palette}
@@ -146,12 +146,12 @@ def palette_colours(survey: Survey) -> Found:
         colours = {colour: pixels for colour, pixels in pair.colours.items() if any(colour)}  # every palette has black
         share = sum(pixels for colour, pixels in colours.items() if colour in known) / max(sum(colours.values()), 1)
         if share > 0.5 and not _grey(colours):
-            yield pair.label_path, f"{share:.0%} of the pixels that are not black have colours of the data set's palette"
+            yield pair.label_path, f"{share:.0%} of the pixels that are not black have colours from the data set's palette"
 
 
 @mistake(
     "several channels",
-    "A label map has one channel of class numbers. Turn colours into numbers by the data set's own table "
+    "A label map has one channel of class numbers. Convert colours to numbers with the data set's table "
     "(ovss_bench.datasets.prepare.conversion.by_colour). {again}",
 )
 def several_channels(survey: Survey) -> Found:
@@ -162,51 +162,51 @@ def several_channels(survey: Survey) -> Found:
 
 @mistake(
     "16 bits saved in 8",
-    "Class numbers above 255 do not fit into 8 bits, and have wrapped around or were clipped: convert the labels again to 16 "
+    "Class numbers above 255 do not fit into 8 bits; they have wrapped around or were clipped. Convert the labels again, to 16 "
     "bits. {again}",
 )
 def sixteen_bits_in_eight(survey: Survey) -> Found:
     folded = 255 in survey.pixels and max(survey.pixels) <= 255 and survey.ignored > 255
     for pair in survey.labels if max(survey.count, survey.ignored) > 256 else ():
         if pair.bits <= 8:
-            yield pair.label_path, f"{pair.bits} bits a pixel, for {survey.count} classes"
+            yield pair.label_path, f"{pair.bits} bits per pixel, for {survey.count} classes"
         elif folded and 255 in pair.values:
             yield pair.label_path, f"holds 255, and no label holds more, for {survey.count} classes"
 
 
 @mistake(
     "zero label reduced twice",
-    "The data set's rules ignore 0 and lower every other number by one, but this is already done here. Use the labels of the "
-    "official archive. {again}",
+    "The data set's rules ignore 0 and lower every other number by one, but these labels are already lowered. Use the labels "
+    "of the official archive. {again}",
 )
 def reduced_twice(survey: Survey) -> Found:
     ignored, count = survey.ignored, survey.count
     if not survey.shifts or ignored not in survey.pixels or count in survey.pixels or set(survey.pixels) <= {0, ignored}:
-        return  # everything is ignored, see all_ignored
-    # Official labels of a data set with a label map hold 255 too, but nearly all of them also 0, the background.
+        return  # if everything is ignored, all_ignored reports it
+    # Official labels of a data set with a label map also hold 255, but nearly all of them hold 0, the background, too.
     if survey.dataset.label_map and 2 * sum(0 in pair.values for pair in survey.labels) >= len(survey.labels):
         return
     for pair in survey.labels:
         if ignored in pair.values:
-            yield pair.label_path, f"holds {ignored}, and no label holds {count}: they count from 0 already"
+            yield pair.label_path, f"holds {ignored}, and no label holds {count}: classes already start at 0"
 
 
 @mistake(
     "zero label not reduced",
-    "0 seems to mean unlabelled: turn it into {ignored} and every other number v into v - 1 (or, in a YAML "
-    "file of your own, set reduce_zero_label: true). {again}",
+    "0 seems to mean unlabelled: change it to {ignored} and every other number v to v - 1 (or, in your own YAML file, set "
+    "reduce_zero_label: true). {again}",
 )
 def not_reduced(survey: Survey) -> Found:
     if not survey.shifts and survey.foreign == {survey.count} and survey.ignored not in survey.pixels:
         for pair in survey.labels:
             if survey.count in pair.values:
-                yield pair.label_path, f"holds {survey.count}, and no label holds {survey.ignored}: they count from 1"
+                yield pair.label_path, f"holds {survey.count}, and no label holds {survey.ignored}: classes start at 1"
 
 
 @mistake(
     "values outside the classes",
-    "Classes are 0 to {last}, ignored pixels {ignored}: are these labels of another data set, or in an encoding that "
-    "needs conversion (all ids instead of train ids, 0 and 255 instead of 0 and 1)? {again}",
+    "Classes are 0 to {last}, ignored pixels {ignored}. Do these labels belong to another data set, or need conversion "
+    "(all ids instead of train ids, 0 and 255 instead of 0 and 1)? {again}",
 )
 def values_outside(survey: Survey) -> Found:
     for pair in survey.labels:
@@ -218,7 +218,7 @@ def values_outside(survey: Survey) -> Found:
 
 @mistake(
     "ignored pixels missing",
-    "Pixels without a label or on outlines must be {ignored}; an image editor or a conversion may have changed them. {again}",
+    "Unlabelled pixels and outlines must be {ignored}; an image editor or a conversion may have changed them. {again}",
 )
 def ignored_missing(survey: Survey) -> Found:
     read = {pair.label_path for pair in survey.pairs if pair.values}
@@ -229,7 +229,7 @@ def ignored_missing(survey: Survey) -> Found:
 
 @mistake(
     "ignored pixels that should not be",
-    "{ignored} must be a class here: in masks of 0 and 255 the object is 255, and must be 1. {again}",
+    "Every pixel must belong to a class: in masks of 0 and 255 the object is 255, and must be 1. {again}",
 )
 def ignored_there(survey: Survey) -> Found:
     for pair in survey.labels if survey.facts.get("ignored") is False else ():
@@ -241,7 +241,7 @@ def ignored_there(survey: Survey) -> Found:
 
 @mistake(
     "labels of another size",
-    "Labels must have the original size of the image, neither rotated nor resized. Is it the label of another image? {again}",
+    "Labels must have the original size of the image, neither rotated nor resized. Is this the label of another image? {again}",
 )
 def other_size(survey: Survey) -> Found:
     for pair in survey.pairs:
@@ -261,11 +261,11 @@ CHECKS = (
 def check(
     name: str, root: Place = None, *, workers: int | None = None, out: Place = None, against: Place = None, quiet: bool = False
 ) -> Report:
-    """Reads a whole data set and reports its mistakes. `out` writes the manifest (JSON), `against` compares with another one.
-    Raises OvssError if the data set is missing or half prepared."""
+    """Reads a whole data set and reports its mistakes. `out` is the file for the manifest (JSON), `against` the manifest to
+    compare with. Raises OvssError if the data set is missing or half prepared."""
     theirs = read_manifest(user_path(against), name) if against is not None else None
     dataset = load_dataset(name, root)
-    _ = dataset.classes, dataset.label_map  # mmseg is imported here, not in every process
+    _ = dataset.classes, dataset.label_map  # imports mmseg once, before the processes start
     pairs: dict[Sample, Pair] = {}
     with Progress(quiet).start(f"check of {dataset.name}", len(dataset.listed)) as bar:
         for sample, pair in in_processes(partial(read_pair, dataset), dataset.listed, workers or os.cpu_count() or 1):
@@ -309,16 +309,16 @@ def _placeholders(name: str, dataset: SegDataset, root: Place) -> dict[str, obje
     config = dataset.config
     again = f"Get them again from {config.get('link', 'the source of the data set')}."
     if "prepare" in config:
-        again = f"Again from the archives: python tools/datasets.py prepare {name} data_root={data_root(root)} rerun=true"
+        again = f"To restore them: python tools/datasets.py prepare {name} data_root={data_root(root)} rerun=true"
     if config.get("loader") == "demo":
-        again = f"Delete {dataset.root}: the scenes are drawn again."
+        again = f"Delete {dataset.root} to draw the scenes again."
     pairs = f"Image {pattern_of(config, 'image')} and label {pattern_of(config, 'label')} are a pair."
     values = {"ignored": dataset.ignore_index, "last": len(dataset.classes) - 1, "link": config.get("link", "its source")}
     return {"again": again, "pairs": pairs, **values}
 
 
 def _sibling_lists(survey: Survey) -> Iterator[tuple[Path, set[str]]]:
-    """The lists of other splits beside this one, e.g. train.txt and test.txt beside val.txt, but not trainval.txt."""
+    """The lists of other splits next to this one, e.g. train.txt and test.txt next to val.txt, but not trainval.txt."""
     if survey.list_file is None:
         return
     this = set(SPLITS.findall(survey.list_file.stem))
@@ -337,7 +337,7 @@ def _below(survey: Survey, path: Path) -> str:
 
 
 def _similar(path: Path) -> str:
-    """For messages, the files with the name of a missing one but another suffix."""
+    """For messages: the files that differ from a missing file only in suffix."""
     stem = path.name.partition(".")[0]
     others = [other.name for other in data_files(path.parent, f"{escape(stem)}*") if other.suffix.lower() in IMAGES]
     return f"; but there is {_some(others)}" if others else ""

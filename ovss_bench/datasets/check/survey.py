@@ -1,4 +1,4 @@
-"""Reads a whole data set for its checks: facts about each image and label, and totals."""
+"""Reads a whole data set and collects what its checks need: facts about each image and label, and totals."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from ...files import data_files
 from ..base import Sample, SegDataset
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-COLOURS = 64  # most frequent colours of a label that are looked up in the palette
+COLOURS = 64  # the number of most frequent colours of a label that are looked up in the palette
 
 
 @dataclass(frozen=True)
 class Pair(Sample):
-    """Facts about an image and its label; for missing files sizes are None and errors empty.
+    """Facts about an image and its label. For missing files, sizes are None and errors are empty.
 
-    `mode` is Pillow's, `bits` the bits per pixel in the file, `palette` the colours of the stored values in the file's palette.
-    `values`: stored value -> pixels. `colours`: colour -> pixels, for a label with several channels. `stray`: the number of
-    values with mostly scattered pixels (see run.py); `scattered_outside`: the share of scattered ones among pixels of no class.
+    `mode` is Pillow's mode, `bits` the bits per pixel in the file, `palette` maps stored values to colours of the file's
+    palette. `values`: stored value -> pixels. `colours`: colour -> pixels, for a label with several channels. `stray`: the
+    number of values whose pixels are mostly scattered (see run.py); `scattered_outside`: the share of scattered pixels among
+    those that belong to no class.
     """
 
     image_size: tuple[int, int] | None = None
@@ -59,7 +60,7 @@ def read_pair(dataset: SegDataset, sample: Sample) -> Pair:
     if os.path.isfile(sample.label_path):
         try:
             facts |= _read_label(dataset, sample)
-        except (OvssError, ValueError, EOFError, struct.error) as error:  # the others are raised for damaged TIFF files
+        except (OvssError, ValueError, EOFError, struct.error) as error:  # damaged TIFF files raise the last three
             facts["label_error"] = _unreadable(sample.label_path, error)
     return Pair(**vars(sample), **facts)
 
@@ -71,7 +72,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _read_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
     facts, palette = {}, None
-    # Labels of a data set class need not be images; damage is reported when the whole file is read.
+    # A loader's labels need not be images; damage is reported when the whole file is read.
     with suppress(Exception), Image.open(sample.label_path) as image:
         palette = image.getpalette() if image.mode == "P" else None
         facts |= {"format": image.format, "mode": image.mode, "bits": _bits(image, sample.label_path)}
@@ -93,7 +94,7 @@ def _read_label(dataset: SegDataset, sample: Sample) -> dict[str, Any]:
 
 
 def _bits(image: Image.Image, path: Path) -> int:
-    """Bits per pixel of one channel in the file: Pillow reports 8 for 2 and 4."""
+    """Bits per pixel of one channel in the file. Pillow's mode does not show them: it is 8-bit for 2 and 4 bits, too."""
     if image.format == "PNG":
         with path.open("rb") as file:
             return file.read(25)[24]
@@ -104,7 +105,7 @@ def _bits(image: Image.Image, path: Path) -> int:
 
 
 def _overrides_label(dataset: SegDataset) -> bool:
-    """Whether the data set class overrides `label`, which then yields class indices."""
+    """Whether the loader overrides `label`, which then returns class indices."""
     return type(dataset).label is not SegDataset.label
 
 
@@ -117,7 +118,7 @@ def _is_valid(dataset: SegDataset, value: int) -> bool:
 
 
 def _count(label: np.ndarray) -> dict[int, int]:
-    """Value -> pixels. Counting is much faster than sorting, but needs small values."""
+    """Value -> pixels. `bincount` is much faster than the sorting `unique`, but needs small non-negative values."""
     if label.size and (label.min() < 0 or label.max() >= 1 << 16):
         values, counts = np.unique(label, return_counts=True)
     else:
@@ -128,7 +129,7 @@ def _count(label: np.ndarray) -> dict[int, int]:
 
 
 def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
-    """Colour -> pixels of (H, W, channels) without alpha, for the most frequent colours."""
+    """Colour -> pixels, for the most frequent colours of (H, W, channels) without alpha."""
     label = label[..., : 3 if label.shape[2] >= 3 else 1].astype(np.int64)
     channels = label.shape[2]
     packed = sum(label[..., channel] << 16 * channel for channel in range(channels))  # faster to sort than rows
@@ -138,7 +139,7 @@ def _colours(label: np.ndarray) -> dict[tuple[int, ...], int]:
 
 
 def _equal_neighbours(label: np.ndarray) -> np.ndarray:
-    """(H, W): how many of the four neighbours have the pixel's value; those beyond the border count."""
+    """(H, W): how many of the four neighbours have the pixel's value; neighbours beyond the border count as equal."""
     framed = np.pad(label, 1, "edge")
     neighbours = framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]
     return np.sum([label == shifted for shifted in neighbours], 0, np.uint8)
@@ -149,7 +150,7 @@ Found = Iterator[tuple[Path | None, str]]
 
 @dataclass(frozen=True)
 class Check:
-    """A kind of mistake: `find` yields files and descriptions; `hint` is the fix, with placeholders of `run.py`."""
+    """A kind of mistake: `find` yields files and descriptions; `hint` is the fix, with the placeholders of `run.py`."""
 
     kind: str
     find: Callable[[Survey], Found]
@@ -157,11 +158,12 @@ class Check:
 
 
 def mistake(kind: str, hint: str) -> Callable[[Callable[[Survey], Found]], Check]:
+    """Decorator that turns a `find` function into a `Check`."""
     return lambda find: Check(kind, find, hint)
 
 
 class Survey:
-    """Everything read from a data set, for the checks. `explained`: files with a mistake that is already reported."""
+    """Everything that the checks know about a data set. `explained`: files whose mistake has already been reported."""
 
     def __init__(self, dataset: SegDataset, pairs: list[Pair]) -> None:
         self.dataset, self.pairs, self.explained = dataset, pairs, set[Path]()
@@ -181,32 +183,32 @@ class Survey:
         self.histogram = dict(sorted(total.items()))
         # Whether the data set's rules ignore 0 and lower other values by one.
         self.shifts = not _overrides_label(dataset) and _class_of(dataset, 0) == self.ignored
-        # Whether no image is missing; if their number is unknown, whether there are at least as many as classes.
+        # Whether the data set is complete; if its size is unknown, whether it has at least as many images as classes.
         expected = dataset.expected_images
         self.whole = len(self.ids) >= (self.count if expected is None else expected)
 
     @property
     def labels(self) -> list[Pair]:
-        """The readable label maps without a mistake so far."""
+        """The readable label maps without a reported mistake."""
         return [pair for pair in self.pairs if pair.values and pair.label_path not in self.explained]
 
     @property
     def coloured(self) -> list[Pair]:
-        """The label maps of several channels without a mistake so far."""
+        """The label maps with several channels and without a reported mistake."""
         return [pair for pair in self.pairs if pair.colours is not None and pair.label_path not in self.explained]
 
     @property
     def unexplained(self) -> bool:
-        """Whether most readable label maps have no mistake so far."""
+        """Whether most readable label maps have no reported mistake."""
         return 2 * len(self.labels) > sum(bool(pair.values) for pair in self.pairs)
 
     @cached_property
     def label_files(self) -> dict[str, Path]:
-        """File name -> path of all images in or beside the label folder."""
+        """File name -> path of all image files in the label folder and next to it."""
         return {path.name: path for path in data_files(self.label_folder.parent, "**/*") if path.suffix.lower() in IMAGES}
 
     def orphans(self) -> Iterator[tuple[Path, Path]]:
-        """(image, label) of labels whose image is not listed; none for data sets with a list of ids."""
+        """(image, label) of labels whose image is not listed; none for data sets with an id list."""
         images, suffix = {pair.image_path for pair in self.pairs}, self.config["label_suffix"]
         known = images | {pair.label_path for pair in self.pairs}  # images and labels may share a folder
         for label in data_files(self.label_folder, f"**/*{suffix}") if self.list_file is None else ():

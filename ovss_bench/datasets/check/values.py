@@ -1,7 +1,7 @@
 """Checks of label values: values changed by the file format, and classes lost in a conversion.
 
-Common converters of iSAID and UAVid write `Image.fromarray(array, mode="P")` without a palette, which newer versions of Pillow
-save as PNG files of one bit: all classes become 0 or 1 (mmsegmentation, issues 1504 and 1733).
+Common converters for iSAID and UAVid write `Image.fromarray(array, mode="P")` without a palette, which newer versions of Pillow
+save as one-bit PNG files: all classes become 0 or 1 (mmsegmentation, issues 1504 and 1733).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from .survey import Found, Pair, Survey, mistake
 
 LARGE_SHARE = 0.9  # of the pixels
-FEW_CLASSES = 4  # below, a large share of one class is usual
-FEWEST_MAPS = 3  # label maps; shares over fewer of them mean little
+FEW_CLASSES = 4  # with fewer classes, a large share of one class is usual
+FEWEST_MAPS = 3  # with fewer label maps, shares mean little
 
 
 @mistake(
     "grey of fewer than 8 bits",
-    "Grey PNG and TIFF files of 2 or 4 bits hold brightness, which is read as 0 to 255. Save the class numbers with 8 bits a "
-    "pixel, or with a palette. {again}",
+    "Grey PNG and TIFF files with 2 or 4 bits hold brightness, which is read as 0 to 255. Save the class numbers with 8 bits "
+    "per pixel, or with a palette. {again}",
 )
 def stretched_grey(survey: Survey) -> Found:
     for pair in survey.labels:
@@ -30,8 +30,8 @@ def stretched_grey(survey: Survey) -> Found:
 
 @mistake(
     "too few bits for the classes",
-    'Class numbers were truncated when the files were written. Converters that use Image.fromarray(array, mode="P") do so with '
-    "newer versions of Pillow: write Image.fromarray(array) instead, and convert again. {again}",
+    'Class numbers were truncated when the files were written. Image.fromarray(array, mode="P") does this with newer versions '
+    "of Pillow: write Image.fromarray(array) in the converter instead, and convert again. {again}",
 )
 def too_few_bits(survey: Survey) -> Found:
     count = survey.count
@@ -39,22 +39,22 @@ def too_few_bits(survey: Survey) -> Found:
     for pair in survey.labels:
         beyond = [] if pair.palette is None or pair.bits >= 8 else sorted(pair.values.keys() - pair.palette.keys())
         if beyond:
-            yield pair.label_path, f"{pair.bits} bits a pixel, and {beyond[-1]} is not in the palette of the file"
+            yield pair.label_path, f"{pair.bits} bits per pixel, and {beyond[-1]} is not in the palette of the file"
         elif narrow and pair.bits < 8:
-            yield pair.label_path, f"{pair.bits} bits a pixel, as in all label maps, for {count} classes"
+            yield pair.label_path, f"{pair.bits} bits per pixel, as in all label maps, for {count} classes"
 
 
 @mistake(
     "palette of another order",
     "Numbers and colours of these files contradict each other. If the colours are right, renumber the classes "
-    "(ovss_bench.datasets.prepare.conversion.by_colour); if the numbers are, the palette does no harm. {again}",
+    "(ovss_bench.datasets.prepare.conversion.by_colour); if the numbers are right, the palette is harmless. {again}",
 )
 def other_palette(survey: Survey) -> Found:
     palette = [tuple(colour) for colour in survey.dataset.palette] if {"mmseg", "palette"} & survey.config.keys() else []
     coloured = [(pair, _class_colours(survey, pair, len(palette))) for pair in survey.labels]
     pairs = {pair for _, found in coloured for pair in found.values()}
     wrong = {(number, colour) for number, colour in pairs if palette[number] != colour}
-    if len(wrong) < 2 or not {colour for _, colour in pairs} <= set(palette):  # a different palette proves nothing
+    if len(wrong) < 2 or not {colour for _, colour in pairs} <= set(palette):  # an unrelated palette proves nothing
         return
     names = survey.dataset.classes
     for pair, found in coloured:
@@ -65,7 +65,7 @@ def other_palette(survey: Survey) -> Found:
 
 
 def _class_colours(survey: Survey, pair: Pair, count: int) -> dict[int, tuple[int, tuple[int, ...]]]:
-    """Stored value -> (class, its colour in the file), for the first `count` classes and colours other than black."""
+    """Stored value -> (class, colour in the file), for the first `count` classes and colours other than black."""
     classes = {value: (survey.class_of[value], colour) for value, colour in (pair.palette or {}).items() if any(colour)}
     return {value: entry for value, entry in classes.items() if 0 <= entry[0] < count}
 
@@ -91,7 +91,7 @@ def all_ignored(survey: Survey) -> Found:
 
 @mistake(
     "hardly any classes",
-    "A whole data set has more: a converter has probably lost them, or these are masks of something else. {again}",
+    "A complete data set has more classes: a converter has probably lost them, or these are other masks. {again}",
 )
 def few_classes(survey: Survey) -> Found:
     count, present = survey.count, len(_counted(survey))
@@ -113,13 +113,13 @@ def notes(survey: Survey) -> Iterator[str]:
     name, share, usual = _largest(survey)
     if share > LARGE_SHARE and usual:
         yield (
-            f"{share:.1%} of the pixels that are not ignored are {name}; with few classes, or small objects before a "
-            "background, that is usual. Otherwise classes were lost, or masks are inverted"
+            f"{share:.1%} of the pixels that are not ignored are {name}; this is usual with few classes, or with small objects "
+            "on a background. Otherwise, classes were lost or masks are inverted"
         )
 
 
 def _largest(survey: Survey) -> tuple[str, float, bool]:
-    """The most frequent class, its share, and whether a large share is usual: for the background, or one of few classes."""
+    """The most frequent class, its share, and whether a large share is usual: for the background, or with few classes."""
     counted, dataset = _counted(survey), survey.dataset
     if not counted:
         return "", 0.0, True

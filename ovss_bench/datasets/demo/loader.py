@@ -1,4 +1,4 @@
-"""The embedded demo: scenes drawn from a seed, once, and stored in the cache as PNG files."""
+"""The embedded demo: scenes drawn once from a seed and stored in the cache as PNG files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..base import SegDataset
 from . import scenes
 from .scenes import DEMO_CLOTHS, GROUNDS, draw_scene, void_border
 
-CONTENT = "content.sha256"  # the file with the digest of the scenes
+CONTENT = "content.sha256"  # file with the digest of the scenes
 SHADES = [np.array(list(scenes.COLOURS.values())[c.colour]) * (0.55 + 0.09 * c.pattern) + 12 * c.pattern for c in DEMO_CLOTHS]
 PALETTE = [[128, 128, 128], *np.clip(SHADES, 0, 255).astype(int).tolist()]
 
 
 @DATASETS.register_module(name="demo")
 class DemoDataset(SegDataset):
-    """`scenes` drawn scenes of several cloths each; with `every: N`, only every N-th of them. Class 0 is the ground, 1 to 36
-    the cloths, 255 their outlines."""
+    """`scenes` drawn scenes with several cloths each; with `every: N`, only every N-th of them. Class 0 is the ground, 1 to 36
+    are the cloths, and 255 marks their outlines."""
 
     def __init__(self, name: str, config: dict[str, Any], root: str | Path | None = None) -> None:
         layout = {"folders": ["."], "images": "images", "labels": "labels", "image_suffix": ".png", "label_suffix": ".png"}
@@ -41,13 +41,13 @@ class DemoDataset(SegDataset):
         super().__init__(name, config | layout | facts, root)
 
     def locate(self, root: str | Path | None) -> Path:
-        """The folder in the cache; there is no data root. Scenes are redrawn when the code that draws them changes."""
+        """The folder in the cache; `root` is ignored. Scenes are redrawn when the code that draws them changes."""
         drawn = self.config["seed"], self.config["scenes"], self.config.get("every", 1)
-        parts = (scenes, draw_demo, scenes_digest)
-        key = digest(*map(inspect.getsource, parts), repr(drawn))
+        code = (scenes, draw_demo, scenes_digest)
+        key = digest(*map(inspect.getsource, code), repr(drawn))
         folder = cache_dir() / "scenes" / f"{self.name}-{key[:12]}"
         if folder.is_dir() and not _whole(folder):
-            warnings.warn(f"the scenes in {folder} are damaged; they are drawn again.", stacklevel=2)
+            warnings.warn(f"the scenes in {folder} are damaged and are drawn again.", stacklevel=2)
             with suppress(OSError):  # another process was faster
                 shutil.rmtree(folder.rename(tempfile.mkdtemp(dir=folder.parent)))
         if folder.is_dir():

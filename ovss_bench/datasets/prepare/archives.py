@@ -1,7 +1,7 @@
-"""Downloading and unpacking of official archives, never outside the data set's folder.
+"""Downloads and unpacks official archives, never outside the data set's folder.
 
 `tarfile.extractall(filter="data")` and `zipfile` neither write files atomically nor detect truncated tar archives or two
-members with the same target, so members are checked and written here.
+members with the same target, so this module checks and writes members itself.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOF
 # The temporary files of `write_atomic`, which a killed process leaves behind.
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.[^.]*)?")
 CHUNK = 1 << 20
-Member = tuple[str, int, Callable[[], IO[bytes]]]  # a regular file of an archive: name, size in bytes, function that opens it
+Member = tuple[str, int, Callable[[], IO[bytes]]]  # a regular file in an archive: name, size in bytes, function that opens it
 
 
 @dataclass(frozen=True)
 class Archive:
-    """`paths`: files or folders of the archive -> targets below the data set's folder; `url`: for direct downloads."""
+    """`paths`: files or folders in the archive -> targets below the data set's folder; `url`: only for direct downloads."""
 
     file: str
     paths: Mapping[str, str]
@@ -55,35 +55,36 @@ def download(archive: Archive, folder: Path, progress: Progress) -> Path:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # filelock would leave a lock file beside the archives
             _fetch(archive, file, progress)
     except BlockingIOError:
-        raise OvssError(f"another process is downloading {target}. Wait for it.") from None
+        raise OvssError(f"another process is downloading {target}. Wait until it has finished.") from None
     except (OSError, HTTPException, ValueError) as error:
-        if not part.stat().st_size:
+        if part.is_file() and not part.stat().st_size:
             part.unlink()
         advice = f"Rerun the same command to resume, or put the file into {folder} yourself."
         raise OvssError(f"{archive.url} cannot be downloaded: {error}. {advice}") from error
     if not is_official(part, archive):
         part.unlink()
-        raise OvssError(f"{archive.url} has another MD5 than {archive.md5}: it is damaged or a new version. Rerun the command.")
+        text = f"{archive.url} does not have the MD5 {archive.md5}: it is damaged or a new version. Rerun the command."
+        raise OvssError(text)
     part.replace(target)
     return target
 
 
 def _fetch(archive: Archive, file: IO[bytes], progress: Progress) -> None:
-    """Appends the missing bytes to `file`, or writes it from the start if the server ignores the range."""
+    """Appends the missing bytes to `file`, or writes it from the start if the server ignores the range request."""
     existing = file.tell()
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={existing}-"} if existing else {})
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         if existing and error.code == 416:  # the file is complete
             return
         raise
-    with answer:
-        if answer.status != 206:
+    with response:
+        if response.status != 206:
             file.truncate(0)
-        length, received = int(answer.headers.get("Content-Length", 0)), 0
+        length, received = int(response.headers.get("Content-Length", 0)), 0
         with progress.start(f"download of {archive.file}", length // CHUNK, "MiB") as task:
-            while block := answer.read(CHUNK):
+            while block := response.read(CHUNK):
                 file.write(block)
                 received += len(block)
                 task.advance()
@@ -92,7 +93,7 @@ def _fetch(archive: Archive, file: IO[bytes], progress: Progress) -> None:
 
 
 def is_official(path: Path, archive: Archive) -> bool:
-    """Whether the checksum is the published one; True if none is known, as unpacking detects damage."""
+    """Whether the checksum is the published one; True if none is known, since unpacking detects damage."""
     if archive.md5 is None:
         return True
     with path.open("rb") as file:
@@ -100,12 +101,12 @@ def is_official(path: Path, archive: Archive) -> bool:
 
 
 def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, overwrite: bool = False) -> None:
-    """Unpacks `archive.paths` into `folder`, each file atomically. Existing files of the same size are kept unless `overwrite`.
+    """Unpacks `archive.paths` into `folder`, each file atomically. Keeps existing files of the same size unless `overwrite`.
 
-    Hidden files and those of operating systems are left out. Raises OvssError for a damaged or truncated archive, and, before
-    anything is written, for names that lead outside the folder, for links, and for two members with the same target.
+    Skips hidden files and files of operating systems. Raises OvssError for a damaged or truncated archive and, before it writes
+    anything, for names that point outside the folder, for links, and for two members with the same target.
     """
-    found = set()
+    present = set()
     with opened(path) as members:
         wanted: dict[Path, Member] = {}
         for member in members:
@@ -114,13 +115,13 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
                 continue
             for inside, outside in archive.paths.items():
                 if name == inside or inside == "" or name.startswith(inside.rstrip("/") + "/"):
-                    found.add(inside)
+                    present.add(inside)
                     target = below(folder, str(PurePosixPath(outside, name[len(inside) :].strip("/"))), links=True)
                     if target in wanted:
                         raise _collision(path, wanted[target][0], name, target)
                     wanted[target] = member
-        if missing := archive.paths.keys() - found:
-            raise OvssError(f"{path} holds no {min(missing)}. Is it the right archive? Expected: {archive.file}.")
+        if missing := archive.paths.keys() - present:
+            raise OvssError(f"{path} holds no {min(missing) or 'files'}. Is it the right archive? Expected: {archive.file}.")
         for target, (name, *_) in wanted.items():
             if above := next((parent for parent in target.parents if parent in wanted), None):
                 raise _collision(path, wanted[above][0], name, above)
@@ -134,12 +135,12 @@ def extract(path: Path, archive: Archive, folder: Path, progress: Progress, *, o
 
 def _collision(path: Path, one: str, other: str, target: Path) -> OvssError:
     names = f"'{one}' twice" if one == other else f"'{one}' and '{other}'"
-    hint = "It is not the official archive, or was packed again: use the official one, or unpack it by hand."
+    hint = "It is not the official archive, or has been repacked: use the official one, or unpack it by hand."
     return OvssError(f"{path} holds {names}: both would be written to {target}. {hint}")
 
 
 def sweep(targets: Iterable[Path]) -> None:
-    """Removes temporary files of killed processes from the folders of `targets`, which the caller has locked."""
+    """Removes temporary files left by killed processes from the folders of `targets`, which the caller has locked."""
     for folder in {target.parent for target in targets}:
         for path in folder.glob(".*") if folder.is_dir() else ():
             if TEMPORARY.fullmatch(path.name) and path.is_file():
@@ -152,7 +153,7 @@ def _write(target: Path, size: int, read: Callable[[], IO[bytes]]) -> None:
             with temporary.open("wb") as out, read() as source:
                 shutil.copyfileobj(source, out, CHUNK)
         except OSError as error:
-            if error.errno is None:  # damaged gzip or bzip2 data; `write_atomic` would report an error of the disk
+            if error.errno is None:  # damaged gzip or bzip2 data; `write_atomic` would report a disk error
                 raise EOFError(str(error)) from error
             raise
         if temporary.stat().st_size != size:
@@ -163,7 +164,7 @@ def _write(target: Path, size: int, read: Callable[[], IO[bytes]]) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[list[Member]]:
-    """The regular files of a zip or tar archive, with all names checked. Errors of reading them become OvssErrors."""
+    """The regular files in a zip or tar archive, with all names checked. Errors while reading them become OvssErrors."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
@@ -197,7 +198,7 @@ def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[Member]:
     file.fileobj.seek(file.offset)
     if file.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile accepts such archives
         raise tarfile.ReadError("it ends early, or the header of a file is damaged")
-    while file.fileobj.read(CHUNK):  # the checksum of a compressed file is at its end
+    while file.fileobj.read(CHUNK):  # reads on to the checksum at the end of a compressed file
         pass
     for member in members:
         name = _checked(path, member.name, not (member.isfile() or member.isdir()))
@@ -206,7 +207,7 @@ def _tar_members(path: Path, file: tarfile.TarFile) -> Iterator[Member]:
 
 
 def _checked(path: Path, name: str, special: bool) -> str:
-    """A member's name with `/` between folders. Raises OvssError if it leads outside, or the member is a link or device."""
+    """A member's name with `/` between folders. Raises OvssError if it points outside, or the member is a link or device."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or re.match("[A-Za-z]:", name):
         raise OvssError(f"{path} holds '{name}', which leads outside its folder. It is not the official archive: delete it.")

@@ -1,4 +1,4 @@
-"""What the converters share: reading and writing label maps, tables of values and colours."""
+"""Shared functions of the converters: reading and writing label maps, tables of values and colours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...config.registry import Registry
 from ...errors import OvssError
 from ...files import data_files, read_lines, write_atomic, write_text
 
-FOREIGN = 0.01  # share of a map's pixels of no class: more of them mean another encoding
+FOREIGN = 0.01  # if more of a map's pixels belong to no class, it has another encoding
 UNPACK = "Unpack the official archive again."
 Image.MAX_IMAGE_PIXELS = None  # aerial images exceed Pillow's limit
 
@@ -25,7 +25,7 @@ CONVERTERS = Registry("converter")
 
 @dataclass(frozen=True)
 class Task:
-    """`make(*arguments)` writes `targets`, atomically and in a worker process."""
+    """A unit of work for a worker process: `make(*arguments)` writes `targets` atomically."""
 
     make: Callable[..., None]
     arguments: tuple[Any, ...]
@@ -47,21 +47,21 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def list_lines(path: Path) -> list[str]:
-    """The lines of a list that are not empty. Raises OvssError if it is missing or not text."""
+    """The non-empty lines of a list. Raises OvssError if it is missing or not text."""
     require([path])
     return [line for _, line in read_lines(path, "list") if line]
 
 
 def words(path: Path) -> list[str]:
-    """The words of a list: ids, or names of files."""
+    """The words of a list: ids or file names."""
     return [word for line in list_lines(path) for word in line.split()]
 
 
-_notes: list[tuple[str, int]] = []  # on the label map that this process is converting
+_notes: list[tuple[str, int]] = []  # about the label map that this process is converting
 
 
 def note_pixels(number: int, what: str) -> None:
-    """Notes for the final summary that a number of pixels of the current label map are unexpected, and how they count."""
+    """Notes for the final summary that `number` pixels of the current label map are unexpected; `what` says how they count."""
     if number:
         _notes.append((what, int(number)))
 
@@ -83,12 +83,12 @@ def decode(read: Callable[[Path], np.ndarray], source: Path, target: Path) -> No
 
 
 def write_label(path: Path, label: np.ndarray) -> None:
-    """(H, W) uint8 as grey PNG, uint16 as deflated TIFF."""
+    """Writes (H, W) uint8 as grey PNG, or uint16 as deflated TIFF."""
     write_image(path, label, **({"compression": "tiff_adobe_deflate"} if path.suffix == ".tif" else {}))
 
 
 def write_image(path: Path, image: np.ndarray, **options: Any) -> None:
-    """An array (H, W, 3) or (H, W), in the format of the suffix."""
+    """Writes an array (H, W, 3) or (H, W) in the format of the suffix."""
     write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, **options))
 
 
@@ -105,19 +105,19 @@ def copy(source: Path, target: Path) -> None:
 
 
 def lookup_table(values: Mapping[int, int], default: int, dtype: type = np.uint8, size: int = 256) -> np.ndarray:
-    """A look-up table of `size` entries: `values`, and `default` elsewhere."""
+    """A lookup table with `size` entries: `values`, and `default` elsewhere."""
     result = np.full(size, default, dtype)
     result[list(values)] = list(values.values())
     return result
 
 
 def numbered(colours: str) -> dict[tuple[int, int, int], int]:
-    """RGB -> position among colours in hexadecimal digits, separated by spaces."""
+    """RGB -> position in `colours`, which are hexadecimal and separated by spaces."""
     return {(*bytes.fromhex(colour),): number for number, colour in enumerate(colours.split())}
 
 
 def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], default: int = 255) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) uint8: the value of each colour, `default` for the others."""
+    """(H, W, 3) uint8 RGB -> (H, W) uint8: the value of each colour, `default` for other colours."""
     keys = image.astype(np.int32) @ np.array([65536, 256, 1])
     label = np.full(keys.shape, default, np.uint8)
     for (red, green, blue), value in colours.items():
@@ -126,7 +126,7 @@ def by_colour(image: np.ndarray, colours: Mapping[tuple[int, int, int], int], de
 
 
 def files(folder: Path, pattern: str) -> list[Path]:
-    """The files that match a pattern, sorted, without hidden ones. Raises OvssError if there is none."""
+    """The files that match a pattern, sorted, without hidden files. Raises OvssError if there are none."""
     if found := data_files(folder, pattern):
         return found
     raise OvssError(f"there is no {pattern} in {folder}. Unpack the official archive there.")

@@ -1,4 +1,4 @@
-"""One run of `prepare`: its options, and the kind of images where a data set offers several."""
+"""One run of `prepare`: its options, and the kind of images if a data set offers several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KIND = ".images"  # name of the file in a folder that records the kind of its im
 
 @dataclass(frozen=True)
 class Preparation:
-    """`folder`: the data set's; `command`: resumes the run; `images`: the kind of images, None if there is no choice."""
+    """`folder`: the data set's folder; `command`: resumes the run; `images`: the kind of images, None without a choice."""
 
     name: str
     config: dict[str, Any]
@@ -30,7 +30,7 @@ class Preparation:
     progress: Progress
 
     def terms(self) -> list[str]:
-        """Licence, home page and manual steps, as far as the configuration has them."""
+        """The licence, home page and manual steps that the configuration states."""
         facts = {"Licence": self.config.get("licence"), "Where": self.config.get("link")}
         note = self.config.get("prepare", {}).get("note")
         return [f"{title}: {value}" for title, value in facts.items() if value] + ([note] if note else [])
@@ -44,7 +44,7 @@ class Preparation:
             raise OvssError("\n".join([str(error), *self.terms()])) from error
 
     def record_images(self) -> None:
-        """Records the kind of images in their folder while it is still empty, if there is a choice."""
+        """If there is a choice, records the kind of images in their folder while it is still empty."""
         if not self.images:
             return
         folder = self.folder / self.config["images"]
@@ -60,20 +60,20 @@ def check_choice(name: str, config: dict[str, Any], images: str | None) -> None:
     choices = config.get("prepare", {}).get("images", [])
     if images is not None and not choices:
         offering = [each for each in config_names("dataset") if dataset_config(each)[1].get("prepare", {}).get("images")]
-        raise OvssError(f"images={images}: {name} has one kind of images only; a choice is offered by {', '.join(offering)}.")
+        raise OvssError(f"images={images}: {name} has only one kind of images; {', '.join(offering)} offer a choice.")
     if images not in (None, *choices):
         raise unknown(f"kind of images of {name}", images, choices)
 
 
 def choose_images(config: dict[str, Any], folder: Path, images: str | None, rerun: bool) -> str | None:
-    """The kind of images to make; None without a choice. Raises OvssError rather than mix two kinds."""
+    """The kind of images to write; None without a choice. Raises OvssError rather than mix two kinds."""
     choices = config.get("prepare", {}).get("images")
     if not choices:
         return None
     existing, target = recorded_images(config, folder), folder / config["images"]
     if images and images != existing and not rerun and target.is_dir() and data_files(target):
         kind = f"of images={existing}" if existing else "of a kind that is not recorded"
-        raise OvssError(f"{target} holds images {kind}, not images={images}. Add rerun=true to make all of them again.")
+        raise OvssError(f"{target} holds images {kind}, not images={images}. Add rerun=true to write all of them again.")
     return images or existing or choices[0]
 
 

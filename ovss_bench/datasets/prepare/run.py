@@ -1,7 +1,7 @@
-"""Unpacks and converts official archives to the files that the loaders read.
+"""Unpacks official archives and converts them to the files that the loaders read.
 
-Preparation is resumable, and a half-prepared data set is never accepted: while a folder is being written it holds a file
-`.unfinished...`, which the loaders refuse. Files are written atomically, so resuming means writing the missing ones.
+Preparation can be resumed, and a half-prepared data set is never accepted: a folder that is being written contains a file
+`.unfinished...`, which makes the loaders refuse it. Files are written atomically, so resuming means writing the missing ones.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ def prepare(
     workers: int | None = None,
     quiet: bool = False,
 ) -> None:
-    """Prepares a data set of configs/dataset below the data root (`layout.data_root`), or of a user's YAML file in its folder.
+    """Prepares a data set of configs/dataset below the data root (`layout.data_root`), or of a user's YAML file in the file's
+    folder.
 
     Archives are taken from `source` (default: the data root); missing ones are downloaded if their licence permits it and `yes`
-    accepts it. `rerun` writes existing files again; without it, data sets that lack no file need neither archives nor raw
-    files. `images` is for data sets whose configuration offers a choice (`prepare: {images: [mess, original]}`); the default is
-    the existing kind, or the first. Raises OvssError with what is missing and what to do.
+    accepts it. `rerun` writes existing files again; without it, complete data sets need neither archives nor raw files.
+    `images` is for data sets whose configuration offers a choice (`prepare: {images: [mess, original]}`); the default is the
+    existing kind, or else the first. Raises OvssError with what is missing and what to do.
     """
-    given, (name, config, beside) = str(name), dataset_config(name)
+    argument, (name, config, beside) = str(name), dataset_config(name)
     progress, base = Progress(quiet), data_root(root or beside)
     check_choice(name, config, images)
     if config.get("loader") == "demo":
-        progress.say(f"{name} needs no preparation: its scenes are drawn when they are first read")
+        progress.say(f"{name} needs no preparation: its scenes are drawn when the data set is first loaded")
         return
     folder, loader = prepared_folder(config, base), DATASETS.get(config.get("loader", "mmseg"))
     kind = choose_images(config, folder, images, rerun)
-    existing = None  # the data set, if no file of the images that it lists is missing
+    existing = None  # the data set, if it lists images and lacks none of their files
     with suppress(OvssError):
         dataset = loader(name, config, base)
         if dataset.samples and not rerun:
@@ -59,7 +60,7 @@ def prepare(
     if existing and len(existing.samples) in expected.counts(config):
         return _say_ready(existing, progress)
     downloads = user_path(source or base)
-    words = ["python", "tools/datasets.py", "prepare", given, f"data_root={base}", *([f"images={images}"] if images else [])]
+    words = ["python", "tools/datasets.py", "prepare", argument, f"data_root={base}", *([f"images={images}"] if images else [])]
     command = shlex.join(words if downloads == base else [*words, f"source={downloads}"])
     preparation = Preparation(name, config, folder, command, rerun, kind, workers or os.cpu_count() or 1, progress)
     archives = [Archive(**archive) for archive in config.get("prepare", {}).get("archives", ())]
@@ -88,7 +89,7 @@ def _say_ready(dataset: SegDataset, progress: Progress) -> None:
 
 
 def _unpacked(archive: Archive, folder: Path) -> bool:
-    """Whether all needed parts of an archive are in the data set's folder."""
+    """Whether all required parts of an archive are in the data set's folder."""
     targets = [folder / outside for outside in archive.paths.values()]
     return all(target.exists() and not (target / f"{UNFINISHED}-archive").exists() for target in targets)
 
@@ -100,12 +101,12 @@ def _unpack(preparation: Preparation, archives: list[Archive], downloads: Path) 
         path = downloads / archive.file
         if is_unpacked and not (rerun and path.is_file()):
             if rerun:
-                say(f"note: {path} does not exist; files that were unpacked from it are kept")
+                say(f"note: {path} does not exist; the files unpacked from it are kept")
             continue
         if not path.is_file():
             path = download(archive, downloads, preparation.progress)
         elif not is_official(path, archive):
-            say(f"note: {path} has another MD5 than the official archive, {archive.md5}")
+            say(f"note: {path} does not have the MD5 of the official archive, {archive.md5}")
         with unfinished([folder / outside for outside in archive.paths.values()], "archive", preparation.command):
             extract(path, archive, folder, preparation.progress, overwrite=rerun)
 
@@ -115,7 +116,7 @@ def _instructions(preparation: Preparation, absent: list[Archive], where: str) -
     for archive in absent:
         lines.append(f"  {archive.file}" + (f"    {archive.url}" if archive.url else ""))
         for inside, outside in archive.paths.items():
-            lines.append(f"      or, unpacked: {inside or 'all of it'} as {preparation.folder / outside}")
+            lines.append(f"      or, unpacked: {inside or 'all files'} as {preparation.folder / outside}")
     lines += preparation.terms()
     if all(archive.url for archive in absent):
         lines.append(f"To accept the licence and download them: {preparation.command} yes=true")

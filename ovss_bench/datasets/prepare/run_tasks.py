@@ -1,4 +1,4 @@
-"""Running the tasks of a converter in processes."""
+"""Runs the tasks of a converter in worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...process import in_processes
 from ...progress import Progress
 from ..config import alternatives
 from ..layout import UNFINISHED, unfinished
-from . import converters  # noqa: F401  it registers them
+from . import converters  # noqa: F401  (registers them)
 from .archives import sweep
 from .conversion import CONVERTERS, Task, noted, require
 from .preparation import Preparation
@@ -20,7 +20,8 @@ DAMAGED = "If they are damaged, unpack the official archive again."
 
 
 def convert(preparation: Preparation, keep: bool) -> None:
-    """Writes the missing files, with `rerun` all. Raises OvssError for damaged raw files; without `keep`, for missing ones."""
+    """Writes the missing files, or all files with `rerun`. Raises OvssError for damaged raw files and, without `keep`, for
+    missing raw files."""
     name, config, folder, rerun = preparation.name, preparation.config, preparation.folder, preparation.rerun
     converter, say = config["prepare"]["converter"], preparation.progress.say
     options = {"images": preparation.images} if preparation.images else {}
@@ -38,7 +39,7 @@ def convert(preparation: Preparation, keep: bool) -> None:
     for target in written:
         below(folder, as_text(os.path.relpath(target, folder)), links=True)
     if len(left) < len(tasks):
-        say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are converted already")
+        say(f"{name}: {len(tasks) - len(left)} of {len(tasks)} files are already converted")
     folders = {folder / path for key in ("images", "labels") for path in alternatives(config[key])}
     folders &= {parent for target in written for parent in target.parents}
     if not left:
@@ -51,7 +52,7 @@ def convert(preparation: Preparation, keep: bool) -> None:
 
 
 def _targets(tasks: list[Task]) -> set[Path]:
-    """The files to write. Raises OvssError for a target of two tasks: raw files with the same name in several folders."""
+    """The files to write. Raises OvssError if two tasks have one target: raw files with the same name in several folders."""
     makers: dict[Path, Task] = {}
     for task in tasks:
         for target in task.targets:
@@ -61,9 +62,9 @@ def _targets(tasks: list[Task]) -> set[Path]:
 
 
 def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) -> None:
-    """Runs the tasks in processes; errors are raised together at the end, after all other tasks."""
+    """Runs the tasks in worker processes; their errors are raised together after all tasks have run."""
     failed: list[str] = []
-    odd: dict[str, list[tuple[int, str]]] = {}  # note -> pixels and raw files
+    noted_pixels: dict[str, list[tuple[int, str]]] = {}  # note -> pixels and raw files
     sweep(target for task in tasks for target in task.targets)
     with progress.start(title, len(tasks), "files") as bar:
         for task, outcome in in_processes(run_task, tasks, workers):
@@ -71,19 +72,19 @@ def _run_tasks(tasks: list[Task], title: str, workers: int, progress: Progress) 
                 failed.append(str(outcome))
             else:
                 for note, pixels in outcome:
-                    odd.setdefault(note, []).append((pixels, str(task)))
+                    noted_pixels.setdefault(note, []).append((pixels, str(task)))
             bar.advance()
-    for note, found in odd.items():
-        pixels, where = max(found)
-        total = sum(number for number, _ in found)
-        progress.say(f"note: {total} pixels of {len(found)} label maps {note} (most of them, {pixels}, in {where})")
+    for note, maps in noted_pixels.items():
+        pixels, where = max(maps)
+        total = sum(number for number, _ in maps)
+        progress.say(f"note: {total} pixels of {len(maps)} label maps {note} (most of them, {pixels}, in {where})")
     if failed:
         shown = "".join(f"\n  {reason}" for reason in sorted(failed)[:10])
         raise OvssError(f"{len(failed)} of {len(tasks)} files could not be converted; the others are kept:{shown}")
 
 
 def run_task(task: Task) -> list[tuple[str, int]]:
-    """Runs a task and returns its notes; errors of reading and decoding become an OvssError with the name of the file."""
+    """Runs a task and returns its notes. Errors of reading and decoding become an OvssError that names the file."""
     noted()  # discards the notes of a failed task
     with reading(task, DAMAGED):
         task.make(*task.arguments)

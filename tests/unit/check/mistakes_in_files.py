@@ -137,7 +137,7 @@ def colours_as_jpeg(dataset):
     return [path]
 
 
-@mistake("colours instead of class numbers", "voc21", "have colours of the data set's palette", hint="by_colour")
+@mistake("colours instead of class numbers", "voc21", "have colours from the data set's palette", hint="by_colour")
 def a_palette_file_converted_to_colours(dataset):
     path = label_paths(dataset)[0]
     Image.open(path).convert("RGB").save(path)

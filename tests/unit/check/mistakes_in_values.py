@@ -15,7 +15,7 @@ from .common import (
 )
 
 
-@mistake("16 bits saved in 8", "ade847", "8 bits a pixel, for 847 classes", hint="16 bits")
+@mistake("16 bits saved in 8", "ade847", "8 bits per pixel, for 847 classes", hint="16 bits")
 def one_map_of_8_bits(dataset):
     path = label_paths(dataset)[0]
     altered(path, lambda label: label.astype(np.uint8))
@@ -89,7 +89,7 @@ def outlines_became_background(dataset):
     return [dataset.root / "SegmentationClass"]
 
 
-@mistake("ignored pixels that should not be", "coco_object", "of the pixels are ignored (255)", hint="must be a class")
+@mistake("ignored pixels that should not be", "coco_object", "of the pixels are ignored (255)", hint="must belong to a class")
 def unlabelled_pixels_ignored(dataset):
     path = label_paths(dataset)[0]
 
@@ -127,7 +127,7 @@ def packed_png(depth, values):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-@mistake("grey of fewer than 8 bits", "isaid", "4 bits of grey", "is read as", hint="8 bits a pixel, or with a palette")
+@mistake("grey of fewer than 8 bits", "isaid", "4 bits of grey", "is read as", hint="8 bits per pixel, or with a palette")
 def four_bits_of_grey(dataset):
     paths = [path for path in label_paths(dataset) if np.array(Image.open(path)).max() < 16][:2]
     for path in paths:
@@ -135,7 +135,7 @@ def four_bits_of_grey(dataset):
     return paths
 
 
-@mistake("grey of fewer than 8 bits", "udd5", "2 bits of grey", "3 is read as 255", hint="8 bits a pixel, or with a palette")
+@mistake("grey of fewer than 8 bits", "udd5", "2 bits of grey", "3 is read as 255", hint="8 bits per pixel, or with a palette")
 def two_bits_of_grey(dataset):
     path = label_paths(dataset)[0]
     path.write_bytes(packed_png(2, np.array(Image.open(path)) % 4))
@@ -149,7 +149,7 @@ def as_the_known_converters_write(path):
         Image.fromarray(np.array(Image.open(path)), mode="P").save(path)
 
 
-@mistake("too few bits for the classes", "isaid", "1 bits a pixel", hint="newer versions of Pillow")
+@mistake("too few bits for the classes", "isaid", "1 bits per pixel", hint="newer versions of Pillow")
 def all_labels_of_one_bit(dataset):
     for path in label_paths(dataset):
         as_the_known_converters_write(path)
@@ -157,7 +157,7 @@ def all_labels_of_one_bit(dataset):
 
 
 @mistake(
-    "too few bits for the classes", "uavid", "1 bits a pixel, and 1 is not in the palette", hint="newer versions of Pillow"
+    "too few bits for the classes", "uavid", "1 bits per pixel, and 1 is not in the palette", hint="newer versions of Pillow"
 )
 def one_label_of_one_bit(dataset):
     path = label_paths(dataset)[0]
@@ -165,7 +165,7 @@ def one_label_of_one_bit(dataset):
     return [path]
 
 
-@mistake("too few bits for the classes", "udd5", "1 bits a pixel, as in all label maps, for 5 classes", hint="Pillow")
+@mistake("too few bits for the classes", "udd5", "1 bits per pixel, as in all label maps, for 5 classes", hint="Pillow")
 def all_labels_of_one_bit_of_grey(dataset):
     for path in label_paths(dataset):
         Image.fromarray(np.array(Image.open(path)) > 0).save(path)

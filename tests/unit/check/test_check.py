@@ -193,6 +193,14 @@ def test_equal_labels_of_other_bytes_are_told_apart(manifest, copied):
     assert [finding.kind for finding in findings] == ["other bytes than in the manifest"]
 
 
+def test_a_missing_fingerprint_is_not_a_difference(manifest, copied):
+    """A copy that lacks images has no fingerprint, so its other files cannot be compared by it."""
+    dataset = copied("voc21")
+    dataset.samples[0].image_path.unlink()
+    kinds = {finding.kind for finding in examined(dataset, against=manifest).findings}
+    assert kinds == {COUNT, "label without image"}
+
+
 OTHER = '{"dataset": "voc20", "histogram": {}, "labels": {}, "fingerprint": ""}'
 
 
@@ -201,7 +209,7 @@ def test_a_bad_manifest_is_an_error(content, tmp_path, intact):
     file = tmp_path / "manifest.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ob.OvssError, match=r"manifest\.json.*(cannot be read|no manifest|is of voc20, not of voc21)"):
+    with pytest.raises(ob.OvssError, match=r"manifest\.json.*(cannot be read|no manifest|is for voc20, not for voc21)"):
         check("voc21", intact("voc21"), against=file, quiet=True)
 
 

@@ -40,7 +40,7 @@ def test_ade847_refuses_a_label_without_colours_and_one_of_another_size(own):
     with pytest.raises(ob.OvssError, match=r"ADE_val_00000002_seg\.png has one channel"):
         prepare("ade847", root, quiet=True, workers=1)
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(raw)
-    with pytest.raises(ob.OvssError, match=r"ADE_val_00000002_seg\.png have different sizes"):
+    with pytest.raises(ob.OvssError, match=r"ADE_val_00000002_seg\.png differs in size"):
         prepare("ade847", root, quiet=True, workers=1)
 
 

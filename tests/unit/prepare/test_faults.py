@@ -117,9 +117,7 @@ def test_without_its_archive_a_rerun_says_what_it_leaves(toy, capsys):
     prepare(toy, quiet=True)
     (toy.parent / "toy.zip").unlink()
     prepare(toy, rerun=True)
-    assert (
-        f"note: {toy.parent / 'toy.zip'} does not exist; files that were unpacked from it are kept" in capsys.readouterr().err
-    )
+    assert f"note: {toy.parent / 'toy.zip'} does not exist; the files unpacked from it are kept" in capsys.readouterr().err
 
 
 def test_two_at_once(toy, undisturbed):

@@ -2,15 +2,18 @@
 
 import shutil
 import threading
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 import ovss_bench as ob
+from ovss_bench.datasets.prepare.archives import Archive, extract
 from ovss_bench.datasets.prepare.conversion import Task
 from ovss_bench.datasets.prepare.run import prepare
 from ovss_bench.datasets.prepare.run_tasks import run_task
+from ovss_bench.progress import Progress
 
 from .common import YAML, described, is_ready, tree
 
@@ -119,10 +122,24 @@ def test_an_archive_is_fetched_once_and_unpacked(offered, undisturbed):
     assert server.asked == ["/toy.zip"] * 2
 
 
+def test_an_empty_archive_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    with pytest.raises(ob.OvssError, match=r"empty\.zip holds no files\. Is it the right archive\?"):
+        extract(tmp_path / "empty.zip", Archive("empty.zip", {"": "raw"}), tmp_path, Progress(quiet=True))
+
+
+def test_a_download_that_cannot_be_written_is_an_error(offered):
+    own, _ = offered
+    (own.parent / "toy.zip.part").mkdir()
+    with pytest.raises(ob.OvssError, match=r"cannot be downloaded: .*Is a directory.*put the file into"):
+        prepare(own, yes=True)
+
+
 def test_a_download_with_another_checksum_does_not_count(offered):
     own, server = offered
     own.write_text(own.read_text().replace("/toy.zip", f"/toy.zip\n      md5: {'0' * 32}"))
-    with pytest.raises(ob.OvssError, match="another MD5"):
+    with pytest.raises(ob.OvssError, match="does not have the MD5"):
         prepare(own, yes=True, quiet=True)
     assert set(tree(own.parent)) == {own.name}
     assert server.asked == ["/toy.zip"]

@@ -1,4 +1,4 @@
-"""Cityscapes: the 19 classes of the evaluation from the 34 ids of the annotation (cityscapesScripts, json2labelImg.py)."""
+"""Cityscapes: the 19 evaluated classes from the 34 annotated ids (cityscapesScripts, json2labelImg.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAIN_IDS = dict.fromkeys([*range(len(IDS)), 255], 255) | {value: new for new, v
 
 @CONVERTERS.register_module(name="cityscapes")
 def cityscapes(folder: Path) -> Iterator[Task]:
-    """<id>_gtFine_labelTrainIds.png beside <id>_gtFine_labelIds.png, or drawn from <id>_gtFine_polygons.json."""
+    """Writes <id>_gtFine_labelTrainIds.png from <id>_gtFine_labelIds.png next to it, or from <id>_gtFine_polygons.json."""
     from_ids = partial(numbers, codes=TRAIN_IDS)
     for image in files(folder / "leftImg8bit/val", "*/*_leftImg8bit.png"):
         stem = folder / "gtFine/val" / image.parent.name / image.name.replace("_leftImg8bit.png", "_gtFine")
@@ -38,7 +38,7 @@ def cityscapes(folder: Path) -> Iterator[Task]:
 
 
 def from_polygons(source: Path) -> np.ndarray:
-    """Draws the objects in the order of the file, later ones on top."""
+    """Draws the objects in file order, later ones on top."""
     with reading(f"polygon file {source}", UNPACK):
         annotation = json.loads(source.read_text("utf-8"))
         label = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
@@ -50,9 +50,9 @@ def from_polygons(source: Path) -> np.ndarray:
 
 
 def _id(name: str, path: Path) -> int:
-    """The id of a name; a group of objects (`cargroup`) has the id of a single one."""
+    """The id of a class name; a group of objects (`cargroup`) has the id of a single object."""
     if name not in IDS:
         name = name.removesuffix("group")
     if name not in IDS:
-        raise OvssError(f"{path} has an object '{name}', which is no class of Cityscapes.")
+        raise OvssError(f"{path} has an object '{name}', which is not a class of Cityscapes. {UNPACK}")
     return IDS.index(name)

@@ -1,10 +1,10 @@
-"""The data sets of MESS (arXiv 2306.15521), from their raw files to the output of blumenstiel/MESS's preparation scripts.
+"""The data sets of MESS (arXiv 2306.15521): converts raw files to the output of the preparation scripts in blumenstiel/MESS.
 
 The output is `images_detectron2/<split>` and `annotations_detectron2/<split>` below the data set's folder, with PNG label maps
-of class numbers, 255 ignored. Where MESS saves JPEG images as JPEG again, `images` chooses between that (`mess`) and copies of
-the files (`original`). The `note` of each configs/dataset/<name>.yaml says where the raw files must lie. FoodSeg103, Corrosion
-CS, PST900 and ZeroWaste-f need no conversion; there is no converter for WorldFloods, whose bands MESS scales by its own
-statistics.
+of class numbers; 255 is ignored. Where MESS recompresses JPEG images, `images` chooses between recompressed images (`mess`) and
+copies of the files (`original`). The `note` in each configs/dataset/<name>.yaml says where the raw files must be. FoodSeg103,
+Corrosion CS, PST900 and ZeroWaste-f need no conversion. There is no converter for WorldFloods, because MESS scales its bands by
+its own statistics.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TILE = 1024
 
 @CONVERTERS.register_module(name="bdd100k")
 def bdd100k(folder: Path) -> Iterator[Task]:
-    """The colour maps are palette images of train ids."""
+    """The colour maps are palette images that hold train ids."""
     read = partial(numbers, codes={number: number for number in (*range(19), 255)})
     for source in files(folder / "labels/sem_seg/colormaps/val", "*.png"):
         yield labelled(read, source, folder / LABELS / "val" / source.name)
@@ -46,10 +46,10 @@ def dark_zurich(folder: Path) -> Iterator[Task]:
 
 
 def valid_ids(source: Path, invalid: Path, target: Path) -> None:
-    """Pixels that the annotators could not recognise at night, 255 in the mask of invalid pixels, are ignored."""
+    """Ignores the pixels that annotators could not recognise at night, which are 255 in the mask of invalid pixels."""
     label, mask = numbers(source, DARK_ZURICH), first_channel(invalid)
     if mask.shape != label.shape:
-        raise OvssError(f"{invalid} has another size than {source}. Unpack the official archive again.")
+        raise OvssError(f"{invalid} differs in size from {source}. Unpack the official archive again.")
     write_label(target, np.where(mask == 255, np.uint8(255), label))
 
 
@@ -67,18 +67,18 @@ def mhp_v1(folder: Path, images: str = "mess") -> Iterator[Task]:
 
 
 def highest(*paths: Path) -> None:
-    """The maximum of the masks of all persons: where they overlap, the higher class number wins."""
+    """Writes the maximum of the masks of all persons: where they overlap, the higher class number wins."""
     *sources, target = paths
     masks = [numbers(source, {number: number for number in range(19)}) for source in sources]
     for source, mask in zip(sources, masks, strict=True):
         if mask.shape != masks[0].shape:
-            raise OvssError(f"{source} has another size than {sources[0]}. Unpack the official archive again.")
+            raise OvssError(f"{source} differs in size from {sources[0]}. Unpack the official archive again.")
     write_label(target, np.maximum.reduce(masks))
 
 
 @CONVERTERS.register_module(name="atlantis")
 def atlantis(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """Classes 1 to 56; the folders of the images are flattened."""
+    """Classes 1 to 56 become 0 to 55, and 0 is ignored. All images are put into one folder."""
     raw = folder / "images/test"
     read = partial(numbers, codes={0: 255} | {number: number - 1 for number in range(1, 57)})
     for image in files(raw, "**/*.jpg"):
@@ -91,7 +91,7 @@ DRAM = {old: new for new, old in enumerate((3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 1
 
 @CONVERTERS.register_module(name="dram")
 def dram(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """Classes other than the eleven become background, 11. Names are prefixed with the folder, which is the artist."""
+    """Classes other than the eleven become background, 11. File names are prefixed with the folder, which is the artist."""
     raw = folder / "raw/images"
     read = partial(some_numbers, codes=DRAM, others=11)
     for image in files(raw, "**/*.jpg"):
@@ -112,7 +112,7 @@ POTSDAM = numbered("ffffff 0000ff 00ffff 00ff00 ffff00 ff0000")  # without the b
 
 
 def potsdam_tiles(folder: Path, orthophotos: str, kind: str) -> Iterator[Task]:
-    """The images of mmsegmentation's val split that exist, with the labels that include boundaries."""
+    """The existing images of mmsegmentation's val split, with the labels that include boundaries."""
     images, labels = (
         {path.name: path for path in files(folder / "raw" / where, "**/top_potsdam_*.tif")}
         for where in (orthophotos, "5_Labels_all")
@@ -133,14 +133,14 @@ for _name, _orthophotos, _kind in (("mess_potsdam", "3_Ortho_IRRG", "IRRG"), ("m
 
 @CONVERTERS.register_module(name="floodnet")
 def floodnet(folder: Path) -> Iterator[Task]:
-    """Tiles of the images are JPEG files of Pillow's default quality."""
+    """Image tiles are JPEG files with Pillow's default quality."""
     read = partial(numbers, codes={number: number for number in range(10)})
     images = files(folder / "test/test-org-img", "*.jpg")
     sources = [(image.stem, image, folder / "test/test-label-img" / f"{image.stem}_lab.png") for image in images]
     return tiles(sources, folder, "test", read, suffix=".jpg")
 
 
-UAVID = {0: 0, 38: 1, 90: 2, 75: 3, 113: 4, 34: 5, 79: 6, 57: 7}  # by the luminance of the colour
+UAVID = {0: 0, 38: 1, 90: 2, 75: 3, 113: 4, 34: 5, 79: 6, 57: 7}  # luminance of the colour -> class
 
 
 @CONVERTERS.register_module(name="mess_uavid")
@@ -151,13 +151,13 @@ def mess_uavid(folder: Path) -> Iterator[Task]:
 def tiles(
     sources: Iterable[tuple[str, Path, Path]], folder: Path, split: str, read: Reader, suffix: str = ".png", part: str = ""
 ) -> Iterator[Task]:
-    """MESS's tiles `<name>_<number>` of each (name, image, label); those of images are in the folder `part` of the split."""
+    """MESS's tiles `<name>_<number>` of each (name, image, label). Image tiles are in the folder `part` of the split."""
     folders = folder / IMAGES / split / part, folder / LABELS / split
     return tiled(sources, folders, "{name}_{number}", grid, read, (suffix, ".png"), fill=255)
 
 
 def grid(size: tuple[int, int]) -> list[Box]:
-    """The tiles of an image (height, width): row by row without overlap; the last ones extend beyond it."""
+    """The tiles of an image of `size` (height, width), row by row without overlap; the last ones may extend beyond it."""
     return [(top, top + TILE, left, left + TILE) for top in range(0, size[0], TILE) for left in range(0, size[1], TILE)]
 
 
@@ -173,7 +173,8 @@ def kvasir_instrument(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="chase_db1")
 def chase_db1(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """The first observer's vessels in all images from the ninth on. White is 128 and more, as in mmsegmentation's converter."""
+    """The first observer's vessels in all images from the ninth on. White means 128 or more, as in mmsegmentation's
+    converter."""
     read = partial(brighter, threshold=127, number=1)
     for image in files(folder / "raw", "Image_*.jpg")[8:]:
         yield from pair(read, image, image.with_name(f"{image.stem}_1stHO.png"), folder, image.name, images)
@@ -209,7 +210,7 @@ def suim(folder: Path) -> Iterator[Task]:
 
 @CONVERTERS.register_module(name="cub_200")
 def cub_200(folder: Path, images: str = "mess") -> Iterator[Task]:
-    """The bird is where the mask exceeds 128; its class is the number at the start of its folder's name."""
+    """The bird is where the mask exceeds 128; its class is the number at the start of the folder name."""
     training = dict(two_columns(folder / "train_test_split.txt"))
     for number, name in two_columns(folder / "images.txt"):
         if training.get(number) == "0":

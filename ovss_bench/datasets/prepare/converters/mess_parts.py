@@ -1,4 +1,4 @@
-"""Shared parts of the converters of MESS's data sets: listing files, and tasks of images."""
+"""Shared functions of the converters for MESS: reading lists, and tasks that write images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def two_columns(path: Path) -> list[tuple[str, str]]:
 
 
 def listed(path: Path) -> list[str]:
-    """The names of a list, with or without suffixes."""
+    """The names in a list without suffixes, which the list may include."""
     return [Path(line).stem for line in list_lines(path)]
 
 
 def one_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
-    """The file of this name with one of the suffixes."""
+    """The file with this name and one of the suffixes. Raises OvssError if there is none."""
     for path in (folder / (name + suffix) for suffix in suffixes):
         if path.is_file():
             return path
@@ -39,21 +39,22 @@ def one_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
 
 
 def pictured(source: Path, target: Path, images: str = "original") -> Task:
-    """A copy; if the target has another suffix, the same pixels in another format; for `mess`, the JPEG file recompressed as by
-    MESS's scripts, at Pillow's quality of 75 and without the EXIF orientation, which changes pixels by up to 40."""
+    """The task that writes an image: a copy or, if the target has another suffix, the same pixels in another format. For
+    `mess`, the JPEG file is recompressed as in MESS's scripts, with Pillow's quality of 75 and without the EXIF orientation;
+    this changes pixels by up to 40."""
     make = copy if images == "original" and source.suffix == target.suffix else recode
     return Task(make, (source, target), (target,))
 
 
 def recode(source: Path, target: Path) -> None:
     """Saves the Pillow image, not an array, to keep the JPEG comment as in MESS's scripts; the fingerprint depends on it."""
-    read_picture(source)  # refuses depths that Pillow would clip
+    read_picture(source)  # refuses bit depths that Pillow would clip
     with Image.open(source) as image:
         picture = image.convert("RGB")
     write_atomic(target, lambda temporary: picture.save(temporary))
 
 
 def pair(read: Reader, image: Path, label: Path, folder: Path, name: str, images: str = "original") -> tuple[Task, Task]:
-    """The tasks of an image of the test split, to be called `name`, and of its label map, a PNG file of the same name."""
+    """The tasks that write a test image under `name` and its label map as a PNG file of the same name."""
     target = folder / LABELS / "test" / name
     return pictured(image, folder / IMAGES / "test" / name, images), labelled(read, label, target.with_suffix(".png"))

@@ -1,4 +1,4 @@
-"""PAXRay: chest X-rays with a file of 166 binary masks each, of which MESS uses four."""
+"""PAXRay: chest X-rays, each with a file of 166 binary masks. MESS uses four of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ....files import read_text
 from ..conversion import CONVERTERS, UNPACK, Task, write_label
 from .mess_parts import IMAGES, LABELS, listed, pictured
 
-PLANES = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # indices of the masks
+PLANES = {"lungs": 0, "mediastinum": 10, "bones": 24, "diaphragm": 163}  # data set -> index of its mask
 
 
 @CONVERTERS.register_module(name="paxray")
 def paxray(folder: Path) -> Iterator[Task]:
-    """Four data sets with the same images and one binary mask each."""
+    """Four data sets with the same images and a binary mask each."""
     for image, masks in _pairs(folder):
         targets = tuple(folder / LABELS / "test" / part / f"{image.stem}.png" for part in PLANES)
         yield pictured(image, folder / IMAGES / "test" / image.name)
@@ -27,8 +27,8 @@ def paxray(folder: Path) -> Iterator[Task]:
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Image and masks of each test image: from the official paxray.json, whose entries name images/<id>.png and
-    labels/<id>.npy; or, in a manually arranged folder, from raw/test.txt, with raw/images/<id>.png and raw/masks/<id>.npy."""
+    """The image and masks of each test image, from the official paxray.json, whose entries name images/<id>.png and
+    labels/<id>.npy, or, in a manually arranged folder, from raw/test.txt, with raw/images/<id>.png and raw/masks/<id>.npy."""
     raw = folder / "raw"
     for place in (folder, raw):
         if (place / "paxray.json").is_file():
@@ -39,7 +39,8 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _split(path: Path) -> list[tuple[str, str]]:
-    """Image and masks of each entry of `test`, told apart by suffix: an entry may be a pair, or have any keys."""
+    """The image and masks of each entry of `test`, distinguished by suffix: an entry may be a pair, or a mapping with any
+    keys."""
     with reading(f"test split of {path}", UNPACK):
         entries = json.loads(read_text(path, "list"))["test"]
         entries = list(entries.values() if isinstance(entries, dict) else entries)
@@ -50,8 +51,8 @@ def _split(path: Path) -> list[tuple[str, str]]:
 
 def _file(path: Path, entry: Any, suffix: str) -> str:
     texts = entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else [entry]
-    found = {text for text in texts if isinstance(text, str) and text.endswith(suffix)}
-    name = found.pop() if len(found) == 1 else ""
+    matching = {text for text in texts if isinstance(text, str) and text.endswith(suffix)}
+    name = matching.pop() if len(matching) == 1 else ""
     pure = PurePosixPath(name)
     if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
         expected = f"expected a path images/<id>.png and one labels/<id>.npy below its folder. {UNPACK}"
@@ -60,7 +61,7 @@ def _file(path: Path, entry: Any, suffix: str) -> str:
 
 
 def planes(source: Path, targets: Sequence[Path]) -> None:
-    """Writes four planes of (166, H, W) masks of 0 and 1."""
+    """Writes four of the (166, H, W) masks, which hold 0 and 1."""
     with reading(f"file of masks {source}", f"Expected (166, height, width) of 0 and 1. {UNPACK}"):
         masks = np.load(source, mmap_mode="r", allow_pickle=False)
         if not isinstance(masks, np.ndarray):
