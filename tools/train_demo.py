@@ -1,6 +1,7 @@
-"""Trains an encoder of the demo from scratch: `python tools/train_demo.py clip|vision|foreground|pacl|dinoiser [--out DIR]`.
+"""Trains a network of the demo from scratch: `python tools/train_demo.py clip|vision|foreground|pacl|dinoiser [--out DIR]`.
 
-Resumable, and deterministic for a seed and a number of threads. `python tools/train_demo.py MODEL --help` lists the options.
+Deterministic for a seed and a number of threads; all but foreground resume from their last checkpoint.
+`python tools/train_demo.py MODEL --help` lists the options.
 """
 
 import argparse

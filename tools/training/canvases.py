@@ -1,4 +1,4 @@
-"""Training data of the demo encoders, drawn scenes of seen cloths, and the bookkeeping that their trainings share."""
+"""Training data of the demo encoders (drawn scenes of seen cloths), and the state that their trainings share."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def draw_canvases(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray, l
 
 
 class Training:
-    """Steps, log, weights and checkpoint of a training in a folder; it resumes from its last checkpoint.
+    """Steps, log, weights and checkpoint of a training in a folder. Resumes from the last checkpoint.
 
-    `parts` have a state dict each: models, optimizer, schedule.
+    `parts`: objects with a state dict, such as models, optimizer and schedule.
     """
 
     def __init__(self, out: Path, steps: int, every: int, parts: dict[str, Any]) -> None:
@@ -53,13 +53,13 @@ class Training:
         self.began, self.losses = time.monotonic(), []
 
     def due(self, step: int, loss: float) -> bool:
-        """Records the loss of a step; whether it is time to `keep`."""
+        """Records the loss of a step. Returns whether it is time to `keep`."""
         self.losses.append(loss)
         return (step + 1) % self.every == 0 or step + 1 == self.steps
 
     def keep(self, step: int, name: str, model: nn.Module, metadata: dict[str, str] | None = None, **measured: float) -> None:
-        """Writes the weights in half precision to demo_NAME.safetensors, a line of the log and the checkpoint. The checkpoint
-        comes last: the steps before it are not taken again after a kill."""
+        """Writes the weights in half precision to demo_NAME.safetensors, a line of the log, and the checkpoint. The checkpoint
+        comes last, because the steps before it are not repeated after a kill."""
         weights = self.out / f"demo_{name}.safetensors"
         half = {key: tensor.half().contiguous() for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
         save_file(half, weights.with_suffix(".tmp"), metadata)

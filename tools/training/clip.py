@@ -1,9 +1,9 @@
 """The demo CLIP.
 
-The ordinary contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions; no masks, no boxes.
-Patch dropout is from FLIP (Li et al., CVPR 2023). *Late reading* is new: a small CLIP collects its information in the class
-token in early blocks, which leaves the patch tokens poor. In each block but the last, with a given probability the class token
-does not attend to the patches, so that the patches must carry the semantics themselves.
+The usual contrastive loss (Radford et al., ICML 2021) on crops of drawn scenes and their captions; no masks, no boxes. Patch
+dropout is from FLIP (Li et al., CVPR 2023). *Late reading* is new. A small CLIP collects information in the class token already
+in early blocks, and leaves the patch tokens poor. Late reading keeps the class token from attending to the patches, in each
+block but the last, with some probability. The patches must then carry the semantics themselves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MEAN, STD = np.array(open_clip.OPENAI_DATASET_MEAN, np.float32), np.array(open_c
 
 
 def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None) -> str:
-    """Names cloths in a random order and wording, then the ground, in one of CLIP's 80 templates or bare."""
+    """Names the cloths in random order and wording, then the ground, with or without one of CLIP's 80 templates."""
     phrases = []
     for cloth in cloths:
         pattern, colour, _ = cloth.name.split()
@@ -53,9 +53,9 @@ def caption(rng: np.random.RandomState, cloths: list[Cloth], ground: str | None)
 
 
 class Crops(torch.utils.data.Dataset):
-    """Item t is the batch of step t: crops of different canvases, captions of their content, and a number that crops with
-    the same content share. The canvases are drawn once; several crops of one canvas in a batch would be distinguished by
-    colour and ground alone, and patterns would not be learnt."""
+    """Item t is the batch of step t: crops of different canvases, their captions, and a number that crops with the same content
+    share. The canvases are drawn once. If a batch had several crops of one canvas, colour and ground alone would tell them
+    apart, and patterns would not be learnt."""
 
     def __init__(self, canvases: int, steps: int, batch: int, seed: int) -> None:
         self.steps, self.batch, self.seed = steps, batch, seed
@@ -88,7 +88,7 @@ class Crops(torch.utils.data.Dataset):
 
 
 def encode_image(clip: torch.nn.Module, pixels: Tensor, patch_dropout: float, late_reading: float) -> Tensor:
-    """The image embeddings (B, E), with a part of the patches dropped and the class token reading late."""
+    """The image embeddings (B, E), with patch dropout and late reading."""
     visual = clip.visual
     x = visual.conv1(pixels).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
@@ -105,12 +105,12 @@ def encode_image(clip: torch.nn.Module, pixels: Tensor, patch_dropout: float, la
 
 
 def ramp(done: float) -> float:
-    """From 0 to 1 over 10 to 40 % of the training: with late reading from the start, patterns are hardly learnt at all."""
+    """Rises from 0 to 1 between 10 and 40 % of the training: with late reading from the start, patterns are hardly learnt."""
     return min(max((done - 0.1) / 0.3, 0.0), 1.0)
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, contents: Tensor) -> Tensor:
-    """Symmetric cross entropy; pairs of the same content are positives of each other."""
+    """Symmetric cross entropy; pairs with the same content are mutual positives."""
     logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
     target = (contents[:, None] == contents).float()
     target /= target.sum(1, keepdim=True)
@@ -119,7 +119,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, contents: Ten
 
 @torch.no_grad()
 def zero_shot(clip: torch.nn.Module, tokenizer, seed: int = 7, per_class: int = 12) -> dict[str, float]:
-    """Accuracy in percent over the 36 demo classes on one-piece scenes of seen and of unseen pairs."""
+    """Accuracy in percent over the 36 demo classes, on scenes with one piece of cloth: of seen, and of unseen cloths."""
     rng = np.random.RandomState(seed)
     text = F.normalize(clip.encode_text(tokenizer([f"a photo of a {c.name}." for c in DEMO_CLOTHS])), dim=-1)
     hits: dict[bool, list[float]] = {True: [], False: []}

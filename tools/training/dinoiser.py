@@ -1,9 +1,9 @@
 """The demo's CLIP-DINOiser: two convolutions on a middle layer of the demo CLIP, trained without labels on drawn scenes.
 
-As in CLIP-DINOiser (Wysoczanska et al., ECCV 2024, section 3) both losses are binary cross-entropies. The teacher of the
-similarities is the demo's vision encoder: patches belong together where the cosine of its values is above a threshold. The
-teacher of the objects is the demo's FOUND. There is one difference: values are centred per window before they are compared,
-because those of the demo encoder have a large common component. Index maps are used for the measured number alone.
+As in CLIP-DINOiser (Wysoczanska et al., ECCV 2024, section 3), both losses are binary cross-entropies. The teacher of the
+similarities is the demo's vision encoder: patches belong together if the cosine of its values exceeds a threshold. The teacher
+of the objects is the demo's FOUND. There is one difference: values are centred per window before the comparison, because those
+of the demo encoder have a large common component. Index maps are used only to measure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SURE = 1e-4  # cosines are kept away from 0 and 1, where the cross-entropy is in
 
 
 class Convolutions(nn.Module):
-    """The trained part, with the names of the official checkpoint. Maps G (B, D, h, w)."""
+    """The trained part, with the names of the official checkpoint. The input is the maps G (B, D, h, w)."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Convolutions(nn.Module):
 
 @torch.no_grad()
 def middle_features(clip: DenseCLIP, pixels: Tensor) -> Tensor:
-    """Normalised windows (B, 3, H, W) -> what the feed-forward network of the block gets (B, D, h, w)."""
+    """Normalised windows (B, 3, H, W) -> input of the block's feed-forward network (B, D, h, w)."""
     index = clip.depth + BLOCK
     trunk = clip.trunk(pixels, keep_qkv=[index])
     block = clip.block(index, trunk.grid)
@@ -66,8 +66,8 @@ def belong_together(encoder: VisionEncoder, pixels: Tensor, grid: tuple[int, int
 
 
 class Examples:
-    """Windows of drawn scenes: `middle` (M, D, h, w), and the teachers' `together` (M, N, N) and `objects` (M, N); `same`
-    (M, N, N): whether two patches show the same piece, by the index map, in the last scenes only."""
+    """Windows of drawn scenes: `middle` (M, D, h, w), the teachers' `together` (M, N, N) and `objects` (M, N), and `same`
+    (M, N, N): whether two patches show the same piece, by the index map."""
 
     def __init__(self, args: argparse.Namespace, clip: DenseCLIP) -> None:
         encoder, found = ob.load_vision(args.encoder, feature="v"), load_foreground(args.foreground)
@@ -96,7 +96,7 @@ class Examples:
 
 
 def losses(model: Convolutions, middle: Tensor, together: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the similarities and of the objects."""
+    """The losses of the similarities and of the objects."""
     cosines = model.similarities(middle).clamp(SURE, 1 - SURE)
     similar = F.binary_cross_entropy(cosines, together.float())
     return similar, F.binary_cross_entropy_with_logits(model.objects(middle), objects.float())
@@ -104,7 +104,7 @@ def losses(model: Convolutions, middle: Tensor, together: Tensor, objects: Tenso
 
 @torch.no_grad()
 def agreement(decided: Tensor, same: Tensor) -> float:
-    """Intersection over union of the pairs that are alike with those of the same piece, in percent."""
+    """Intersection over union, in percent, of the pairs decided to belong together and those of the same piece."""
     return 100 * float((decided & same).sum() / (decided | same).sum())
 
 
@@ -117,7 +117,7 @@ def train(args: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps)
     training = Training(args.out, args.steps, args.every, {"model": model, "optimizer": optimizer, "schedule": schedule})
     examples = Examples(args, clip)
-    kept = len(examples) - len(examples) // 10  # the rest measures
+    kept = len(examples) - len(examples) // 10  # for training; the others measure
     middle, together, same = examples.middle[kept:], examples.together[kept:], examples.same[kept:]
     for step in range(training.start, args.steps):
         chosen = torch.from_numpy(
@@ -152,7 +152,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, default=12, help="windows of each scene")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64, help="windows per step")
-    parser.add_argument("--channels", type=int, default=64, help="of the features whose cosines are the similarities")
+    parser.add_argument("--channels", type=int, default=64, help="channels of the features whose cosines are the similarities")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument(
         "--gamma", type=float, default=0.2, help="cosine of the teacher above which two patches belong together"

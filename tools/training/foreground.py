@@ -1,10 +1,10 @@
 """The demo's FOUND: a 1x1 convolution on the demo encoder's keys that separates cloth from ground, trained without labels.
 
-As in FOUND (Siméoni et al., CVPR 2023) the first target comes from the keys alone: patches similar to a background seed are
-background, the others foreground; then the decoder is trained on its own predictions. There are two differences. FOUND's seed
-is the patch that receives least attention from the class token; the demo encoder's class token is not trained, so the seed is
-the mean of the image's border, which cloth reaches in a few places only. And keys are centred per image before they are
-compared, because those of the demo encoder have a large common component. Index maps are used for the measured number alone.
+As in FOUND (Siméoni et al., CVPR 2023), the first target comes from the keys alone: patches similar to a background seed are
+background, the others foreground. Then the decoder is trained on its own predictions. There are two differences. FOUND's seed
+is the patch that receives the least attention from the class token. The demo encoder's class token is not trained, so the seed
+is the mean of the image's border, which cloth reaches in few places. Keys are centred per image before the comparison, because
+those of the demo encoder have a large common component. Index maps are used only to measure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .canvases import SEEN
 
 
 def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scene of three to five seen cloths, of the size of the demo's, and its index map."""
+    """A scene of three to five seen cloths, as large as the demo's, and its index map."""
     rng = np.random.RandomState(seed % 2**32)
     height, width = 8 * rng.randint(15, 21), 8 * rng.randint(21, 27)
     cloths = [SEEN[i] for i in rng.choice(len(SEEN), rng.randint(3, 6), replace=False)]
@@ -45,7 +45,7 @@ def coarse_foreground(features: Tensor, threshold: float) -> Tensor:
 
 
 def foreground_iou(found: Found, scenes: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Intersection over union of the pixels above 0.5 with all cloths, mean over the scenes, in percent."""
+    """Intersection over union of the pixels above 0.5 and all cloths, in percent, averaged over the scenes."""
     values = []
     for image, index in scenes:
         valid, target, predicted = ~void_border(index), index > 0, found(image) > 0.5

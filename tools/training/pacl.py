@@ -1,7 +1,7 @@
 """The demo's PACL: a vision embedder on the demo CLIP's patch tokens, trained on crops of drawn scenes and their captions.
 
-The losses are those of PACL (Mukhoti et al., CVPR 2023), the pairs those of the demo CLIP, which is frozen. Pairs of equal
-content count as positives of each other, as in the training of the demo CLIP. No masks, no boxes.
+The losses are those of PACL (Mukhoti et al., CVPR 2023), the pairs those of the demo CLIP, which is frozen. Pairs with the same
+content are mutual positives, as in the training of the demo CLIP. No masks, no boxes.
 """
 
 from __future__ import annotations

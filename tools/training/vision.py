@@ -1,11 +1,11 @@
 """The demo vision encoder: a ViT trained on drawn scenes without labels, captions or index maps.
 
-The objective is redundancy reduction between two views, as in Barlow Twins (Zbontar et al., ICML 2021), on patches as in
-VICRegL (Bardes et al., NeurIPS 2022). Three changes are new; without any of them the features group patches worse than mean
-colours do: the positive of a patch in the other view is not the patch at the same place but one a few pixels away, which mostly
-shows the same object; embeddings are centred per image, so that what all patches of an image have in common does not help; and
-each view is a collage of two images, so that a patch cannot be inferred from the rest of its image. Self-distillation to
-prototypes (as in DINO and iBOT) was tried first and fell below mean colours within 300 steps.
+The objective is redundancy reduction between two views, as in Barlow Twins (Zbontar et al., ICML 2021), on patches, as in
+VICRegL (Bardes et al., NeurIPS 2022). Three changes are new; without any one of them, the features group patches worse than
+mean colours do. The positive of a patch in the other view is not the patch at the same place but one a few pixels away, which
+mostly shows the same object. Embeddings are centred per image, so that what all its patches have in common does not help. Each
+view is a collage of two images, so that a patch cannot be inferred from the rest of its image. Self-distillation to prototypes,
+as in DINO and iBOT, was tried first and fell below mean colours within 300 steps.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def lattice(count: int) -> Tensor:
 
 
 def jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Another brightness, a slightly other colour and some noise for each view; then ImageNet's normalisation."""
+    """Changes brightness and, slightly, colour for each view, adds noise, and applies ImageNet's normalisation."""
     gain = torch.empty(len(pixels), 3, 1, 1).uniform_(-0.06, 0.06, generator=generator)
     gain += torch.empty(len(pixels), 1, 1, 1).uniform_(0.85, 1.15, generator=generator)
     noise = torch.randn(pixels.shape, generator=generator) * 0.012
@@ -88,8 +88,7 @@ def jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def collage(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Replaces one side of a random line in each image by the next image; returns the images and which patches (B, N) were
-    left."""
+    """Replaces one side of a random line in each image by the next one. Returns the images and the kept patches (B, N)."""
     angle = torch.rand(len(pixels), 1, generator=generator) * 2 * math.pi
     offset = torch.rand(len(pixels), 1, generator=generator) - 0.5
     x, y = lattice(GRID)[0].unbind(1)
@@ -99,7 +98,7 @@ def collage(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def step_loss(model: Embedding, canvases: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    """How far the cross-correlation of the embeddings of partners is from the identity."""
+    """The distance of the cross-correlation of the partners' embeddings from the identity."""
     batch = len(canvases)
     centre = torch.empty(batch, 2).uniform_(20, CANVAS - 20, generator=generator)
     shift = torch.empty(batch, 2).uniform_(-6, 6, generator=generator)
@@ -130,7 +129,7 @@ def step_loss(model: Embedding, canvases: Tensor, reach: float, generator: torch
 @torch.no_grad()
 def same_piece(encoder: VisionTransformer, seed: int = 7, scenes: int = 24) -> float:
     """How well the cosine of two patches tells whether they show the same piece: area under the ROC curve in percent, over
-    pairs of pure patches of one scene that are at least 16 pixels apart. Index maps are used for this number alone."""
+    pairs of pure patches of one scene that are at least 16 pixels apart. Index maps are used only here."""
     rng, areas = np.random.RandomState(seed), []
     for _ in range(scenes):
         cloths = [DEMO_CLOTHS[i] for i in rng.choice(len(DEMO_CLOTHS), 4, replace=False)]
@@ -194,5 +193,5 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--canvases", type=int, default=24000, help="scenes drawn before the training")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--reach", type=float, default=6.0, help="how many pixels the partner of a patch is away, at most")
+    parser.add_argument("--reach", type=float, default=6.0, help="largest distance of a patch's partner, in pixels")
     parser.add_argument("--every", type=int, default=100, help="steps between log lines and checkpoints")
