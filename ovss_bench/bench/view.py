@@ -18,7 +18,7 @@ from ..reports.table import Table
 from ..segmentors.base import LastBlockSegmentor
 from .ways import ALONE, FILES, METHOD, OFFICIAL
 
-# Ratios to the bare encoder passes that the project aims at; methods that change nothing but CLIP's last block: LAST_BLOCK.
+# The project's goals for ratios to the bare encoder passes. LAST_BLOCK: for methods that change only CLIP's last block.
 GOALS = {"resclip": 1.3, "scclip": 1.3, "cliptrase": 1.3, "clip_diy": 1.1, "cliper:given": 1.3}
 GOALS |= {"proxyclip:given": 1.3, "corrclip:given": 1.3, "corrclip_v2:given": 1.3}
 LAST_BLOCK = 1.1
@@ -73,12 +73,12 @@ def methods_view(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def own(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The operations outside of the encoders with their shares of the time, the largest first."""
+    """The operations outside the encoders with their shares of the time, the largest first."""
     return sorted(result.get("operations", {}).items(), key=lambda operation: -operation[1])
 
 
 def goal(case: str) -> float | None:
-    """The ratio that a method's case aims at, if there is one."""
+    """The goal for the ratio of a method's case, if there is one."""
     method = SEGMENTORS.get(case) if case in SEGMENTORS.names else None
     only_last = method and issubclass(method, LastBlockSegmentor) and method.patch_logits is LastBlockSegmentor.patch_logits
     return GOALS.get(case, LAST_BLOCK if only_last and method and not method.refine else None)
@@ -101,8 +101,8 @@ def prompts_view(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def shared_view(result: Mapping[str, Any]) -> str:
-    """Markdown, a row per method of a case that measured several in one run and each in a run of its own: processor time, that
-    of `clip` = 1, or of the cheapest run; then all together, and their sum."""
+    """Markdown, for a case that measured several methods in one run and each in a separate run. A row per method: processor
+    time relative to `clip`, or to the cheapest run; then the common run, and the sum of the separate runs."""
     times = {name: median(each) for name, each in result["processor_seconds"].items() if name == FILES or name.endswith(ALONE)}
     together = times.pop(FILES)
     unit = times.get(f"clip{ALONE}", min(times.values()))
@@ -113,8 +113,8 @@ def shared_view(result: Mapping[str, Any]) -> str:
 
 
 def rates_view(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, a row per case in the shape of a data set: images per second of each method; and the seconds that all images
-    of these data sets take at this rate."""
+    """Markdown, a row per case in the shape of a data set: images per second of each method. The last row: the seconds for all
+    images of these data sets at this rate."""
     rows, total = [], Counter[str]()
     shaped = [result for result in results.values() if result["case"].get("shape")]
     for result in shaped:
