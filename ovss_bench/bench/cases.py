@@ -38,8 +38,8 @@ from ..segmentors.build import build_segmentor
 from ..vocabulary import Vocabulary
 from .stand_ins import Given, Recorded, stand_in
 
-KINDS = 8  # different drawn scenes: they take long to draw, and further files are copies of these
-CLIP_ALONE = "clip_alone"  # in the place of names of methods, and the case of configs/bench that has it
+KINDS = 8  # different drawn scenes; further files are copies, because drawing is slow
+CLIP_ALONE = "clip_alone"  # stands for all methods of `on_clip_alone`; also the name of a case of configs/bench
 Case = SimpleNamespace  # the options of `ovss bench` by name, see CASE in cli/bench.py
 
 
@@ -64,14 +64,14 @@ def jobs_of(case: Case, folder: Path) -> list[Job]:
         unused, values = segmentor_config(name)[1].unused(), options
         if case.shape:
             values = recipe_for(name, clip, case.shape) | {"pamr_steps": 0}
-        own = {option: value for option, value in values.items() if option not in unused}
-        own |= {} if case.dataset else stand_ins_of(name, clip, given=True)
-        jobs.append(Job(name, build_segmentor(name, clip=clip, vocabulary=vocabulary, **own), dataset, "paper"))
+        values = {option: value for option, value in values.items() if option not in unused}
+        values |= {} if case.dataset else stand_ins_of(name, clip, given=True)
+        jobs.append(Job(name, build_segmentor(name, clip=clip, vocabulary=vocabulary, **values), dataset, "paper"))
     return jobs
 
 
 def recipe_for(segmentor: str, clip: DenseCLIP, dataset: str) -> dict[str, Any]:
-    """The values of a method's recipe that differ on a data set, without the names of its classes."""
+    """The recipe values that a method changes for a data set, except class names and templates."""
     here, anywhere = (compose_recipe(segmentor, clip=clip.name, dataset=name).values() for name in (dataset, None))
     return {name: value for name, value in here.items() if value != anywhere[name] and name not in ("names", "templates")}
 
@@ -83,19 +83,19 @@ def stand_ins_of(segmentor: str, clip: DenseCLIP, given: bool) -> dict[str, Give
 
 
 def with_clip(job: Job, clip: DenseCLIP) -> Job:
-    """The same job with other weights, or with a CLIP object of its own."""
+    """The same job with a copy of `clip`, which may have other weights."""
     built = job.segmentor
     return replace(job, segmentor=type(built)(clip, built.vocabulary, built.recipe, built.sources))
 
 
 def taken(segmentor: str) -> set[str]:
-    """The kinds of auxiliary models that it requires, or that its recipe names."""
+    """The kinds of auxiliary models that a method requires, or that its recipe names."""
     values, required = compose_recipe(segmentor).hyperparameters, segmentor_config(segmentor)[1].requires
     return {kind for kind in SOURCES if kind in required or values.get(kind)}
 
 
 def on_clip_alone() -> list[str]:
-    """The registered methods that take nothing beside CLIP, trained weights included."""
+    """The registered methods that need only CLIP: no auxiliary models, no trained weights."""
     methods = SEGMENTORS.module_dict.items()
     return sorted(
         name
@@ -137,12 +137,12 @@ def bare_encoder(clip: DenseCLIP, grid: tuple[int, int]) -> Callable[[torch.Tens
 
 def graphed(encode: Callable[[torch.Tensor], torch.Tensor], windows: torch.Tensor) -> Callable[[], None]:
     """A pass over windows on a GPU as a CUDA graph: the same kernels, which the CPU launches all at once."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):  # as PyTorch asks: libraries are initialised before the capture
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # PyTorch requires a warm-up on a side stream, which initialises libraries
         for _ in range(3):
             encode(windows)
-    torch.cuda.current_stream().wait_stream(beside)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         encode(windows)

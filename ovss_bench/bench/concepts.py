@@ -1,5 +1,5 @@
-"""A case for every method on a concept segmenter: its cost against the bare passes over image, texts and all prompts, and how
-many prompts its decoders saw."""
+"""A case for every method on a concept segmenter: its cost compared with the bare passes over image, texts and all prompts, and
+the number of prompts that its decoders saw."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .memory import peak_memory
 from .watch import Watched, own_operations
 from .ways import BARE, MEMORY_SIZE, METHOD, Ways
 
-FULL_SIDE, PREVIEW = 1008, 112  # pixels: SAM 3's input, and the preview of a network with a smaller one, also two thirds
+FULL_SIDE, PREVIEW = 1008, 112  # pixels: SAM 3's input; the preview for smaller networks, two thirds of the demo's input
 
 
 def concept_ways(case: Case, folder: Path) -> Ways:
-    """The ways to measure for the case's method, in its own recipe for an unknown data set. Texts are encoded for every image:
-    they are part of both costs."""
+    """The ways to measure for the case's method, with its recipe for an unknown data set. Both costs include the texts, which
+    are encoded for every image."""
     segmentor, image = _built(case, folder)
     network, stages = segmentor.segmenter, Watched()
     queries = [segmentor.vocabulary.queries[query] for query in segmentor.rows]
 
     def run(image: Any = image) -> None:
         network.forget()
-        fresh = segmentor.with_recipe(segmentor.recipe)  # it has encoded no texts yet
+        fresh = segmentor.with_recipe(segmentor.recipe)  # without encoded texts
         with stages.watching():
             list(predict([fresh], [(0, image)], stages=stages))
 
     def bare() -> None:
         network.forget()
-        texts, seen = network.texts(queries), network.image(image)
+        texts, features = network.texts(queries), network.image(image)
         for start in range(0, len(queries), network.chunk()):
-            some = texts[start : start + network.chunk()]
-            network.masks(seen, network.detect(seen, some), range(len(some)))
+            chunk = texts[start : start + network.chunk()]
+            network.masks(features, network.detect(features, chunk), range(len(chunk)))
 
     memory = peak_memory(lambda: run(stretch(image, MEMORY_SIZE, "bilinear")), network.device)
     before = dict(network.decoded)

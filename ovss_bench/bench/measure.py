@@ -30,9 +30,9 @@ from .ways import BARE, Ways, run_ways
 
 
 def measure(case: Case, rounds: int, progress: Progress, budget: float | None = None) -> dict[str, Any]:
-    """Seconds and processor seconds of every way in every round, their ratios to the bare encoders in the same round, stages,
-    peak memory, and the agreement of our labels with the official-style loop. Ways that have not run yet are warmed up by a
-    round 0, which is not counted. No round but the first begins later than `budget` seconds after the call."""
+    """Measures a case: seconds and processor seconds of every way in every round, their ratios to the bare encoders in the same
+    round, stages, peak memory, and the agreement of our labels with the official-style loop. Round 0 warms up ways that have
+    not run yet, and is not counted. Only the first round may begin later than `budget` seconds after the call."""
     if case.threads:
         torch.set_num_threads(case.threads)
     began, load, clock = datetime.now(UTC), os.getloadavg(), time.monotonic()
@@ -46,7 +46,7 @@ def measure(case: Case, rounds: int, progress: Progress, budget: float | None = 
                 break
             for name, way in measured.ways.items():
                 spent, busy, before, peak = timed(way, measured.device)
-                # Also of round 0: later ones reuse memory that was not returned.
+                # Including round 0: later rounds reuse memory that was not returned.
                 peaks[name] = max(peaks.get(name, 0), peak - before)
                 if number:
                     seconds[name].append(spent)
@@ -85,7 +85,7 @@ def ways_of(case: Case) -> Callable[[Case, Path], Ways]:
 
 
 def measure_apart(case: Case, rounds: int, budget: float | None, plugins: Collection[str]) -> dict[str, Any]:
-    """`measure` in a process of its own, so that no case finds the memory or the caches of another one."""
+    """`measure` in a separate process, so that cases share neither memory nor caches."""
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, context) as pool:
@@ -103,7 +103,7 @@ def _measure_with(case: Case, rounds: int, budget: float | None, plugins: list[s
 
 @cache
 def code_digest() -> str:
-    """Of all code that a measurement depends on."""
+    """The digest of all code that a measurement depends on."""
     return code("auxiliary", "bench", "encoders", "inference", "ops", "segmentors", "image.py")[:16]
 
 
@@ -123,7 +123,7 @@ def _rounded(times: Mapping[str, list[float]]) -> dict[str, list[float]]:
 
 
 def _ratios(times: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """The ratio of each way to the bare encoders, taken in each round: its median, minimum and maximum."""
+    """The ratio of each way to the bare encoders in the same round: median, minimum and maximum over the rounds."""
     return {name: _spread([a / b for a, b in zip(each, times[BARE], strict=True)]) for name, each in times.items()}
 
 

@@ -1,4 +1,4 @@
-"""Peak memory: of a call beside what was there before, and of the whole process."""
+"""The time and peak memory of a call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float, float, float]:
-    """Seconds, processor seconds of all threads, memory before, and peak memory in MiB: of the process, or on a GPU."""
+    """Seconds, processor seconds of all threads, memory before the call, and peak memory; in MiB, of the process or the GPU."""
     gc.collect()
     gpu = device.type == "cuda"
     if gpu:
@@ -35,8 +35,8 @@ def timed(way: Callable[[], Any], device: torch.device) -> tuple[float, float, f
 
 
 def peak_memory(way: Callable[[], Any], device: torch.device) -> dict[str, int]:
-    """MiB `before` a call and at its `peak`. What was freed earlier goes back to the system first: a call that takes it again
-    would seem to need nothing. (`timed` alone leaves it, as getting it back takes time.)"""
+    """Memory in MiB `before` a call and at its `peak`. Freed memory is returned to the system first; otherwise a call that
+    reuses it would seem to need none. (`timed` alone does not, because getting memory back takes time.)"""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # not in musl
         libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""A case for every registered method: its full cost for one image in memory, against the bare encoder passes that it needs."""
+"""A case for every registered method: its full cost for one image in memory, compared with the bare encoder passes it needs."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from .stand_ins import Recorded, given_experts
 from .watch import Watched, own_operations
 from .ways import BARE, MEMORY_SIZE, METHOD, OFFICIAL, Ways
 
-GIVEN = ":given"  # ends the name of a case whose features or attention maps are given instead of computed
-# Fewer passes for methods with many: the ratio hardly depends on their number.
+GIVEN = ":given"  # suffix of cases whose features or attention maps are given instead of computed
+# Fewer passes for methods that have many: the ratio hardly depends on their number.
 SHORTER = {"clip_diy": {"patch_sizes": (256, 128), "weights": (1.0, 1.0)}, "itaclip": {"stride": 112}}
 
 
 def method_cases() -> list[str]:
-    """A case for each registered method on CLIP or on a concept segmenter and for the recipe of each step, and another one with
-    GIVEN for those with features or attention maps."""
+    """The names of all cases: each registered method on CLIP or on a concept segmenter, and each step with a recipe; those with
+    features or attention maps once more with GIVEN."""
     names = [name for name, method in SEGMENTORS.module_dict.items() if method.uses_clip or on_concepts(name)]
     names = sorted([*names, *(name for name in config_names("segmentor") if name in STEPS.names)])
     return [name + end for name in names for end in ("", GIVEN) if not end or {"vfm", "diffusion"} & taken(name)]
 
 
 def on_concepts(segmentor: str) -> bool:
-    """Whether it asks a concept segmenter instead of CLIP."""
+    """Whether a method uses a concept segmenter instead of CLIP."""
     return "concepts" in segmentor_config(segmentor)[1].requires
 
 
 def method_ways(case: Case, folder: Path) -> Ways:
-    """The ways to measure for the case's method, in its own recipe for an unknown data set, without PAMR."""
+    """The ways to measure for the case's method, with its recipe for an unknown data set, without PAMR."""
     segmentor, image, encoders = _built(case, folder)
     stages, device = Watched(), segmentor.clip.device
 
@@ -76,7 +76,7 @@ def method_ways(case: Case, folder: Path) -> Ways:
 
 
 def _built(case: Case, folder: Path) -> tuple[Segmentor, Any, list[Recorded]]:
-    """The method, a drawn image (H, W, 3) uint8, and the encoders that it has beside CLIP."""
+    """The method, a drawn image (H, W, 3) uint8, and the encoders that it uses besides CLIP."""
     (segmentor,), clip = case.segmentor, clip_of(case)
     method, kind, recipe = parts(segmentor)[1], segmentor_config(segmentor)[1], compose_recipe(segmentor, clip=clip.name)
     options = SHORTER.get(method, {}) | {"pamr_steps": 0} | case.recipe
@@ -87,7 +87,7 @@ def _built(case: Case, folder: Path) -> tuple[Segmentor, Any, list[Recorded]]:
         options["ranking"] = str(folder / "ranking.json")
         write_text(folder / "ranking.json", "{}")  # see `given_experts`
     if "own_texts" in recipe.hyperparameters:
-        options["own_texts"] = False  # the checkpoint's classes are others
+        options["own_texts"] = False  # the checkpoint has other classes
     sources = stand_ins_of(segmentor, clip, case.given)
     dataset = drawn_images(case, folder)
     image = dataset.image(dataset.samples[0])
@@ -101,8 +101,8 @@ def _built(case: Case, folder: Path) -> tuple[Segmentor, Any, list[Recorded]]:
 def _needed_passes(
     segmentor: Segmentor, encoders: list[Recorded], run: Callable[[], Tensor]
 ) -> tuple[list[Callable[[], Any]], dict[str, int], Tensor]:
-    """The bare forward passes for what `run` encodes, each input once: open_clip's image tower for CLIP's windows of equal
-    shape, the encoders beside it, and a method's own network; the number of CLIP's windows and of the other passes; and the
+    """The bare forward passes for everything that `run` encodes, each input once: open_clip's image tower for CLIP's windows of
+    equal shape, other encoders, and the method's own network. Also the numbers of CLIP's windows and of other passes, and the
     label map."""
     clip, seen, embed = segmentor.clip, [], segmentor.clip.embed_patches
 
@@ -110,7 +110,7 @@ def _needed_passes(
         seen.append(pixels)
         return embed(pixels, position)
 
-    clip.embed_patches = recorded  # of this object, which is the segmentor's own; every pass of the tower begins with it
+    clip.embed_patches = recorded  # of this segmentor's CLIP only; every pass of the tower begins with it
     for encoder in encoders:
         encoder.calls = []
     with _own_passes(segmentor) as passes:
@@ -134,7 +134,7 @@ def _needed_passes(
 
 @contextmanager
 def _own_passes(segmentor: Segmentor) -> Iterator[list[Callable[[], Any]]]:
-    """Fills up with the forward passes of networks that a method with an `own_network` has."""
+    """Collects the forward passes of the networks of a method with an `own_network`."""
     passes: list[Callable[[], Any]] = []
 
     def keep(network: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -148,7 +148,7 @@ def _own_passes(segmentor: Segmentor) -> Iterator[list[Callable[[], Any]]]:
 
 
 def _fresh(argument: Any) -> Any:
-    """A batch without the features that encoders keep in it."""
+    """A batch without the features that encoders cache in it."""
     return replace(argument, shared={}) if isinstance(argument, WindowBatch) else argument
 
 

@@ -1,6 +1,6 @@
-"""An evaluation loop in the style of the official code (SCLIP and its forks on mmseg), a baseline for speed only: one window at
-a time, padded to the size of the image and added, all maps at full size in every step, synonyms by a product with a one-hot
-mask, counts by `histc`."""
+"""An evaluation loop in the style of the official code (SCLIP and its forks on mmseg), a baseline for speed only. Windows are
+encoded one at a time, padded to the size of the image and added. All maps have full size in every step. Synonyms are merged by
+a product with a one-hot mask, and pixels counted by `histc`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..types import WindowBatch
 
 @torch.inference_mode()
 def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
-    """The label map (H, W) of an image (H, W, 3) uint8 RGB. The only hooks of the method that it calls are `patch_logits`, for
-    one window at a time, and `correct`."""
+    """The label map (H, W) of an image (H, W, 3) uint8 RGB. Calls only two hooks of the method: `patch_logits`, for one window
+    at a time, and `correct`."""
     recipe, vocabulary, device = segmentor.recipe, segmentor.vocabulary, segmentor.clip.device
     context = make_context(image, segmentor, image.shape[:2])
     context.pixels = context.pixels.to(device)
@@ -57,7 +57,7 @@ def official_label_map(segmentor: Segmentor, image: np.ndarray) -> Tensor:
 
 
 def has_official_loop(segmentor: Segmentor) -> bool:
-    """Whether the loop is a faithful one for the method: in sliding windows, without hooks between logits and labels."""
+    """Whether the loop reproduces the method: it has sliding windows, and no hooks between logits and labels."""
     others = (segmentor.group_features, segmentor.prior, segmentor.scores, segmentor.decide)
     return (
         segmentor.granularity == "window" and segmentor.recipe.window != "whole" and not segmentor.refines and not any(others)
@@ -69,7 +69,8 @@ def official_miou(dataset: SegDataset, samples: Iterable[Sample], label_maps: It
     classes, counts = len(dataset.classes), []
     for sample, labels in zip(samples, label_maps, strict=True):
         target = torch.from_numpy(dataset.label(sample)).to(labels.device)
-        labels, target = labels[target != 255], target[target != 255]
+        valid = target != dataset.ignore_index
+        labels, target = labels[valid], target[valid]
         parts = (labels[labels == target], labels, target)
         counts.append([torch.histc(part.float(), bins=classes, min=0, max=classes - 1).cpu() for part in parts])
     intersection, predicted, true = (torch.stack(each).double().sum(0) for each in zip(*counts, strict=True))
@@ -77,6 +78,6 @@ def official_miou(dataset: SegDataset, samples: Iterable[Sample], label_maps: It
 
 
 def _to_multiple(crop: Tensor, patch: int) -> Tensor:
-    """Pads a window with zeros to multiples of the patch size; the odd pixel at the end (ClearCLIP)."""
+    """Pads a window with zeros to multiples of the patch size; an odd pixel goes to the end (ClearCLIP)."""
     down, right = (-side % patch for side in crop.shape[2:])
     return F.pad(crop, (right // 2, right - right // 2, down // 2, down - down // 2))

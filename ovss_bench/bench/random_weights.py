@@ -1,4 +1,4 @@
-"""Checkpoints of trained methods with random weights of the published sizes: the cost of a network does not depend on them."""
+"""Checkpoints of trained methods with random weights in the published sizes: weights do not affect the cost of a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..encoders.patch_embedder import PatchEmbedder
 from ..encoders.prompted_vit import MaskHead, PromptedSegmenter, PromptedViT
 from ..encoders.resnet_aspp import DeepLab, ResNetV1c, SummedASPP
 
-# Beside ViT-B/16, whose width is 768: sizes that follow from CLIP's width are those of the published networks.
+# With ViT-B/16, whose width is 768, sizes that follow from CLIP's width are those of the published networks.
 RESNET = (3, 4, 6, 3)  # MaskCLIP+: a ResNet-50, as the configurations of ViT teachers build
 PROMPTS, INNER, LAYERS, TRAINED_AT = 100, 2048, 3, 512  # TagCLIP's on COCO-Stuff
 AFFINITY = 256  # channels of CLIP-DINOiser's first convolution
@@ -57,7 +57,7 @@ def drawn(network: nn.Module) -> dict[str, Tensor]:
 
 
 def filled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Random weights that keep the size of what they are multiplied with; the factors of norms are 1, and biases 0."""
+    """Random weights that preserve the scale of their input; the weights of norms are 1, biases 0."""
     generator = torch.Generator().manual_seed(3)
     for name, tensor in state.items():
         if tensor.ndim > 1:

@@ -1,5 +1,5 @@
-"""What methods need beside CLIP, without weights: networks with random weights, which are encoders and measured as such, and
-`given` outputs, kept from the first call on as if they had been precomputed, which cost nothing."""
+"""Stand-ins for auxiliary models, which need no files: networks with random weights, measured like other encoders, and `given`
+outputs, which are cached at the first call as if precomputed, and cost nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ..types import WindowBatch
 
 REGIONS = 60  # in an image
 HEADS, LAYERS = 5, 2  # of the attention maps that Stable Diffusion 2.1 gives CLIPer
-LATENTS = 64  # and the side of their grid; 16 beside a tiny CLIP
+LATENTS = 64  # side of the grid of these maps; 16 with a tiny CLIP
 FRAME = 1024  # pixels of the long side of SAM's input
-THIN = 4  # every fourth pixel of a row and a column tells images apart, and costs next to nothing
+THIN = 4  # every fourth pixel of rows and columns is enough to tell images apart, at hardly any cost
 CELL = 8  # pixels of a given feature: the patch of DINO ViT-B/8
 
 
 class Given:
-    """Outputs of a source that are kept by their input: each is computed once."""
+    """The outputs of a source, cached by input: each is computed once."""
 
     def __init__(self, source: Callable[[Any], Any]) -> None:
         self.source, self.known = source, {}
@@ -66,7 +66,7 @@ class Recorded:
         return self.source(argument)
 
     def joined(self, batch: WindowBatch, join: Callable[[Tensor], Tensor]) -> Tensor:
-        """Of a vision encoder: a call like the others."""
+        """Records a call of a vision encoder's `joined`."""
         if self.calls is not None:
             self.calls.append(batch)
         return self.source.joined(batch, join)
@@ -76,7 +76,7 @@ class Recorded:
 
 
 def random_vision(clip: DenseCLIP, feature: str | None) -> VisionEncoder | OncePerImage | FeatureFolder:
-    """A vision encoder in the layout of DINO, with random weights and the size of the CLIP: ViT-B/16 beside ViT-B/16."""
+    """A vision encoder in DINO's layout, with random weights and the size of the CLIP: a ViT-B/16 for a ViT-B/16."""
     generator = torch.Generator().manual_seed(1)
     width, patch, tokens = clip.width, clip.patch_size, clip.stored_grid[0] * clip.stored_grid[1] + 1
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, tokens, width), "patch_embed.proj.weight": (width, 3, patch, patch)}
@@ -107,8 +107,8 @@ def stand_in(kind: str, clip: DenseCLIP, feature: str | None, given: bool) -> Gi
 
 
 def given_experts(segmentor: Segmentor, progress: Progress | None = None) -> Tensor:
-    """In the place of FLOSS's classifiers (1 + Q, Q, E), which need texts and a ranking: the features of the queries, each a
-    little changed."""
+    """Replaces FLOSS's classifiers (1 + Q, Q, E), which need texts and a ranking, by slightly perturbed features of the
+    queries."""
     noise = torch.randn(1 + len(segmentor.text), *segmentor.text.shape, generator=torch.Generator().manual_seed(5))
     return segmentor.tensor(F.normalize(segmentor.text.cpu() + 0.05 * noise, dim=-1))
 
@@ -122,7 +122,7 @@ def _features(pixels: Tensor, width: int) -> Tensor:
 
 
 def _regions(image: np.ndarray) -> np.ndarray:
-    """Cells of random centres, of which the last is in no region."""
+    """The Voronoi cells of random centres; the last cell is in no region."""
     random = np.random.RandomState(_seed(image))
     centres = random.rand(REGIONS, 2) * image.shape[:2]
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
@@ -131,13 +131,13 @@ def _regions(image: np.ndarray) -> np.ndarray:
 
 
 def _foreground(image: np.ndarray) -> np.ndarray:
-    """Random values (H, W) in 0..1, smooth over a fifth of the image."""
+    """Random values (H, W) in 0..1, interpolated from a 5 x 5 grid."""
     random = torch.from_numpy(np.random.RandomState(_seed(image)).rand(1, 1, 5, 5).astype(np.float32))
     return F.interpolate(random, image.shape[:2], mode="bilinear")[0, 0].numpy()
 
 
 def _sam(image: np.ndarray) -> SimpleNamespace:
-    """HEADS heads of attention by colour, on a grid of SAM's shape; for each prompt its box is the mask."""
+    """HEADS heads of attention by colour, on a grid of SAM's shape; the mask of a prompt is its box."""
     size = in_frame((image.shape[0], image.shape[1]), FRAME)
     grid = max(size[0] // 16, 1), max(size[1] // 16, 1)
     values = F.adaptive_avg_pool2d(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, grid) - 0.5

@@ -1,4 +1,4 @@
-"""Which operations a method spends its time in: samples of what the main thread is doing, by stage and function."""
+"""Samples which operations a method spends its time in, by stage and function."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..auxiliary.sources import STAGES
 from ..files import PACKAGE
 from ..stages import Stages
 
-PERIOD = 0.005  # seconds between samples: short beside a round, long beside the work of taking one
+PERIOD = 0.005  # seconds between samples: short compared with a round, long compared with taking a sample
 ENCODERS = frozenset({"encode", *STAGES.values(), "concept image", "concept text", "concept prompts", "concept masks"})
-LEAST = 0.02  # share of an operation that is worth a word
+LEAST = 0.02  # smallest share of the time that is listed
 
 
 class Watched(Stages):
-    """Stages that count samples of the thread that made them, while `watching`. The function of a sample is the innermost one
+    """Stages that, while `watching`, count samples of the thread that created them. A sample counts for the innermost function
     of this package."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Watched(Stages):
                 self._names.pop()
 
     def clear(self) -> None:
-        """Forgets what was measured so far."""
+        """Discards all measurements so far."""
         self.seconds.clear()
         self.calls.clear()
         self.samples.clear()
@@ -65,7 +65,7 @@ class Watched(Stages):
 
 
 def function_of(frame: FrameType | None) -> str | None:
-    """`file.py function` of the innermost frame in this package, apart from the benchmark; None without one."""
+    """`file.py function` of the innermost frame in this package, except the benchmark; None if there is none."""
     while frame:
         path = Path(frame.f_code.co_filename)
         if PACKAGE in path.parents and path.parent != PACKAGE / "bench" and path.name != "stages.py":
@@ -75,8 +75,8 @@ def function_of(frame: FrameType | None) -> str | None:
 
 
 def own_operations(samples: Mapping[tuple[str, str], int], own_network: bool) -> dict[str, float]:
-    """The share of the whole time that each function outside of the encoders took, the largest first. For a method with an
-    `own_network`, the networks' classes are encoders, whatever the stage."""
+    """The share of the total time that each function outside the encoders took, the largest first. For a method with an
+    `own_network`, classes of networks count as encoders in every stage."""
     total, counts = sum(samples.values()), Counter[str]()
     for (stage, function), count in samples.items():
         file, _, name = function.partition(" ")

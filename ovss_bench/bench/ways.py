@@ -1,4 +1,4 @@
-"""What is measured for a case of configs/bench: whole runs from image files, beside the bare encoder and the official style."""
+"""What is measured for a case of configs/bench: whole runs from image files, the bare encoder and the official style."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MEMORY_SIZE = (448, 598)  # pixels of the image for which a method's peak memory
 
 @dataclass
 class Ways:
-    """The ways to measure by name, the unit BARE first; the seconds of our stages, which the ways add to; by method, how far
-    the labels agree with the official style; the device. Of a method also its memory (`peak_memory`), what it counted, and the
-    operations outside of the encoders (`own_operations`). `warm`: every way has run before."""
+    """The `ways` to measure by name, the unit BARE first; the seconds of our `stages`, to which the ways add; by method, the
+    `agreement` of its labels with the official style; the device. For a single method also its `memory` (`peak_memory`), its
+    `counts` of passes or prompts, and the `operations` outside the encoders (`own_operations`). `warm`: every way has run."""
 
     ways: dict[str, Callable[[], Any]]
     stages: MutableMapping[str, Any]
@@ -48,7 +48,7 @@ def run_ways(case: Case, folder: Path) -> Ways:
     memory = in_memory(dataset, case.images)
     samples = dataset.select(case.images)
     windows = torch.cat([windows_of(segmentor, memory.image(sample)) for sample in samples])
-    windows = windows.to(segmentor.clip.device, segmentor.clip.dtype)  # the unit is without a copy to the GPU
+    windows = windows.to(segmentor.clip.device, segmentor.clip.dtype)  # the unit excludes the copy to the GPU
     height, width = (side // segmentor.clip.patch_size for side in windows.shape[2:])
     encode, stages = bare_encoder(segmentor.clip, (height, width)), Counter[Any]()
 
@@ -65,7 +65,7 @@ def run_ways(case: Case, folder: Path) -> Ways:
             official_miou(dataset, samples, (official_label_map(job.segmentor, dataset.image(sample)) for sample in samples))
 
     ways: dict[str, Callable[[], Any]] = {BARE: lambda: encode(windows)}
-    if not case.shape:  # whose methods have windows of their own
+    if not case.shape:  # with a shape, the windows of methods differ
         ways |= {MEMORY: lambda: ours(memory), FILES: lambda: ours(dataset)}
     if case.trunk_cache:
         ways["ours, trunk cache"] = lambda: ours(dataset, trunk_cache=str(folder / "trunk"))
@@ -87,7 +87,7 @@ def run_ways(case: Case, folder: Path) -> Ways:
 
 
 def _in_batches(case: Case, encode: Callable[[Tensor], Any], windows: Tensor, size: int) -> dict[str, Callable[[], Any]]:
-    """The bare encoder with `size` windows in a forward pass; and, if asked for, as a CUDA graph of the first such pass."""
+    """The bare encoder with `size` windows per forward pass and, with `graph`, as a CUDA graph of the first such pass."""
     parts = windows.split(size)
     ways: dict[str, Callable[[], Any]] = {f"{BARE}, batches of {size}": lambda: [encode(part) for part in parts]}
     if case.graph:
@@ -102,7 +102,7 @@ def _in_precision(case: Case, jobs: list[Job], precision: str) -> list[Job]:
 
 
 def _label_maps(case: Case, jobs: list[Job]) -> list[list[Tensor]]:
-    """Of each job our label maps of the case's images."""
+    """Our label maps of the case's images for each job."""
     dataset = jobs[0].dataset
     images = enumerate(dataset.image(sample) for sample in dataset.select(case.images))
     predictions: list[Any] = [each for _, each in predict([job.segmentor for job in jobs], images, batch=case.batch)]
@@ -110,7 +110,7 @@ def _label_maps(case: Case, jobs: list[Job]) -> list[list[Tensor]]:
 
 
 def _equal_pixels(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> float:
-    """The percentage of pixels with equal labels, of the method for which it is smallest."""
+    """The percentage of pixels with equal labels, for the method with the smallest one."""
     shares = []
     for pairs in (list(zip(*maps, strict=True)) for maps in zip(ours, theirs, strict=True)):
         shares.append(sum(int((a == b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs))
@@ -118,7 +118,7 @@ def _equal_pixels(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> float
 
 
 def _agreement(case: Case, jobs: list[Job], mine: list[list[Tensor]]) -> dict[str, Any]:
-    """For each segmentor the percentage of pixels with equal labels in our maps (`mine`), and the mIoU of both ways."""
+    """For each segmentor, the percentage of pixels with equal labels in our maps (`mine`), and the mIoU of both ways."""
     dataset = jobs[0].dataset
     samples = dataset.select(case.images)
     found = {}

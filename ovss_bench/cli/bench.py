@@ -1,5 +1,5 @@
-"""Measures the time and memory of every registered method, of cases of configs/bench, or of a case described by options. Times
-are compared with the bare encoder passes, and with a loop in the style of the official code."""
+"""Measures the time and memory of every registered method, of cases of configs/bench, or of a case described by options, and
+compares the time with that of the bare encoder passes and of a loop in the style of the official code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints
 
+from ..config.recipe import hyperparameters
 from ..config.registry import SEGMENTORS
 from ..config.validation import Count, Expected, Images, Number
 from ..errors import OvssError, unknown
@@ -22,7 +23,7 @@ Counts = Annotated[list[Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,4}
 CASE = (
     Option("clip", Text, "ViT-B-16", "an entry of configs/clip, or an architecture of open_clip with random weights"),
     Option("dataset", Text | None, None, "data set; default: drawn images"),
-    Option("segmentor", Texts, ["sclip"], "methods: one, a list, or clip_alone: all that take nothing beside CLIP"),
+    Option("segmentor", Texts, ["sclip"], "methods: one, a list, or clip_alone for all that need only CLIP"),
     Option("classes", Count, 150, "number of classes"),
     Option("queries", Count, 150, "number of queries: one or more per class"),
     Option("threshold", Number, 0.0, "background threshold"),
@@ -32,27 +33,27 @@ CASE = (
     Option("short_side", Count, 336, "short side of the resized images, in pixels"),
     Option("window", Count, 224, "side of the windows, in pixels"),
     Option("stride", Count, 112, "stride of the windows, in pixels"),
-    Option("precision", Text | None, None, "precision of the encoder; default: that of the device"),
+    Option("precision", Text | None, None, "precision of the encoder; default: depends on the device"),
     Option("batch", Count | None, None, "windows per forward pass; default: chosen from the number of tokens"),
     Option("official", bool, True, "also measure the loop in the style of the official code"),
     Option("trunk_cache", bool, False, "also measure with a trunk cache"),
-    Option("one_by_one", bool, False, "also measure each of several methods in a run of its own"),
-    Option("shape", Text | None, None, "data set for whose recipes each method is measured by itself, on images drawn for it"),
-    Option("workers", Count, 2, "reader threads of whole runs"),
+    Option("one_by_one", bool, False, "also measure each method in a separate run"),
+    Option("shape", Text | None, None, "measure each method separately with its recipe for this data set, on drawn images"),
+    Option("workers", Count, 2, "reader threads"),
     Option("batches", Counts, [], "also measure runs and the bare encoder with these numbers of windows per forward pass"),
-    Option("graph", bool, False, "also measure the bare encoder as CUDA graphs of these batches: needs device=cuda"),
+    Option("graph", bool, False, "also measure the bare encoder as CUDA graphs of batches=; needs device=cuda"),
     Option("compile", bool, False, "also measure runs with torch.compile"),
     Option("precisions", Texts, [], "also measure runs in these precisions of the encoder, and compare their labels"),
-    Option("concepts", Text, "demo", "concept segmenter of the methods that use one: an entry of configs/concepts or a folder"),
+    Option("concepts", Text, "demo", "concept segmenter, for methods that use one: an entry of configs/concepts or a folder"),
 )
 MEASURING = (
-    Option("rounds", Count, 5, "repetitions of all measurements, interleaved: at most"),
-    Option("seconds", Number, 15.0, "per case, after which no further round begins; 0: no limit"),
+    Option("rounds", Count, 5, "maximum number of rounds; every round repeats all measurements"),
+    Option("seconds", Number, 15.0, "time per case after which no further round begins; 0: no limit"),
     Option(
         "again",
         bool,
         False,
-        "without names, and in groups: also measure again what was measured with the same code and options",
+        "also repeat measurements with the same code and options, which are skipped in groups and without names",
     ),
     Option("threads", Count | None, None, "threads of torch; default: all cores"),
     Option("device", Text, "cpu", "cpu or cuda"),
@@ -60,7 +61,7 @@ MEASURING = (
     Option("machine", Text | None, None, "name of the results; default: the processor or GPU, and the threads"),
     EVAL["plugins"],
 )
-# Options that no method's case has; one of them describes a run.
+# Options that the case of a method lacks; any of them describes a run.
 OF_RUNS = {"segmentor", "dataset", "images", "trunk_cache", "one_by_one", "shape", "workers"}
 OF_RUNS |= {"batches", "graph", "compile", "precisions"}
 RUN = ("rounds", "seconds", "again", "out", "machine", "plugins")  # options that describe no case
@@ -83,7 +84,7 @@ def run(words: list[str]) -> None:
     from ..runs.world import World
 
     options["device"] = World().device(options["device"])
-    rounds, seconds, again, out, given_name, plugins = (options.pop(name) for name in RUN)
+    rounds, seconds, again, out, stem, plugins = (options.pop(name) for name in RUN)
     resumed = not names and not chosen & OF_RUNS
     if not names:
         names = (
@@ -93,12 +94,12 @@ def run(words: list[str]) -> None:
     cases, progress = {name: case_of(name, options, chosen) for name in names}, Progress()
     facts = machine(options["device"])
     threads = threads_of(options["threads"])
-    path = Path(out) / f"{given_name or _slug(facts['device'], threads)}.json"
+    path = Path(out) / f"{stem or _slug(facts['device'], threads)}.json"
     results: dict[str, Any] = read_json(path)["cases"] if path.is_file() else {}  # of earlier calls
     failed: dict[str, OvssError] = {}
     for name, case in cases.items():
         if not again and (resumed or "/" in name) and name in results and is_same(case, results[name]):
-            progress.say(f"{name}: in {path} already; again=true measures it again")
+            progress.say(f"{name}: already in {path}; again=true repeats it")
             continue
         progress.say(f"{name}: {case}")
         try:
@@ -116,28 +117,28 @@ def run(words: list[str]) -> None:
 
 
 def grouped(name: str) -> list[str]:
-    """GROUP/CASE for each of the cases in a file of configs/bench; none if it describes a single case."""
+    """GROUP/CASE for each case in a file of configs/bench; empty if the file describes a single case."""
     cases = load_config("bench", name).get("cases", {}) if name in config_names("bench") else {}
     return [f"{name}/{case}" for case in cases]
 
 
 def is_same(case: Any, result: dict[str, Any]) -> bool:
-    """Whether a result is that of the case, as the code is now."""
+    """Whether a result belongs to the case and to the current code."""
     from ..bench.measure import code_digest
 
     return result["case"] == json.loads(json.dumps(vars(case))) and result.get("code") == code_digest()
 
 
 def case_of(name: str, options: dict[str, Any], chosen: set[str]) -> Any:
-    """The case of a METHOD or METHOD:given (with given outputs of auxiliary models), of another recipe or METHOD+STEP, of
-    configs/bench, or of options."""
+    """The case of a METHOD, a METHOD:given (with given outputs of auxiliary models), another recipe, a METHOD+STEP, an entry of
+    configs/bench, or the options alone."""
     from ..bench.cases import Case
     from ..bench.methods import GIVEN, method_cases
 
     segmentor = name.removesuffix(GIVEN)
     if name in method_cases() or (name == segmentor and ("+" in name or name in config_names("segmentor"))):
-        own = {"segmentor": [segmentor], "images": 1, "given": name != segmentor, "method": True}
-        return Case(**options | own, recipe={key: options[key] for key in RECIPE if key in chosen})
+        values = {"segmentor": [segmentor], "images": 1, "given": name != segmentor, "method": True}
+        return Case(**options | values, recipe={key: options[key] for key in RECIPE if key in chosen})
     group, _, _ = name.partition("/")
     if name not in ("case", *config_names("bench"), *grouped(group)):
         raise unknown("case", name, [*method_cases(), *config_names("bench"), *grouped(group)])
@@ -145,6 +146,12 @@ def case_of(name: str, options: dict[str, Any], chosen: set[str]) -> Any:
     if name in grouped(group):
         config |= config.pop("cases")[name.removeprefix(f"{group}/")]
     return Case(**options | {key: value for key, value in config.items() if key not in chosen}, given=False, method=False)
+
+
+def measured_methods() -> list[str]:
+    """The registered methods with a case: those on CLIP or a concept segmenter."""
+    kinds = {name: hyperparameters(name)[1] for name in sorted(SEGMENTORS.names)}
+    return [name for name, kind in kinds.items() if kind.uses_clip or "concepts" in kind.defaults]
 
 
 def _slug(device: str, threads: int) -> str:
@@ -158,8 +165,8 @@ COMMAND = Command(
     ("naclip proxyclip:given threads=2", "ade150 demo rounds=9", "clip=ViT-L-14 segmentor=naclip classes=60 queries=60"),
     run,
     (
-        f"Methods: {', '.join(sorted(SEGMENTORS.names))}; METHOD:given with features or attention maps that cost nothing; "
-        "any other recipe (floss), and METHOD+STEP.",
+        f"Methods: {', '.join(measured_methods())}; other recipes, such as floss; METHOD+STEP; and METHOD:given, with features "
+        "or attention maps that cost nothing.",
         f"Cases: {', '.join(config_names('bench'))}.",
     ),
 )

@@ -1,4 +1,4 @@
-"""The commands of `ovss`, and what their `--help` prints in 80 columns."""
+"""The commands of `ovss`, and their `--help` in 80 columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import unknown
 from .eval_options import EVAL
 from .options import Command
 
-COMMANDS = {  # each is the COMMAND of the module of its name
+COMMANDS = {  # each is defined by COMMAND in the module of the same name
     "eval": "evaluate methods on data sets",
     "segment": "segment a photo",
     "report": "tables and an HTML page of results",
@@ -35,12 +35,12 @@ def command_of(name: str) -> Command:
 
 
 def help_of(program: str, command: Command) -> str:
-    """The help of a command that is started by `program`."""
+    """The help of a command; `program` is how it is started."""
     usage = [f"{program} {words}".rstrip() for words in command.usage]
     parts = ["usage: " + "\n       ".join(usage), fill(command.summary or "")]
     groups = {title: list(options) for title, options in command.groups.items()}
     if "debug" not in command.options():
-        next(reversed(groups.values())).append(EVAL["debug"])
+        groups.setdefault("Options" if len(groups) == 1 else "Debugging", []).append(EVAL["debug"])
     for title, options in groups.items():
         rows = ((f"{option.name}=", option.comment + _default(option.default)) for option in options)
         parts.append(f"{title}:\n{columns(rows)}")
@@ -49,7 +49,7 @@ def help_of(program: str, command: Command) -> str:
 
 
 def columns(rows: Iterable[tuple[str, str]]) -> str:
-    """Names with their comments; a long name has a line of its own."""
+    """Names with their comments; a long name fills a line."""
     lines = []
     for name, text in rows:
         start = f"  {name}".ljust(INDENT)

@@ -1,5 +1,5 @@
 """Compares results: two files or folders A and B, matched by segmentor, CLIP and data set; two segmentors on all data sets of a
-folder; or a run, even on some of the images, with the published figure."""
+folder; or a run, complete or partial, with its published figure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COMMAND = Command(
         "Options": (
             Option("published", bool, False, "compare with the published figure, and print a checklist of settings"),
             Option("tolerance", Number, 0.1, "points of mIoU within which two results are equivalent"),
-            Option("out", Text | None, None, "JSON file for all details"),
+            Option("out", Text | None, None, "JSON file for the full comparison"),
             EVAL["plugins"],
         )
     },

@@ -18,7 +18,7 @@ ACTIONS = {"datasets": ("list", "prepare", "check"), "regions": ("index",)}
 
 
 def complete() -> None:
-    """Answers the shell, which has set argcomplete's environment variables, and exits."""
+    """Answers the shell's request, which is in argcomplete's environment variables, and exits."""
     import argcomplete
 
     parser = argparse.ArgumentParser(add_help=False)

@@ -1,5 +1,5 @@
-"""Lists data sets and which are present, prepares them from official archives, and checks every image and label. NAME is an
-entry of configs/dataset, or a YAML file of your own data."""
+"""Lists data sets and whether they are present, prepares them from official archives, and checks every image and label. NAME is
+an entry of configs/dataset, or a YAML file of your own data."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ CHECK = (
 
 def run(words: list[str]) -> int | None:
     action, *words = words or [""]
+    if not action:
+        raise OvssError("name a command: list, prepare or check, e.g. list data_root=DIR.")
     if action not in ACTIONS:
         raise unknown("command", action, ACTIONS)
     names = [word for word in words if is_positional(word)]
     if not names and action != "list":
-        raise OvssError("name a data set; python tools/datasets.py list shows them.")
+        raise OvssError("name a data set; python tools/datasets.py list shows all of them.")
     work, accepted = ACTIONS[action]
     options = parse_options([word for word in words if word not in names], COMMON + accepted)
     del options["plugins"]  # already loaded
@@ -62,7 +64,7 @@ def _check(names: list[str], root: str | None, **options: Any) -> int:
     from ..datasets.check.run import check
 
     if len(names) > 1 and (options["out"] or options["against"]):
-        raise OvssError("out=FILE and against=FILE are for one data set at a time.")
+        raise OvssError("out=FILE and against=FILE take one data set at a time.")
     status = 0
     for name in names:
         report = check(name, root, **options)

@@ -54,7 +54,7 @@ def run(words: list[str]) -> None:
 
 
 def run_composed(config: DictConfig) -> None:
-    """A run; exits with its status unless that is 0. In a grid, errors are raised, and Hydra reports them after all runs."""
+    """One run; exits with its status unless that is 0. In a grid, errors are raised, and Hydra reports them after all runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -83,7 +83,7 @@ def run_composed(config: DictConfig) -> None:
 
 
 def _grid_folder() -> tempfile.TemporaryDirectory:
-    """A folder for the runs of a grid, in the working directory, where Hydra also writes."""
+    """A folder that the runs of a grid share, in the working directory, where Hydra also writes."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=".grid-", dir=".")
     except OSError as error:
@@ -104,8 +104,8 @@ COMMAND = Command(
     run,
     (
         "Lists are written [a,b]; quote words with spaces or brackets. -m runs a grid of comma-separated values; with "
-        "hydra/launcher=submitit_slurm, submitit_local or ray each run is a job. torchrun distributes one evaluation over "
+        "hydra/launcher=submitit_slurm, submitit_local or ray, each run is a job. torchrun distributes one evaluation over "
         "several processes.",
-        "Hydra's own flags work, too: --cfg job prints the composed options, --info and --hydra-help describe Hydra.",
+        "Hydra's flags work, too: --cfg job prints the composed options, --info and --hydra-help describe Hydra.",
     ),
 )

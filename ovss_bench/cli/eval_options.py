@@ -29,7 +29,7 @@ HINTS: dict[str, Any] = {
 
 
 def _groups() -> dict[str, list[Option]]:
-    """The options of the file by its titles; those of `runtime` are runtime.NAME."""
+    """The options of the file, grouped by its titles; those of `runtime` are named runtime.NAME."""
     defaults, result, prefix = load_config("tools", "eval"), {}, ""
     group: list[Option] = []
     for line in (CONFIGS / "tools" / "eval.yaml").read_text("utf-8").partition("\ndefaults:")[0].splitlines():

@@ -43,7 +43,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         paper = load_table(options["table"]) if options["table"] else None
         plans, suites = plans_of(options, paper)
 
-        import torch  # which takes seconds, after all that needs none
+        import torch  # takes seconds, so after all checks that do not need it
 
         from ..reports.summary import summarize
         from ..runs.evaluate import run_jobs
@@ -58,7 +58,7 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
         for name in dict.fromkeys(plan.segmentor for plan in plans):
             if is_outside(segmentor_config(name)[1]):
                 console.print(f"recipe of {name}: {own_recipe(name)}")
-        collected = bool(suites or paper)  # then missing data sets are listed, and the others evaluated
+        collected = bool(suites or paper)  # if so, missing data sets are listed, and the others evaluated
         datasets, absent = load_datasets(dict.fromkeys(plan.dataset for plan in plans), options["data_root"], collected)
         for dataset in datasets.values():
             for doubt in dataset.doubts:
@@ -80,13 +80,13 @@ def main(config: DictConfig, world: World | None = None, grid: Grid | None = Non
 
 
 def _print_recipe(console: Console, plan: Plan, options: dict[str, Any]) -> None:
-    """The composed recipe with the origin of each value, and what a run would read and write."""
+    """Prints the composed recipe with the origin of each value, and what a run would read and write."""
     from ..auxiliary.sources import check_source
     from ..encoders.clip_loading import patch_size_of
     from ..runs.jobs import refuse_idle
 
     recipe, clip, dataset, refused, data = plan.recipe, plan.clip.label, plan.dataset_name, None, None
-    background = dataset_config(plan.dataset)[1].get("background")  # while the data set is not there
+    background = dataset_config(plan.dataset)[1].get("background")  # if the data set is missing
     try:
         data = load_dataset(plan.dataset, options["data_root"])
         background, selected = data.background, len(data.select(options["limit"], options["ids"]))

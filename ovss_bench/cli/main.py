@@ -32,7 +32,7 @@ def main(name: str | None = None) -> None:
     program = f"python tools/{name.replace('-', '_')}.py" if name else "ovss"
     if name is None:
         if os.path.basename(sys.argv[0]) == "__main__.py":
-            sys.argv[:1] = ["-m", "ovss_bench"]  # the command as results record it
+            sys.argv[:1] = ["-m", "ovss_bench"]  # results record the command
         if not words or words[0] in ("-h", "--help"):
             run_tool(lambda: _overview(0 if words else 2))
         name, *words = words

@@ -1,5 +1,5 @@
 """Merges the results of eval with shard=I/N; needs neither data nor GPU. FOLDER (default: results/runs) is the output folder of
-these runs, or a folder with the output folders of several machines."""
+the runs, or a folder that contains the output folders of several machines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import Command
 
 
 def run(words: list[str]) -> int:
-    """Merges the complete runs and reports the others, with exit status 2."""
+    """Merges the complete runs; reports the others, and then returns exit status 2."""
     positional, _ = COMMAND.parse(words)
     if len(positional) > 1:
         raise OvssError(f"expected one folder; got {' '.join(positional)}.")

@@ -38,14 +38,14 @@ def run(words: list[str]) -> None:
 
 
 def write_method(name: str, folder: str | Path = ".", package: bool = False) -> list[Path]:
-    """Writes the files of a method, as a `package` on request, and returns their paths: the method, its recipe, its test.
-    Raises OvssError for a name that is invalid or taken, and for files that exist."""
+    """Writes the files of a method, with `package` as a package for pip, and returns their paths: the method, its recipe, its
+    test. Raises OvssError for a name that is invalid or taken, and if a file exists."""
     _check(name)
     folder = user_path(folder)
     files = {template: folder / targets[package].format(name=name) for template, targets in FILES.items() if targets[package]}
     for path in files.values():
         if path.exists():
-            raise OvssError(f"{path} already exists. Choose another name, or another folder with folder=DIR.")
+            raise OvssError(f"{path} already exists. Choose another name, or another folder: folder=DIR.")
     for template, path in files.items():
         content = (TEMPLATES / template).read_text("utf-8")
         if package:
@@ -72,7 +72,7 @@ COMMAND = Command(
     {
         "Options": (
             Option("folder", Text, ".", "folder to write to"),
-            Option("package", bool, False, "write a package for pip; once installed, the method is known by its name"),
+            Option("package", bool, False, "write a package for pip; once installed, the method needs no plugins="),
         )
     },
     ("my_method", "my_method folder=methods", "my_method package=true folder=repository"),

@@ -1,4 +1,4 @@
-"""Declared options, and the parser of NAME=VALUE for all commands except eval."""
+"""Declarations of options, and the parser of NAME=VALUE for all commands except eval."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its help, and `run`, which takes the words after its name and returns the exit status."""
+    """A command: its help, and `run`, which takes the words after the command's name and returns the exit status."""
 
     summary: str | None  # the docstring of its module
     usage: tuple[str, ...]  # a line each
@@ -52,7 +52,7 @@ class Command:
 
 
 def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, Any]:
-    """The value of each option, given or default; loads `plugins`. Raises OvssError for unknown names and wrong values."""
+    """The value of each option, given or default. Also loads `plugins`. Raises OvssError for unknown names and wrong values."""
     known = {option.name: option for option in options}
     words = [word for word in words if word not in DEBUG]
     values = {name: option.default for name, option in known.items()}
@@ -81,7 +81,8 @@ def parse_options(words: Sequence[str], options: Iterable[Option]) -> dict[str, 
 
 
 def checked_value(name: str, value: Any, hint: Any) -> Any:
-    """The value converted by its annotation: numbers to text, one text to a list, `~` to the home folder; or OvssError."""
+    """The value converted by its annotation: numbers to text, one text to a list, `~` to the home folder. Raises OvssError if
+    it is wrong."""
 
     def text(item: Any) -> Any:
         item = str(item) if type(item) in (int, float) else item
@@ -130,7 +131,7 @@ def _typed(words: Sequence[str]) -> Any:
 
 
 def split_list(text: str) -> list[str]:
-    """The items of `[a,b]`, or the only one, as text: the id 2007_000033 is no number. Items with commas are quoted."""
+    """The items of `[a,b]`, or the only one, as text: the id 2007_000033 is not a number. Items with commas are quoted."""
     if not (text.startswith("[") and text.endswith("]")):
         return [] if text in ("", "null") else [unquoted(text)]
     return [unquoted(item) for item in items_of(text[1:-1])]
@@ -147,5 +148,5 @@ def unquoted(text: str) -> str:
 
 
 def is_positional(word: str) -> bool:
-    """Whether a word is a name, a file or a folder, whose path may contain `=`, and not NAME=VALUE."""
+    """Whether a word is not NAME=VALUE, but a name, or an existing path, which may contain `=`."""
     return "=" not in word or os.path.exists(user_path(word))

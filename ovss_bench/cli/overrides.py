@@ -1,5 +1,5 @@
-"""Quotes the command line of `ovss eval` for Hydra's grammar, so that texts after `NAME=` arrive as written. Hydra would read a
-number in `ids=[2007_000033]`, and refuse `data_root=/my data/a=b`, `output=~/x` or `weights=/größe.pt`."""
+"""Quotes the command line of `ovss eval` for Hydra's grammar, so that texts after `NAME=` arrive as written. Hydra would parse
+`ids=[2007_000033]` as a number, and reject `data_root=/my data/a=b`, `output=~/x` or `weights=/größe.pt`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .options import items_of, kind_of
 TEXTS = {name for name, hint in HINTS.items() if kind_of(hint) in (str, list)} | {"names", "templates"}
 # Options in which commas separate the runs of a grid; without -m, Hydra's error explains how to write a list.
 SEVERAL = {name for name, hint in HINTS.items() if kind_of(hint) is list} | {"clip", "protocol", "names", "templates"}
-PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)(?:[A-Za-z_]|\.{0,2}/)[\w./:@%+-]*", re.ASCII)  # a text for Hydra, too
+PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)(?:[A-Za-z_]|\.{0,2}/)[\w./:@%+-]*", re.ASCII)  # Hydra reads text, too
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 
@@ -62,7 +62,7 @@ def check_launcher(name: str) -> None:
 
 
 def _in_one_run(argument: str) -> str:
-    """The choices for a recipe value as a list: one run evaluates all of them, and shares what does not depend on them."""
+    """The choices for a recipe value as a list: one run evaluates all of them, and shares what does not depend on the value."""
     override = OverridesParser.create().parse_override(f"++{argument}")
     if not override.is_choice_sweep():
         return argument
@@ -70,7 +70,7 @@ def _in_one_run(argument: str) -> str:
 
 
 def literal(argument: str, grid: bool) -> str:
-    """NAME=VALUE, quoted where Hydra would misread the text; not interpolations (`${...}`) and a grid's `choice(a,b)`."""
+    """NAME=VALUE, quoted where Hydra would misread the text, except interpolations (`${...}`) and a grid's `choice(a,b)`."""
     key, equals, text = argument.partition("=")
     name = key.lstrip("+~").rpartition(".")[2]
     if not equals or name not in TEXTS or "${" in text or text in ("", "null"):

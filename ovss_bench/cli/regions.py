@@ -21,7 +21,7 @@ COMMON = (
 )
 MAKING = (
     Option("regions", Text, "demo", "generator: an entry of configs/regions"),
-    Option("settings", Settings, {}, "overrides of its settings: settings.NAME=VALUE"),
+    Option("settings", Settings, {}, "overrides of the generator's settings: settings.NAME=VALUE"),
     Option("out", Text | None, None, "folder to write to"),
     Option("device", Text | None, None, "cpu or cuda; default: cuda if available"),
 )

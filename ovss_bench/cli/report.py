@@ -26,7 +26,7 @@ FILTERS = (
     Option("clip", Texts, [], "only these CLIP models"),
     Option("dataset", Texts, [], "only these data sets, in this order"),
     Option("protocol", Texts, [], "only these protocols"),
-    Option("supervision", Texts, [], "only these kinds of supervision beside CLIP's: none, image-text pairs, masks, ..."),
+    Option("supervision", Texts, [], "only these kinds of supervision besides CLIP's: none, image-text pairs, masks, ..."),
     Option("target_images_seen", Texts, [], "no: only results whose training saw no images of the data set"),
     Option("target_names_seen", Texts, [], "no: only results whose training saw no class names of the data set"),
 )
@@ -34,11 +34,11 @@ GROUPS = {
     "Which results": (
         *FILTERS,
         Option("suite", Text | None, None, "the data sets of a suite (configs/dataset/suite), and their average"),
-        Option("partial", bool, False, "include results on some of the images, marked"),
+        Option("partial", bool, False, "include results on some of the images, which are marked"),
         Option("published", bool, False, "add the published figures"),
     ),
     "What is shown": (
-        Option("metric", Text | None, None, "metric of the table [mIoU]"),
+        Option("metric", Text | None, None, "metric of the table; default: mIoU, or that of the suite's averages"),
         Option("digits", Count, 2, "decimals; most papers round to 1"),
         Option("intervals", bool, False, "add 95 % confidence intervals"),
         Option("csv", bool, False, "a line per result with all its fields, instead of the table"),
@@ -47,8 +47,8 @@ GROUPS = {
         Option("format", Format | None, None, "format of the table; default: markdown, or all with out="),
         Option("out", Text | None, None, "folder to write to, instead of printing"),
         Option("html", bool, False, "also write report.html, an interactive page; needs out="),
-        Option("images", Count, 12, "images shown on the page"),
-        Option("own", Texts, [], "YAML files of your own data sets, whose images the page shows"),
+        Option("images", Count, 12, "images of each run shown on the page"),
+        Option("own", Texts, [], "YAML files of your own data sets, to show their images on the page"),
         EVAL["data_root"],
         EVAL["plugins"],
     ),
@@ -63,10 +63,10 @@ def run(words: list[str]) -> None:
         raise OvssError("html=true needs a folder for the page: out=DIR.")
     found, damaged = read_results(*(map(user_path, positional) if positional else ["results/runs"]), leave_out=LARGE)
     _say_left_out(*damaged)
-    results = select(found, {option.name: options[option.name] for option in FILTERS}, options["partial"])
-    lacking = sum(result["partial"] for result in found.values()) - sum(result["partial"] for result in results.values())
-    if lacking and not options["partial"]:
-        _say_left_out(f"{lacking} partial results (partial=true shows them)")
+    matching = select(found, {option.name: options[option.name] for option in FILTERS}, partial=True)
+    results = select(matching, {}, options["partial"])
+    if len(results) < len(matching):
+        _say_left_out(f"partial results ({len(matching) - len(results)}); partial=true shows them")
     if options["csv"]:
         texts = {"results.csv": frame_of(results).to_csv(index=False, lineterminator="\n")}
     else:

@@ -13,8 +13,8 @@ from .options import Command, Option, Text
 GROUPS = {
     "Classes and pictures": (
         Option("classes", Text | None, None, 'classes separated by ";", synonyms by ","'),
-        Option("background", bool, False, "the first class is the background, which gets pixels of no other class"),
-        Option("out", Text, "segmented", "folder of the two pictures"),
+        Option("background", bool, False, "the first class is the background: it gets the pixels of no other class"),
+        Option("out", Text, "segmented", "folder for the label map and the overlay"),
     ),
     "Method": (
         Option("segmentor", Text, "sclip", "a method"),
@@ -53,7 +53,7 @@ def run(words: list[str]) -> None:
     from ..progress import Progress
 
     clip = load_spec(spec, recipe.precision) if uses_clip else None
-    if recipe.resize == "center_crop":  # the protocol of a benchmark, but a photo is segmented as a whole
+    if recipe.resize == "center_crop":  # protocol of a benchmark; a photo is segmented as a whole
         overrides = {"resize": "keep_ratio"} | overrides
     vocabulary = ob.Vocabulary.from_names(names, background=options["background"], templates=recipe.templates)
     segmentor = ob.build_segmentor(method, clip=clip, vocabulary=vocabulary, **overrides)

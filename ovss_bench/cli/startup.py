@@ -1,4 +1,4 @@
-"""Imported before all slow modules, so that Ctrl-C during imports and missing libraries print one line, too."""
+"""Imported before all slow modules, so that Ctrl-C during imports and missing libraries also print only one line."""
 
 import sys
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""Compares two runs on the same images, and finds the images, classes and settings that contribute to their difference."""
+"""Compares two runs on the same images, and finds the images, classes and settings behind their difference."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True)
 class ReadResult:
-    """A result that was read, packed: thousands of them as dictionaries would need gigabytes of memory."""
+    """A pickled result: thousands of results as dictionaries would need gigabytes of memory."""
 
     path: Path
     setting: str
@@ -113,8 +113,8 @@ def compare_runs(a: Run, b: Run, tolerance: float = 0.1) -> dict[str, Any]:
 
 
 def compare_paths(a: str | Path, b: str | Path, tolerance: float = 0.1) -> list[dict[str, Any]]:
-    """Compares two result files, or the results of two folders, matched by segmentor, CLIP and data set, and if ambiguous by
-    protocol and overrides too. A result that has no counterpart or cannot be compared gives an entry with the level error."""
+    """Compares two result files, or the results of two folders, matched by segmentor, CLIP and data set, and if ambiguous also
+    by protocol and overrides. A result that has no counterpart or cannot be compared becomes an entry of level "error"."""
     a, b = Path(a), Path(b)
     if a.is_file() and b.is_file():
         return [compare_runs(read_run(a), read_run(b), tolerance)]
@@ -124,8 +124,8 @@ def compare_paths(a: str | Path, b: str | Path, tolerance: float = 0.1) -> list[
 
 
 def compare_methods(folder: str | Path, a: str, b: str, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
-    """Compares two segmentors of a folder on every data set and CLIP that both were run with, and lists the results of only one
-    of them; matches as `compare_paths` does. Raises OvssError if one has no result, or nothing matches."""
+    """Compares two segmentors of a folder on every data set and CLIP that both were run with, and lists the results without a
+    counterpart; matches as `compare_paths` does. Raises OvssError if one has no result, or if nothing matches."""
     sides = [_grouped(folder, ("clip", "dataset"), segmentor=name) for name in (a, b)]
     for name, side in zip((a, b), sides, strict=True):
         if not side:
@@ -166,7 +166,7 @@ def _level(points: Interval, tolerance: float) -> str:
 
 
 def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
-    """The `wanted` results below a folder by the fields of `key`, each read once, with the settings that distinguish it."""
+    """The `wanted` results below a folder, grouped by the fields of `key`, each with the settings that distinguish it."""
     groups: Groups = {}
     for path in result_paths(folder):
         result = read_result(path)
@@ -178,7 +178,8 @@ def _grouped(folder: str | Path, key: Sequence[str], **wanted: str) -> Groups:
 
 
 def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = None) -> Iterator[Pair]:
-    """Matching results, sorted; None for a missing counterpart. `only`: extra files of the other side are ignored."""
+    """Matching results, sorted; None for a missing counterpart. `only`: the side whose results need a counterpart; by default
+    both."""
     counting = sides if only is None else [sides[only]]
     for key in sorted({key for side in counting for key in side}):
         entries = [side.get(key, []) for side in sides]
@@ -197,7 +198,7 @@ def _pairs(sides: Sequence[Groups], names: Sequence[str], only: int | None = Non
 
 
 def _images(ids: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> list[dict[str, Any]]:
-    """How many points of the difference would vanish if `b` had the counts of `a` on an image; the largest first."""
+    """The points of the difference that would vanish if `b` had the counts of `a` on an image; the largest first."""
     ours, theirs = class_counts(a, classes), class_counts(b, classes)
     changed = np.unique((theirs - ours).nonzero()[0])
     everything = theirs.sum(axis=0)
@@ -246,6 +247,6 @@ def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _other_labels(a: Sequence[np.ndarray], b: Sequence[np.ndarray], classes: int) -> int:
-    """The number of images whose ground truth has other pixels per class: other labels, or scored at another size."""
+    """The number of images whose ground truth differs in pixels per class: other labels, or another size."""
     ours, theirs = ([np.bincount(r["truth"], r["pixels"], classes + 1) for r in records] for records in (a, b))
     return sum(not np.array_equal(*both) for both in zip(ours, theirs, strict=True))

@@ -54,10 +54,10 @@ def methods_table(comparisons: list[Mapping[str, Any]]) -> Table:
 
 
 def _supervisions(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
-    """A note on two methods that were trained in different ways."""
+    """A note on methods with different supervision."""
     kinds = dict.fromkeys(tuple(each[side].get("supervision", "") for side in "ab") for each in comparisons)
     differing = ", ".join(f"{a} -> {b}" for a, b in kinds if a != b)
-    return f"not the same supervision: {differing}" if differing else None
+    return f"different supervision: {differing}" if differing else None
 
 
 def _figure(run: Mapping[str, Any]) -> Figure:
@@ -67,7 +67,7 @@ def _figure(run: Mapping[str, Any]) -> Figure:
 
 
 def summary(comparisons: list[Mapping[str, Any]]) -> str:
-    """How many there are of each level."""
+    """The number of comparisons of each level."""
     levels = [comparison["level"] for comparison in comparisons]
     return ", ".join(f"{levels.count(level)} {level}" for level in dict.fromkeys(levels))
 
@@ -81,7 +81,7 @@ def _runs(comparison: Mapping[str, Any]) -> Iterator[str]:
         yield title
         yield f"  mIoU {_percent(a['mIoU'])} -> {_percent(b['mIoU'])}, {_interval(comparison)}"
         maps, counts = images["other_maps"], images["other_counts"]
-        yield f"  of {images['compared']} images {maps} have other label maps, {counts} other counts"
+        yield f"  of {images['compared']} images, {maps} have different label maps, {counts} different counts"
         if comparison["other_labels"]:
             yield f"  the ground truth of {comparison['other_labels']} images differs: other labels, or another size"
     if line := _supervisions([comparison]):
@@ -96,7 +96,7 @@ def _runs(comparison: Mapping[str, Any]) -> Iterator[str]:
     for entry in comparison["contributing_classes"]:
         yield f"    {entry['points']:+8.3f}  {entry['class']}: {_percent(entry['a'])} -> {_percent(entry['b'])}"
     if comparison["contributing_images"]:
-        yield "  images that contribute most (points by which the difference would shrink without theirs):"
+        yield "  images that contribute most (points of the difference that would vanish with the counts of the first run):"
     for entry in comparison["contributing_images"]:
         yield f"    {entry['points']:+8.3f}  {entry['image']}"
 
@@ -111,7 +111,7 @@ def _published(comparison: Mapping[str, Any]) -> Iterator[str]:
     yield f"  {_interval(comparison)}"
     if difference["low"] == difference["low"]:
         side = "inside" if difference["low"] <= 0 <= difference["high"] else "outside"
-        yield f"  the published figure lies {side} the interval of ours"
+        yield f"  the published figure lies {side} our interval"
     for other in comparison["others"]:
         yield f"  also published: {other['miou']:g} ({other['source']})"
     yield "  usual reasons for a gap:"
@@ -127,8 +127,8 @@ def _name(run: Mapping[str, Any]) -> str:
 
 def _interval(comparison: Mapping[str, Any]) -> str:
     value, low, high = (comparison["difference"][name] for name in ("value", "low", "high"))
-    bounds = f", 95 % interval of image sampling [{low:+.2f}, {high:+.2f}]"
-    bounds = " (no interval: it takes two images or more)" if low != low else bounds
+    bounds = f", 95 % interval over images [{low:+.2f}, {high:+.2f}]"
+    bounds = " (no interval: it needs at least two images)" if low != low else bounds
     return f"difference {value:+.2f} points{bounds}, tolerance {comparison['tolerance']:g}"
 
 

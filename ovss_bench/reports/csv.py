@@ -1,4 +1,4 @@
-"""Tables as CSV, for programs: hidden columns too, a column per number, and notes in words."""
+"""Tables as CSV, for programs: with hidden columns, a column per number, and the text of notes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .table import Cell, Column, Figure, Table, Text
 
 
 def csv(table: Table) -> str:
-    """Parts of figures (bounds, published, difference) have columns where there are any."""
+    """A table as CSV. Bounds, published figures and differences get further columns where they occur."""
     head, columns = [], []
     for index, column in enumerate(table.columns):
         cells = [row.cells[index] for row in table.rows]

@@ -21,7 +21,7 @@ from ..runs.published import published_figures
 from ..vocabulary import read_names
 from .table import Table
 
-WIDTH = 80  # columns of a terminal as it opens
+WIDTH = 80  # columns of a terminal by default
 
 
 def overview(root: str | None) -> Table:
@@ -30,25 +30,25 @@ def overview(root: str | None) -> Table:
         config, (state, dataset) = dataset_config(name)[1], state_of(name, root)
         images = count_in_words(config, str(config.get("scenes", "?")))
         size = "" if dataset is None else f"{_bytes(dataset) / 1e6:.0f}"
-        record = {"data set": name, "classes": class_count(name), "images": images, "here": state, "MB": size}
+        record = {"data set": name, "classes": class_count(name), "images": images, "present": state, "MB": size}
         records.append(record | {"licence": config["licence"]})
     return Table.of(records, right=("classes", "images", "MB"))
 
 
 def card(name: str, root: str | None) -> Text:
     """Everything about one data set, wrapped to 80 columns; commands are not wrapped."""
-    given, (name, config, _) = name, dataset_config(name)
+    argument, (name, config, _) = name, dataset_config(name)  # a name or a YAML file
     folder = f"{root or 'DATA_ROOT'}/{config.get('folders', ['(drawn)'])[0]}"
-    state, dataset = state_of(given, root)
+    state, dataset = state_of(argument, root)
     prepare, figures = config.get("prepare", {}), published_figures()
     archives = [f"{archive['file']}: {archive.get('url', 'by hand, see link')}" for archive in prepare.get("archives", ())]
     suites = [f"suite/{suite}" for suite in config_names("dataset/suite") if name in load_suite(suite).datasets]
     facts: dict[str, Any] = {
-        "here": state,
-        "missing": None if dataset or "images" not in config else "\n".join(_missing(given, root, config)),
+        "present": state,
+        "missing": None if dataset or "images" not in config else "\n".join(_missing(argument, root, config)),
         "licence": config.get("licence"),
         "link": config.get("link"),
-        "classes": class_count(given),
+        "classes": class_count(argument),
         "background": config.get("background", "none"),
         "images expected": count_in_words(config, str(config.get("scenes", "not known"))),
         "images": f"{folder}/{pattern_of(config, 'image')}" if "images" in config else None,
@@ -61,11 +61,11 @@ def card(name: str, root: str | None) -> Text:
         "suites": ", ".join(suites) or None,
         "reported by": ", ".join(sorted(figures["method"][figures["dataset"] == name].unique())) or "no published figure",
         "note": prepare.get("note"),
-        "prepare": f"python tools/datasets.py prepare {given} data_root=DIR" if prepare else None,
+        "prepare": f"python tools/datasets.py prepare {argument} data_root=DIR" if prepare else None,
     }
     facts = {key: str(value).splitlines() for key, value in facts.items() if value is not None}
     left = max(map(len, facts)) + 2
-    view = Text("\n".join(textwrap.wrap(f"{name}: {config.get('full_name', 'of your own')}", WIDTH)))
+    view = Text("\n".join(textwrap.wrap(f"{name}: {config.get('full_name', 'your own data set')}", WIDTH)))
     for key, lines in facts.items():
         beside = [part for line in lines for part in _wrapped(line, WIDTH - left)]
         if max(map(len, beside)) <= WIDTH - left:
@@ -77,13 +77,13 @@ def card(name: str, root: str | None) -> Text:
 
 
 def _wrapped(line: str, width: int, broken: bool = False) -> list[str]:
-    """Wraps a line. Words longer than the width stay whole, or are `broken`, at alternatives (|) if possible."""
+    """Wraps a line. Words longer than the width stay whole unless `broken`, at alternatives (|) if possible."""
     line = line.replace("|", " | ") if broken else line
     return textwrap.wrap(line, width, break_long_words=broken, break_on_hyphens=False)
 
 
 def _missing(name: str, root: str | None, config: Mapping[str, Any]) -> list[str]:
-    """The missing folders and lists of a data set below the data root, or its first missing files."""
+    """The missing folders and lists of a data set below the data root; if there are none, its first missing files."""
     root = data_root(root)
     wanted = [alternatives(config[key]) for key in ("images", "labels", "ids") if config.get(key)]
     places = [Path(root) / folder for folder in config["folders"]]

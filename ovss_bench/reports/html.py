@@ -34,12 +34,12 @@ from .results import marked_name, results_table, seen_notes
 from .table import Markup, Table
 from .templates import FOLDER, render
 
-DETAILED = 24  # runs, the latest, with intervals, confusions and pictures: more would make the page large and slow
+DETAILED = 24  # the latest runs, with intervals, confusions and pictures; more would make the page large and slow
 CONFUSED = 14  # classes of the heat map
 PAIRS = 12  # confusions in the list
 ROW = ("segmentor", "clip", "dataset", "protocol", "partial", "overridden", "sources", "fairness", "metrics")
 MARKUP = Markup(escape, "<strong>{}</strong>", "<u>{}</u>", "<small>{}</small>", "<sup>{}</sup>")
-# Fields with their own place on the page; everything else in a result is provenance.
+# Fields shown elsewhere on the page; all others are listed as provenance.
 ELSEWHERE = {"segmentor", "clip", "dataset", "protocol", "metrics", "partial", "overridden", "recipe", "per_class", "published"}
 
 
@@ -83,7 +83,7 @@ def write_html(
     if left_out:
         page.notes.append(f"{left_out} partial results are left out.")
     if len(page.runs) > DETAILED:
-        page.notes.append(f"Of {len(page.runs)} runs the latest {DETAILED} have intervals, confusions and pictures.")
+        page.notes.append(f"Only the latest {DETAILED} of {len(page.runs)} runs have intervals, confusions and pictures.")
     page.add_details()
     write_text(Path(path), page.text())
     return Path(path)
@@ -96,7 +96,7 @@ class Page:
         self.title, self.datasets, self.data_root, self.images = title, datasets, data_root, images
         self.notes: list[str] = []
         self.metrics: dict[str, None] = {}
-        self.rows: list[dict[str, Any]] = []  # what the table needs of each result
+        self.rows: list[dict[str, Any]] = []  # the fields of each result that the table needs
         self.runs: dict[str, dict[str, Any]] = {}
         self.details: dict[str, dict[str, Any]] = {}
         self.shared: dict[str, int] = {}
@@ -150,10 +150,10 @@ class Page:
         except OvssError as error:
             return {"why_no_counts": str(error)}
         details: dict[str, Any] = {"confusions": confusions(total(counts.values(), classes))}
-        found = interval(counts.values(), classes)
+        bounds = interval(counts.values(), classes)
         ours = result["metrics"].get("mIoU")
-        if ours is not None and abs(100 * found.value - ours) < 1e-4 and not math.isnan(found.low):
-            details["interval"] = [round(100 * found.low, 2), round(100 * found.high, 2)]
+        if ours is not None and abs(100 * bounds.value - ours) < 1e-4 and not math.isnan(bounds.low):
+            details["interval"] = [round(100 * bounds.low, 2), round(100 * bounds.high, 2)]
         ious = image_ious(counts, classes)
         chosen = choose(ious, self.images, result["dataset_fingerprint"])
         recipe = {"resize": "none", "min_foreground": 0} | {name: v["value"] for name, v in result["recipe"].items()}
@@ -232,7 +232,7 @@ def confusions(matrix: np.ndarray) -> dict[str, Any]:
 
 
 def provenance_lines(file: Path, result: Mapping[str, Any]) -> Iterator[list[str]]:
-    """[field, value] of everything in a result without its own place on the page."""
+    """[field, value] of every field that is not shown elsewhere on the page."""
 
     def walk(name: str, value: Any) -> Iterator[list[str]]:
         if isinstance(value, Mapping) and value:

@@ -11,14 +11,14 @@ SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\symbol{34}", "`": r"\symbol{96}",
-    "[": "{[}", "]": "{]}", "*": "{*}",  # the end of a line would take them for its options
+    "[": "{[}", "]": "{]}", "*": "{*}",  # after the end of a line, they would be read as its options
     "-": "-{}", "–": "--", "−": "$-$",  # two hyphens would become a dash
 }  # fmt: skip
-LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ"  # what every engine and encoding has
+LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ"  # supported by every engine and encoding
 
 
 def escape_latex(text: str) -> str:
-    """Literal text; characters that fonts may lack become their number."""
+    """Escapes text; characters that fonts may lack are replaced by their code points."""
 
     def replace(match: re.Match) -> str:
         character = match[0]

@@ -17,7 +17,7 @@ MARKUP = Markup(escape_markdown, "**{}**", "<ins>{}</ins>", "{}", "<sup>{}</sup>
 
 
 def markdown(table: Table) -> str:
-    """Caption, table, remarks and footnotes, a paragraph each."""
+    """Caption, table, remarks and footnotes, each a paragraph."""
     lines = [escape_markdown(table.caption), ""] if table.caption else []
     lines.append("| " + " | ".join(MARKUP.head(table)) + " |")
     lines.append("|" + "|".join(" ---: " if column.right else " --- " for column in table.shown) + "|")

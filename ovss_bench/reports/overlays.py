@@ -1,4 +1,4 @@
-"""The images of the HTML page: selection, and thumbnails of input, ground truth, prediction and error."""
+"""The images of the HTML page: their selection, and thumbnails of input, ground truth, prediction and error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES_NAMED = 8  # below a picture
 
 
 def image_ious(counts: Mapping[str, np.ndarray], classes: int) -> dict[str, float]:
-    """Percent by image: the mean IoU of the classes in its ground truth. Images without a counted pixel are left out."""
+    """The mean IoU of each image in percent, over the classes in its ground truth. Images without scored pixels are omitted."""
     found = {}
     for image, records in counts.items():
         correct, predicted, true = image_areas(records, classes)
@@ -38,7 +38,7 @@ def image_ious(counts: Mapping[str, np.ndarray], classes: int) -> dict[str, floa
 
 
 def choose(ious: Mapping[str, float], number: int, seed: str) -> dict[str, list[str]]:
-    """`number` images: the best, the worst (worst first) and random ones, a third each; the latter depend on the seed."""
+    """Chooses `number` images: a third each of the best, the worst (worst first) and, depending on `seed`, random others."""
     ranked = sorted(ious, key=lambda image: (-ious[image], image))
     best, rest = ranked[: (number + 2) // 3], ranked[(number + 2) // 3 :]
     split = max(0, len(rest) - (number + 1) // 3)
@@ -65,7 +65,7 @@ class Pictures:
         self._inputs: dict[tuple, str] = {}
 
     def of(self, image: str, map_path: Path, recipe: Mapping[str, Any], records: np.ndarray) -> dict[str, Any]:
-        """Thumbnails of one image as data URIs, and its classes with their IoU, the largest first.
+        """Thumbnails of one image as data URIs, and its largest classes with their IoU.
 
         `recipe`: values by name. `records`: the run's counts of the image. Raises OvssError if image, ground truth or label map
         cannot be read, or have changed since the run.
@@ -76,7 +76,7 @@ class Pictures:
         with reading(f"label map {map_path}", "Delete it and run again with runtime.maps=true."):
             label_map = np.array(Image.open(map_path)).astype(np.int32)
         if label_map.ndim != 2 or not 0 <= label_map.min() <= label_map.max() <= classes:
-            raise OvssError(f"{map_path} is no label map of {self.dataset.name}.")
+            raise OvssError(f"{map_path} is not a label map of {self.dataset.name}.")
         original, label = self.dataset.image(sample), self.dataset.label(sample)
         target = self.dataset.scored(label, label_map.shape, recipe["resize"], recipe["min_foreground"])
         if target is None:
@@ -107,7 +107,7 @@ class Pictures:
         return _uri("jpeg", buffer)
 
     def _map(self, label_map: np.ndarray, colours: np.ndarray) -> str:
-        """A palette PNG of the colours that occur, or RGB if they are more than 256."""
+        """A PNG with a palette of the colours that occur, or in RGB if there are more than 256."""
         picture = Image.fromarray(label_map.astype(np.int32)).resize(self._small(*label_map.shape), Image.Resampling.NEAREST)
         present, indices = np.unique(np.array(picture), return_inverse=True)
         if len(present) <= 256:

@@ -1,4 +1,4 @@
-"""A paper's table (configs/table/*.yaml): its rows as runs of ours, its figures beside ours."""
+"""A paper's table (configs/table/*.yaml): its rows as our runs, its figures next to ours."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Overrides = Annotated[dict[str, Any], Expected("overrides as {NAME: VALUE}")]
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table: a run of ours (`segmentor`, `clip`, overrides in `recipe`, and in `per_dataset` those of single data
-    sets), or a row of the paper (`method` and the columns of results/published that identify it), or both. A run with `first`
-    comes before the others, without sharing their forward pass, so that a long table has something to show early."""
+    """A row of a table: our run (`segmentor`, `clip`, overrides in `recipe`, and overrides for single data sets in
+    `per_dataset`), a row of the paper (`method` and the columns of results/published that identify it), or both. Runs with
+    `first` precede the others and do not share their forward pass, so that a long table shows something early."""
 
     name: Filled
     segmentor: str | None = None
@@ -46,11 +46,11 @@ class PaperRow:
     extra_model: str | None = None
 
     def overrides(self, dataset: str) -> dict[str, Any]:
-        """What the run on a data set overrides in the segmentor's recipe."""
+        """The recipe overrides of the run on a data set."""
         return self.recipe | self.per_dataset.get(dataset, {})
 
     def printed(self) -> pd.DataFrame:
-        """The published figures of the row on all data sets; none if it names no method."""
+        """The published figures of the row on all data sets; empty if the row names no method."""
         columns = {column: getattr(self, column) for column in PRINTED}
         return figures_with(**{"method": ""} | {column: value for column, value in columns.items() if value is not None})
 
@@ -67,8 +67,8 @@ class PaperTable:
     averages: dict[str, list[str]]
 
     def figures(self, row: PaperRow, dataset: str) -> list[dict[str, Any]]:
-        """Every figure of a cell: first those that identify the row, then those published elsewhere for the same run.
-        `comparable`: the run reproduces the figure; otherwise its settings differ or are unknown."""
+        """All published figures for a cell: first those of the paper's row, then those published elsewhere for the same run.
+        `comparable`: our run should reproduce the figure; otherwise its settings differ or are unknown."""
         same = figures_of(row.segmentor, row.clip, dataset, row.overrides(dataset)) if row.segmentor else []
         printed = row.printed()
         figures = as_records(printed[printed["dataset"] == dataset])
@@ -77,7 +77,7 @@ class PaperTable:
 
 
 def load_table(name: str | Path) -> PaperTable:
-    """A table of configs/table by name, or a YAML file of the same layout. Raises OvssError for anything invalid in it."""
+    """Loads a table of configs/table by name, or a YAML file in the same layout. Raises OvssError if the table is invalid."""
     path = CONFIGS / "table" / f"{name}.yaml"
     if str(name) not in config_names("table"):
         path = Path(name)
@@ -89,12 +89,12 @@ def load_table(name: str | Path) -> PaperTable:
 
 
 def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A line per row and column of the table: `ours` (NaN without a complete result of that run), the sources for which
-    something untrained `stood_in`, which settings are `unconfirmed`, the `supervision` of ours, `published` (the first
-    figure of the cell), the `difference` in points if the two are comparable, `second_hand`, `source`, and
-    `also`: what others state for the same cell.
+    """A line per row and column of the table: `ours` (NaN without a complete result of the run), the sources that a stand-in
+    replaced (`stood_in`), which settings are `unconfirmed`, the `supervision` of our run, `published` (the first figure of
+    the cell), the `difference` in points if the two are comparable, `second_hand`, `source`, and `also`: other figures
+    published for the cell.
 
-    Averages follow the data sets of each row. They are NaN if any of their members is missing.
+    The averages of each row follow its data sets. They are NaN if a member is missing.
     """
     import pandas as pd
 
@@ -116,7 +116,8 @@ def side_by_side(table: PaperTable, results: Sequence[Mapping[str, Any]]) -> pd.
 
 
 def write_paper(table: PaperTable, results: Sequence[Mapping[str, Any]], folder: Path) -> Table:
-    """table_<name>.csv, a line per cell with sources, and table_<name>.md in the layout of the paper, which is returned."""
+    """Writes table_<name>.csv, a line per cell with sources, and table_<name>.md in the layout of the paper. Returns the
+    latter's table."""
     cells = side_by_side(table, results)
     view = paper_view(table, cells)
     write_text(folder / f"table_{table.name}.csv", csv(Table.of(cells.to_dict("records"))))
@@ -167,7 +168,7 @@ def _cell(table: PaperTable, row: PaperRow, dataset: str, results: Sequence[Mapp
 
 
 def _result(row: PaperRow, dataset: str, results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The result of the run that belongs to a cell, if there is one on all images."""
+    """The complete result of a cell's run, if there is one."""
     run = row.segmentor, row.clip, dataset
     for result in results:
         same = (result["segmentor"], result["clip"], result["dataset"]) == run and result["protocol"] == "paper"

@@ -19,12 +19,12 @@ from .results import seen_notes
 from .table import Cell, Column, Figure, Row, Table, Text
 
 Results = Mapping[Path, Mapping[str, Any]]
-TAGS = ("supervision", "target_images_seen", "target_names_seen")  # by which results can be chosen
+TAGS = ("supervision", "target_images_seen", "target_names_seen")  # fairness tags that select results
 
 
 def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool) -> dict[Path, Mapping[str, Any]]:
-    """The results with the `chosen` segmentors, CLIPs, fairness tags, ... Raises OvssError for a name in no result, and if
-    none is left."""
+    """The results with the `chosen` segmentors, CLIPs, fairness tags, ... Raises OvssError for a name that no result has, and
+    if no result is left."""
 
     def value(result: Mapping[str, Any], key: str) -> str:
         return result["fairness"][key] if key in TAGS else result[key]
@@ -35,13 +35,13 @@ def select(results: Results, chosen: Mapping[str, Sequence[str]], partial: bool)
             if name not in known:
                 raise unknown(f"{key} among the results", name, known)
     if not results:
-        raise OvssError("no result can be read.")
+        raise OvssError("none of the results can be read.")
     left = {path: r for path, r in results.items() if all(not names or value(r, key) in names for key, names in chosen.items())}
     if not left:
         raise OvssError("no result matches all filters.")
     if complete := {path: result for path, result in left.items() if partial or not result["partial"]}:
         return complete
-    raise OvssError(f"{len(left)} results are chosen, but all are partial. partial=true shows them, marked.")
+    raise OvssError(f"all {len(left)} matching results are partial. partial=true shows them, marked.")
 
 
 def interval_of(path: Path, metric: str) -> tuple[float, float] | None:
@@ -83,7 +83,7 @@ def make_report(
     columns = [Column(name, metric_of.get(name, metric or "mIoU"), right=True) for name in names]
     chosen, older = _newest(results, names)
     if not chosen:
-        raise OvssError(f"none of {len(results)} results is on {', '.join(names)}.")
+        raise OvssError(f"none of the {len(results)} results is on {', '.join(names)}.")
     shown = {path: results[path] for cells in chosen.values() for path in cells.values()}
     notes, doubts = provenance_notes(shown), {doubt for result in shown.values() for doubt in unconfirmed(result)}
     rows = []
@@ -122,7 +122,7 @@ def _remarks(figures: Sequence[Figure], ranked: bool, published: bool, older: in
 
 
 def _newest(results: Results, datasets: Sequence[str]) -> tuple[dict[tuple[str, ...], dict[str, Path]], int]:
-    """The newest complete file of each row and data set, or the newest partial one; and how many others there are."""
+    """The newest complete file of each row and data set, or else the newest partial one; and the number of other files."""
     cells: dict[tuple[str, ...], dict[str, list[Path]]] = {}
     for path, result in results.items():
         if result["dataset"] in datasets:
@@ -149,7 +149,7 @@ def _key(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def provenance_notes(results: Results) -> dict[Path, list[str]]:
-    """For each result, how its provenance differs from that of most: packages, source, precision, weights, data files."""
+    """How the provenance of each result differs from that of most: packages, source, precision, weights, data files."""
     facts = {path: _facts(result) for path, result in results.items()}
     values: dict[tuple[str, str], Counter] = {}
     for of_result in facts.values():
@@ -167,7 +167,7 @@ def provenance_notes(results: Results) -> dict[Path, list[str]]:
 
 
 def _facts(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """(kind, name) -> value of the compared provenance."""
+    """The compared provenance: (kind, name) -> value."""
     provenance = result["provenance"]
     code = provenance.get("code") or {"core": provenance["source_digest"]}  # older results have one digest for all files
     return {
@@ -197,9 +197,9 @@ def _figure(result: Mapping[str, Any], metric: str, notes: Sequence[str], publis
 
 def _lifted_notes(figures: Sequence[Figure]) -> list[str]:
     """Moves the notes that all figures of a row share to the row."""
-    there = [figure for figure in figures if figure.value is not None]
-    lifted = [note for note in (there[0].notes if there else ()) if all(note in figure.notes for figure in there)]
-    for figure in there:
+    present = [figure for figure in figures if figure.value is not None]
+    lifted = [note for note in (present[0].notes if present else ()) if all(note in figure.notes for figure in present)]
+    for figure in present:
         figure.notes = [note for note in figure.notes if note not in lifted]
     return lifted
 
@@ -207,8 +207,8 @@ def _lifted_notes(figures: Sequence[Figure]) -> list[str]:
 def _averages(
     averages: Sequence[Average], columns: Sequence[Column], figures: Sequence[Figure], doubts: Collection[str]
 ) -> list[Figure]:
-    """The averages of a row. One that lacks a member is empty, and has no comparison unless all its members do. It has the
-    notes of its members that are `doubts`."""
+    """The averages of a row. An average is empty if a member is missing, and has a comparison only if all members have one.
+    It repeats those notes of its members that are `doubts`."""
     by_column = {column.name: (column.metric, figure) for column, figure in zip(columns, figures, strict=True)}
 
     def means(name: str) -> list[float | None]:
@@ -230,7 +230,7 @@ def _averages(
 
 
 def _rank(table: Table) -> bool:
-    """Ranks the rounded figures of each column within their group and kind, partial results left out; whether there are any."""
+    """Ranks the rounded, complete figures of each column within their group and kind. Returns whether any were ranked."""
     found = False
     for group in table.groups():
         for ranked in (kind for cells in zip(*(row.cells for row in group), strict=True) for kind in _kinds(cells)):
@@ -245,7 +245,7 @@ def _rank(table: Table) -> bool:
 
 
 def _kinds(cells: Sequence[Cell]) -> list[list[Figure]]:
-    """The complete figures of a column by their kind."""
+    """The complete figures of a column, grouped by kind."""
     kinds: dict[str, list[Figure]] = {}
     for cell in cells:
         if isinstance(cell, Figure) and cell.value is not None and not cell.partial:

@@ -19,7 +19,7 @@ from ..runs.published import compare_published, generator, meant, settings, unco
 from ..vocabulary import Vocabulary, read_names
 from .compare import DECIMALS, Run, read_run
 
-# The recipe values that each of the usual reasons is about; hyperparameters are "other settings".
+# The recipe values behind each usual reason; hyperparameters are "other settings".
 REASONS = {
     "names and templates": names_at(Stage.TEXT),
     "resize and windows": names_at(Stage.INPUT, Stage.WINDOW, Stage.SCORING),
@@ -32,15 +32,15 @@ Check = tuple[str, str, str]  # what, state, explanation
 
 
 def compare_with_published(path: str | Path, tolerance: float = 0.1) -> tuple[list[dict[str, Any]], list[str]]:
-    """Comparisons, in points of the figure's metric, of a result file, or of every result in a folder that has a published
-    figure; and why the others have none. The level is the first of these that applies:
+    """Compares a result file, or every result in a folder, with its published figure. Returns the comparisons, in points of
+    the figure's metric, and why other results have no figure. The level is the first of these that applies:
 
-    - equivalent: ours equals the figure within `tolerance` and the figure's rounding; never for partial results;
-    - different: the 95 % interval of ours excludes the figure;
+    - equivalent: our value equals the figure within `tolerance` and the figure's rounding; never for partial results;
+    - different: the 95 % interval of our value excludes the figure;
     - inconclusive: the difference may be due to the sample of images.
 
-    `caveat` says why a run isn't exactly the published one: partial, or with unpublished settings. Raises OvssError if there
-    is nothing to compare with.
+    `caveat` says why a run is not exactly the published one: partial, or with unpublished settings. Raises OvssError if no
+    result has a published figure.
     """
     comparisons, reasons = [], []
     for file in result_paths(path):
@@ -76,12 +76,12 @@ def _comparison(run: Run, published: Mapping[str, Any], tolerance: float) -> dic
 
 
 def rounding(figure: float) -> float:
-    """The largest rounding error of a printed figure: half a unit of its last decimal (64.0 comes as 64)."""
+    """The largest rounding error of a printed figure: half a unit of its last decimal (64 counts as 64.0)."""
     return 0.5 * 10.0 ** -max(len(f"{figure:.10g}".partition(".")[2]), 1)
 
 
 def checklist(result: Mapping[str, Any]) -> Iterator[Check]:
-    """The usual reasons why a figure is missed, each as ok, suspicious or not known."""
+    """The usual reasons why a run misses a figure, each as ok, suspicious or not known."""
     yield _weights(result)
     yield from _recipe(result)
     yield _names(result)
@@ -94,7 +94,7 @@ def _weights(result: Mapping[str, Any]) -> Check:
     clip, digest = result["clip"], result["weights_digest"][:12]
     known = (load_config("clip", clip) if clip in config_names("clip") else {}).get("weights_digest")
     words = result["provenance"]["command"].split()
-    given = [word for word in words if word.startswith(("weights=", f"clip={clip}:"))]
+    options = [word for word in words if word.startswith(("weights=", f"clip={clip}:"))]
     if clip == "none":
         check = OK, "the method uses no CLIP"
     elif known == result["weights_digest"]:
@@ -103,15 +103,15 @@ def _weights(result: Mapping[str, Any]) -> Check:
         check = SUSPICIOUS, f"the digest is {digest}, that of {clip} is {known[:12]}"
     elif weights_of(result):  # weights of another CLIP have no published figures
         check = OK, f"the file has the SHA-256 of {weights_of(result)[0]}"
-    elif given:
-        check = SUSPICIOUS, f"{given[0]} was given, whose SHA-256 is not on record; digest {digest}"
+    elif options:
+        check = SUSPICIOUS, f"the SHA-256 of {options[0]} is not on record; digest {digest}"
     else:
         check = UNKNOWN, f"digest {digest}; no digest of {clip} is on record"
     return "weights", *check
 
 
 def _recipe(result: Mapping[str, Any]) -> Iterator[Check]:
-    """The recipe compared with the paper's, with the overrides that the published figure implies."""
+    """Compares the recipe with the paper's, including the overrides that the published figure implies."""
     run = result["segmentor"], result["clip"], result["dataset"]
     values = compose_recipe(run[0], clip=run[1], dataset=run[2], overrides=settings(*run, meant(result))).values()
     wanted = json.loads(json.dumps({name: value for name, value in values.items() if name != "precision"}))
@@ -127,7 +127,7 @@ def _recipe(result: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _names(result: Mapping[str, Any]) -> Check:
-    """Names, synonyms, templates and background of the prompts, compared with the files in configs/names."""
+    """Compares names, synonyms, templates and background of the prompts with the files in configs/names."""
     what, recipe = "texts", {name: entry["value"] for name, entry in result["recipe"].items()}
     classes = [entry["class"] for entry in result["per_class"]]
     try:

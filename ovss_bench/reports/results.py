@@ -28,7 +28,7 @@ RANKED = "The best of each data set is marked among the rows of the same supervi
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per result, metrics in percent; the best mIoU of each data set is marked, of several kinds of supervision each."""
+    """A row per result, metrics in percent; the best mIoU of each data set and kind of supervision is marked."""
     records = [
         {"segmentor": marked_name(result)}
         | {name: result[name] for name in LABELS}
@@ -52,7 +52,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def seen_notes(result: Mapping[str, Any]) -> list[str]:
-    """Footnotes for a figure whose training has seen images or class names of the data set, or may have."""
+    """Footnotes for a result whose method saw, or may have seen, images or class names of the data set in training."""
     _, *marks = class_of(result).split("; ")
     return [f"{mark} in training" for mark in marks]
 
@@ -66,7 +66,8 @@ def marked_name(result: Mapping[str, Any]) -> str:
 
 
 def averages_table(suite: Suite, results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per segmentor, CLIP and protocol, a column per average: empty if a data set is missing, see the last column."""
+    """A row per segmentor, CLIP and protocol, a column per average. An average is empty if a data set is missing; the last
+    column lists those."""
     rows: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for result in results:
         labels = marked_name({**result, "partial": False}), result["clip"], result["protocol"], mark_of(result)
@@ -89,25 +90,25 @@ def averages_table(suite: Suite, results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def write_results(results: Sequence[Mapping[str, Any]], folder: Path) -> Table:
-    """table.md and table.csv."""
+    """Writes table.md and table.csv."""
     return write_table(results_table(results), folder / "table")
 
 
 def write_averages(suite: Suite, results: Sequence[Mapping[str, Any]], folder: Path) -> Table:
-    """<suite>.md and <suite>.csv."""
+    """Writes <suite>.md and <suite>.csv."""
     table = write_table(averages_table(suite, results), folder / suite.name)
     return replace(table, title=f"{suite.full_name}: averages")
 
 
 def write_table(table: Table, base: Path) -> Table:
-    """<base>.md and <base>.csv."""
+    """Writes <base>.md and <base>.csv."""
     for suffix, text in ((".md", markdown(table)), (".csv", to_csv(table))):
         write_text(base.with_name(base.name + suffix), text)
     return table
 
 
 def without_labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each result that has no mIoU because no pixel counted."""
+    """A line for each result without mIoU, because no pixel counts."""
     return [
         f"{result['segmentor']} on {result['dataset']}: no mIoU, since none of the {result['images']['evaluated']} images has "
         "a labelled pixel that counts. Are all labels ignored (ignore_index), or is recipe.min_foreground too large?"

@@ -20,7 +20,7 @@ class Column:
     average: bool = False
     signed: bool = False
     common: bool = False  # a label that moves to the caption where all rows agree
-    hidden: bool = False  # left to CSV
+    hidden: bool = False  # shown in CSV only
 
 
 @dataclass
@@ -33,9 +33,9 @@ class Text:
 
 @dataclass
 class Figure:
-    """A figure, usually in percent; None if there is none. `interval`: its 95 % interval; `difference`: points above the
-    `published` figure; `rank`: 1 for the best of its group, 2 for the second; `partial`: of a part of the images; `kind`:
-    figures of other kinds (supervision, see `class_of`) are not ranked with it."""
+    """A figure, usually in percent; its `value` may be missing. `interval`: its 95 % interval; `difference`: points above the
+    `published` figure; `rank`: 1 for the best of its group, 2 for the second; `partial`: measured on some of the images;
+    `kind`: only figures of the same kind (supervision, see `class_of`) are ranked together."""
 
     value: float | None = None
     interval: tuple[float, float] | None = None
@@ -75,7 +75,7 @@ class Table:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]], common: Sequence[str] = (), right: Sequence[str] = ()) -> Table:
-        """A row per record: floats become figures, None and NaN empty ones, others text. Figures are aligned to the right."""
+        """A row per record: floats become figures, None and NaN empty figures, other values text. Figures are right-aligned."""
         names = list(dict.fromkeys(name for record in records for name in record))
         numeric = {name for name in names if all(isinstance(record.get(name, 0.0), float) for record in records)}
         columns = [Column(name, right=name in {*numeric, *right}, common=name in common) for name in names]
@@ -86,7 +86,7 @@ class Table:
         return [row.cells[index] for row in self.rows for index in indices]
 
     def collapsed(self) -> Table:
-        """Without the common columns in which all rows agree; the caption names their values instead."""
+        """The table without the common columns in which all rows agree; the caption states their values instead."""
         shared, columns = list(self.shared), list(self.columns)
         for index, column in enumerate(columns):
             texts = {cell.text for row in self.rows if isinstance(cell := row.cells[index], Text)}
@@ -110,7 +110,7 @@ class Table:
 
     @cached_property
     def footnotes(self) -> dict[str, str]:
-        """Notes of all cells in reading order, each with its letters."""
+        """The notes of all cells in reading order, each with its letters."""
         notes = dict.fromkeys(note for row in self.rows for cell in row.cells for note in cell.notes)
         return {note: _letters(number) for number, note in enumerate(notes)}
 
@@ -123,7 +123,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Markup:
-    """How a format writes literal text, the best and second-best figure, additions to a figure, footnote marks and minus."""
+    """How a format writes literal text, the best and second-best figures, additions to figures, footnote marks and minus."""
 
     escape: Callable[[str], str]
     best: str = "{}"

@@ -28,7 +28,7 @@ def terminal(table: Table) -> Group:
 
 
 def lines(table: Table) -> list[str]:
-    """The same as plain text, a line per row."""
+    """The lines of a table as plain text."""
     console = Console(file=io.StringIO(), width=10_000, color_system=None, legacy_windows=False)
     with console.capture() as captured:
         console.print(terminal(table))

@@ -1,5 +1,7 @@
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,10 +14,12 @@ from ovss_bench.bench.cases import on_clip_alone, taken
 from ovss_bench.bench.measure import measure
 from ovss_bench.bench.memory import peak_memory
 from ovss_bench.bench.methods import SHORTER, method_cases, on_concepts
+from ovss_bench.bench.official import official_miou
 from ovss_bench.bench.random_weights import CHECKPOINTS
 from ovss_bench.bench.watch import Watched, own_operations
 from ovss_bench.bench.ways import ALONE, BARE, FILES, METHOD, OFFICIAL
 from ovss_bench.cli import bench
+from ovss_bench.config.registry import SEGMENTORS
 from ovss_bench.datasets.suites import load_suite
 from ovss_bench.encoders.concepts import ConceptSegmenter
 from ovss_bench.ops.crf import dense_crf
@@ -227,7 +231,7 @@ def test_a_group_of_cases_is_resumed(tmp_path):
     assert measured["gpu/voc20"]["seconds"].keys() == {BARE, f"naclip{ALONE}"}
     assert "| voc20, 1449 images |" in first.stdout
     assert "| all 1, in seconds |" in first.stdout
-    assert " already; " in again.stderr
+    assert "; again=true repeats it" in again.stderr
     assert "round" not in again.stderr
 
 
@@ -311,6 +315,17 @@ def test_bare_passes_are_those_that_the_method_needs(small, tmp_path, monkeypatc
     seen.clear()
     ways[METHOD]()
     assert sum(seen) == rows * columns
+
+
+def test_the_official_style_ignores_what_the_data_set_ignores():
+    """With more than 255 classes, 255 is one of them."""
+    dataset = SimpleNamespace(classes=range(300), ignore_index=300, label=lambda _: np.array([[0, 255, 300]]))
+    assert official_miou(dataset, [None], [torch.tensor([[0, 0, 7]])]) == pytest.approx(25)
+
+
+def test_the_help_lists_the_methods_that_have_a_case():
+    (methods,) = [note.partition(": ")[2].partition(";")[0].split(", ") for note in bench.COMMAND.notes if "METHOD+" in note]
+    assert methods == [name for name in method_cases() if name in SEGMENTORS.names]
 
 
 def test_mistakes_are_named(tmp_path):

@@ -74,6 +74,7 @@ def run_here(monkeypatch, *words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ([], ["name a command: list, prepare or check"]),
         (["lst"], ["'lst'", "check, list, prepare"]),
         (["list", "voc12"], ["voc12", "Did you mean", "voc21"]),
         (["list", "data_rot=x"], ["data_rot", "data_root"]),

@@ -231,7 +231,7 @@ def test_dark_and_light(opened):
         assert (ground < text) != is_dark
         view.reload()
         assert view.get_by_label("Theme").input_value() == ("light" if is_dark else "dark"), "remembered"
-        view.get_by_label("Theme").select_option("as the system")
+        view.get_by_label("Theme").select_option("system")
         assert (brightness(view)[0] < 128) == is_dark
 
 

@@ -68,7 +68,7 @@ def test_a_table_is_printed_as_markdown_and_what_is_left_out_is_told(folder, tmp
     assert [line.split()[1].partition("<")[0] for line in lines[2:]] == ["clip", "maskclip", "sclip", "sclip"]
     assert "overridden: resize=none, stride=48, templates=photo, window=48" in done.stdout
     assert "logit_scale=20" in done.stdout
-    assert "1 partial results" in done.stderr
+    assert "partial results (1)" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,7 +80,7 @@ def test_a_table_is_printed_as_markdown_and_what_is_left_out_is_told(folder, tmp
         (["metric=mIuO"], "mIoU"),
         (["html=true"], "out=DIR"),
         (["digits=none"], "whole number"),
-        (["suite=sclip8"], "none of 6 results is on voc21"),
+        (["suite=sclip8"], "none of the 6 results is on voc21"),
         (["suite=sclip8", "dataset=beach"], "Give one of them"),
         (["segmentor=sclp"], "sclip"),
         (["segmentor=naclip"], "partial"),
@@ -111,6 +111,13 @@ def test_with_a_folder_to_write_to_there_is_every_format(folder, tmp_path, repor
     before = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     report(folder, f"out={tmp_path}", "partial=true", "published=true")
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
+def test_partial_results_that_are_left_out_are_counted_among_those_that_match(folder, report):
+    assert report(folder, "dataset=beach").err == "left out: partial results (1); partial=true shows them\n"
+    assert not report(folder, "dataset=tent_inside").err
+    with pytest.raises(ob.OvssError, match="all 1 matching results are partial"):
+        report(folder, "segmentor=naclip")
 
 
 def test_intervals_enclose_the_figures(folder, report):

@@ -123,7 +123,7 @@ def test_one_image_has_no_interval():
     counts = by_id(drawn(3, 1, 4, 8))
     found = compare_runs(made(counts), made(shifted(counts, 0.5)))
     assert found["level"] == "inconclusive"
-    assert "no interval: it takes two images or more" in "\n".join(lines_of(found))
+    assert "no interval: it needs at least two images" in "\n".join(lines_of(found))
 
 
 # What contributes, and what is set otherwise

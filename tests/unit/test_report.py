@@ -100,7 +100,7 @@ def test_without_a_suite_all_data_sets_are_columns(made):
     made("sclip", "ade20k", 2.0)
     assert cells(markdown(make_report(made.results)))[0][0] == ["segmentor", "ade20k", "voc21"]
     assert cells(markdown(make_report(made.results, datasets=["voc21"])))[0] == [["segmentor", "voc21"], ["sclip", "1.00"]]
-    with pytest.raises(ob.OvssError, match="none of 2 results is on loveda"):
+    with pytest.raises(ob.OvssError, match="none of the 2 results is on loveda"):
         make_report(made.results, datasets=["loveda"])
 
 
@@ -143,7 +143,7 @@ def test_partial_results_enter_only_if_asked_for(made):
     made("b", "voc21", 2.0, partial=True)
     assert [r["segmentor"] for r in select(made.results, {}, partial=False).values()] == ["a"]
     assert len(select(made.results, {}, partial=True)) == 2
-    with pytest.raises(ob.OvssError, match="all are partial"):
+    with pytest.raises(ob.OvssError, match="all 1 matching results are partial"):
         select(made.results, {"segmentor": ["b"]}, partial=False)
     with pytest.raises(ob.OvssError, match="segmentor among the results"):
         select(made.results, {"segmentor": ["c"]}, partial=False)

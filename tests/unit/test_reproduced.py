@@ -170,7 +170,7 @@ def test_a_part_of_the_images_is_held_against_the_interval(shift, says, monkeypa
     text = "\n".join(lines_of(found))
     assert "naclip (partial) with vit_b16 on voc21" in text
     assert "not the published run: partial: 30 of 1449 images" in text
-    assert f"the published figure lies {says} the interval of ours" in text
+    assert f"the published figure lies {says} our interval" in text
     assert "suspicious  images: 30 of 1449" in text
 
 
@@ -197,7 +197,7 @@ def test_known_weights_are_not_asked_about():
     given = published()["provenance"] | {"command": "python tools/eval.py clip=vit_b16 weights=my.pt"}
     (check,) = [check for check in checklist(published(provenance=given)) if check[0] == "weights"]
     assert check[1] == "suspicious"
-    assert "my.pt was given, whose SHA-256 is not on record" in check[2]
+    assert "the SHA-256 of weights=my.pt is not on record" in check[2]
     known = given | {"weights_known": ["ViT-B-16:openai"]}
     (check,) = [check for check in checklist(published(provenance=known)) if check[0] == "weights"]
     assert check[1:] == ("ok", "the file has the SHA-256 of ViT-B-16:openai")

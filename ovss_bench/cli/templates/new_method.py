@@ -7,12 +7,12 @@ import ovss_bench as ob
 
 @ob.SEGMENTORS.register_module(name="new_method")
 class NewMethod(ob.LastBlockSegmentor):
-    """Patches attend to patches of similar value. Annotated attributes are hyperparameters (recipe.sharpness=3 changes one).
+    """Patches attend to patches of similar value. Annotated attributes are hyperparameters (recipe.sharpness=3 overrides one).
 
-    A method that does more overrides `last_block`, `patch_logits` or other hooks (docs/extending.md).
+    To change more, override `last_block`, `patch_logits` or other hooks (docs/extending.md).
     """
 
-    residual: bool = False  # of the last block, as most methods have it
+    residual: bool = False  # without the residual connection and the feed-forward network of the last block
     sharpness: float = 2.0
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:

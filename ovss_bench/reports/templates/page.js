@@ -26,7 +26,7 @@
   const words = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
   const has = (text, wanted) => wanted.every((word) => text.toLowerCase().includes(word));
 
-  // A table of which every column sorts. Column: {label, value(row), cell(row), numeric, name, title}; missing values go last.
+  // A table that every column can sort. Column: {label, value(row), cell(row), numeric, name, title}; missing values go last.
   function sortable(columns, rows, decorate = () => {}) {
     const body = element("tbody");
     const lines = rows.map((row) => {
@@ -173,7 +173,7 @@
       { label: "#", numeric: true, value: (row) => -row.index, cell: (row) => String(row.index) },
       { label: "class", value: (row) => row.name, cell: (row) => element("span", {}, swatch(colours && colours[row.index]), row.name) },
       { label: "IoU", numeric: true, value: (row) => row.iou, cell: (row) => element("div", { class: "bar" }, number(row.iou), row.iou === null ? null : element("i", { "--value": row.iou })) },
-      { label: "Acc", numeric: true, value: (row) => row.acc, cell: (row) => number(row.acc), title: "percent of the class's pixels that are predicted as it" },
+      { label: "Acc", numeric: true, value: (row) => row.acc, cell: (row) => number(row.acc), title: "percent of the class's pixels that are predicted correctly" },
       { label: "ground truth", numeric: true, title: "pixels", value: (row) => row.target, cell: (row) => row.target.toLocaleString("en") },
       { label: "predicted", numeric: true, title: "pixels", value: (row) => row.predicted, cell: (row) => row.predicted.toLocaleString("en") },
     ], rows);
@@ -186,14 +186,14 @@
     if (!found) return section("Confusions", element("p", {}, missing(run)));
     if (!found.pairs.length) return section("Confusions", element("p", {}, "No pixel is misclassified."));
     const name = (index) => (index < names.length ? names[index] : "(no class)");
-    const title = (t, p, value) => t === p ? `${value.toFixed(1)} % of ${name(t)} is correct` : `${value.toFixed(1)} % of ${name(t)} is predicted as ${name(p)}`;
+    const title = (t, p, value) => t === p ? `${value.toFixed(1)} % of ${name(t)} is predicted correctly` : `${value.toFixed(1)} % of ${name(t)} is predicted as ${name(p)}`;
     const heat = element("table", { class: "heat" },
       element("thead", {}, element("tr", {}, element("td"), ...found.classes.map((p) => element("th", { scope: "col", title: name(p) }, element("span", {}, name(p)))))),
       element("tbody", {}, ...found.cells.map((row, i) => element("tr", {}, element("th", { scope: "row" }, name(found.classes[i])),
         ...row.map((value, j) => element("td", { class: i === j ? "right" : null, "--value": value, title: title(found.classes[i], found.classes[j], value) }, value < 0.5 ? "" : value.toFixed(0)))))));
     return section("Confusions", element("p", {}, "The confusions that cost the most IoU:"),
       element("ul", {}, ...found.pairs.map(([t, p, value, part]) =>
-        element("li", {}, `${title(t, p, value)}: ${part.toFixed(1)} % of the pixels with that prediction`))),
+        element("li", {}, `${title(t, p, value)}, which is ${part.toFixed(1)} % of the pixels predicted as ${name(p)}`))),
       element("p", { class: "faint" }, "Rows: ground truth; columns: prediction; percent of the row's pixels."),
       scroll("Confusion heat map", heat));
   }
