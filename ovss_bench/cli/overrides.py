@@ -17,7 +17,7 @@ from .eval_options import EVAL, HINTS
 from .options import items_of, kind_of
 
 TEXTS = {name for name, hint in HINTS.items() if kind_of(hint) in (str, list)} | {"names", "templates"}
-# Options in which commas separate the runs of a grid; without -m, Hydra's error explains how to write a list.
+# Options in which commas separate the runs of a grid.
 SEVERAL = {name for name, hint in HINTS.items() if kind_of(hint) is list} | {"clip", "protocol", "names", "templates"}
 PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)(?:[A-Za-z_]|\.{0,2}/)[\w./:@%+-]*", re.ASCII)  # Hydra reads text, too
 LAUNCHERS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
@@ -40,6 +40,9 @@ def checked(arguments: list[str]) -> list[str]:
         if equals and key not in EVAL and not key.startswith(("-", "+", "~", "hydra", "recipe.")):
             raise unknown("option", key, EVAL)
         argument = literal(argument, grid)
+        if not grid and "," in value and OverridesParser.create().parse_override(argument).is_sweep_override():
+            listed = f"write {key}=[{value}], or " if key.startswith("recipe.") or kind_of(HINTS.get(key)) is list else ""
+            raise OvssError(f"{key}={value}: {listed}add -m to run a grid, one run for each value.")
         if argument.startswith("recipe."):
             argument = f"++{_in_one_run(argument) if in_process else argument}"
         result.append(argument)

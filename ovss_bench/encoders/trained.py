@@ -56,6 +56,13 @@ def read_trained(
     return {name: state[name].float() for name in shapes}, sizes
 
 
+def check_channels(what: str, expected: int, channels: int, clip: str) -> None:
+    """Raises OvssError unless the features of a `clip` have as many channels as a checkpoint expects; `what` names both."""
+    if expected != channels:
+        hint = "Use the CLIP that it was trained with."
+        raise OvssError(f"{what} of {expected} channels, but those of clip '{clip}' have {channels}. {hint}")
+
+
 def _numbered(shapes: Mapping[str, Shape], state: Mapping[str, Tensor], sizes: dict[str, int]) -> Iterator[tuple[str, Shape]]:
     """The shapes with every `*` replaced by 0 up to the highest number in the state dict, at least 0."""
     for name, shape in shapes.items():

@@ -14,7 +14,7 @@ from ..ops.vote import majority_vote
 from ..types import ImageContext, Trunk, WindowBatch
 from .base import Segmentor
 from .features import cut, pictures
-from .merged_regions import PADDING, at_places, class_tokens, joint_attention, merge_regions, region_map
+from .merged_regions import PADDING, at_places, class_tokens, joint_attention, merge_regions, region_map, spatial_count
 
 
 @SEGMENTORS.register_module(name="corrclip")
@@ -58,7 +58,7 @@ class CorrCLIP(Segmentor):
     def spatial_states(self) -> range:
         """The blocks whose inputs (the outputs of the preceding blocks) the spatial branch averages."""
         last = self.clip.depth - 2
-        count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
+        count = self.spatial_blocks or spatial_count(self.clip.depth)
         return range(max(last - count, 0) + 1, last + 1)
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config.hyperparameters import File
 from ..config.registry import SEGMENTORS
 from ..encoders.resnet_aspp import load_deeplab
+from ..encoders.trained import check_channels
 from ..errors import OvssError
 from ..ops.scores import best_of_groups
 from ..types import ImageContext
@@ -52,12 +53,8 @@ class MaskCLIPPlus(Segmentor):
         learned = F.normalize(self.learned, dim=-1)
         if self.own_texts:
             return torch.cat([learned, self.texts]), list(range(len(learned) + len(self.texts)))
-        channels = self.texts.shape[1]
-        if channels != self.text.shape[1]:
-            raise OvssError(
-                f"checkpoint {self.checkpoint} expects text features of {channels} channels, but those of clip "
-                f"'{self.clip.name}' have {self.text.shape[1]}. Use the CLIP that was its teacher."
-            )
+        what = f"checkpoint {self.checkpoint} expects text features"
+        check_channels(what, self.texts.shape[1], self.text.shape[1], self.clip.name)
         skipped = {-1, 0} if len(learned) else {-1}
         rows = [row for row, c in enumerate(self.vocabulary.group) if c not in skipped]
         weights = torch.cat([learned, self.text[self.indices(rows)]])

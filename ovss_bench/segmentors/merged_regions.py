@@ -104,6 +104,11 @@ def class_tokens(clip: DenseCLIP, trunk: Trunk, regions: Tensor) -> tuple[Tensor
     return tokens, index
 
 
+def spatial_count(depth: int) -> int:
+    """The number of blocks of the spatial branch for a CLIP of `depth` blocks, in the official code."""
+    return {12: 5, 24: 12, 32: 28}.get(depth, depth - 4)
+
+
 def at_places(tokens: Tensor, index: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Tokens of regions (B, R, D), and the region of each cell of `grid` (B, h*w) -> the token of the region at each cell of a
     grid (H, W) = `size`, (B, H*W, D)."""

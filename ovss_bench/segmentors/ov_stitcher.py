@@ -18,7 +18,7 @@ from ..types import ImageContext, Trunk, WindowBatch
 from ..vocabulary import Vocabulary
 from .base import Segmentor
 from .features import corners, extent, pictures, places
-from .merged_regions import PADDING, at_places, class_tokens, merge_regions, region_attention, region_map
+from .merged_regions import PADDING, at_places, class_tokens, merge_regions, region_attention, region_map, spatial_count
 
 
 @SEGMENTORS.register_module(name="ov_stitcher")
@@ -51,7 +51,7 @@ class OVStitcher(Segmentor):
     def spatial_states(self) -> range:
         """The blocks that the spatial branch runs on the stitched tokens."""
         end = self.clip.depth - 2
-        count = self.spatial_blocks or {12: 5, 24: 12, 32: 28}.get(self.clip.depth, self.clip.depth - 4)
+        count = self.spatial_blocks or spatial_count(self.clip.depth)
         return range(max(end - count, 0), max(end, 1))
 
     # Class-biased prompts

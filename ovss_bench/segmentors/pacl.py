@@ -12,6 +12,7 @@ from ..config.hyperparameters import File
 from ..config.registry import SEGMENTORS
 from ..encoders.clip import layer_norm
 from ..encoders.patch_embedder import load_patch_embedder
+from ..encoders.trained import check_channels
 from ..errors import OvssError
 from ..types import Trunk, WindowBatch
 from .base import Segmentor
@@ -41,12 +42,8 @@ class PACL(Segmentor):
             raise OvssError(f"{what}. Leave text_embedder out.")
         if self.text_embedder is False:
             self.embedder.text_projection = None
-        expected, channels = self.embedder.text_channels, clip.model.visual.proj.shape[1]
-        if expected != channels:
-            raise OvssError(
-                f"checkpoint {self.checkpoint} expects text features of {expected} channels, but those of clip '{clip.name}' "
-                f"have {channels}. Use the CLIP that it was trained with."
-            )
+        what = f"checkpoint {self.checkpoint} expects text features"
+        check_channels(what, self.embedder.text_channels, clip.model.visual.proj.shape[1], clip.name)
 
     @cached_property
     def embedded_text(self) -> Tensor:

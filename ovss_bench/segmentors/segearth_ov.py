@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config.hyperparameters import File
 from ..config.registry import SEGMENTORS
 from ..encoders.feature_upsampler import load_upsampler
-from ..errors import OvssError
+from ..encoders.trained import check_channels
 from ..ops.attention import attend
 from ..types import WindowBatch
 from .base import LastBlockSegmentor
@@ -33,12 +33,10 @@ class SegEarthOV(LastBlockSegmentor):
         self.upsampler = None
         if self.checkpoint is not None:
             self.upsampler = self.own(load_upsampler, str(self.checkpoint), self.clip.patch_size)
-            expected, channels = self.upsampler.channels, self.clip.model.visual.proj.shape[1]
-            if expected != channels:
-                raise OvssError(
-                    f"checkpoint {self.checkpoint} upsamples {expected} channels, but the features of clip '{self.clip.name}' "
-                    f"have {channels}. Use the CLIP that it was trained with."
-                )
+            channels = self.clip.model.visual.proj.shape[1]
+            check_channels(
+                f"checkpoint {self.checkpoint} upsamples features", self.upsampler.channels, channels, self.clip.name
+            )
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         return attend(q, q, v) + attend(k, k, v) + attend(v, v, v)

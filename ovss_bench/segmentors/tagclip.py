@@ -11,6 +11,7 @@ from ..config.hyperparameters import File
 from ..config.recipe import Recipe
 from ..config.registry import SEGMENTORS
 from ..encoders.prompted_vit import load_prompted
+from ..encoders.trained import check_channels
 from ..errors import OvssError, unknown
 from ..ops.compose import compose
 from ..ops.windows import SlidingWindow
@@ -70,12 +71,8 @@ class TagCLIP(Segmentor):
         all nonlinear steps come first."""
         real = len(batch.pixels) - batch.padding
         self.observed.update(windows=real, windows_scored_by_split=real if self.split_counts else 0)
-        channels = self.network.backbone.proj.shape[1]
-        if channels != self.text.shape[1]:
-            raise OvssError(
-                f"checkpoint {self.checkpoint} expects text features of {channels} channels, but those of clip "
-                f"'{self.clip.name}' have {self.text.shape[1]}. Use the CLIP that it was trained with."
-            )
+        what, expected = f"checkpoint {self.checkpoint} expects text features", self.network.backbone.proj.shape[1]
+        check_channels(what, expected, self.text.shape[1], self.clip.name)
         tower = partial(self.once, self.network.backbone)
         logits = self.network(batch.pixels.float(), self.text, self.trusty != "absent", tower)
         side = self.network.side

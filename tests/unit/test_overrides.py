@@ -11,7 +11,7 @@ import ovss_bench as ob
 from miniatures.drawing import write_files
 from ovss_bench.cli.eval_options import checked_options
 from ovss_bench.cli.options import Option, Text, Texts, is_positional, parse_options
-from ovss_bench.cli.overrides import SEVERAL, TEXTS, literal
+from ovss_bench.cli.overrides import SEVERAL, TEXTS, checked, literal
 from ovss_bench.datasets.config import dataset_config
 from ovss_bench.files import CONFIGS, config_names
 
@@ -165,3 +165,14 @@ def test_texts_in_yaml_are_texts(tmp_path):
     assert [sample.id for sample in dataset.samples] == ["0"]
     assert dataset.background == 1
     assert dataset.config["reduce_zero_label"] is False
+
+
+@pytest.mark.parametrize(
+    "word", ["refine=pamr,freecp", "segmentor=sclip,clip", "recipe.window=112,224", "clip=demo,vit_b16", "limit=1,2"]
+)
+def test_several_values_without_a_grid_are_refused_with_what_to_write(word):
+    name, _, value = word.partition("=")
+    with pytest.raises(ob.OvssError, match="add -m to run a grid") as refused:
+        checked([word])
+    assert (f"write {name}=[{value}]" in str(refused.value)) == (name not in ("clip", "limit"))
+    assert checked(["-m", word])

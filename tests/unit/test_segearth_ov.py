@@ -137,5 +137,5 @@ def test_files_that_do_not_fit(change, patch, message, load):
 
 def test_an_upsampler_of_another_clip_is_refused(tiny_clip, tiny_vocabulary, tmp_path):
     torch.save(upsampler_state(6, ("up",), 3), tmp_path / "one.pt")
-    with pytest.raises(ob.OvssError, match=r"upsamples 6 channels, .* have 64"):
+    with pytest.raises(ob.OvssError, match=r"upsamples features of 6 channels, .* have 64"):
         ob.build_segmentor("segearth_ov", clip=tiny_clip, vocabulary=tiny_vocabulary, checkpoint=tmp_path / "one.pt")
