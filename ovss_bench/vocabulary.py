@@ -129,6 +129,11 @@ class Vocabulary:
         return digest(*self.queries, repr(self.group), repr(self.background), *self.prompts, given)
 
     @cached_property
+    def foreground(self) -> list[int]:
+        """The queries of all classes except the background, without distractors."""
+        return [q for q, c in enumerate(self.group) if c not in (-1, self.background)]
+
+    @cached_property
     def by_class(self) -> tuple[Tensor, Tensor]:
         """The classes of all queries except distractors, ascending, so that ties go to the lowest class; and the order of the
         queries by class, distractors last."""

@@ -66,14 +66,10 @@ class CLIPer(Segmentor):
         return frozenset(range(depth - 1))
 
     @cached_property
-    def foreground_queries(self) -> list[int]:
-        return [q for q, c in enumerate(self.vocabulary.group) if c not in (-1, self.vocabulary.background)]
-
-    @cached_property
     def rows(self) -> Tensor:
         """Text rows (T, E): the foreground queries, the other queries, and the unit mean of the former as a distractor."""
-        foreground = self.text[self.foreground_queries]
-        others = [q for q in range(len(self.text)) if q not in self.foreground_queries]
+        foreground = self.text[self.vocabulary.foreground]
+        others = [q for q in range(len(self.text)) if q not in self.vocabulary.foreground]
         return torch.cat([foreground, self.text[others], F.normalize(foreground.mean(0, keepdim=True), dim=-1)])
 
     # Early-layer fusion (section 3.2)
@@ -97,7 +93,7 @@ class CLIPer(Segmentor):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (N, T, h, w) -> class maps (N, C, h, w) of the foreground queries, by a softmax over all rows."""
-        return logits.softmax(1)[:, : len(self.foreground_queries)]
+        return logits.softmax(1)[:, : len(self.vocabulary.foreground)]
 
     def segmentation(self, pixels: Tensor) -> Tensor:
         """Pixels (3, H, W) of an image -> class maps (C, h, w) of the foreground queries on its patch grid."""
@@ -148,7 +144,7 @@ class CLIPer(Segmentor):
     @torch.inference_mode()
     def image_scores(self, context: ImageContext) -> Tensor:
         """A plane (H, W) for each foreground query, 0 below the thresholds."""
-        count, pairs = len(self.foreground_queries), map(self.planes, self.parts(context))
+        count, pairs = len(self.vocabulary.foreground), map(self.planes, self.parts(context))
         parts = (planes.new_zeros(count, *planes.shape[1:]).index_copy_(0, queries, planes) for queries, planes in pairs)
         return torch.cat([*parts], -1)
 
@@ -165,7 +161,7 @@ class CLIPer(Segmentor):
 
     def planes(self, context: ImageContext) -> tuple[Tensor, Tensor]:
         """The indices (c,) of the foreground queries that may win, and their planes (c, H, W); all other planes are 0."""
-        if not self.foreground_queries:
+        if not self.vocabulary.foreground:
             return self.indices(()), self.text.new_zeros(0, *context.size)
         maps = self.segmentation(self.tensor(context.pixels))
         peak = maps.amax((1, 2), keepdim=True)
@@ -196,5 +192,5 @@ class CLIPer(Segmentor):
             return labels, scores.new_zeros(labels.shape)
         best, number = scores.max(0)
         least = (1 - best).square() if self.bkg_thre == 0 else 0
-        classes = self.indices(self.vocabulary.group[q] for q in self.foreground_queries)[queries[number]]
+        classes = self.indices(self.vocabulary.group[q] for q in self.vocabulary.foreground)[queries[number]]
         return torch.where(best > least, classes, labels), best

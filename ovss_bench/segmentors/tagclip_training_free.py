@@ -66,27 +66,22 @@ class TagCLIPTrainingFree(Segmentor):
         return frozenset(range(depth))
 
     @cached_property
-    def foreground(self) -> list[int]:
-        """The queries of all classes except the background."""
-        return [q for q, c in enumerate(self.vocabulary.group) if c not in (-1, self.vocabulary.background)]
-
-    @cached_property
     def stage_text(self) -> Tensor:
         """The text features (Q, E) of all queries, those of the foreground first."""
-        others = (q for q in range(len(self.text)) if q not in self.foreground)
-        return self.text[self.indices([*self.foreground, *others])]
+        others = (q for q in range(len(self.text)) if q not in self.vocabulary.foreground)
+        return self.text[self.indices([*self.vocabulary.foreground, *others])]
 
     @cached_property
     def cam_text(self) -> Tensor:
         """Text features for the maps: the foreground queries, then all other queries, or the word "background" if there are
         none."""
         vocabulary = self.vocabulary
-        names = [vocabulary.queries[q] for q in self.foreground]
+        names = [vocabulary.queries[q] for q in vocabulary.foreground]
         if self.cam_texts is not None:
             texts = read_texts(self.cam_texts, vocabulary)
             classes = [c for c in range(len(vocabulary.classes)) if c != vocabulary.background]
-            names = [texts[classes.index(vocabulary.group[q])] for q in self.foreground]
-        others = [query for q, query in enumerate(vocabulary.queries) if q not in self.foreground] or ["background"]
+            names = [texts[classes.index(vocabulary.group[q])] for q in vocabulary.foreground]
+        others = [query for q, query in enumerate(vocabulary.queries) if q not in vocabulary.foreground] or ["background"]
         if vocabulary.given_features is None:
             return encoded([*names, *others], [self.cam_template], self.clip)
         missing = len(names) + len(others) > len(self.text)  # given features have no names to put into the template
@@ -97,25 +92,25 @@ class TagCLIPTrainingFree(Segmentor):
         """Class maps (C, H, W): 0 for classes without a tag; the background is 1 minus the best map."""
         background, group = self.vocabulary.background, self.vocabulary.group
         count = len(self.vocabulary.classes)
-        if not self.foreground:
+        if not self.vocabulary.foreground:
             return self.text.new_ones(count, *context.size)
         pixels = whole_pixels(self, context)
         trunk = self.trunk(WindowBatch(pixels))
         affinity, smooth = self.affinities(trunk)
         tags = self.tags(self.image_tags(pixels, self.refined_scores(trunk, affinity)))
-        text = torch.cat([self.cam_text[self.indices(tags)], self.cam_text[len(self.foreground) :]])
+        text = torch.cat([self.cam_text[self.indices(tags)], self.cam_text[len(self.vocabulary.foreground) :]])
         maps = self.refined_cams(grad_cam(self.clip, trunk, text, self.cam_scale, len(tags)), smooth)
         # Rounded to fp16, as the official code stores them.
         maps = resized_maps(maps, context.size).half()
         if background is not None:
             maps = torch.cat([1 - maps.amax(0, keepdim=True), maps])
         maps = self.with_crf(maps.float(), context) if self.crf else maps.float()
-        classes = [group[self.foreground[tag]] for tag in tags]
+        classes = [group[self.vocabulary.foreground[tag]] for tag in tags]
         context.by_products["classes"] = sorted(set(classes))
         return best_of_groups(maps, classes if background is None else [background, *classes], count)
 
     def decide(self, scores: Tensor, context: ImageContext) -> Tensor:
-        if self.vocabulary.background is not None or not self.foreground:
+        if self.vocabulary.background is not None or not self.vocabulary.foreground:
             return scores.argmax(0)
         classes = self.indices(context.by_products["classes"])
         return classes[scores[classes].argmax(0)]
@@ -158,7 +153,7 @@ class TagCLIPTrainingFree(Segmentor):
         """The scores (F,) of the foreground queries: their maxima, averaged with the probabilities in their boxes (class-wise
         re-identification). As published, the first empty box ends it for all later queries."""
         maps, patch, grid = refined.numpy(force=True), self.clip.patch_size, self.clip.stored_grid
-        scores = maps[: len(self.foreground)].max((1, 2))
+        scores = maps[: len(self.vocabulary.foreground)].max((1, 2))
         least, queries, crops, inside = maps.min() + self.tag_threshold * (maps.max() - maps.min()), [], [], []
         for query in (scores > least).nonzero()[0] if self.reidentify else ():
             members = to_unit_range(maps[query]) > 0.5

@@ -1,6 +1,7 @@
 """Trident (Shi et al., ICCV 2025, arXiv 2411.09219): features of windows are spliced into one map, which SAM's attention
 aggregates over the whole image; SAM's decoder refines the result."""
 
+from itertools import product
 from math import ceil
 from typing import Any, Literal
 
@@ -102,7 +103,8 @@ class Trident(Segmentor):
         cells = windows.rows.cells, windows.columns.cells
         ratio = max(maps.shape[3] // cells[1] if maps.shape[3] % cells[1] == 0 else round(maps.shape[2] / cells[0]), 1)
         maps = F.interpolate(maps, [side * ratio for side in cells], mode="bilinear")
-        return stitch(maps, [(y // patch * ratio, x // patch * ratio) for y, x in windows.origins])
+        starts = product(windows.rows.starts, windows.columns.starts)
+        return stitch(maps, [(y // patch * ratio, x // patch * ratio) for y, x in starts])
 
     def window_features(self, pixels: Tensor) -> Tensor:
         """Windows (n, 3, H, W) of one image -> their features (n, D, h, w) float32 on the grid of the vision encoder."""

@@ -40,7 +40,7 @@ def freecp(reference: Reference, array: str, **values: object) -> Purification:
         **options | values,
     )
     descriptions = seeded.query_features(reference.seed("descriptions", 32), len(queries))
-    segmentor.described = descriptions[segmentor.foreground]
+    segmentor.described = descriptions[segmentor.vocabulary.foreground]
     return segmentor
 
 

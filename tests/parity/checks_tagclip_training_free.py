@@ -23,7 +23,7 @@ class Given(ob.SEGMENTORS.get("tagclip_training_free")):
 
     @cached_property
     def cam_text(self) -> Tensor:
-        return torch.cat([self.stage_text[: len(self.foreground)], self.given_background])
+        return torch.cat([self.stage_text[: len(self.vocabulary.foreground)], self.given_background])
 
     def tags(self, scores) -> list[int]:
         return self.given_tags

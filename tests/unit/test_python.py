@@ -69,7 +69,7 @@ def test_pictures_are_turned_as_their_exif_says(turn, tmp_path):
         ([RGB, RGB], "not list; one image at a time"),
         (torch.zeros(8, 8, 3), "not Tensor"),
         (b"bytes", "not bytes"),
-        (RGB[..., 0], "may be grey"),
+        (RGB[..., 0], "For grey images or alpha"),
         (RGB[None], r"not \(1, 60, 80, 3\)"),
         (RGB.astype(float), "0..255 and round"),
         (RGB > 3, "type bool"),
@@ -139,7 +139,7 @@ def test_data_sets_are_sequences(data):
     for key, message in (
         (100, "there are 100 images"),
         ("scene", "unknown image id"),
-        (1.5, "expected a number"),
+        (1.5, "expected an index"),
         (True, "True"),
     ):
         with pytest.raises(ob.OvssError, match=message):

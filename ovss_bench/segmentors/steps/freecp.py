@@ -66,16 +66,11 @@ class Purification(WindowStep):
         return frozenset(super().needs_qkv) | frozenset(range(self.clip.depth - 1))
 
     @cached_property
-    def foreground(self) -> list[int]:
-        """The K queries of foreground classes."""
-        return [q for q, c in enumerate(self.vocabulary.group) if c not in (-1, self.vocabulary.background)]
-
-    @cached_property
     def described(self) -> Tensor:
         """Unit features (K, E) of the descriptions."""
-        features = self.text[self.indices(self.foreground)].clone()
+        features = self.text[self.indices(self.vocabulary.foreground)].clone()
         known = read_sentences("descriptions", self.descriptions) if self.descriptions else {}
-        for row, query in enumerate(self.foreground):
+        for row, query in enumerate(self.vocabulary.foreground):
             if sentences := known.get(self.vocabulary.queries[query]):
                 features[row] = F.normalize(self.clip.encode_text(sentences).mean(0), dim=-1)
         return features
@@ -94,11 +89,11 @@ class Purification(WindowStep):
         if cosines.shape[2:] != trunk.grid:
             name, reason = self.recipe.segmentor, "freecp needs cosines on CLIP's patches, and the base method has others"
             raise OvssError(f"{name}: {reason}. Leave freecp out.")
-        if self.foreground:
+        if self.vocabulary.foreground:
             probabilities, refined = self.refined(cosines, trunk)
             kept = self.agreement(probabilities, refined) > self.rp_thres
             kept = self.unambiguous(refined, kept, batch)
-            maps[:, self.indices(self.foreground)] = refined * kept[..., None, None]
+            maps[:, self.indices(self.vocabulary.foreground)] = refined * kept[..., None, None]
         return maps
 
     # Section 3.2: refinement
@@ -116,7 +111,7 @@ class Purification(WindowStep):
         """Cosines (B, Q, h, w) -> probabilities and refined maps (B, K, h, w) of the foreground queries."""
         probabilities = (self.cam_scale * cosines).softmax(1)
         low, high = (extreme((1, 2, 3), keepdim=True) for extreme in (probabilities.amin, probabilities.amax))
-        foreground = self.indices(self.foreground)
+        foreground = self.indices(self.vocabulary.foreground)
         stretched = ((probabilities - low) / (high - low).clamp(min=torch.finfo(low.dtype).tiny))[:, foreground]
         masks = self.tensor(in_boxes(stretched.numpy(force=True), self.box_threshold))
         maps = ((stretched * masks).flatten(2) @ self.affinity(trunk).transpose(1, 2)).view_as(stretched)
