@@ -1,4 +1,4 @@
-"""A program from outside, by the standard library only: reads a job and writes label maps.
+"""An external program, by the standard library only: reads a job and writes label maps.
 
 Its arguments: `truth FOLDER` copies the PNGs of a folder, `npy N` writes the class N as .npy, others fail; then the job."""
 

@@ -68,7 +68,7 @@ def concepts(image, prompts, side=None):
     return masks[:, :4], masks[:, 4], 2 * drawn[:, 15:19], 2 * drawn[:, 19] + (side is None)
 
 
-# Systems from outside: why their images cannot be predicted with stand-ins.
+# External systems: why their images cannot be predicted with stand-ins.
 OUTSIDE = {
     "labels": "reads the files of a data set's images: test_labels.py",
     "command": "reads what a program writes for the images of a data set: test_command.py",
@@ -115,7 +115,7 @@ def mmseg_files(folder, classes):
 
 
 def outside_of(name, folder, classes):
-    """What a system from outside cannot do without, with an empty folder of label maps."""
+    """What an external system cannot do without, with an empty folder of label maps."""
     needed = ob.SEGMENTORS.get(name).requires
     if "path" in needed:
         return {"path": str(folder), "allow_missing": True}

@@ -212,21 +212,23 @@ def load_vision(
         if value not in known:
             raise unknown(key, value, filter(None, known))
     label, settings = "state_dict", {}
+    options = {"heads": heads, "layer_norm_eps": layer_norm_eps, "position": position}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if state_dict is None and str(name).endswith(ONCE_PER_IMAGE):
         find_vision(name)
-        options: dict[str, Any] = {"heads": heads, "layer_norm_eps": layer_norm_eps, "position": position, "feature": feature}
         plain = str(name).removesuffix(ONCE_PER_IMAGE)
-        encoder: Any = load_vision(plain, **options, precision=precision, device=device)
+        encoder: Any = load_vision(plain, **given, feature=feature, precision=precision, device=device)
         return OncePerImage(encoder)
     if state_dict is None:
         if name and name not in config_names("vision") and user_path(name).is_dir():
+            if given:
+                raise OvssError(f"{name} is a folder of features: {', '.join(given)} would have no effect. Leave them out.")
             return FeatureFolder(user_path(name))
         path, settings = find_weights("vision", name)
         state_dict, metadata = read_weights(path)
         settings = {key: metadata[key] for key in ("heads", "layer_norm_eps") if key in metadata} | settings
         label = str(name) if name in config_names("vision") else path.name
-    given = {"heads": heads, "layer_norm_eps": layer_norm_eps, "position": position}
-    settings = settings | {key: value for key, value in given.items() if value is not None}
+    settings = settings | given
     try:
         with weight_errors("they cannot be put together"):
             for key, hint in {"heads": Count | None, "layer_norm_eps": Fraction | None}.items():

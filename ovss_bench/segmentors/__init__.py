@@ -39,5 +39,5 @@ MODULES = {
     "trident": "trident",
 }
 
-# Hyperparameters that are options of `ovss eval`, mostly for systems from outside (docs/outside.md).
+# Hyperparameters that are options of `ovss eval`, mostly for external systems (docs/outside.md).
 OUTSIDE = ("path", "command", "config", "checkpoint")

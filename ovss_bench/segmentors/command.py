@@ -1,4 +1,4 @@
-"""Systems from outside: a program in its own interpreter or container, called with a JSON job (docs/outside.md)."""
+"""An external program, in its own interpreter or container, called with a JSON job (docs/outside.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Systems from outside: label maps in files, which any program may have written (docs/outside.md)."""
+"""Label maps in files, written by any external program (docs/outside.md)."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_all_code_that_runs_while_an_image_is_counted_is_in_the_digest(name, tmp
     """Of the package's files, by what Python calls, in all threads. `__init__` files hold no code that computes."""
     dataset, ran, runtime = load_dataset("demo"), set(), ob.Runtime(boundary=True)
     sample, image, label = dataset.samples[0], dataset.image, dataset.label
-    if ob.SEGMENTORS.get(name).uses_clip:  # systems from outside read the files
+    if ob.SEGMENTORS.get(name).uses_clip:  # external systems read the files
         dataset.image = lambda sample: image(sample)[:48, :48]
         dataset.label = lambda sample, size: label(sample)[:48, :48]
     job = make_job(name, ob.load_clip("demo"), dataset, overrides=_used(name) | outside_of(name, tmp_path, dataset.classes))

@@ -237,6 +237,8 @@ def test_a_folder_of_features_is_known_by_their_content(tmp_path):
         digests.add(ob.load_vision(str(tmp_path)).digest)
     (tmp_path / "image.npz").write_bytes(b"damaged")
     assert len(digests | {ob.load_vision(str(tmp_path)).digest}) == 3
+    with pytest.raises(ob.OvssError, match="folder of features: heads would have no effect"):
+        ob.load_vision(tmp_path, heads=2)
 
 
 def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):

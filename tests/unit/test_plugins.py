@@ -1,4 +1,4 @@
-"""Methods from outside: files, installed packages, their recipes, and what is wrong with them."""
+"""External methods: files, installed packages, their recipes, and what is wrong with them."""
 
 import importlib
 import json
