@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...config.recipe import Recipe
+from ...errors import OvssError
 from ...types import ImageContext
 from ..base import Segmentor
 
@@ -81,3 +83,10 @@ class LabelStep(Step):
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         base = super().correct
         return base(label_map, context) if base else label_map
+
+
+def refuse_repetition(recipe: Recipe, step: str, name: str, does: str) -> None:
+    """Raises OvssError if the base method itself does what the step does, as its hyperparameter `name` says."""
+    if recipe.hyperparameters.get(name):
+        hint = f"Leave {step} out, or set {name}=false."
+        raise OvssError(f"{recipe.segmentor}: the base method {does} already. {hint}")

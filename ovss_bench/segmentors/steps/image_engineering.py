@@ -10,7 +10,7 @@ from ...errors import OvssError
 from ...ops.image_engineering import image_engineering
 from ...types import WindowBatch
 from ..base import Segmentor
-from .base import WindowStep
+from .base import WindowStep, refuse_repetition
 
 
 @STEPS.register_module(name="image_engineering")
@@ -31,9 +31,7 @@ class ImageEngineering(WindowStep):
     @classmethod
     def check(cls, recipe: Recipe, has_background: bool) -> None:
         super().check(recipe, has_background)
-        if recipe.hyperparameters.get("img_engineering"):  # of ITACLIP
-            hint = "Leave image_engineering out, or set img_engineering=false."
-            raise OvssError(f"{recipe.segmentor}: the base method alters its windows already. {hint}")
+        refuse_repetition(recipe, "image_engineering", "img_engineering", "alters its windows")  # of ITACLIP
         for name, whole, window in (("whole_image", True, False), ("image_level", "image", "window")):  # of CASS, of RF-CLIP
             if recipe.window != "whole" and recipe.hyperparameters.get(name) == whole:
                 reason = "the base method compares texts with the whole image, which altered windows do not have"

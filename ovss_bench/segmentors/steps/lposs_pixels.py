@@ -4,11 +4,10 @@ from torch import Tensor
 
 from ...config.recipe import Recipe
 from ...config.registry import STEPS
-from ...errors import OvssError
 from ...ops.enlarge import resized_maps
 from ...ops.graphs import propagate_pixels
 from ...types import ImageContext
-from .base import PixelStep
+from .base import PixelStep, refuse_repetition
 
 
 @STEPS.register_module(name="lposs_pixels")
@@ -28,9 +27,7 @@ class PixelPropagation(PixelStep):
     @classmethod
     def check(cls, recipe: Recipe, has_background: bool) -> None:
         super().check(recipe, has_background)
-        if recipe.hyperparameters.get("pixel_refine"):  # of LPOSS
-            hint = "Leave lposs_pixels out, or set pixel_refine=false."
-            raise OvssError(f"{recipe.segmentor}: the base method propagates over pixels already. {hint}")
+        refuse_repetition(recipe, "lposs_pixels", "pixel_refine", "propagates over pixels")  # of LPOSS
 
     def refine(self, cosines: Tensor, context: ImageContext) -> Tensor:
         cosines, image = super().refine(cosines, context), context.resized

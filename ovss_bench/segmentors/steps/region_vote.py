@@ -4,12 +4,11 @@ from torch import Tensor
 
 from ...config.recipe import Recipe
 from ...config.registry import STEPS
-from ...errors import OvssError
 from ...ops.nearest import torch_nearest
 from ...ops.vote import majority_vote
 from ...types import ImageContext
 from ..base import Segmentor
-from .base import LabelStep
+from .base import LabelStep, refuse_repetition
 
 
 @STEPS.register_module(name="region_vote")
@@ -30,9 +29,7 @@ class RegionVote(LabelStep):
     @classmethod
     def check(cls, recipe: Recipe, has_background: bool) -> None:
         super().check(recipe, has_background)
-        if recipe.hyperparameters.get("correction"):  # of CorrCLIP
-            hint = "Leave region_vote out, or set correction=false."
-            raise OvssError(f"{recipe.segmentor}: the base method votes in regions already. {hint}")
+        refuse_repetition(recipe, "region_vote", "correction", "votes in regions")  # of CorrCLIP
 
     def correct(self, label_map: Tensor, context: ImageContext) -> Tensor:
         label_map = super().correct(label_map, context)
