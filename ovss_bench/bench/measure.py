@@ -25,7 +25,8 @@ from ..runs.provenance import provenance
 from .cases import Case
 from .concepts import concept_ways
 from .memory import timed
-from .methods import method_ways, on_concepts
+from .methods import method_ways
+from .names import on_concepts
 from .ways import BARE, Ways, run_ways
 
 

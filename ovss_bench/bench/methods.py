@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.recipe import compose_recipe, parts, segmentor_config
-from ..config.registry import SEGMENTORS, STEPS
+from ..config.registry import STEPS
 from ..files import config_names, write_text
 from ..inference.engine import predict
 from ..ops.pictures import stretch
@@ -23,6 +23,7 @@ from ..segmentors.steps.floss import FLOSS
 from ..types import WindowBatch
 from .cases import Case, bare_encoder, clip_of, drawn_images, queries_of, stand_ins_of, taken
 from .memory import peak_memory
+from .names import measured_methods
 from .official import has_official_loop, official_label_map
 from .random_weights import CHECKPOINTS, random_checkpoint
 from .stand_ins import Recorded, given_experts
@@ -37,14 +38,8 @@ SHORTER = {"clip_diy": {"patch_sizes": (256, 128), "weights": (1.0, 1.0)}, "itac
 def method_cases() -> list[str]:
     """The names of all cases: each registered method on CLIP or on a concept segmenter, and each step with a recipe; those with
     features or attention maps once more with GIVEN."""
-    names = [name for name, method in SEGMENTORS.module_dict.items() if method.uses_clip or on_concepts(name)]
-    names = sorted([*names, *(name for name in config_names("segmentor") if name in STEPS.names)])
+    names = sorted([*measured_methods(), *(name for name in config_names("segmentor") if name in STEPS.names)])
     return [name + end for name in names for end in ("", GIVEN) if not end or {"vfm", "diffusion"} & taken(name)]
-
-
-def on_concepts(segmentor: str) -> bool:
-    """Whether a method uses a concept segmenter instead of CLIP."""
-    return "concepts" in segmentor_config(segmentor)[1].requires
 
 
 def method_ways(case: Case, folder: Path) -> Ways:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints
 
-from ..config.recipe import hyperparameters
+from ..bench.names import measured_methods
 from ..config.registry import SEGMENTORS
 from ..config.validation import Count, Expected, Images, Number
 from ..errors import OvssError, unknown
@@ -146,12 +146,6 @@ def case_of(name: str, options: dict[str, Any], chosen: set[str]) -> Any:
     if name in grouped(group):
         config |= config.pop("cases")[name.removeprefix(f"{group}/")]
     return Case(**options | {key: value for key, value in config.items() if key not in chosen}, given=False, method=False)
-
-
-def measured_methods() -> list[str]:
-    """The registered methods with a case: those on CLIP or a concept segmenter."""
-    kinds = {name: hyperparameters(name)[1] for name in sorted(SEGMENTORS.names)}
-    return [name for name, kind in kinds.items() if kind.uses_clip or "concepts" in kind.defaults]
 
 
 def _slug(device: str, threads: int) -> str:

@@ -13,7 +13,8 @@ from ovss_bench.bench import cases, concepts, methods, view
 from ovss_bench.bench.cases import on_clip_alone, taken
 from ovss_bench.bench.measure import measure
 from ovss_bench.bench.memory import peak_memory
-from ovss_bench.bench.methods import SHORTER, method_cases, on_concepts
+from ovss_bench.bench.methods import SHORTER, method_cases
+from ovss_bench.bench.names import on_concepts
 from ovss_bench.bench.official import official_miou
 from ovss_bench.bench.random_weights import CHECKPOINTS
 from ovss_bench.bench.watch import Watched, own_operations
